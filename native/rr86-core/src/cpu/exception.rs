@@ -1,0 +1,63 @@
+//! Exceptions and interrupts as values (SDM vol. 3A, chapter 6).
+
+use thiserror::Error;
+
+/// Vector numbers of the architectural exceptions (SDM vol. 3A, table 6-1).
+pub mod vector {
+    pub const DE: u8 = 0;
+    pub const DB: u8 = 1;
+    pub const NMI: u8 = 2;
+    pub const BP: u8 = 3;
+    pub const OF: u8 = 4;
+    pub const BR: u8 = 5;
+    pub const UD: u8 = 6;
+    pub const NM: u8 = 7;
+    pub const DF: u8 = 8;
+    pub const TS: u8 = 10;
+    pub const NP: u8 = 11;
+    pub const SS: u8 = 12;
+    pub const GP: u8 = 13;
+    pub const PF: u8 = 14;
+    pub const MF: u8 = 16;
+    pub const AC: u8 = 17;
+    pub const MC: u8 = 18;
+    pub const XM: u8 = 19;
+}
+
+/// An exception that an instruction raises. `cr2` is meaningful for #PF only; `dr6` holds the
+/// bits to set in DR6 for #DB only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("exception {vector} (error code {error_code:?}, address {cr2:#x})")]
+pub struct Exception {
+    pub vector: u8,
+    pub error_code: Option<u32>,
+    pub cr2: u64,
+    pub dr6: u64,
+}
+
+impl Exception {
+    /// An exception without an error code.
+    pub const fn new(vector: u8) -> Self {
+        Self { vector, error_code: None, cr2: 0, dr6: 0 }
+    }
+
+    /// An exception with an error code (#TS, #NP, #SS, #GP: usually a selector).
+    pub const fn with_code(vector: u8, code: u32) -> Self {
+        Self { vector, error_code: Some(code), cr2: 0, dr6: 0 }
+    }
+
+    /// #GP(code).
+    pub const fn gp(code: u32) -> Self {
+        Self::with_code(vector::GP, code)
+    }
+
+    /// #UD.
+    pub const fn ud() -> Self {
+        Self::new(vector::UD)
+    }
+
+    /// #PF at `address` with a page-fault error code (SDM vol. 3A, section 4.7).
+    pub const fn page_fault(address: u64, code: u32) -> Self {
+        Self { vector: vector::PF, error_code: Some(code), cr2: address, dr6: 0 }
+    }
+}

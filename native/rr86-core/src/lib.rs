@@ -1,0 +1,11 @@
+//! The native core of rr86: everything that runs per guest instruction, per memory access or per
+//! block. It knows no Python. Arrows point one way:
+//! `record, replay → schedule → machine → translate → memory → cpu`.
+
+pub mod cpu;
+pub mod machine;
+pub mod memory;
+pub mod record;
+pub mod replay;
+pub mod schedule;
+pub mod translate;

@@ -1,0 +1,1 @@
+"""Deterministic record and replay of whole multi-core x86-64 machines."""
