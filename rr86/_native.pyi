@@ -1,0 +1,139 @@
+"""The native core: one machine with its vCPUs, and trace files. See docs/architecture.md."""
+
+from collections.abc import Sequence
+from typing import TypedDict, final
+
+VERSION: str
+
+class NativeError(Exception):
+    """Any failure of the core; its message is written for a person."""
+
+class TraceError(NativeError):
+    """A trace file that cannot be read: damaged, foreign, or of another format version."""
+
+class DivergenceError(NativeError):
+    """A replay that left the recorded path; names the component, the vCPU and the moment."""
+
+class HostError(NativeError):
+    """The host lacks something that the engine or the guest's CPU model needs."""
+
+class StopInfo(TypedDict):
+    """Why `run` returned, and where."""
+
+    # "condition", "limit" (max_instructions reached), "poweroff", "reset", "debug-exit",
+    # "triple-fault", "end" (end of the replayed trace), "deadlock" (all vCPUs wait for ever)
+    reason: str
+    # index into the `conditions` list for reason "condition", otherwise -1
+    condition: int
+    vcpu: int
+    icount: int
+    time_ns: int
+    rip: int
+    # exit status that the guest wrote, for "debug-exit"; otherwise 0
+    code: int
+    # one line for a person
+    detail: str
+
+@final
+class Machine:
+    """A Q35 machine: plain, recording (after `record_to`) or replaying (after `replay_from`).
+
+    Nothing here reads the host's clock. All methods raise `NativeError` on failure.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory: int,
+        vcpus: int,
+        cpuid: Sequence[tuple[int, int, int, int, int, int]],
+        seed: int = 0,
+        quantum: int = 100_000,
+        start_time: int = 1_700_000_000,
+        fw_cfg: Sequence[tuple[int, bytes]] = (),
+        fw_cfg_files: Sequence[tuple[str, bytes]] = (),
+        max_block: int = 64,
+        block_capacity: int = 262_144,
+        exit_on_reset: bool = True,
+    ) -> None:
+        """`cpuid` rows are (leaf, subleaf or -1 for "any", eax, ebx, ecx, edx).
+
+        `memory` in bytes; `start_time` is what the RTC shows at power-on, in Unix seconds (UTC).
+        """
+
+    # -- before the first run ---------------------------------------------------------------
+    def load(self, paddr: int, data: bytes) -> None:
+        """Write an image into guest RAM (through the one write function)."""
+    def set_registers(self, vcpu: int, values: dict[str, int]) -> None:
+        """Set registers by name; the names are those of `registers`."""
+
+    # -- recording and replaying ----------------------------------------------------------------
+    def record_to(self, path: str, header: bytes, images: Sequence[tuple[str, bytes]]) -> None:
+        """Start a trace at `path`: msgpack `header`, images by content hash, then events."""
+    def finish_recording(self, footer: bytes) -> None:
+        """Close the trace properly; `footer` is msgpack metadata known only at the end."""
+    def replay_from(self, path: str, verify: bool = True) -> None:
+        """Take decisions and inputs from the trace at `path`."""
+    def trace_bytes(self) -> int:
+        """Bytes written to the trace so far (0 when not recording)."""
+
+    # -- running ---------------------------------------------------------------------------------
+    def run(
+        self,
+        max_instructions: int,
+        conditions: Sequence[tuple[str, int, int]] = (),
+    ) -> StopInfo:
+        """Run until a condition holds, the machine stops, or about `max_instructions` have retired.
+
+        Runs with the GIL released. A "limit" stop may overshoot by one slice and never changes the
+        course of the run. Conditions are (kind, a, b):
+        ("rip", address, 0): before the instruction at this address executes, on any vCPU;
+        ("int3", 0, 0): before an INT3 (CC) executes; ("icount", n, 0): before the n-th instruction
+        (counted from 0, all vCPUs); ("write", paddr, length): after an instruction wrote there;
+        ("irq", vector, 0): before the first instruction of this vector's handler.
+        Calling `run` again continues from the stop without stopping at the same moment again.
+        """
+    def console_output(self) -> bytes:
+        """Bytes that the guest sent to COM1 since the last call."""
+    def debugcon_output(self) -> bytes:
+        """Bytes that the guest sent to the debug consoles since the last call."""
+    def console_input(self, data: bytes) -> None:
+        """Give bytes to COM1's receiver at the next slice boundary; recorded."""
+
+    # -- looking ----------------------------------------------------------------------------------
+    def registers(self, vcpu: int) -> dict[str, int]:
+        """rax…r15, rip, rflags, {es,cs,ss,ds,fs,gs,ldtr,tr}{"",_base,_limit,_attr}, gdtr_base,
+        gdtr_limit, idtr_base, idtr_limit, cr0, cr2, cr3, cr4, cr8, efer, xcr0, dr0…dr3, dr6, dr7, cpl,
+        lstar, kernel_gs_base, star, sysenter_eip, activity (0 active, 1 halted, 2 wait-for-SIPI,
+        3 shutdown)."""
+    def fpu_state(self, vcpu: int) -> bytes:
+        """The vCPU's XSAVE area in the standard format (legacy region first)."""
+    def read_physical(self, paddr: int, length: int) -> bytes: ...
+    def read_virtual(self, vcpu: int, address: int, length: int) -> bytes:
+        """Read linear memory as `vcpu` maps it now; stops short at the first unmapped page."""
+    def translate(self, vcpu: int, address: int) -> int | None:
+        """Physical address of a linear one, or None where it is not mapped."""
+    def digests(self) -> dict[str, int]:
+        """Digest of each component: "ram", "cpu0"…, "lapic0"…, "ioapic", …, "blocks"."""
+    def stats(self) -> dict[str, int]:
+        """Counters: instructions, slices, blocks_translated, tlb_misses, …"""
+
+@final
+class TraceReader:
+    """A trace file, read chunk by chunk. Raises `TraceError`, naming the chunk, on damage."""
+
+    def __init__(self, path: str) -> None: ...
+    def header(self) -> bytes:
+        """The msgpack header as written."""
+    def footer(self) -> bytes | None:
+        """The msgpack footer, or None when the recording was not finished properly."""
+    def images(self) -> list[tuple[str, int, str]]:
+        """(name, length in bytes, content hash) of each image."""
+    def image(self, name: str) -> bytes: ...
+    def complete(self) -> bool:
+        """Whether the recording was closed properly."""
+    def summary(self) -> dict[str, int]:
+        """File size, image bytes, event bytes, chunks, events by kind, last icount, last time."""
+    def chunk_count(self) -> int: ...
+    def events(self, chunk: int) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
+        """(kind, icount, vcpu, fields) of every event of a chunk, in order."""
