@@ -1,5 +1,17 @@
 //! The architectural state of a vCPU and the semantics of system instructions (Intel SDM vol. 3A).
 
+pub mod control;
+pub mod cpuid;
+pub mod effects;
 pub mod exception;
+pub mod fpu;
+pub mod interrupt;
+pub mod iret;
 pub mod memory;
+pub mod msr;
+pub mod paging;
+pub mod reset;
+pub mod segment;
+pub mod stack;
 pub mod state;
+pub mod task;
