@@ -38,12 +38,22 @@ pub struct Exception {
 impl Exception {
     /// An exception without an error code.
     pub const fn new(vector: u8) -> Self {
-        Self { vector, error_code: None, cr2: 0, dr6: 0 }
+        Self {
+            vector,
+            error_code: None,
+            cr2: 0,
+            dr6: 0,
+        }
     }
 
     /// An exception with an error code (#TS, #NP, #SS, #GP: usually a selector).
     pub const fn with_code(vector: u8, code: u32) -> Self {
-        Self { vector, error_code: Some(code), cr2: 0, dr6: 0 }
+        Self {
+            vector,
+            error_code: Some(code),
+            cr2: 0,
+            dr6: 0,
+        }
     }
 
     /// #GP(code).
@@ -58,6 +68,11 @@ impl Exception {
 
     /// #PF at `address` with a page-fault error code (SDM vol. 3A, section 4.7).
     pub const fn page_fault(address: u64, code: u32) -> Self {
-        Self { vector: vector::PF, error_code: Some(code), cr2: address, dr6: 0 }
+        Self {
+            vector: vector::PF,
+            error_code: Some(code),
+            cr2: address,
+            dr6: 0,
+        }
     }
 }

@@ -1,1 +1,10 @@
-//! (under construction)
+//! The replaying side of a trace: reading the file that `crate::record` wrote.
+
+pub mod reader;
+pub mod scan;
+pub mod stream;
+pub mod summary;
+
+pub use reader::{ChunkInfo, ImageInfo, TraceReader};
+pub use stream::EventStream;
+pub use summary::{KindSummary, Summary};
