@@ -37,6 +37,9 @@ enum Job {
     Sync(SyncSender<()>),
     /// Write footer, index and trailer, and end.
     Finish(Vec<u8>),
+    /// From here on the disk is full.
+    #[cfg(test)]
+    Break,
 }
 
 /// What the recorder and the thread both see.
@@ -130,6 +133,12 @@ impl TraceWriter {
         self.seal()?;
         self.send(Job::Finish(footer.to_vec()))?;
         self.join()
+    }
+
+    /// Makes every later write fail.
+    #[cfg(test)]
+    pub(crate) fn break_for_test(&mut self) {
+        self.send(Job::Break).expect("a running thread");
     }
 
     fn seal(&mut self) -> Result<(), TraceError> {
@@ -246,6 +255,11 @@ impl Output {
                 // A flush that nobody waits for any more is no failure.
                 Job::Sync(done) => drop(done.send(())),
                 Job::Finish(footer) => return self.finish(&footer),
+                #[cfg(test)]
+                Job::Break => {
+                    self.file =
+                        File::create("/dev/full").map_err(|e| TraceError::io(&self.path, e))?;
+                }
             }
         }
         Ok(())

@@ -8,3 +8,8 @@ pub mod summary;
 pub use reader::{ChunkInfo, ImageInfo, TraceReader};
 pub use stream::EventStream;
 pub use summary::{KindSummary, Summary};
+
+#[cfg(test)]
+mod size_tests;
+#[cfg(test)]
+mod tests;

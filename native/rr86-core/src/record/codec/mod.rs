@@ -140,4 +140,4 @@ fn run_lines(start: u8, length: u8) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
