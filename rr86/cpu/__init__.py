@@ -1,0 +1,1 @@
+"""What a person wants to see of a CPU: registers, instructions, symbols and call stacks."""
