@@ -6,11 +6,15 @@
     stop = session.run("int3")
     print(stop.describe(session.symbolize))
 
-Everything here is loaded when it is first used: `import rr86` costs next to nothing.
+Whatever is costly here is loaded when it is first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# Not lazy like the rest: importing the package `rr86.record` sets the attribute of this name, and
+# the function has to come after that to be what callers find.
+from rr86.record.recorder import record
 
 if TYPE_CHECKING:
     from rr86._native import DivergenceError, HostError, NativeError, TraceError
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
         TraceContentError,
     )
     from rr86.machine.spec import BoardSpec, SpecError
-    from rr86.record.recorder import Limits, Recorder, Recording, record
+    from rr86.record.recorder import Limits, Recorder, Recording
     from rr86.record.recorder import start as start_recording
     from rr86.replay.conditions import Condition
     from rr86.replay.conditions import parse as parse_condition
@@ -59,7 +63,6 @@ _HOMES = {
     "TraceError": "rr86._native",
     "open_trace": "rr86.replay.trace",
     "parse_condition": "rr86.replay.conditions:parse",
-    "record": "rr86.record.recorder",
     "start_recording": "rr86.record.recorder:start",
 }
 

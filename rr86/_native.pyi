@@ -106,9 +106,9 @@ class Machine:
     # -- looking ----------------------------------------------------------------------------------
     def registers(self, vcpu: int) -> dict[str, int]:
         """rax…r15, rip, rflags, {es,cs,ss,ds,fs,gs,ldtr,tr}{"",_base,_limit,_attr}, gdtr_base,
-        gdtr_limit, idtr_base, idtr_limit, cr0, cr2, cr3, cr4, cr8, efer, xcr0, dr0…dr3, dr6, dr7, cpl,
-        lstar, kernel_gs_base, star, sysenter_eip, activity (0 active, 1 halted, 2 wait-for-SIPI,
-        3 shutdown)."""
+        gdtr_limit, idtr_base, idtr_limit, cr0, cr2, cr3, cr4, cr8, efer, xcr0, dr0…dr3, dr6, dr7,
+        cpl, lstar, kernel_gs_base, star, sysenter_eip, activity (0 active, 1 halted, 2
+        wait-for-SIPI, 3 shutdown)."""
     def fpu_state(self, vcpu: int) -> bytes:
         """The vCPU's XSAVE area in the standard format (legacy region first)."""
     def read_physical(self, paddr: int, length: int) -> bytes: ...

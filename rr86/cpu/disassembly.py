@@ -121,7 +121,9 @@ def listing(
     """Lines of disassembly around `rip`, which is marked with `=>`."""
     rows = [
         *_before(read, rip, bits, before, function_start),
-        *disassemble(read(rip, (after + 1) * _LONGEST_INSTRUCTION), rip, bits, symbolize, after + 1),
+        *disassemble(
+            read(rip, (after + 1) * _LONGEST_INSTRUCTION), rip, bits, symbolize, after + 1
+        ),
     ]
     lines = []
     for row in rows:

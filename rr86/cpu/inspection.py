@@ -4,6 +4,7 @@
 same on a recording and on a replay, and never disturbs either.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -51,15 +52,17 @@ class Inspector:
         """Bytes at a linear address as the vCPU maps it; short where a page is not mapped."""
         return self.guest.read_virtual(vcpu, address, length)
 
+    def _read_for(self, vcpu: int, address: int, length: int) -> bytes:
+        return self.guest.read_virtual(vcpu, address, length)
+
     def locate_kernel(self) -> int | None:
         """The kernel's KASLR offset, looked for in every vCPU until it is known."""
         table = self.symbols.linked
         if table is None or self.symbols.offset is not None:
             return self.symbols.offset
         for vcpu in range(self.vcpus):
-            offset = offset_from_registers(
-                table, self.registers(vcpu), lambda a, n, v=vcpu: self.read_virtual(a, n, v)
-            )
+            reader = functools.partial(self._read_for, vcpu)
+            offset = offset_from_registers(table, self.registers(vcpu), reader)
             if offset is not None:
                 self.symbols.offset = offset
                 return offset
@@ -89,7 +92,7 @@ class Inspector:
         table = self.symbols.table
         found = None if table is None else table.resolve(rip)
         return disassembly.listing(
-            lambda address, length: self.read_virtual(address, length, vcpu),
+            functools.partial(self._read_for, vcpu),
             rip,
             regs.code_bits(registers),
             self.symbolize,
@@ -102,7 +105,7 @@ class Inspector:
         table = self.symbols.table
         return stacks.backtrace(
             self.registers(vcpu),
-            lambda address, length: self.read_virtual(address, length, vcpu),
+            functools.partial(self._read_for, vcpu),
             table,
             self._orc_table() if table is not None and table.relocatable else None,
             limit,

@@ -12,6 +12,7 @@ stand for one character have that character's number, so the digits stand in a r
 kernel's token table, which is where the search starts.
 """
 
+import itertools
 import struct
 from dataclasses import dataclass
 
@@ -106,8 +107,7 @@ def _names_with_markers_at(data: bytes, markers_at: int) -> _Names | None:
     """The names whose markers start at `markers_at`, or None if those are no markers."""
     first = struct.unpack_from("<4I", data, markers_at)
     if first[0] != 0 or not all(
-        _NAMES_PER_MARKER <= b - a <= _NAMES_PER_MARKER * 200
-        for a, b in zip(first, first[1:], strict=False)
+        _NAMES_PER_MARKER <= b - a <= _NAMES_PER_MARKER * 200 for a, b in itertools.pairwise(first)
     ):
         # A kernel has tens of thousands of symbols, so it has four markers at the least.
         return None
@@ -161,7 +161,7 @@ def _find_names(data: bytes, tokens: _Tokens) -> _Names | None:
 
 
 def _ascending(values: list[int]) -> bool:
-    return all(a <= b for a, b in zip(values, values[1:], strict=False))
+    return all(a <= b for a, b in itertools.pairwise(values))
 
 
 def _relative(data: bytes, at: int, base_at: int, count: int) -> list[int] | None:

@@ -85,6 +85,5 @@ def dump(registers: Mapping[str, int]) -> list[str]:
         f"kernel GS: {r['kernel_gs_base']:016x}",
         f" CS: {r['cs']:04x} DS: {r['ds']:04x} ES: {r['es']:04x}  CR0: {r['cr0']:08x} "
         f"CR2: {r['cr2']:016x}",
-        f"CR3: {r['cr3']:016x} CR4: {r['cr4']:08x} EFER: {r['efer']:08x} "
-        f"({code_bits(r)}-bit code)",
+        f"CR3: {r['cr3']:016x} CR4: {r['cr4']:08x} EFER: {r['efer']:08x} ({code_bits(r)}-bit code)",
     ]

@@ -37,7 +37,9 @@ class Symbol:
 class SymbolTable:
     """Symbols by address and by name, moved by `offset` bytes."""
 
-    def __init__(self, symbols: Iterable[Symbol], offset: int = 0, relocatable: bool = True) -> None:
+    def __init__(
+        self, symbols: Iterable[Symbol], offset: int = 0, relocatable: bool = True
+    ) -> None:
         rows = sorted(symbols, key=lambda symbol: symbol.address)
         # Relocatable kernels link per-CPU variables at 0; those addresses mean nothing by
         # themselves and would name every null pointer.
@@ -128,7 +130,9 @@ def _kind_of_elf(executable: bool, stt: int, local: bool) -> str:
 def elf_symbols(elf: ElfFile) -> list[Symbol]:
     """The symbols of an ELF guest's own symbol table."""
     return [
-        Symbol(each.address, _kind_of_elf(each.executable, each.kind, each.local), each.name, each.size)
+        Symbol(
+            each.address, _kind_of_elf(each.executable, each.kind, each.local), each.name, each.size
+        )
         for each in elf.symbols()
     ]
 

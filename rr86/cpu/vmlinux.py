@@ -116,7 +116,9 @@ def unpack(data: bytes) -> Payload:
 
 def is_bzimage(image: bytes) -> bool:
     """Whether this is a Linux x86 boot image with a setup header."""
-    return len(image) > 0x264 and image[0x1FE:0x200] == b"\x55\xaa" and image[0x202:0x206] == b"HdrS"
+    return (
+        len(image) > 0x264 and image[0x1FE:0x200] == b"\x55\xaa" and image[0x202:0x206] == b"HdrS"
+    )
 
 
 def payload_of(image: bytes) -> bytes:

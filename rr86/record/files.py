@@ -52,9 +52,7 @@ def reserved(output: Path | None, kernel: str | Path, inputs: Iterable[Path]) ->
         raise
 
 
-def _reserve(
-    output: Path | None, kernel: str | Path, inputs: Iterable[Path]
-) -> tuple[Path, bool]:
+def _reserve(output: Path | None, kernel: str | Path, inputs: Iterable[Path]) -> tuple[Path, bool]:
     if output is None:
         for _ in range(_MOST_NUMBERED):
             path = next_free_name(kernel, Path())

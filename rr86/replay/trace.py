@@ -108,9 +108,7 @@ class Trace:
     def symbols(self) -> GuestSymbols:
         """The kernel's symbols, placed where the recording found them."""
         footer = self.footer
-        return GuestSymbols(
-            self.image("kernel"), None if footer is None else footer.kaslr_offset
-        )
+        return GuestSymbols(self.image("kernel"), None if footer is None else footer.kaslr_offset)
 
     def events(
         self,
