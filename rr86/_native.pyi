@@ -86,6 +86,7 @@ class Machine:
         self,
         max_instructions: int,
         conditions: Sequence[tuple[str, int, int]] = (),
+        console_patterns: Sequence[bytes] = (),
     ) -> StopInfo:
         """Run until a condition holds, the machine stops, or about `max_instructions` have retired.
 
@@ -94,7 +95,9 @@ class Machine:
         ("rip", address, 0): before the instruction at this address executes, on any vCPU;
         ("int3", 0, 0): before an INT3 (CC) executes; ("icount", n, 0): before the n-th instruction
         (counted from 0, all vCPUs); ("write", paddr, length): after an instruction wrote there;
-        ("irq", vector, 0): before the first instruction of this vector's handler.
+        ("irq", vector, 0): before the first instruction of this vector's handler;
+        ("console", index, 0): after the instruction that sent the last byte of
+        `console_patterns[index]` to COM1 (matched over all bytes sent since the last match).
         Calling `run` again continues from the stop without stopping at the same moment again.
         """
     def console_output(self) -> bytes:

@@ -1,0 +1,50 @@
+"""The `rr86` command.
+
+One module per command; what a command needs beyond its options is imported when it runs, so that
+a mistyped option is answered at once.
+"""
+
+import typer
+
+from rr86.cli import events, info, record, replay, symbols
+from rr86.cli.status import EPILOG
+
+app = typer.Typer(
+    name="rr86",
+    help="Record and replay whole multi-core x86-64 machines, bit-exactly.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from rr86 import __version__
+
+        typer.echo(f"rr86 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    pass
+
+
+app.command("record", epilog=EPILOG)(record.command)
+app.command("replay", epilog=EPILOG)(replay.command)
+app.command("info")(info.command)
+app.command("events")(events.command)
+app.command("symbols")(symbols.command)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the `rr86` script."""
+    app()

@@ -1,0 +1,63 @@
+"""How far a run is, on stderr, for as long as somebody watches."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from rr86.replay.stop import Stop
+
+
+def size_text(size: int) -> str:
+    """A size for people, in decimal units."""
+    value = float(size)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+class Progress:
+    """One status line: instructions, speed, virtual time, trace size."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._status: Status | None = None
+        self._started = time.monotonic()
+
+    @contextlib.contextmanager
+    def shown(self, wanted: bool) -> Iterator["Progress"]:
+        """Show the line if wanted, and if it would not mix with the guest's own output."""
+        if not wanted or not sys.stderr.isatty() or sys.stdout.isatty():
+            yield self
+            return
+        from rich.console import Console
+
+        with Console(stderr=True).status(self._verb) as status:
+            self._status = status
+            try:
+                yield self
+            finally:
+                self._status = None
+
+    def update(self, moment: "Stop", trace_bytes: int | None = None) -> None:
+        """Show another moment."""
+        if self._status is not None:
+            self._status.update(f"{self._verb}: {self.text(moment, trace_bytes)}")
+
+    def text(self, moment: "Stop", trace_bytes: int | None = None) -> str:
+        """The moment, and the speed since the start, in words."""
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        parts = [
+            f"{moment.icount / 1e6:,.1f} M instructions",
+            f"{moment.icount / seconds / 1e6:.1f} MIPS",
+            f"{moment.time_ns / 1e9:.3f} s virtual",
+        ]
+        if trace_bytes is not None:
+            parts.append(f"{size_text(trace_bytes)} trace")
+        return ", ".join(parts)

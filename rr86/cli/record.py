@@ -1,0 +1,187 @@
+"""`rr86 record`: run a guest and keep everything that is needed to run it again."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rr86.cli.status import OK, of_stop, reporting_errors, say
+from rr86.cli.values import parse_bytes, parse_count, parse_duration
+
+if TYPE_CHECKING:
+    from rr86.cli.progress import Progress
+    from rr86.cli.terminal import Input, Interruption, Output
+    from rr86.record.recorder import Limits, Recorder
+    from rr86.replay.conditions import Condition
+    from rr86.replay.stop import Stop
+
+_INTERACTIVE_WAIT = 0.5
+
+
+@reporting_errors
+def command(
+    kernel: Annotated[Path, typer.Argument(help="Linux bzImage or vmlinux, or a Multiboot image.")],
+    smp: Annotated[int, typer.Option("--smp", metavar="N", help="Number of vCPUs.")] = 1,
+    memory: Annotated[
+        str, typer.Option("-m", "--memory", metavar="SIZE", help="RAM, as 512M or 2G.")
+    ] = "512M",
+    initrd: Annotated[
+        Path | None, typer.Option("--initrd", metavar="FILE", help="Initial RAM disk.")
+    ] = None,
+    module: Annotated[
+        list[Path] | None, typer.Option("--module", metavar="FILE", help="Multiboot module.")
+    ] = None,
+    append: Annotated[
+        str, typer.Option("--append", metavar="TEXT", help="Kernel command line.")
+    ] = "",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Trace; by default <kernel>-NNN.rr86."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="Draws schedule and entropy.")
+    ] = 0,
+    quantum: Annotated[
+        int | None,
+        typer.Option("--quantum", metavar="N", help="Mean instructions of a vCPU's slice."),
+    ] = None,
+    max_block: Annotated[
+        int | None,
+        typer.Option("--max-block", metavar="N", help="Most instructions in a block."),
+    ] = None,
+    until: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--until",
+            metavar="CONDITION",
+            help="Stop at int3, panic, rip=ADDR, symbol=NAME, icount=N, console=TEXT, "
+            "write=PADDR[:LEN] or irq=N; may be given several times.",
+        ),
+    ] = None,
+    limit_instructions: Annotated[
+        int | None,
+        typer.Option(
+            "--limit-instructions", metavar="N", parser=parse_count, help="As 500M or 2G."
+        ),
+    ] = None,
+    limit_virtual_time: Annotated[
+        int | None,
+        typer.Option(
+            "--limit-virtual-time", metavar="TIME", parser=parse_duration, help="As 10s or 2m."
+        ),
+    ] = None,
+    limit_trace_size: Annotated[
+        int | None,
+        typer.Option(
+            "--limit-trace-size", metavar="SIZE", parser=parse_bytes, help="As 100M or 2G."
+        ),
+    ] = None,
+    no_input: Annotated[bool, typer.Option("--no-input", help="Give stdin to nobody.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Show counters at the end.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="No console output and no report.")
+    ] = False,
+) -> None:
+    """Record a guest from power-on until it ends, a condition is met, or you stop it.
+
+    The guest's serial console is on stdin and stdout: keys go to the guest, Ctrl-A x leaves,
+    Ctrl-C ends the recording. Everything else is on stderr.
+    """
+    from rr86.cli.progress import Progress, size_text
+    from rr86.cli.show import show_statistics, show_stop
+    from rr86.cli.terminal import HELP, Input, Interruption, Output
+    from rr86.record.recorder import Limits, start
+    from rr86.replay.conditions import as_conditions
+
+    conditions = as_conditions(until)
+    limits = Limits(limit_instructions, limit_virtual_time, limit_trace_size)
+    more = {"quantum": quantum, "max_block": max_block}
+    out = Output()
+    recorder = start(
+        kernel,
+        smp=smp,
+        memory=memory,
+        initrd=initrd,
+        modules=module or (),
+        append=append,
+        seed=seed,
+        output=output,
+        console=None if quiet else out.write,
+        **{name: value for name, value in more.items() if value is not None},
+    )
+    source = Input(enabled=not no_input)
+    progress = Progress("recording")
+    if source.interactive and not quiet:
+        say(HELP)
+    interruption = Interruption()
+    with interruption.watching():
+        with recorder, source.raw(), progress.shown(not quiet):
+            run = _Run(recorder, source, out, progress, interruption)
+            stop = run.to_the_end(conditions, limits)
+        recording = recorder.finish()
+        if not quiet:
+            out.end_line()
+            show_stop(stop, recorder.inspector)
+            size = size_text(recording.trace_bytes)
+            say(f"{progress.text(stop)}; {size} in {recording.path}")
+        if stats:
+            show_statistics(recording.statistics)
+    raise typer.Exit(run.status(stop))
+
+
+class _Run:
+    """The run of a recorder with a console attached."""
+
+    def __init__(
+        self,
+        recorder: "Recorder",
+        source: "Input",
+        out: "Output",
+        progress: "Progress",
+        interruption: "Interruption",
+    ) -> None:
+        self.recorder = recorder
+        self.source = source
+        self.out = out
+        self.progress = progress
+        self.interruption = interruption
+
+    def _between_slices(self, moment: "Stop") -> bool:
+        self.recorder.send(self.source.poll())
+        self.progress.update(moment, self.recorder.trace_bytes())
+        return self._wanted_to_end()
+
+    def _wanted_to_end(self) -> bool:
+        if self.source.keys.help:
+            from rr86.cli.terminal import HELP
+
+            self.source.keys.help = False
+            say(HELP)
+        return bool(self.interruption) or self.source.keys.leave or self.out.closed
+
+    def to_the_end(self, conditions: "list[Condition]", limits: "Limits") -> "Stop":
+        """Run; a guest in which nothing moves any more may be woken by a key."""
+        while True:
+            stop = self.recorder.run(until=conditions, limits=limits, tick=self._between_slices)
+            if stop.reason != "deadlock" or not self._woken():
+                return stop
+
+    def _woken(self) -> bool:
+        # A pipe that nobody writes to must not make a dead guest wait for ever.
+        wait = _INTERACTIVE_WAIT if self.source.interactive else 0.0
+        while self.source.open and not self._wanted_to_end():
+            data = self.source.poll(wait)
+            if data:
+                self.recorder.send(data)
+                return True
+            if not self.source.interactive:
+                return False
+        return False
+
+    def status(self, stop: "Stop") -> int:
+        """The exit status of the command."""
+        if stop.reason != "interrupted":
+            return of_stop(stop)
+        if self.interruption:
+            return 128 + self.interruption.signal
+        return 141 if self.out.closed else OK

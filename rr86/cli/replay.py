@@ -1,0 +1,79 @@
+"""`rr86 replay`: run a recording again, bit-exactly, and stop where it matters."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rr86.cli.status import of_stop, reporting_errors, say
+from rr86.cli.values import trace_or_newest
+
+if TYPE_CHECKING:
+    from rr86.replay.stop import Stop
+
+
+@reporting_errors
+def command(
+    trace: Annotated[
+        Path | None, typer.Argument(help="A trace; by default the newest one here.")
+    ] = None,
+    until: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--until",
+            metavar="CONDITION",
+            help="Stop at int3, panic, rip=ADDR, symbol=NAME, icount=N, console=TEXT, "
+            "write=PADDR[:LEN], irq=N or end; may be given several times.",
+        ),
+    ] = None,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not compare digests on the way.")
+    ] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Show counters at the end.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="No console output and no report.")
+    ] = False,
+) -> None:
+    """Replay a trace to its end, or to the first moment where a condition is met.
+
+    The guest's serial console goes to stdout, everything else to stderr.
+    """
+    from rr86.cli.progress import Progress
+    from rr86.cli.show import show_statistics, show_stop
+    from rr86.cli.terminal import Interruption, Output
+    from rr86.record.metadata import this_host
+    from rr86.replay.conditions import End, as_conditions
+    from rr86.replay.trace import open_trace
+
+    conditions = as_conditions(until)
+    recorded = open_trace(trace_or_newest(trace))
+    host = this_host()
+    if recorded.header.host != host and not quiet:
+        say(
+            f"warning: recorded on {recorded.header.host}, replayed on {host}: instructions that "
+            "CPU makers define differently may diverge"
+        )
+    out = Output()
+    progress = Progress("replaying")
+    interruption = Interruption()
+    session = recorded.session(not no_verify, None if quiet else out.write)
+
+    def between_slices(moment: "Stop") -> bool:
+        progress.update(moment)
+        return bool(interruption) or out.closed
+
+    with interruption.watching():
+        with progress.shown(not quiet):
+            stop = session.run(conditions, tick=between_slices)
+        if not quiet:
+            out.end_line()
+            show_stop(stop, session.inspector)
+            unmet = [str(each) for each in conditions if not isinstance(each, End)]
+            if stop.over and unmet:
+                say(f"never met: {', '.join(unmet)}")
+            say(progress.text(stop))
+        if stats:
+            show_statistics(session.statistics())
+    if stop.reason == "interrupted":
+        raise typer.Exit(128 + interruption.signal if interruption else 141)
+    raise typer.Exit(of_stop(stop))

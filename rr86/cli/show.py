@@ -1,0 +1,34 @@
+"""What commands print at a stop."""
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rr86.cpu.inspection import Inspector
+    from rr86.replay.stop import Stop
+
+# Stops after which people ask "what was it doing?".
+_WORTH_A_LOOK = frozenset({"condition", "triple-fault", "deadlock"})
+
+
+def show_stop(stop: "Stop", inspector: "Inspector") -> None:
+    """The reason and the moment; where it helps, the state of the vCPUs too."""
+    if stop.reason not in _WORTH_A_LOOK:
+        print(f"rr86: {stop.describe()}", file=sys.stderr)
+        return
+    print(f"rr86: {stop.describe(inspector.symbolize)}", file=sys.stderr)
+    for line in inspector.report(stop.vcpu):
+        print(line, file=sys.stderr)
+    problem = inspector.symbols.problem
+    if problem is not None:
+        print(f"rr86: no symbols: {problem}", file=sys.stderr)
+    elif inspector.symbols.offset is None:
+        print("rr86: no symbols yet: the kernel has not placed itself", file=sys.stderr)
+
+
+def show_statistics(statistics: Mapping[str, int]) -> None:
+    """The core's counters, one a line."""
+    width = max((len(name) for name in statistics), default=0)
+    for name, value in sorted(statistics.items()):
+        print(f"  {name:<{width}} {value:>20,}", file=sys.stderr)

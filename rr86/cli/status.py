@@ -1,0 +1,101 @@
+"""Exit statuses, and errors as one line for a person."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn, ParamSpec
+
+import typer
+
+if TYPE_CHECKING:
+    from rr86.replay.stop import Stop
+
+OK = 0
+ERROR = 1
+USAGE = 2
+UNFINISHED = 3
+DIVERGENCE = 4
+
+EPILOG = (
+    "Exit status: 0 if the guest powered off or asked for a reset, a condition was met or the "
+    "trace ended; 1 for an error; 2 for wrong usage; 3 for a limit, a triple fault or a deadlock; "
+    "4 if a replay left the recorded path; (v<<1)|1 if the guest wrote v to the debug-exit port, "
+    "as in QEMU; 128+n if signal n ended it."
+)
+
+P = ParamSpec("P")
+
+
+def of_stop(stop: "Stop") -> int:
+    """The exit status that a stop means."""
+    if stop.reason == "debug-exit":
+        return (stop.code << 1 | 1) & 0xFF
+    if stop.reason in ("limit", "triple-fault", "deadlock"):
+        return UNFINISHED
+    return OK
+
+
+def fail(message: str, status: int = ERROR) -> NoReturn:
+    """End with one line on stderr."""
+    say(f"error: {message}")
+    raise typer.Exit(status)
+
+
+def say(message: str) -> None:
+    """One line on stderr."""
+    print(f"rr86: {message}", file=sys.stderr, flush=True)
+
+
+def _known_error(error: BaseException) -> tuple[str, int] | None:
+    """Message and exit status of an error that was raised on purpose."""
+    from rr86.errors import ConditionError, Rr86Error
+
+    if isinstance(error, ConditionError):
+        return str(error), USAGE
+    if isinstance(error, Rr86Error):
+        return str(error), ERROR
+    # A class of a module that was never loaded cannot have been raised.
+    native = sys.modules.get("rr86._native")
+    if native is not None:
+        if isinstance(error, native.DivergenceError):
+            return f"the replay diverged: {error}", DIVERGENCE
+        if isinstance(error, native.NativeError):
+            return str(error), ERROR
+    spec = sys.modules.get("rr86.machine.spec")
+    if spec is not None and isinstance(error, spec.SpecError):
+        return str(error), USAGE
+    detect = sys.modules.get("rr86.machine.loaders.detect")
+    if detect is not None and isinstance(error, detect.ImageError):
+        return str(error), ERROR
+    if isinstance(error, ModuleNotFoundError) and error.name == "rr86._native":
+        return "the native core (rr86._native) is not installed for this Python and host", ERROR
+    if isinstance(error, MemoryError):
+        return "the host has too little memory for this guest", ERROR
+    if isinstance(error, OSError) and error.strerror:
+        where = f"'{error.filename}': " if error.filename else ""
+        return f"{where}{error.strerror}", ERROR
+    return None
+
+
+def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Make a command end with one line and a status instead of a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except BrokenPipeError:
+            # Whoever read our output has seen enough; keep Python from complaining at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise typer.Exit(141) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except Exception as error:
+            known = _known_error(error)
+            if known is None:
+                raise
+            message, status = known
+            fail(" ".join(message.split()), status)
+
+    return wrapped

@@ -1,0 +1,166 @@
+"""The guest's serial console on the user's terminal or pipes.
+
+Guest output goes to stdout untouched; everything that rr86 itself says goes to stderr. On a
+terminal, keys go to the guest one by one (Ctrl-A x leaves, as in QEMU), except for Ctrl-C, which
+ends the run.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+ESCAPE = 0x01
+HELP = "Ctrl-A x leaves, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-C ends the recording"
+
+
+class Output:
+    """Guest bytes to stdout, flushed at once."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._last = b"\n"
+
+    def write(self, data: bytes) -> None:
+        """Write guest output; once the reader has gone, drop it."""
+        if self.closed or not data:
+            return
+        try:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            self.closed = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        self._last = data[-1:]
+
+    def end_line(self) -> None:
+        """Before rr86 speaks on the same terminal: end the guest's line."""
+        if self._last != b"\n" and sys.stdout.isatty():
+            self.write(b"\r\n")
+
+
+class Keys:
+    """Splits what was typed into bytes for the guest and commands for rr86."""
+
+    def __init__(self) -> None:
+        self.leave = False
+        self.help = False
+        self._escaped = False
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes that are meant for the guest."""
+        out = bytearray()
+        for byte in data:
+            if not self._escaped:
+                if byte == ESCAPE:
+                    self._escaped = True
+                else:
+                    out.append(byte)
+                continue
+            self._escaped = False
+            if byte in b"xX":
+                self.leave = True
+                break
+            if byte in b"hH?":
+                self.help = True
+            elif byte in (ESCAPE, ord("a")):
+                out.append(ESCAPE)
+        return bytes(out)
+
+
+class Input:
+    """Console input from stdin: keys of a terminal, or a pipe's or file's content."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._fd = -1
+        self.interactive = False
+        self.keys = Keys()
+        if not enabled:
+            return
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            fd = sys.stdin.fileno()
+            if os.isatty(fd):
+                # A background job must not touch its terminal.
+                if os.tcgetpgrp(fd) != os.getpgrp():
+                    return
+                self.interactive = True
+            self._fd = fd
+
+    def poll(self, wait: float = 0.0) -> bytes:
+        """Bytes for the guest that have arrived, waiting up to `wait` seconds for some."""
+        if self._fd < 0:
+            return b""
+        try:
+            if not select.select([self._fd], [], [], wait)[0]:
+                return b""
+            data = os.read(self._fd, 4096)
+        except (OSError, ValueError):
+            data = b""
+        if not data:
+            self._fd = -1
+            return b""
+        return self.keys.feed(data) if self.interactive else data
+
+    @property
+    def open(self) -> bool:
+        """Whether more may come."""
+        return self._fd >= 0
+
+    @contextlib.contextmanager
+    def raw(self) -> Iterator[None]:
+        """Hand keys over unprocessed; the terminal is put back whatever happens."""
+        if not self.interactive:
+            yield
+            return
+        import termios
+
+        before = termios.tcgetattr(self._fd)
+        changed = termios.tcgetattr(self._fd)
+        changed[0] &= ~(termios.ICRNL | termios.IXON)
+        # ISIG stays for Ctrl-C; Ctrl-Z and Ctrl-\ belong to the guest.
+        changed[3] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
+        changed[6][termios.VSUSP] = b"\0"
+        changed[6][termios.VQUIT] = b"\0"
+        changed[6][termios.VMIN] = 1
+        changed[6][termios.VTIME] = 0
+        fd = self._fd
+        termios.tcsetattr(fd, termios.TCSANOW, changed)
+        try:
+            yield
+        finally:
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+class Interruption:
+    """Remembers a request to end instead of raising in the middle of something.
+
+    The second request raises KeyboardInterrupt, for whoever cannot wait.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __bool__(self) -> bool:
+        return self.signal != 0
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator["Interruption"]:
+        """Take over SIGINT, SIGTERM and SIGHUP for the time being."""
+        before = {}
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # Only the main thread may; a library user's thread keeps its own ways.
+            with contextlib.suppress(ValueError):
+                before[number] = signal.signal(number, self._note)
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,146 @@
+"""Looking at a stopped guest: registers, memory, code, names and call stacks of its vCPUs.
+
+`Inspector` needs only the few methods of a machine that look and change nothing, so it works the
+same on a recording and on a replay, and never disturbs either.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Protocol
+
+from rr86.cpu import backtrace as stacks
+from rr86.cpu import disassembly
+from rr86.cpu import registers as regs
+from rr86.cpu.kaslr import offset_from_registers
+from rr86.cpu.orc import OrcTable
+from rr86.cpu.symbols import GuestSymbols
+from rr86.errors import KernelImageError
+
+
+class Guest(Protocol):
+    """What a machine has to offer to be looked at."""
+
+    def registers(self, vcpu: int) -> dict[str, int]:
+        """Registers by name."""
+
+    def read_physical(self, paddr: int, length: int) -> bytes:
+        """Guest RAM."""
+
+    def read_virtual(self, vcpu: int, address: int, length: int) -> bytes:
+        """Linear memory, short where a page is not mapped."""
+
+
+class Inspector:
+    """A view of a guest with symbols."""
+
+    def __init__(self, guest: Guest, symbols: GuestSymbols, vcpus: int) -> None:
+        self.guest = guest
+        self.symbols = symbols
+        self.vcpus = vcpus
+        self._orc: OrcTable | None = None
+        self._orc_tried = False
+
+    def registers(self, vcpu: int = 0) -> dict[str, int]:
+        """All registers of a vCPU, by name."""
+        return self.guest.registers(vcpu)
+
+    def memory(self, paddr: int, length: int) -> bytes:
+        """Bytes of guest RAM at a physical address."""
+        return self.guest.read_physical(paddr, length)
+
+    def read_virtual(self, address: int, length: int, vcpu: int = 0) -> bytes:
+        """Bytes at a linear address as the vCPU maps it; short where a page is not mapped."""
+        return self.guest.read_virtual(vcpu, address, length)
+
+    def _read_for(self, vcpu: int, address: int, length: int) -> bytes:
+        return self.guest.read_virtual(vcpu, address, length)
+
+    def locate_kernel(self) -> int | None:
+        """The kernel's KASLR offset, looked for in every vCPU until it is known."""
+        table = self.symbols.linked
+        if table is None or self.symbols.offset is not None:
+            return self.symbols.offset
+        for vcpu in range(self.vcpus):
+            reader = functools.partial(self._read_for, vcpu)
+            offset = offset_from_registers(table, self.registers(vcpu), reader)
+            if offset is not None:
+                self.symbols.offset = offset
+                return offset
+        return None
+
+    def symbolize(self, address: int) -> str | None:
+        """`function+0x1c` for a linear address, or None where no symbol covers it."""
+        self.locate_kernel()
+        return self.symbols.lookup(address)
+
+    def disassemble(
+        self, vcpu: int = 0, address: int | None = None, count: int = 8
+    ) -> list[disassembly.Instruction]:
+        """Instructions at an address, by default the vCPU's next ones, in its current mode."""
+        registers = self.registers(vcpu)
+        start = regs.linear_rip(registers) if address is None else address
+        code = self.read_virtual(start, 15 * count, vcpu)
+        return disassembly.disassemble(
+            code, start, regs.code_bits(registers), self.symbolize, count
+        )
+
+    def listing(self, vcpu: int = 0) -> list[str]:
+        """Disassembly around the vCPU's next instruction, which is marked `=>`."""
+        registers = self.registers(vcpu)
+        rip = regs.linear_rip(registers)
+        self.locate_kernel()
+        table = self.symbols.table
+        found = None if table is None else table.resolve(rip)
+        return disassembly.listing(
+            functools.partial(self._read_for, vcpu),
+            rip,
+            regs.code_bits(registers),
+            self.symbolize,
+            function_start=None if found is None else rip - found[1],
+        )
+
+    def backtrace(self, vcpu: int = 0, limit: int = 32) -> list[stacks.Frame]:
+        """The vCPU's call stack, innermost frame first."""
+        self.locate_kernel()
+        table = self.symbols.table
+        return stacks.backtrace(
+            self.registers(vcpu),
+            functools.partial(self._read_for, vcpu),
+            table,
+            self._orc_table() if table is not None and table.relocatable else None,
+            limit,
+        )
+
+    def _orc_table(self) -> OrcTable | None:
+        if not self._orc_tried:
+            from rr86.cpu.vmlinux import Vmlinux
+
+            self._orc_tried = True
+            try:
+                self._orc = OrcTable.of(Vmlinux(self.symbols.image))
+            except KernelImageError:
+                self._orc = None
+        return self._orc
+
+    def summary_line(self, vcpu: int) -> str:
+        """One line for a vCPU: where it is and what it does."""
+        registers = self.registers(vcpu)
+        rip = regs.linear_rip(registers)
+        activity = regs.ACTIVITIES.get(registers["activity"], "in an unknown state")
+        return f"vCPU {vcpu}: {activity} at {rip:#x} {self.symbolize(rip) or ''}".rstrip()
+
+    def report(self, vcpu: int, others: Sequence[int] | None = None) -> list[str]:
+        """What a person wants to see at a stop: registers, code and call stack of one vCPU.
+
+        The other vCPUs (all, unless `others` says which) get one line each.
+        """
+        registers = self.registers(vcpu)
+        rip = regs.linear_rip(registers)
+        name = self.symbolize(rip)
+        lines = [f"RIP: {registers['cs']:04x}:{registers['rip']:016x} {name or ''}".rstrip()]
+        lines += regs.dump(registers)
+        lines += ["Code:", *(f"  {line}" for line in self.listing(vcpu))]
+        lines += ["Call stack:", *(f"  {frame}" for frame in self.backtrace(vcpu))]
+        rest = [v for v in range(self.vcpus) if v != vcpu] if others is None else others
+        lines += [self.summary_line(other) for other in rest]
+        return lines

@@ -1,0 +1,209 @@
+"""Names for addresses, and addresses for names.
+
+A `SymbolTable` holds link-time addresses and an offset by which the guest moved itself (KASLR);
+per-CPU symbols, which Linux links at 0, stay where they are. `GuestSymbols` finds the table for a
+guest's kernel image when somebody first asks, because unpacking a kernel takes most of a second.
+"""
+
+import fnmatch
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rr86.cpu.elf import ElfFile
+from rr86.errors import KernelImageError, SymbolsError
+
+_TEXT_KINDS = frozenset("tTwW")
+# How far past a symbol of unknown size an address may be and still be named after it.
+_FARTHEST = 1 << 24
+_PER_CPU_END = 1 << 24
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A symbol: link-time address, nm's type letter, name, and size (0: up to the next one)."""
+
+    address: int
+    kind: str
+    name: str
+    size: int = 0
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it names code."""
+        return self.kind in _TEXT_KINDS
+
+
+class SymbolTable:
+    """Symbols by address and by name, moved by `offset` bytes."""
+
+    def __init__(
+        self, symbols: Iterable[Symbol], offset: int = 0, relocatable: bool = True
+    ) -> None:
+        rows = sorted(symbols, key=lambda symbol: symbol.address)
+        # Relocatable kernels link per-CPU variables at 0; those addresses mean nothing by
+        # themselves and would name every null pointer.
+        self._rows = [row for row in rows if not relocatable or row.address >= _PER_CPU_END]
+        self._addresses = [row.address for row in self._rows]
+        self._by_name: dict[str, Symbol] = {}
+        for row in rows:
+            self._by_name.setdefault(row.name, row)
+        self._all = rows
+        self.relocatable = relocatable
+        self.offset = offset
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def moved(self, offset: int) -> "SymbolTable":
+        """The same symbols at another offset (sharing everything else)."""
+        other = object.__new__(SymbolTable)
+        other.__dict__.update(self.__dict__)
+        other.offset = offset
+        return other
+
+    def link_address(self, name: str) -> int | None:
+        """Where the symbol was linked, before any KASLR."""
+        symbol = self._by_name.get(name)
+        return None if symbol is None else symbol.address
+
+    def runtime_address(self, symbol: Symbol) -> int:
+        """Where a symbol is in the running guest."""
+        if self.relocatable and symbol.address < _PER_CPU_END:
+            return symbol.address
+        return symbol.address + self.offset & 0xFFFF_FFFF_FFFF_FFFF
+
+    def address(self, name: str) -> int:
+        """The runtime address of a symbol; `SymbolsError`, with near names, if there is none."""
+        symbol = self._by_name.get(name)
+        if symbol is None:
+            import difflib
+
+            near = difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.75)
+            hint = f"; near names: {', '.join(near)}" if near else ""
+            raise SymbolsError(f"the guest's kernel has no symbol {name!r}{hint}")
+        return self.runtime_address(symbol)
+
+    def resolve(self, address: int) -> tuple[Symbol, int] | None:
+        """The symbol that a runtime address belongs to, and the distance from its start."""
+        linked = address - self.offset
+        index = bisect_right(self._addresses, linked) - 1
+        if index < 0:
+            return None
+        start = self._addresses[index]
+        distance = linked - start
+        first = bisect_left(self._addresses, start)
+        same = self._rows[first : index + 1]
+        # Of several names for one place, globals say more than locals, and code more than marks.
+        best = min(same, key=lambda row: (not row.is_text, not row.kind.isupper()))
+        if best.size and distance >= best.size:
+            return None
+        if distance >= _FARTHEST or (distance and index + 1 == len(self._rows) and not best.size):
+            return None
+        return best, distance
+
+    def lookup(self, address: int) -> str | None:
+        """`name` or `name+0x1c` for a runtime address, or None where no symbol covers it."""
+        found = self.resolve(address)
+        if found is None:
+            return None
+        symbol, distance = found
+        return f"{symbol.name}+{distance:#x}" if distance else symbol.name
+
+    def is_text(self, address: int) -> bool:
+        """Whether a runtime address is inside code that has a name."""
+        found = self.resolve(address)
+        return found is not None and found[0].is_text
+
+    def search(self, pattern: str = "*") -> Iterator[tuple[int, Symbol]]:
+        """(runtime address, symbol) of each name that matches a shell-style pattern, in order."""
+        for row in self._all:
+            if pattern == "*" or fnmatch.fnmatchcase(row.name, pattern):
+                yield self.runtime_address(row), row
+
+
+def _kind_of_elf(executable: bool, stt: int, local: bool) -> str:
+    letter = "t" if executable else "d" if stt in (0, 1) else "n"
+    return letter if local else letter.upper()
+
+
+def elf_symbols(elf: ElfFile) -> list[Symbol]:
+    """The symbols of an ELF guest's own symbol table."""
+    return [
+        Symbol(
+            each.address, _kind_of_elf(each.executable, each.kind, each.local), each.name, each.size
+        )
+        for each in elf.symbols()
+    ]
+
+
+def load_symbols(image: bytes) -> SymbolTable:
+    """The symbols of a kernel image: a bzImage, a vmlinux, or any ELF file (Multiboot guests)."""
+    from rr86.cpu.kallsyms import read_kallsyms
+    from rr86.cpu.vmlinux import Vmlinux, is_bzimage
+
+    if image[:4] != b"\x7fELF" and not is_bzimage(image):
+        raise KernelImageError("the kernel image is neither a bzImage nor an ELF file")
+    kernel = Vmlinux(image)
+    rows = elf_symbols(kernel)
+    names = {row.name for row in rows}
+    if rows:
+        return SymbolTable(rows, relocatable="entry_SYSCALL_64" in names)
+    return SymbolTable(Symbol(each.address, each.kind, each.name) for each in read_kallsyms(kernel))
+
+
+class GuestSymbols:
+    """A guest's symbols, read from its kernel image when they are first needed.
+
+    `offset` is None until it is known where the kernel put itself.
+    """
+
+    def __init__(self, image: bytes, offset: int | None = None) -> None:
+        self._image = image
+        self._table: SymbolTable | None = None
+        self._problem: str | None = None
+        self._offset = offset
+
+    @property
+    def linked(self) -> SymbolTable | None:
+        """The table with link-time addresses, or None if the image has none (see `problem`)."""
+        if self._table is None and self._problem is None:
+            try:
+                self._table = load_symbols(self._image)
+            except KernelImageError as error:
+                self._problem = str(error)
+        return self._table
+
+    @property
+    def image(self) -> bytes:
+        """The kernel image itself."""
+        return self._image
+
+    @property
+    def problem(self) -> str | None:
+        """Why there are no symbols; None if there are some or nobody asked yet."""
+        return self._problem
+
+    @property
+    def offset(self) -> int | None:
+        """How far the guest moved itself from its link-time addresses, if that is known."""
+        if self._offset is None and self._table is not None and not self._table.relocatable:
+            return 0
+        return self._offset
+
+    @offset.setter
+    def offset(self, value: int | None) -> None:
+        self._offset = value
+
+    @property
+    def table(self) -> SymbolTable | None:
+        """The table with runtime addresses; None while the offset is unknown."""
+        linked = self.linked
+        if linked is None or self.offset is None:
+            return None
+        return linked if linked.offset == self.offset else linked.moved(self.offset)
+
+    def lookup(self, address: int) -> str | None:
+        """`SymbolTable.lookup`, or None while there is no table."""
+        table = self.table
+        return None if table is None else table.lookup(address)

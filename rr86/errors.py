@@ -1,0 +1,29 @@
+"""The errors that the Python side raises itself.
+
+The native core has its own (`rr86._native.NativeError` and below it `TraceError`,
+`DivergenceError`, `HostError`); every message, there and here, is one sentence for a person.
+"""
+
+
+class Rr86Error(Exception):
+    """Base of every error that the Python side of rr86 raises on purpose."""
+
+
+class ConditionError(Rr86Error):
+    """A stop condition that cannot be understood, or cannot be watched for on this guest."""
+
+
+class KernelImageError(Rr86Error):
+    """A kernel image that cannot be unpacked or does not have the tables that were asked for."""
+
+
+class SymbolsError(Rr86Error):
+    """A guest without symbols, or without the symbol that was asked for."""
+
+
+class TraceContentError(Rr86Error):
+    """A trace whose header, footer or images make no sense although its chunks are intact."""
+
+
+class RecordingError(Rr86Error):
+    """A recording that cannot be started: its output cannot be written, or its limits are odd."""

@@ -1,0 +1,1 @@
+"""Recording runs of a guest into traces."""

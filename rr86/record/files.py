@@ -1,0 +1,88 @@
+"""The files of a recording: images that go in, and where the trace goes."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from rr86.errors import RecordingError
+
+_MOST_NUMBERED = 100_000
+
+
+def read_image(path: str | Path, what: str) -> bytes:
+    """A guest image's bytes; `what` ("kernel", "initrd") is for the error message."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise RecordingError(f"{what} '{path}' does not exist") from None
+    except IsADirectoryError:
+        raise RecordingError(f"{what} '{path}' is a directory") from None
+    except OSError as error:
+        raise RecordingError(f"{what} '{path}' cannot be read: {error.strerror}") from None
+    if not data:
+        raise RecordingError(f"{what} '{path}' is empty")
+    return data
+
+
+def next_free_name(kernel: str | Path, folder: Path) -> Path:
+    """`<kernel's name>-NNN.rr86` with the lowest number that follows those in use."""
+    stem = Path(kernel).name
+    highest = 0
+    for each in folder.glob("*.rr86"):
+        name = each.name.removesuffix(".rr86")
+        before, dash, number = name.rpartition("-")
+        if before == stem and dash and number.isdecimal() and len(number) < 7:
+            highest = max(highest, int(number))
+    return folder / f"{stem}-{highest + 1:03}.rr86"
+
+
+@contextlib.contextmanager
+def reserved(output: Path | None, kernel: str | Path, inputs: Iterable[Path]) -> Iterator[Path]:
+    """A place for the trace that is known to be writable; left as it was if the body fails.
+
+    Without `output` it is the next free name in the current folder, taken so that two recordings
+    that start at once do not get the same one.
+    """
+    path, created = _reserve(output, kernel, inputs)
+    try:
+        yield path
+    except BaseException:
+        if created:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _reserve(output: Path | None, kernel: str | Path, inputs: Iterable[Path]) -> tuple[Path, bool]:
+    if output is None:
+        for _ in range(_MOST_NUMBERED):
+            path = next_free_name(kernel, Path())
+            with contextlib.suppress(FileExistsError):
+                _create(path)
+                return path, True
+        raise RecordingError("no free name for the trace in the current folder; use --output")
+    for each in inputs:
+        with contextlib.suppress(OSError):
+            if output.samefile(each):
+                raise RecordingError(f"the trace would overwrite its own input '{each}'")
+    try:
+        _create(output)
+    except FileExistsError:
+        if output.is_dir():
+            raise RecordingError(f"cannot write the trace '{output}': it is a directory") from None
+        try:
+            with output.open("r+b"):
+                pass
+        except OSError as error:
+            raise RecordingError(f"cannot write the trace '{output}': {error.strerror}") from None
+        return output, False
+    return output, True
+
+
+def _create(path: Path) -> None:
+    try:
+        with path.open("xb"):
+            pass
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise RecordingError(f"cannot write the trace '{path}': {error.strerror}") from None

@@ -1,0 +1,129 @@
+"""The header and the footer of a trace: msgpack maps around the events.
+
+The header says what was started, the footer what became of it. Neither holds wall-clock time, so
+two recordings of one run are equal byte for byte. The core stores both without looking inside.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rr86.errors import TraceContentError
+
+_LARGEST = 16 << 20
+
+
+@dataclass(frozen=True)
+class Host:
+    """The maker and family of the host's CPU, for what makers do differently."""
+
+    maker: str
+    family: int
+
+    def __str__(self) -> str:
+        return f"{self.maker} family {self.family}"
+
+
+def this_host(cpuinfo: Path = Path("/proc/cpuinfo")) -> Host:
+    """This host, as the Linux kernel describes its CPU."""
+    maker, family = "unknown", 0
+    try:
+        text = cpuinfo.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return Host(maker, family)
+    for line in text.partition("\n\n")[0].splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "vendor_id":
+            maker = value
+        elif key == "cpu family" and value.isdecimal():
+            family = int(value)
+    return Host(maker, family)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a trace says about its start: rr86's version, board, images by name, and host."""
+
+    version: str
+    spec: Mapping[str, Any]
+    # Image name ("kernel", "initrd", "module0"…) to the name of the file it came from.
+    images: Mapping[str, str]
+    host: Host
+
+    def pack(self) -> bytes:
+        """The header as msgpack."""
+        import msgpack
+
+        content = {
+            "rr86": self.version,
+            "spec": dict(self.spec),
+            "images": dict(self.images),
+            "host": {"maker": self.host.maker, "family": self.host.family},
+        }
+        packed: bytes = msgpack.packb(content)
+        return packed
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> "Header":
+        """The header of a trace; `TraceContentError` if it is none."""
+        content = _unpack_map(raw, "header")
+        try:
+            host = content["host"]
+            header = cls(
+                version=str(content["rr86"]),
+                spec=dict(content["spec"]),
+                images={str(name): str(file) for name, file in content["images"].items()},
+                host=Host(str(host["maker"]), int(host["family"])),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TraceContentError(f"the trace's header lacks or misnames {error}") from None
+        return header
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What is known only at the end of a recording."""
+
+    # How far the kernel moved itself from its link-time addresses; None if that never showed.
+    kaslr_offset: int | None = None
+    stop: Mapping[str, Any] = field(default_factory=dict)
+    statistics: Mapping[str, int] = field(default_factory=dict)
+
+    def pack(self) -> bytes:
+        """The footer as msgpack."""
+        import msgpack
+
+        content = {
+            "kaslr_offset": self.kaslr_offset,
+            "stop": dict(self.stop),
+            "statistics": dict(sorted(self.statistics.items())),
+        }
+        packed: bytes = msgpack.packb(content)
+        return packed
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> "Footer":
+        """The footer of a trace; `TraceContentError` if it is none."""
+        content = _unpack_map(raw, "footer")
+        offset = content.get("kaslr_offset")
+        stop, statistics = content.get("stop"), content.get("statistics")
+        return cls(
+            kaslr_offset=offset if isinstance(offset, int) else None,
+            stop=stop if isinstance(stop, dict) else {},
+            statistics=statistics if isinstance(statistics, dict) else {},
+        )
+
+
+def _unpack_map(raw: bytes, what: str) -> dict[str, Any]:
+    import msgpack
+
+    if len(raw) > _LARGEST:
+        raise TraceContentError(f"the trace's {what} is implausibly large ({len(raw):,} bytes)")
+    try:
+        content = msgpack.unpackb(raw)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise TraceContentError(f"the trace's {what} is not msgpack: {error}") from None
+    if not isinstance(content, dict):
+        raise TraceContentError(f"the trace's {what} is not a map")
+    return content

@@ -1,0 +1,292 @@
+"""Recording: a machine that is switched on, run in slices, and whose run becomes a trace.
+
+`record` does it all in one call. `Recorder` is for callers who want to drive: run a little, look
+around, type something, run on. Either way a finished recording has a footer, and one that was
+interrupted at any moment still replays up to its last whole chunk.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rr86.cpu.inspection import Inspector
+from rr86.cpu.symbols import GuestSymbols
+from rr86.errors import RecordingError
+from rr86.record.files import read_image, reserved
+from rr86.record.metadata import Footer, Header, this_host
+from rr86.replay.conditions import Condition, as_conditions
+from rr86.replay.execution import Execution, Tick
+from rr86.replay.stop import Stop
+
+if TYPE_CHECKING:
+    from rr86._native import Machine
+    from rr86.machine.spec import BoardSpec
+
+Until = str | Condition | Iterable[str | Condition] | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a recording; None is unlimited.
+
+    `instructions` counts all vCPUs, `time_ns` is virtual time, `trace_bytes` the file's size. The
+    last two are looked at between slices, so a run may go a little beyond them.
+    """
+
+    instructions: int | None = None
+    time_ns: int | None = None
+    trace_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("instructions", "time_ns", "trace_bytes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise RecordingError(f"the limit '{name}' must be positive, not {value}")
+
+    def reached(self, stop: Stop, trace_bytes: int) -> str | None:
+        """Which limit this moment has reached, in words."""
+        if self.instructions is not None and stop.icount >= self.instructions:
+            return f"{self.instructions:,} instructions"
+        if self.time_ns is not None and stop.time_ns >= self.time_ns:
+            return f"{self.time_ns / 1e9:g} s of virtual time"
+        if self.trace_bytes is not None and trace_bytes >= self.trace_bytes:
+            return f"a trace of {self.trace_bytes:,} bytes"
+        return None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A finished recording: its trace, where and why it ended, and the core's counters."""
+
+    path: Path
+    stop: Stop | None
+    statistics: Mapping[str, int] = field(default_factory=dict)
+    trace_bytes: int = 0
+    kaslr_offset: int | None = None
+
+
+def board_spec(
+    *,
+    smp: int = 1,
+    memory: str | int = "512M",
+    append: str = "",
+    seed: int = 0,
+    kernel_name: str = "kernel",
+    **more: int | str | bool,
+) -> "BoardSpec":
+    """A board from options as the command line has them; `more` are fields of `BoardSpec`."""
+    from rr86.machine.spec import BoardSpec, parse_size
+
+    values: dict[str, object] = {
+        "vcpus": smp,
+        "memory": parse_size(memory) if isinstance(memory, str) else memory,
+        "command_line": append,
+        "seed": seed,
+        "kernel_name": kernel_name,
+        **more,
+    }
+    return BoardSpec.from_dict(values)
+
+
+class Recorder:
+    """A recording under way. Independent of any other one in the process.
+
+    Use it as a context manager: leaving the block, by an exception too, finishes the trace.
+    """
+
+    def __init__(
+        self,
+        spec: "BoardSpec",
+        images: Mapping[str, bytes],
+        output: str | Path,
+        *,
+        file_names: Mapping[str, str] | None = None,
+        console: Callable[[bytes], None] | None = None,
+    ) -> None:
+        """Switch on a machine and start its trace at `output`.
+
+        `images` are "kernel" and maybe "initrd", "module0"…; `file_names` says what to call them
+        in the trace. `console` gets the bytes that the guest sends to its serial console.
+        """
+        from rr86 import __version__
+        from rr86.machine.board import power_on
+
+        self.spec = spec
+        self.path = Path(output)
+        self.machine: Machine = power_on(spec, images)
+        header = Header(
+            version=__version__,
+            spec=spec.to_dict(),
+            images={name: (file_names or {}).get(name, name) for name in images},
+            host=this_host(),
+        )
+        self.machine.record_to(str(self.path), header.pack(), list(images.items()))
+        symbols = GuestSymbols(images["kernel"])
+        self.inspector = Inspector(self.machine, symbols, spec.vcpus)
+        self._execution = Execution(self.machine, self.inspector, console)
+        self._recording: Recording | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.finish()
+
+    @property
+    def icount(self) -> int:
+        """Instructions retired so far, over all vCPUs."""
+        return self._execution.icount
+
+    @property
+    def stop(self) -> Stop | None:
+        """Where the last `run` stopped."""
+        return self._execution.stop
+
+    def run(
+        self,
+        max_instructions: int | None = None,
+        until: Until = None,
+        limits: Limits | None = None,
+        tick: Tick | None = None,
+    ) -> Stop:
+        """Run on until a condition holds, a limit is reached, or the guest ends the run.
+
+        `tick` is called between slices with the moment reached; if it returns true, the run is
+        interrupted there. Call `run` again to go on.
+        """
+        if self._recording is not None:
+            raise RecordingError("this recording is finished")
+        limits = limits or Limits()
+        bound = max_instructions
+        if limits.instructions is not None:
+            left = max(0, limits.instructions - self.icount)
+            bound = left if bound is None else min(bound, left)
+        words: list[str] = []
+
+        def watch(moment: Stop) -> bool:
+            reached = limits.reached(moment, self.machine.trace_bytes())
+            if reached is not None:
+                words.append(reached)
+                return True
+            return bool(tick is not None and tick(moment))
+
+        stop = self._execution.run(as_conditions(until), bound, watch)
+        if stop.reason == "interrupted" and words:
+            stop = replace(stop, reason="limit", detail=words[0])
+        elif stop.reason == "limit" and not stop.detail:
+            reached = limits.reached(stop, self.machine.trace_bytes())
+            stop = replace(stop, detail=reached or "")
+        self._execution.stop = stop
+        return stop
+
+    def send(self, data: bytes) -> None:
+        """Type into the guest's serial console; becomes part of the recording."""
+        if data:
+            self.machine.console_input(data)
+
+    def trace_bytes(self) -> int:
+        """Bytes written to the trace so far."""
+        return self.machine.trace_bytes()
+
+    def statistics(self) -> dict[str, int]:
+        """The core's counters."""
+        return self.machine.stats()
+
+    def finish(self) -> Recording:
+        """Close the trace; doing it twice is harmless."""
+        if self._recording is None:
+            offset = self.inspector.symbols.offset
+            if offset is None and self.icount:
+                offset = self.inspector.locate_kernel()
+            self._execution.drain()
+            statistics = self.machine.stats()
+            footer = Footer(
+                kaslr_offset=offset,
+                stop={} if self.stop is None else self.stop.as_dict(),
+                statistics=statistics,
+            )
+            self.machine.finish_recording(footer.pack())
+            self._recording = Recording(
+                self.path, self.stop, statistics, self.machine.trace_bytes(), offset
+            )
+        return self._recording
+
+
+def start(
+    kernel: str | Path,
+    *,
+    smp: int = 1,
+    memory: str | int = "512M",
+    initrd: str | Path | None = None,
+    modules: Sequence[str | Path] = (),
+    append: str = "",
+    seed: int = 0,
+    output: str | Path | None = None,
+    console: Callable[[bytes], None] | None = None,
+    **more: int | str | bool,
+) -> Recorder:
+    """A `Recorder` for image files; options as for `record`."""
+    files = {"kernel": Path(kernel)}
+    if initrd is not None:
+        files["initrd"] = Path(initrd)
+    files |= {f"module{index}": Path(each) for index, each in enumerate(modules)}
+    spec = board_spec(
+        smp=smp,
+        memory=memory,
+        append=append,
+        seed=seed,
+        kernel_name=files["kernel"].name,
+        **more,
+    )
+    images = {name: read_image(path, name) for name, path in files.items()}
+    names = {name: path.name for name, path in files.items()}
+    place = None if output is None else Path(output)
+    with reserved(place, kernel, files.values()) as path:
+        return Recorder(spec, images, path, file_names=names, console=console)
+
+
+def record(
+    kernel: str | Path,
+    *,
+    smp: int = 1,
+    memory: str | int = "512M",
+    initrd: str | Path | None = None,
+    modules: Sequence[str | Path] = (),
+    append: str = "",
+    seed: int = 0,
+    output: str | Path | None = None,
+    until: Until = None,
+    limits: Limits | None = None,
+    console: Callable[[bytes], None] | None = None,
+    **more: int | str | bool,
+) -> Recording:
+    """Record a run of `kernel` from power-on until it ends, a condition holds or a limit is met.
+
+    `memory` is bytes or text like "512M"; `output` defaults to the next free name in the current
+    folder; `until` takes conditions as in `--until`; `console` gets the guest's console bytes;
+    `more` are fields of `BoardSpec` such as `quantum` or `max_block`. When the call is
+    interrupted (Ctrl-C), the trace is finished before the exception goes on.
+    """
+    conditions = as_conditions(until)
+    recorder = start(
+        kernel,
+        smp=smp,
+        memory=memory,
+        initrd=initrd,
+        modules=modules,
+        append=append,
+        seed=seed,
+        output=output,
+        console=console,
+        **more,
+    )
+    with recorder:
+        recorder.run(until=conditions, limits=limits)
+    return recorder.finish()

@@ -1,0 +1,1 @@
+"""Reading traces, replaying them, and stopping where it matters."""

@@ -1,0 +1,100 @@
+"""A replay under way: run to a moment, look around, run on."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rr86.cpu.backtrace import Frame
+from rr86.cpu.disassembly import Instruction
+from rr86.cpu.inspection import Inspector
+from rr86.cpu.symbols import GuestSymbols
+from rr86.replay.conditions import Condition, as_conditions
+from rr86.replay.execution import Execution, Tick
+from rr86.replay.stop import Stop
+
+if TYPE_CHECKING:
+    from rr86._native import Machine
+    from rr86.machine.spec import BoardSpec
+
+
+class ReplaySession:
+    """One replay of one trace. Sessions share nothing and may be driven side by side."""
+
+    def __init__(
+        self,
+        spec: "BoardSpec",
+        images: Mapping[str, bytes],
+        path: str | Path,
+        kaslr_offset: int | None = None,
+        verify: bool = True,
+        console: Callable[[bytes], None] | None = None,
+    ) -> None:
+        from rr86.machine.board import power_on
+
+        self.machine: Machine = power_on(spec, images)
+        self.machine.replay_from(str(path), verify)
+        self.inspector = Inspector(
+            self.machine, GuestSymbols(images["kernel"], kaslr_offset), spec.vcpus
+        )
+        self._console = bytearray()
+        self._sink = console
+        self._execution = Execution(self.machine, self.inspector, self._heard)
+
+    def _heard(self, data: bytes) -> None:
+        self._console += data
+        if self._sink is not None:
+            self._sink(data)
+
+    @property
+    def console(self) -> bytes:
+        """What the guest has sent to its serial console so far."""
+        return bytes(self._console)
+
+    @property
+    def icount(self) -> int:
+        """Instructions retired so far, over all vCPUs."""
+        return self._execution.icount
+
+    @property
+    def stop(self) -> Stop | None:
+        """Where the last `run` stopped."""
+        return self._execution.stop
+
+    def run(
+        self,
+        until: str | Condition | Iterable[str | Condition] | None = None,
+        max_instructions: int | None = None,
+        tick: Tick | None = None,
+    ) -> Stop:
+        """Run on until a condition holds or the trace ends; see `rr86.record.Recorder.run`."""
+        return self._execution.run(as_conditions(until), max_instructions, tick)
+
+    def registers(self, vcpu: int = 0) -> dict[str, int]:
+        """All registers of a vCPU, by name."""
+        return self.inspector.registers(vcpu)
+
+    def memory(self, paddr: int, length: int) -> bytes:
+        """Bytes of guest RAM at a physical address."""
+        return self.inspector.memory(paddr, length)
+
+    def read_virtual(self, address: int, length: int, vcpu: int = 0) -> bytes:
+        """Bytes at a linear address as the vCPU maps it; short where a page is not mapped."""
+        return self.inspector.read_virtual(address, length, vcpu)
+
+    def symbolize(self, address: int) -> str | None:
+        """`function+0x1c` for a linear address, or None where no symbol covers it."""
+        return self.inspector.symbolize(address)
+
+    def disassemble(
+        self, vcpu: int = 0, address: int | None = None, count: int = 8
+    ) -> list[Instruction]:
+        """Instructions at an address, by default the vCPU's next ones."""
+        return self.inspector.disassemble(vcpu, address, count)
+
+    def backtrace(self, vcpu: int = 0, limit: int = 32) -> list[Frame]:
+        """The vCPU's call stack, innermost frame first."""
+        return self.inspector.backtrace(vcpu, limit)
+
+    def statistics(self) -> dict[str, int]:
+        """The core's counters."""
+        return self.machine.stats()

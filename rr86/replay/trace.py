@@ -1,0 +1,163 @@
+"""A trace file as an object: what was recorded, its events, and ways to replay it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rr86.cpu.symbols import GuestSymbols
+from rr86.errors import TraceContentError
+from rr86.record.metadata import Footer, Header
+from rr86.replay.conditions import Condition
+from rr86.replay.session import ReplaySession
+from rr86.replay.stop import Stop
+
+if TYPE_CHECKING:
+    from rr86.machine.spec import BoardSpec
+
+EVENT_KINDS = (
+    "slice",
+    "time-skip",
+    "input",
+    "digests",
+    "fetch",
+    "link",
+    "invalidate",
+    "flush",
+    "hand-off",
+    "cross-write",
+    "stop",
+)
+_NO_VCPU = 0xFF
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event: its kind, its moment (`vcpu` None: the machine as a whole), and its fields."""
+
+    kind: str
+    icount: int
+    vcpu: int | None
+    fields: Mapping[str, int | bytes]
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """An image stored in a trace: its role, the file it came from, length and content hash."""
+
+    name: str
+    file: str
+    length: int
+    digest: str
+
+
+class Trace:
+    """A trace file. Opening reads its header; everything else is read when asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        from rr86._native import TraceReader
+
+        self.path = Path(path)
+        try:
+            with self.path.open("rb"):
+                pass
+        except FileNotFoundError:
+            raise TraceContentError(f"trace '{path}' does not exist") from None
+        except OSError as error:
+            raise TraceContentError(f"trace '{path}' cannot be read: {error.strerror}") from None
+        self._reader = TraceReader(str(self.path))
+        self.header = Header.unpack(self._reader.header())
+
+    @cached_property
+    def footer(self) -> Footer | None:
+        """What was noted at the end; None if the recording was not finished properly."""
+        raw = self._reader.footer()
+        return None if raw is None else Footer.unpack(raw)
+
+    @cached_property
+    def spec(self) -> "BoardSpec":
+        """The board that was recorded."""
+        from rr86.machine.spec import BoardSpec, SpecError
+
+        try:
+            return BoardSpec.from_dict(self.header.spec)
+        except (SpecError, TypeError) as error:
+            raise TraceContentError(f"the trace's board makes no sense: {error}") from None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the recording was closed properly."""
+        return self._reader.complete()
+
+    def summary(self) -> dict[str, int]:
+        """Sizes, number of chunks and of events by kind, last moment."""
+        return self._reader.summary()
+
+    def images(self) -> list[ImageInfo]:
+        """The images stored in the trace."""
+        return [
+            ImageInfo(name, self.header.images.get(name, name), length, digest)
+            for name, length, digest in self._reader.images()
+        ]
+
+    def image(self, name: str) -> bytes:
+        """The bytes of an image, by role ("kernel", "initrd", "module0"…)."""
+        return self._reader.image(name)
+
+    def symbols(self) -> GuestSymbols:
+        """The kernel's symbols, placed where the recording found them."""
+        footer = self.footer
+        return GuestSymbols(self.image("kernel"), None if footer is None else footer.kaslr_offset)
+
+    def events(
+        self,
+        kinds: Iterable[str] | None = None,
+        vcpu: int | None = None,
+        first: int | None = None,
+        last: int | None = None,
+    ) -> Iterator[Event]:
+        """Events in the order of the run; `first` and `last` bound the instruction count.
+
+        A slice's moment is its start, but it follows the events inside it.
+        """
+        wanted = None if kinds is None else frozenset(kinds)
+        if wanted is not None and not wanted <= frozenset(EVENT_KINDS):
+            unknown = ", ".join(sorted(wanted - frozenset(EVENT_KINDS)))
+            raise TraceContentError(
+                f"no such kind of event: {unknown} (there are: {', '.join(EVENT_KINDS)})"
+            )
+        for chunk in range(self._reader.chunk_count()):
+            for kind, icount, where, fields in self._reader.events(chunk):
+                if (
+                    (wanted is None or kind in wanted)
+                    and (vcpu is None or where == vcpu)
+                    and (first is None or icount >= first)
+                    and (last is None or icount <= last)
+                ):
+                    yield Event(kind, icount, None if where == _NO_VCPU else where, fields)
+
+    def session(
+        self, verify: bool = True, console: Callable[[bytes], None] | None = None
+    ) -> ReplaySession:
+        """A replay that stands at power-on; any number may be open at once."""
+        images = {name: self.image(name) for name, _, _ in self._reader.images()}
+        if "kernel" not in images:
+            raise TraceContentError("the trace holds no kernel image")
+        footer = self.footer
+        offset = None if footer is None else footer.kaslr_offset
+        return ReplaySession(self.spec, images, self.path, offset, verify, console)
+
+    def replay(
+        self,
+        until: str | Condition | Iterable[str | Condition] | None = None,
+        verify: bool = True,
+        console: Callable[[bytes], None] | None = None,
+    ) -> Stop:
+        """Replay from power-on until a condition holds or the trace ends."""
+        return self.session(verify, console).run(until)
+
+
+def open_trace(path: str | Path) -> Trace:
+    """Open a trace file."""
+    return Trace(path)
