@@ -20,3 +20,5 @@ pub mod stack;
 pub mod state;
 pub mod syscall;
 pub mod task;
+#[cfg(test)]
+mod testing;
