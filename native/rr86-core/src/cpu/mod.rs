@@ -22,3 +22,5 @@ pub mod syscall;
 pub mod task;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod transfer_tests;
