@@ -371,3 +371,201 @@ pub fn peek(cpu: &CpuState, read: &mut dyn FnMut(u64, usize) -> u64, linear: u64
     let path = resolve(cpu, &mut ReadOnly(read), linear).ok()?;
     Some(path.paddr | (linear & 0xfff))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{long, map_long, protected, Memory};
+    use super::*;
+
+    const PT: u64 = 0x8_3000;
+    const FLAGS: u64 = 0x7;
+
+    /// Long mode with one 4 KiB page at 5000H → 9000H and entry bits `leaf`.
+    fn one_page(leaf: u64) -> (CpuState, Memory) {
+        let mut mem = Memory::new();
+        map_long(&mut mem);
+        mem.put(0x8_2000, 8, PT | FLAGS);
+        mem.put(PT + 5 * 8, 8, 0x9000 | leaf);
+        (long(0), mem)
+    }
+
+    fn go(
+        cpu: &CpuState,
+        mem: &mut Memory,
+        access: Access,
+        privilege: Privilege,
+    ) -> Result<u64, u32> {
+        match walk(cpu, mem, 0x5678, access, privilege) {
+            Ok(t) => Ok(t.paddr),
+            Err(e) => {
+                assert_eq!((e.vector, e.cr2), (14, 0x5678));
+                Err(e.error_code.unwrap())
+            }
+        }
+    }
+
+    #[test]
+    fn error_codes_name_the_cause() {
+        use Access::{Fetch, Read, Write};
+        let current = Privilege::Current;
+        let (mut cpu, mut mem) = one_page(0);
+        assert_eq!(go(&cpu, &mut mem, Fetch, current), Err(0x10));
+        let (_, mut mem) = one_page(P);
+        assert_eq!(go(&cpu, &mut mem, Read, current), Ok(0x9000));
+        assert_eq!(go(&cpu, &mut mem, Write, current), Err(3));
+        cpu.cpl = 3;
+        assert_eq!(go(&cpu, &mut mem, Read, current), Err(5));
+        assert_eq!(go(&cpu, &mut mem, Read, Privilege::System), Ok(0x9000));
+        let (_, mut mem) = one_page(P | US | RW | XD);
+        assert_eq!(go(&cpu, &mut mem, Write, current), Ok(0x9000));
+        assert_eq!(go(&cpu, &mut mem, Fetch, current), Err(0x15));
+        cpu.efer &= !Efer::NXE.bits();
+        assert_eq!(go(&cpu, &mut mem, Read, current), Err(0xd));
+        let (cpu, mut mem) = one_page(P | 1 << MAXPHYADDR);
+        assert_eq!(go(&cpu, &mut mem, Write, current), Err(0xb));
+    }
+
+    #[test]
+    fn write_protection_binds_supervisors_only_with_wp() {
+        let (mut cpu, mut mem) = one_page(P);
+        cpu.cr0 &= !Cr0::WP.bits();
+        assert_eq!(
+            go(&cpu, &mut mem, Access::Write, Privilege::Current),
+            Ok(0x9000)
+        );
+    }
+
+    #[test]
+    fn smap_spares_explicit_accesses_with_ac_and_no_implicit_ones() {
+        let (mut cpu, mut mem) = one_page(P | US | RW);
+        cpu.cr4 |= (Cr4::SMAP | Cr4::SMEP).bits();
+        assert_eq!(go(&cpu, &mut mem, Access::Read, Privilege::Current), Err(1));
+        assert_eq!(
+            go(&cpu, &mut mem, Access::Fetch, Privilege::Current),
+            Err(0x11)
+        );
+        cpu.rflags |= RFlags::AC.bits();
+        assert_eq!(
+            go(&cpu, &mut mem, Access::Read, Privilege::Current),
+            Ok(0x9000)
+        );
+        assert_eq!(go(&cpu, &mut mem, Access::Write, Privilege::System), Err(3));
+        assert_eq!(
+            go(&cpu, &mut mem, Access::Fetch, Privilege::Current),
+            Err(0x11)
+        );
+    }
+
+    #[test]
+    fn accessed_and_dirty_bits_are_set_when_the_access_is_allowed() {
+        let (cpu, mut mem) = one_page(P);
+        let entries = [0x8_0000, 0x8_1000, 0x8_2000, PT + 40];
+        assert!(go(&cpu, &mut mem, Access::Write, Privilege::Current).is_err());
+        assert!(entries.iter().all(|&e| mem.take(e, 8) & (A | D) == 0));
+        let read = walk(&cpu, &mut mem, 0x5000, Access::Read, Privilege::Current).unwrap();
+        assert!(!read.dirty && !read.writable);
+        assert!(entries.iter().all(|&e| mem.take(e, 8) & (A | D) == A));
+        mem.put(PT + 40, 8, 0x9000 | P | RW);
+        let write = walk(&cpu, &mut mem, 0x5000, Access::Write, Privilege::Current).unwrap();
+        assert!(write.dirty);
+        assert_eq!(mem.take(PT + 40, 8), 0x9000 | P | RW | A | D);
+        assert_eq!(mem.take(0x8_2000, 8) & D, 0);
+    }
+
+    #[test]
+    fn large_pages_keep_the_offset() {
+        let mut mem = Memory::new();
+        map_long(&mut mem);
+        let mut cpu = long(0);
+        cpu.cr4 |= Cr4::PGE.bits();
+        mem.put(0x8_1008, 8, 0x4000_0000 | FLAGS | PS | G);
+        let t = walk(
+            &cpu,
+            &mut mem,
+            0x4123_4567,
+            Access::Read,
+            Privilege::Current,
+        )
+        .unwrap();
+        assert_eq!(
+            (t.paddr, t.page_size, t.global),
+            (0x4123_4000, 1 << 30, true)
+        );
+        let t = walk(&cpu, &mut mem, 0x12_3456, Access::Read, Privilege::Current).unwrap();
+        assert_eq!(
+            (t.paddr, t.page_size, t.global),
+            (0x12_3000, 2 << 20, false)
+        );
+        mem.put(0x8_1008, 8, 0x4000_2000 | FLAGS | PS);
+        let fault = walk(
+            &cpu,
+            &mut mem,
+            0x4123_4567,
+            Access::Read,
+            Privilege::Current,
+        );
+        assert_eq!(fault.unwrap_err().error_code, Some(9));
+    }
+
+    #[test]
+    fn legacy_paging_knows_pse36_and_pae() {
+        let mut mem = Memory::new();
+        let mut cpu = protected(0);
+        cpu.cr0 |= Cr0::PG.bits();
+        cpu.cr3 = 0x8_0000;
+        cpu.cr4 = Cr4::PSE.bits();
+        mem.put(0x8_0004, 4, 0x0080_0000 | 1 << 13 | FLAGS | PS);
+        let t = walk(&cpu, &mut mem, 0x41_2345, Access::Write, Privilege::Current).unwrap();
+        assert_eq!((t.paddr, t.page_size), (0x1_0081_2000, 4 << 20));
+        assert_eq!(mem.take(0x8_0004, 4) & (A | D), A | D);
+        cpu.cr4 = 0;
+        mem.put(0x8_0004, 4, 0x8_3000 | FLAGS | PS);
+        mem.put(0x8_3048, 4, 0x7000 | P);
+        let t = walk(&cpu, &mut mem, 0x41_2345, Access::Read, Privilege::Current).unwrap();
+        assert_eq!((t.paddr, t.writable), (0x7000, false));
+        cpu.cr4 = Cr4::PAE.bits();
+        mem.put(0x8_0008, 8, 0x8_4001);
+        mem.put(0x8_4000, 8, 0x20_0000 | FLAGS | PS);
+        let t = walk(
+            &cpu,
+            &mut mem,
+            0x4001_2345,
+            Access::Read,
+            Privilege::Current,
+        )
+        .unwrap();
+        assert_eq!((t.paddr, t.page_size), (0x21_2000, 2 << 20));
+        mem.put(0x8_0008, 8, 0x8_4003);
+        let fault = walk(
+            &cpu,
+            &mut mem,
+            0x4001_2345,
+            Access::Read,
+            Privilege::Current,
+        );
+        assert_eq!(fault.unwrap_err().error_code, Some(9));
+    }
+
+    #[test]
+    fn noncanonical_addresses_are_general_protection_faults() {
+        let mut mem = Memory::new();
+        let fault = walk(
+            &long(0),
+            &mut mem,
+            1 << 47,
+            Access::Read,
+            Privilege::Current,
+        );
+        assert_eq!(fault, Err(Exception::gp(0)));
+    }
+
+    #[test]
+    fn peek_ignores_permissions_and_changes_nothing() {
+        let (mut cpu, mem) = one_page(P);
+        cpu.cpl = 3;
+        let mut read = |at, size| mem.take(at, size);
+        assert_eq!(peek(&cpu, &mut read, 0x5678), Some(0x9678));
+        assert_eq!(peek(&cpu, &mut read, 0x6000), None);
+        assert_eq!(mem.take(PT + 40, 8), 0x9000 | P);
+    }
+}

@@ -536,3 +536,144 @@ pub fn verify(
         }
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn data_segments_are_checked_in_order() {
+        let mut mem = Memory::with_tables();
+        let mut cpu = protected(3);
+        let gp = |s: u16| Err(Exception::gp(selector_code(s)));
+        for (selector, result) in [
+            (DATA0, gp(DATA0)),
+            (DATA3, Ok(Effects::empty())),
+            (CODE3, Ok(Effects::MODE_CHANGED)),
+            (CONFORMING, Ok(Effects::MODE_CHANGED)),
+            (0x100, gp(0x100)),
+            (0x7, gp(0x4)),
+            (TSS_SEL, gp(TSS_SEL)),
+            (0, Ok(Effects::MODE_CHANGED)),
+        ] {
+            cpu.seg[sreg::ES] = cpu.seg[sreg::DS];
+            assert_eq!(
+                load_segment(&mut cpu, &mut mem, sreg::ES, selector),
+                result,
+                "{selector:#x}"
+            );
+        }
+        assert!(!cpu.seg[sreg::ES].present());
+        let mut cpu = protected(0);
+        let absent = load_segment(&mut cpu, &mut mem, sreg::FS, NOT_PRESENT);
+        assert_eq!(absent, Err(Exception::np(u32::from(NOT_PRESENT))));
+        let absent = load_segment(&mut cpu, &mut mem, sreg::SS, NOT_PRESENT);
+        assert_eq!(absent, Err(Exception::ss(u32::from(NOT_PRESENT))));
+        assert_eq!(
+            load_segment(&mut cpu, &mut mem, sreg::SS, 0),
+            Err(Exception::gp(0))
+        );
+        let wrong = load_segment(&mut cpu, &mut mem, sreg::SS, DATA3);
+        assert_eq!(wrong, Err(Exception::gp(selector_code(DATA3))));
+    }
+
+    #[test]
+    fn loading_sets_the_accessed_bit() {
+        let mut mem = Memory::with_tables();
+        let mut cpu = protected(0);
+        load_segment(&mut cpu, &mut mem, sreg::DS, DATA0).unwrap();
+        assert_eq!(mem.take(GDT + u64::from(DATA0) + 5, 1), 0x93);
+        assert_eq!(cpu.seg[sreg::DS].attr, 0xc093);
+        assert_eq!(cpu.seg[sreg::DS].limit, u32::MAX);
+    }
+
+    #[test]
+    fn real_and_v8086_segments_are_paragraphs() {
+        let mut mem = Memory::new();
+        let mut cpu = CpuState::reset(0);
+        cpu.seg[sreg::DS].limit = u32::MAX;
+        load_segment(&mut cpu, &mut mem, sreg::DS, 0x1234).unwrap();
+        assert_eq!(
+            (cpu.seg[sreg::DS].base, cpu.seg[sreg::DS].limit),
+            (0x12340, u32::MAX)
+        );
+        let mut cpu = protected(3);
+        cpu.rflags |= super::super::state::RFlags::VM.bits();
+        load_segment(&mut cpu, &mut mem, sreg::SS, 0x2000).unwrap();
+        assert_eq!(cpu.seg[sreg::SS], v8086_segment(0x2000));
+    }
+
+    #[test]
+    fn a_null_stack_is_for_64_bit_kernels_only() {
+        let mut mem = Memory::with_tables();
+        map_long(&mut mem);
+        let mut cpu = long(0);
+        load_segment(&mut cpu, &mut mem, sreg::SS, 0).unwrap();
+        assert_eq!(cpu.seg[sreg::SS], null_stack_segment(0, 0));
+        let mut cpu = long(3);
+        assert_eq!(
+            load_segment(&mut cpu, &mut mem, sreg::SS, 3),
+            Err(Exception::gp(0))
+        );
+    }
+
+    #[test]
+    fn ltr_makes_the_tss_busy_and_refuses_busy_ones() {
+        let mut mem = Memory::with_tables();
+        let mut cpu = protected(0);
+        let code = u32::from(TSS_SEL);
+        assert_eq!(ltr(&mut cpu, &mut mem, TSS_SEL), Err(Exception::gp(code)));
+        ltr(&mut cpu, &mut mem, TSS2_SEL).unwrap();
+        assert_eq!((cpu.tr.base, cpu.tr.attr), (0x4000, 0x8b));
+        assert_eq!(mem.take(GDT + u64::from(TSS2_SEL) + 5, 1), 0x8b);
+        assert_eq!(ltr(&mut cpu, &mut mem, 0), Err(Exception::gp(0)));
+        cpu.cpl = 3;
+        assert_eq!(lldt(&mut cpu, &mut mem, 0), Err(Exception::gp(0)));
+        assert_eq!(
+            ltr(&mut CpuState::reset(0), &mut mem, 0),
+            Err(Exception::ud())
+        );
+    }
+
+    #[test]
+    fn long_mode_reads_sixteen_byte_descriptors() {
+        let mut mem = Memory::with_tables();
+        map_long(&mut mem);
+        mem.descriptor(TSS2_SEL, 0xffff_8000_1234_5000, 0x67, 0x89);
+        let mut cpu = long(0);
+        ltr(&mut cpu, &mut mem, TSS2_SEL).unwrap();
+        assert_eq!(cpu.tr.base, 0xffff_8000_1234_5000);
+        mem.descriptor(TSS2_SEL, 1 << 47, 0x67, 0x89);
+        let result = ltr(&mut cpu, &mut mem, TSS2_SEL);
+        assert_eq!(result, Err(Exception::gp(u32::from(TSS2_SEL))));
+        lldt(&mut cpu, &mut mem, LDT_SEL).unwrap();
+        assert_eq!(cpu.ldtr.base, LDT);
+    }
+
+    #[test]
+    fn looking_instructions_report_by_zf() {
+        let mut mem = Memory::with_tables();
+        let cpu = protected(3);
+        assert_eq!(lar(&cpu, &mut mem, CODE3), Ok(Some(0x00c0_fa00)));
+        assert_eq!(lar(&cpu, &mut mem, DATA0), Ok(None));
+        assert_eq!(lsl(&cpu, &mut mem, DATA3), Ok(Some(u32::MAX)));
+        assert_eq!(lsl(&protected(0), &mut mem, TSS_SEL), Ok(Some(0x67)));
+        assert_eq!(verify(&cpu, &mut mem, CODE3, true), Ok(false));
+        assert_eq!(verify(&cpu, &mut mem, DATA3, true), Ok(true));
+        assert_eq!(verify(&cpu, &mut mem, 0, false), Ok(false));
+        assert_eq!(lar(&CpuState::reset(0), &mut mem, 8), Err(Exception::ud()));
+    }
+
+    #[test]
+    fn table_bases_follow_the_operand_size() {
+        let cpu = protected(0);
+        assert_eq!(load_table(&cpu, 7, 0xffff_ffff, 2).unwrap().base, 0xff_ffff);
+        assert_eq!(
+            load_table(&cpu, 7, 0xffff_ffff, 4).unwrap().base,
+            0xffff_ffff
+        );
+        assert_eq!(load_table(&long(0), 7, 1 << 47, 8), Err(Exception::gp(0)));
+        assert_eq!(load_table(&long(3), 7, 0, 8), Err(Exception::gp(0)));
+    }
+}
