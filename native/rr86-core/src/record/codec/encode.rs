@@ -268,7 +268,9 @@ impl ChunkBuilder {
         }
         if slot.page == page {
             flags |= hand_off::KNOWN;
-            self.byte(KIND, 4, index);
+            let [low, high] = index.to_le_bytes();
+            self.byte(KIND, 4, low);
+            self.byte(KIND, 8, high);
         } else {
             self.number(KIND, 5, delta(self.state.missed_page, page));
             self.state.missed_page = page;
