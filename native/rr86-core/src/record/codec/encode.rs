@@ -226,6 +226,7 @@ impl ChunkBuilder {
             if known.is_none() {
                 self.byte(KIND, 3, name.len() as u8);
                 self.bytes(KIND, 3, name.as_bytes());
+                self.blobs += name.len();
                 self.state.names.push(name.clone());
             }
             self.bytes(KIND, 4, &digest.to_le_bytes());
