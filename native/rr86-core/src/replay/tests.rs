@@ -400,6 +400,24 @@ fn damage_that_may_hide_events_ends_the_stream_with_an_error() {
 }
 
 #[test]
+fn a_stream_that_is_dropped_early_ends_its_thread() {
+    let (_dir, path) = place();
+    write(&path, &chunks(), Some(b""));
+    let reader = TraceReader::open(&path).expect("a reader");
+    // The drop waits for the thread, which by then is stuck with chunks that nobody takes.
+    let first: Vec<_> = reader.stream().take(1).flatten().collect();
+    assert_eq!(first, chunks()[0][..1]);
+}
+
+#[test]
+fn readers_and_writers_can_move_between_threads() {
+    fn send<T: Send>() {}
+    fn sync<T: Sync>() {}
+    send::<(TraceWriter, TraceReader, EventStream)>();
+    sync::<(TraceWriter, TraceReader, TraceError)>();
+}
+
+#[test]
 fn a_missing_chunk_is_noticed_without_an_index() {
     let (_dir, path) = place();
     write(&path, &chunks(), None);
