@@ -221,7 +221,11 @@ impl EventTable {
             .and_then(|table| {
                 let events: u64 = table.counts.iter().map(|&n| u64::from(n)).sum();
                 let stored: u64 = table.columns.iter().map(|c| u64::from(c.stored_len)).sum();
-                if events != u64::from(header.events) || stored != u64::from(header.stored_len) {
+                let raw: u64 = table.columns.iter().map(|c| u64::from(c.raw_len)).sum();
+                let declared = (header.events, header.stored_len, header.raw_len);
+                if (events, stored, raw)
+                    != (declared.0.into(), declared.1.into(), declared.2.into())
+                {
                     Err("its table disagrees with its header")
                 } else {
                     Ok(table)

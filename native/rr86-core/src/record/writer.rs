@@ -22,7 +22,8 @@ use super::event::Event;
 use super::format::{self, ChunkHeader, ChunkKind, Codec};
 use super::varint::put;
 
-/// The zstd level.
+/// The zstd level. On the events of a boot, levels 1 to 9 differ by 1 % in size and by a factor of
+/// eight in time; on images, 3 is worth its time.
 const LEVEL: i32 = 3;
 
 /// Chunks that may wait for the thread.

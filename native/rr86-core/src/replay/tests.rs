@@ -6,6 +6,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::record::codec::tests::event;
 use crate::record::event::{Block, Event, Kind, SliceEnd, NO_VCPU};
+use crate::record::format::{ChunkHeader, ChunkKind, Codec};
 use crate::record::{format, TraceError, TraceWriter};
 
 /// A directory that goes away, and a path in it.
@@ -399,6 +400,24 @@ fn damage_that_may_hide_events_ends_the_stream_with_an_error() {
 }
 
 #[test]
+fn a_stream_that_is_dropped_early_ends_its_thread() {
+    let (_dir, path) = place();
+    write(&path, &chunks(), Some(b""));
+    let reader = TraceReader::open(&path).expect("a reader");
+    // The drop waits for the thread, which by then is stuck with chunks that nobody takes.
+    let first: Vec<_> = reader.stream().take(1).flatten().collect();
+    assert_eq!(first, chunks()[0][..1]);
+}
+
+#[test]
+fn readers_and_writers_can_move_between_threads() {
+    fn send<T: Send>() {}
+    fn sync<T: Sync>() {}
+    send::<(TraceWriter, TraceReader, EventStream)>();
+    sync::<(TraceWriter, TraceReader, TraceError)>();
+}
+
+#[test]
 fn a_missing_chunk_is_noticed_without_an_index() {
     let (_dir, path) = place();
     write(&path, &chunks(), None);
@@ -464,7 +483,6 @@ fn bytes_after_the_trailer_make_a_trace_incomplete_but_readable() {
 
 #[test]
 fn a_chunk_that_declares_more_than_a_limit_is_refused_before_memory_is_taken() {
-    use crate::record::format::{ChunkHeader, ChunkKind, Codec};
     let (_dir, path) = place();
     write(&path, &[], None);
     let mut bytes = std::fs::read(&path).expect("the trace");
@@ -498,6 +516,96 @@ fn a_chunk_that_declares_more_than_a_limit_is_refused_before_memory_is_taken() {
             Err(TraceError::Malformed { chunk: 4, .. })
         ));
         bytes.truncate(start);
+    }
+}
+
+#[test]
+fn digests_with_ever_new_names_stay_readable() {
+    let (_dir, path) = place();
+    let mut writer = TraceWriter::create(&path, b"", &[]).expect("a writer");
+    let events: Vec<_> = (0..6u64)
+        .map(|n| {
+            let name = |c| format!("{n}.{c}.{}", "x".repeat(200)).into();
+            let list = (0..4096).map(|c| (name(c), c)).collect();
+            (n, Event::Digests { list })
+        })
+        .collect();
+    for (icount, event) in &events {
+        writer.push(*icount, event).expect("a push");
+    }
+    writer.finish(b"").expect("a finish");
+    let reader = TraceReader::open(&path).expect("a reader");
+    assert!(all(reader.stream()) == events);
+    // Two of these are more than a megabyte.
+    assert_eq!(reader.chunk_count(), 3);
+}
+
+fn set(bytes: &mut [u8], at: &prop::sample::Index, byte: u8) {
+    if !bytes.is_empty() {
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+    }
+}
+
+/// A change to a chunk that keeps its length, made behind the back of its checksums.
+fn forge(file: &mut [u8], chunk: usize, field: usize, changes: &[(prop::sample::Index, u8)]) {
+    let mut offset = format::FILE_HEADER;
+    for n in 0.. {
+        let fixed = file[offset..].first_chunk().expect("a chunk header");
+        let mut header = ChunkHeader::parse(fixed).expect("an intact header");
+        let table_at = offset + format::CHUNK_HEADER;
+        let payload_at = table_at + header.table_len as usize;
+        let end = payload_at + header.stored_len as usize;
+        if n < chunk {
+            offset = end;
+            continue;
+        }
+        let (mut table, mut payload) = (
+            file[table_at..payload_at].to_vec(),
+            file[payload_at..end].to_vec(),
+        );
+        for (at, byte) in changes {
+            let number = u32::from(*byte) << (at.index(4) * 8);
+            match field {
+                0 => set(&mut table, at, *byte),
+                1 => set(&mut payload, at, *byte),
+                2 => header.kind = ChunkKind(*byte % 8),
+                3 => header.codec = [Codec::Stored, Codec::Zstd, Codec::Columns][at.index(3)],
+                4 => header.raw_len ^= number,
+                5 => header.events ^= number,
+                _ => header.sequence ^= number,
+            }
+        }
+        file[offset..end].copy_from_slice(&header.chunk(&table, &payload));
+        return;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    // With true checksums everything behind them has to hold its own.
+    #[test]
+    fn a_forged_chunk_never_panics(
+        chunk in 0..10usize,
+        field in 0..7usize,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        indexed in any::<bool>(),
+    ) {
+        let (_dir, path) = place();
+        let mut file = finished();
+        forge(&mut file, chunk, field, &changes);
+        if !indexed {
+            file.truncate(file.len() - format::TRAILER);
+        }
+        std::fs::write(&path, &file).expect("a write");
+        if let Ok(reader) = TraceReader::open(&path) {
+            let _ = drain(reader.stream());
+            let _ = (reader.summary(), reader.footer(), reader.image("kernel"), reader.image("initrd"));
+            for n in 0..reader.chunk_count() {
+                let _ = (reader.chunk(n), reader.chunk_info(n));
+            }
+        }
     }
 }
 

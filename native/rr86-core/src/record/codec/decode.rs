@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{column, hand_off, page_slot, run_lines, State, COLUMNS, MAX_EVENTS, ORDER, TABLE};
+use super::{column, hand_off, page_slot, run_lines, State, MAX_EVENTS, ORDER, TABLE, USED};
 use crate::record::event::{Access, Block, Event, Kind, SliceEnd, Value};
 use crate::record::format::{self, EventTable, MAX_RAW};
 use crate::record::varint::{apply, Cursor};
@@ -20,19 +20,18 @@ pub fn decode(table: &EventTable, payload: &[u8]) -> Result<Vec<(u64, Event)>, M
         state: State::new(),
     };
     for (kind, n, bytes) in &raw {
-        if usize::from(*kind) < Kind::COUNT {
-            if usize::from(*n) < COLUMNS {
-                decoder.columns[column(Kind(*kind), usize::from(*n))] = Cursor::new(bytes);
-            }
-        } else if *n == 0 {
-            decoder.unknown[usize::from(*kind)] = Cursor::new(bytes);
+        let kind = Kind(*kind);
+        if usize::from(kind.0) < Kind::COUNT {
+            decoder.columns[column(kind, usize::from(*n))] = Cursor::new(bytes);
+        } else {
+            decoder.unknown[usize::from(kind.0)] = Cursor::new(bytes);
         }
     }
     let order = std::mem::take(&mut decoder.columns[ORDER]);
     decoder.run(order, table)
 }
 
-/// The columns that this version knows, decompressed.
+/// The columns that this version knows, and the moments of unknown kinds, decompressed.
 fn decompress(table: &EventTable, payload: &[u8]) -> Result<Vec<(u8, u8, Vec<u8>)>, Malformed> {
     let mut rest = payload;
     let mut total = 0usize;
@@ -42,9 +41,8 @@ fn decompress(table: &EventTable, payload: &[u8]) -> Result<Vec<(u8, u8, Vec<u8>
             .split_at_checked(entry.stored_len as usize)
             .ok_or("a column reaches beyond the chunk")?;
         rest = after;
-        let known = (usize::from(entry.kind) < Kind::COUNT && usize::from(entry.column) < COLUMNS)
-            || entry.column == 0;
-        if !known {
+        let used = USED.get(usize::from(entry.kind)).copied().unwrap_or(1);
+        if usize::from(entry.column) >= used {
             continue;
         }
         total += entry.raw_len as usize;
@@ -271,8 +269,9 @@ impl Decoder<'_> {
             Access::Read
         };
         let (page, index) = if flags & hand_off::KNOWN != 0 {
-            let index = usize::from(self.byte(KIND, 4)?);
-            (self.state.pages[index].page, index)
+            let index = u16::from_le_bytes([self.byte(KIND, 4)?, self.byte(KIND, 8)?]);
+            let index = usize::from(index);
+            (self.state.pages.get(index)?.page, index)
         } else {
             self.state.missed_page = apply(self.state.missed_page, self.number(KIND, 5)?);
             let page = self.state.missed_page;

@@ -226,6 +226,7 @@ impl ChunkBuilder {
             if known.is_none() {
                 self.byte(KIND, 3, name.len() as u8);
                 self.bytes(KIND, 3, name.as_bytes());
+                self.blobs += name.len();
                 self.state.names.push(name.clone());
             }
             self.bytes(KIND, 4, &digest.to_le_bytes());
@@ -268,7 +269,9 @@ impl ChunkBuilder {
         }
         if slot.page == page {
             flags |= hand_off::KNOWN;
-            self.byte(KIND, 4, index);
+            let [low, high] = index.to_le_bytes();
+            self.byte(KIND, 4, low);
+            self.byte(KIND, 8, high);
         } else {
             self.number(KIND, 5, delta(self.state.missed_page, page));
             self.state.missed_page = page;

@@ -16,7 +16,11 @@ pub use decode::decode;
 pub use encode::ChunkBuilder;
 
 /// Columns that one kind may have in this version.
-pub(super) const COLUMNS: usize = 8;
+pub(super) const COLUMNS: usize = 10;
+
+/// How many columns each kind has in this version, the moments included. A reader passes over
+/// others.
+pub(super) const USED: [usize; Kind::COUNT] = [1, 4, 2, 4, 5, 8, 8, 6, 3, 9, 5, 6];
 
 /// An address of a column in a flat table: `kind * COLUMNS + column`. Kind 0 has one column, the
 /// order of kinds.
@@ -34,7 +38,7 @@ pub(super) const fn column(kind: Kind, n: usize) -> usize {
 pub const MAX_EVENTS: usize = 1 << 17;
 
 /// Slots of the hand-off page table.
-const PAGE_SLOTS: usize = 256;
+const PAGE_SLOTS: usize = 4096;
 
 /// Bits of a hand-off's flags column.
 pub(super) mod hand_off {
@@ -77,7 +81,7 @@ pub(super) struct State {
     pub fetched: Vec<Block>,
     pub invalidated: u64,
     pub invalidated_paddr: u64,
-    pub pages: [PageSlot; PAGE_SLOTS],
+    pub pages: Vec<PageSlot>,
     /// The last page that was not in the table.
     pub missed_page: u64,
     pub cross_paddr: u64,
@@ -98,7 +102,7 @@ impl State {
             fetched: vec![Block::default(); 256],
             invalidated: 0,
             invalidated_paddr: 0,
-            pages: [PageSlot::default(); PAGE_SLOTS],
+            pages: vec![PageSlot::default(); PAGE_SLOTS],
             missed_page: 0,
             cross_paddr: 0,
         }
@@ -120,9 +124,9 @@ impl State {
     }
 }
 
-/// The slot of a page in the table: the top byte of a Fibonacci hash.
-pub(super) fn page_slot(page: u64) -> u8 {
-    (page.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
+/// The slot of a page in the table: its low bits, so that neighbours do not displace each other.
+pub(super) fn page_slot(page: u64) -> u16 {
+    (page & 0xfff) as u16
 }
 
 /// Where the lines of a hand-off are one unbroken run, its first line and its length.
