@@ -109,7 +109,10 @@ pub enum SubjectError {
     #[error("the case does not fit: {0}")]
     Malformed(&'static str),
     #[error("{what}: {source}")]
-    Host { what: &'static str, source: ErrorText },
+    Host {
+        what: &'static str,
+        source: ErrorText,
+    },
     #[error("{0}")]
     Other(String),
 }
@@ -122,7 +125,10 @@ pub struct ErrorText(pub String);
 impl SubjectError {
     /// The last system error, with what was tried.
     pub fn last(what: &'static str) -> Self {
-        Self::Host { what, source: ErrorText(std::io::Error::last_os_error().to_string()) }
+        Self::Host {
+            what,
+            source: ErrorText(std::io::Error::last_os_error().to_string()),
+        }
     }
 }
 
@@ -162,5 +168,12 @@ pub fn outcome_of_exception(
         error_code: if has_code { fault.error_code } else { 0 },
         cr2: if fault.vector == 14 { fault.cr2 } else { 0 },
     };
-    Outcome { gpr, rip, rflags: rflags & FLAG_MASK, fxsave, arena, fault: (!ended).then_some(fault) }
+    Outcome {
+        gpr,
+        rip,
+        rflags: rflags & FLAG_MASK,
+        fxsave,
+        arena,
+        fault: (!ended).then_some(fault),
+    }
 }

@@ -10,12 +10,32 @@ use crate::case::{layout, Case, Fault, Outcome, Subject, FLAG_MASK, FXSAVE_USED}
 /// One thing that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Difference {
-    Register { name: &'static str, expected: u64, got: u64 },
-    Flags { expected: u64, got: u64, undefined: u64 },
-    Fault { expected: Option<Fault>, got: Option<Fault> },
+    Register {
+        name: &'static str,
+        expected: u64,
+        got: u64,
+    },
+    Flags {
+        expected: u64,
+        got: u64,
+        undefined: u64,
+    },
+    Fault {
+        expected: Option<Fault>,
+        got: Option<Fault>,
+    },
     /// A run of FXSAVE image bytes.
-    Fpu { offset: usize, field: String, expected: Vec<u8>, got: Vec<u8> },
-    Memory { address: u64, expected: Vec<u8>, got: Vec<u8> },
+    Fpu {
+        offset: usize,
+        field: String,
+        expected: Vec<u8>,
+        got: Vec<u8>,
+    },
+    Memory {
+        address: u64,
+        expected: Vec<u8>,
+        got: Vec<u8>,
+    },
 }
 
 /// The verdict on one case.
@@ -51,9 +71,16 @@ pub fn compare(
     }
     push_register(&mut differences, "rip", expected.rip, got.rip);
     if !same_fault(expected.fault, got.fault) {
-        differences.push(Difference::Fault { expected: expected.fault, got: got.fault });
+        differences.push(Difference::Fault {
+            expected: expected.fault,
+            got: got.fault,
+        });
     }
-    for (offset, len) in runs(&expected.fxsave[..FXSAVE_USED], &got.fxsave[..FXSAVE_USED], fpu_counts) {
+    for (offset, len) in runs(
+        &expected.fxsave[..FXSAVE_USED],
+        &got.fxsave[..FXSAVE_USED],
+        fpu_counts,
+    ) {
         let range = offset..offset + len;
         differences.push(Difference::Fpu {
             offset,
@@ -75,10 +102,18 @@ pub fn compare(
     }
     let wrong = (expected.rflags ^ got.rflags) & FLAG_MASK;
     if wrong == 0 {
-        return if differences.is_empty() { Verdict::Equal } else { Verdict::Different(differences) };
+        return if differences.is_empty() {
+            Verdict::Equal
+        } else {
+            Verdict::Different(differences)
+        };
     }
     let undefined = undefined_flags(case, expected.rip, native);
-    let flags = Difference::Flags { expected: expected.rflags, got: got.rflags, undefined };
+    let flags = Difference::Flags {
+        expected: expected.rflags,
+        got: got.rflags,
+        undefined,
+    };
     if differences.is_empty() && wrong & !undefined == 0 {
         return Verdict::UndefinedFlags(vec![flags]);
     }
@@ -88,7 +123,11 @@ pub fn compare(
 
 fn push_register(list: &mut Vec<Difference>, name: &'static str, expected: u64, got: u64) {
     if expected != got {
-        list.push(Difference::Register { name, expected, got });
+        list.push(Difference::Register {
+            name,
+            expected,
+            got,
+        });
     }
 }
 
@@ -158,7 +197,9 @@ pub fn undefined_flags(case: &Case, rip: u64, native: &mut dyn Subject) -> u64 {
             FlowControl::Next | FlowControl::Exception | FlowControl::Interrupt => {
                 undefined[index + 1] |= outgoing;
             }
-            FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch | FlowControl::Call
+            FlowControl::ConditionalBranch
+            | FlowControl::UnconditionalBranch
+            | FlowControl::Call
                 if instruction.op0_kind() == OpKind::NearBranch64 =>
             {
                 let target = instruction.near_branch64();
@@ -185,7 +226,9 @@ fn step(case: &Case, instruction: &Instruction, incoming: u32, native: &mut dyn 
         && instruction.mnemonic() != iced_x86::Mnemonic::Crc32;
     let mut concrete = *instruction;
     if by_cl && is_shift(instruction) {
-        let Some(count) = register_at(case, instruction.ip(), native) else { return incoming };
+        let Some(count) = register_at(case, instruction.ip(), native) else {
+            return incoming;
+        };
         concrete = with_immediate_count(instruction, count as u8);
     }
     if instruction.has_rep_prefix() || instruction.has_repne_prefix() {
@@ -207,7 +250,9 @@ fn is_shift(instruction: &Instruction) -> bool {
 /// The same shift by an immediate: iced then knows which flags the count leaves undefined.
 fn with_immediate_count(instruction: &Instruction, count: u8) -> Instruction {
     use iced_x86::Code;
-    let name = format!("{:?}", instruction.code()).replace("_CL", "_imm8").replace("_cl", "_imm8");
+    let name = format!("{:?}", instruction.code())
+        .replace("_CL", "_imm8")
+        .replace("_cl", "_imm8");
     let mut concrete = *instruction;
     if let Some(code) = Code::values().find(|code| format!("{code:?}") == name) {
         let last = instruction.op_count() - 1;
@@ -221,7 +266,9 @@ fn with_immediate_count(instruction: &Instruction, count: u8) -> Instruction {
 /// rcx when execution reaches `ip`, or `None` when it does not.
 fn register_at(case: &Case, ip: u64, native: &mut dyn Subject) -> Option<u64> {
     let mut prefix = case.clone();
-    prefix.code.truncate(ip.wrapping_sub(case.code_address) as usize);
+    prefix
+        .code
+        .truncate(ip.wrapping_sub(case.code_address) as usize);
     // Branches beyond the cut meet `hlt` as well, but elsewhere.
     let outcome = native.run(&prefix).ok()?;
     (outcome.rip == ip && outcome.fault.is_none()).then_some(outcome.gpr[1])
@@ -239,14 +286,28 @@ pub fn to_rflags(bits: u32) -> u64 {
         (B::DF, 10),
         (B::OF, 11),
     ];
-    pairs.iter().filter(|(bit, _)| bits & bit != 0).fold(0, |flags, (_, at)| flags | 1u64 << at)
+    pairs
+        .iter()
+        .filter(|(bit, _)| bits & bit != 0)
+        .fold(0, |flags, (_, at)| flags | 1u64 << at)
 }
 
 /// Names of the set flags, for reports.
 pub fn flag_names(rflags: u64) -> String {
-    let names = [(0, "CF"), (2, "PF"), (4, "AF"), (6, "ZF"), (7, "SF"), (10, "DF"), (11, "OF")];
-    let set: Vec<_> =
-        names.iter().filter(|(at, _)| rflags >> at & 1 != 0).map(|(_, name)| *name).collect();
+    let names = [
+        (0, "CF"),
+        (2, "PF"),
+        (4, "AF"),
+        (6, "ZF"),
+        (7, "SF"),
+        (10, "DF"),
+        (11, "OF"),
+    ];
+    let set: Vec<_> = names
+        .iter()
+        .filter(|(at, _)| rflags >> at & 1 != 0)
+        .map(|(_, name)| *name)
+        .collect();
     if set.is_empty() {
         "-".into()
     } else {
@@ -255,14 +316,21 @@ pub fn flag_names(rflags: u64) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+    bytes
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn show_fault(fault: Option<Fault>) -> String {
     fault.map_or_else(
         || "none (reached the end)".into(),
         |fault| {
-            format!("vector {} error {:#x} cr2 {:#x}", fault.vector, fault.error_code, fault.cr2)
+            format!(
+                "vector {} error {:#x} cr2 {:#x}",
+                fault.vector, fault.error_code, fault.cr2
+            )
         },
     )
 }
@@ -270,10 +338,18 @@ fn show_fault(fault: Option<Fault>) -> String {
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Register { name, expected, got } => {
+            Self::Register {
+                name,
+                expected,
+                got,
+            } => {
                 write!(f, "{name}: expected {expected:#018x}, got {got:#018x}")
             }
-            Self::Flags { expected, got, undefined } => write!(
+            Self::Flags {
+                expected,
+                got,
+                undefined,
+            } => write!(
                 f,
                 "rflags: expected {} ({expected:#x}), got {} ({got:#x}), undefined {}",
                 flag_names(*expected),
@@ -281,13 +357,37 @@ impl fmt::Display for Difference {
                 flag_names(*undefined)
             ),
             Self::Fault { expected, got } => {
-                write!(f, "fault: expected {}, got {}", show_fault(*expected), show_fault(*got))
+                write!(
+                    f,
+                    "fault: expected {}, got {}",
+                    show_fault(*expected),
+                    show_fault(*got)
+                )
             }
-            Self::Fpu { offset, field, expected, got } => {
-                write!(f, "{field} (+{offset:#x}): expected {}, got {}", hex(expected), hex(got))
+            Self::Fpu {
+                offset,
+                field,
+                expected,
+                got,
+            } => {
+                write!(
+                    f,
+                    "{field} (+{offset:#x}): expected {}, got {}",
+                    hex(expected),
+                    hex(got)
+                )
             }
-            Self::Memory { address, expected, got } => {
-                write!(f, "memory {address:#x}: expected {}, got {}", hex(expected), hex(got))
+            Self::Memory {
+                address,
+                expected,
+                got,
+            } => {
+                write!(
+                    f,
+                    "memory {address:#x}: expected {}, got {}",
+                    hex(expected),
+                    hex(got)
+                )
             }
         }
     }

@@ -51,7 +51,11 @@ impl<S: Subject> Subject for Flipped<S> {
             Flip::Fault => {
                 outcome.fault = match outcome.fault {
                     Some(_) => None,
-                    None => Some(crate::case::Fault { vector: 6, error_code: 0, cr2: 0 }),
+                    None => Some(crate::case::Fault {
+                        vector: 6,
+                        error_code: 0,
+                        cr2: 0,
+                    }),
                 }
             }
         }

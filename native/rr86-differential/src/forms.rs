@@ -53,10 +53,13 @@ impl fmt::Display for Family {
 impl FromStr for Family {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|family| family.name() == text).ok_or_else(|| {
-            let names: Vec<_> = Self::ALL.iter().map(|family| family.name()).collect();
-            format!("no family '{text}'; there are {}", names.join(", "))
-        })
+        Self::ALL
+            .into_iter()
+            .find(|family| family.name() == text)
+            .ok_or_else(|| {
+                let names: Vec<_> = Self::ALL.iter().map(|family| family.name()).collect();
+                format!("no family '{text}'; there are {}", names.join(", "))
+            })
     }
 }
 
@@ -77,14 +80,20 @@ pub struct Forms {
 impl Forms {
     /// Sorts every form that iced knows.
     pub fn of(model: Model) -> Self {
-        let mut forms = Self { offered: Vec::new(), excluded: Vec::new() };
+        let mut forms = Self {
+            offered: Vec::new(),
+            excluded: Vec::new(),
+        };
         for code in Code::values() {
             let op = code.op_code();
             if code == Code::INVALID
                 || !op.is_instruction()
                 || op.encoding() != EncodingKind::Legacy
                 || !op.mode64()
-                || !code.cpuid_features().iter().all(|&feature| has(model, feature))
+                || !code
+                    .cpuid_features()
+                    .iter()
+                    .all(|&feature| has(model, feature))
             {
                 continue;
             }
@@ -155,7 +164,11 @@ fn reason_to_exclude(code: Code) -> Option<&'static str> {
         }
     }
     let text = format!("{code:?}");
-    if text.starts_with("Retf") || text.contains("_m1616") || text.contains("_m1632") || text.contains("_m1664") {
+    if text.starts_with("Retf")
+        || text.contains("_m1616")
+        || text.contains("_m1632")
+        || text.contains("_m1664")
+    {
         return Some("far control transfer");
     }
     None
@@ -190,7 +203,10 @@ fn family(code: Code) -> Family {
 /// MOVS, CMPS, SCAS, LODS, STOS.
 pub fn is_string(code: Code) -> bool {
     use OpCodeOperandKind as K;
-    code.op_code().op_kinds().iter().any(|kind| matches!(kind, K::es_rDI | K::seg_rSI))
+    code.op_code()
+        .op_kinds()
+        .iter()
+        .any(|kind| matches!(kind, K::es_rDI | K::seg_rSI))
 }
 
 /// Near control transfers.

@@ -44,7 +44,11 @@ impl Generator {
                 format!("{code:?}").to_lowercase().contains(&wanted)
             })
             .collect();
-        Self { forms, undefined_reads: false, max_len: 16 }
+        Self {
+            forms,
+            undefined_reads: false,
+            max_len: 16,
+        }
     }
 
     /// The forms that cases are built from.
@@ -62,11 +66,19 @@ impl Generator {
         let case_seed = mix(seed ^ mix(index));
         let mut rng = Rng::new(case_seed);
         loop {
-            let len = if rng.chance(40) { 1 } else { 1 + rng.below(self.max_len) };
+            let len = if rng.chance(40) {
+                1
+            } else {
+                1 + rng.below(self.max_len)
+            };
             let mut sequence = Sequence::new(&mut rng, self.undefined_reads, len as usize);
             let at = sequence.rng.below(len) as usize;
             for item in 0..len as usize {
-                let code = if item == at { focus } else { sequence.rng.pick(&self.forms) };
+                let code = if item == at {
+                    focus
+                } else {
+                    sequence.rng.pick(&self.forms)
+                };
                 sequence.item(item, code);
             }
             if let Some(mut case) = sequence.finish() {
@@ -152,7 +164,9 @@ impl<'a> Sequence<'a> {
         let info = self.info.info(&instruction);
         let mut written = 0u16;
         for used in info.used_registers() {
-            let Some(number) = gpr_number(used.register()) else { continue };
+            let Some(number) = gpr_number(used.register()) else {
+                continue;
+            };
             self.settled[number] = true;
             if !matches!(used.access(), OpAccess::Read | OpAccess::CondRead) {
                 written |= 1 << number;
@@ -163,14 +177,17 @@ impl<'a> Sequence<'a> {
         for number in 0..16 {
             if written & 1 << number != 0 {
                 self.known[number] = match self.known[number] {
-                    Some(rsp) if number == 4 && stack && instruction.op0_register() != Register::RSP => {
+                    Some(rsp)
+                        if number == 4 && stack && instruction.op0_register() != Register::RSP =>
+                    {
                         Some(rsp.wrapping_add(instruction.stack_pointer_increment() as i64 as u64))
                     }
                     _ => None,
                 };
             }
         }
-        if instruction.mnemonic() == Mnemonic::Mov && instruction.op1_kind() == OpKind::Immediate64 {
+        if instruction.mnemonic() == Mnemonic::Mov && instruction.op1_kind() == OpKind::Immediate64
+        {
             if let Some(number) = gpr_number(instruction.op0_register()) {
                 self.known[number] = Some(instruction.immediate64());
             }
@@ -178,7 +195,8 @@ impl<'a> Sequence<'a> {
         if self.current < self.join {
             self.unsure |= written;
         }
-        let defined = instruction.rflags_written() | instruction.rflags_cleared() | instruction.rflags_set();
+        let defined =
+            instruction.rflags_written() | instruction.rflags_cleared() | instruction.rflags_set();
         let by_count = matches!(instruction.op1_register(), Register::CL)
             || instruction.op_count() == 3 && instruction.op2_register() == Register::CL
             || instruction.has_rep_prefix()
@@ -262,9 +280,11 @@ impl<'a> Sequence<'a> {
         if code.rflags_read_hint() & self.undefined != 0 && !self.undefined_reads {
             // CMP defines every status flag again.
             let number = self.rng.below(16) as usize;
-            if let Ok(cmp) =
-                Instruction::with2(Code::Cmp_rm64_imm8, gpr(8, number), self.rng.below(128) as i32)
-            {
+            if let Ok(cmp) = Instruction::with2(
+                Code::Cmp_rm64_imm8,
+                gpr(8, number),
+                self.rng.below(128) as i32,
+            ) {
                 self.emit(cmp);
             }
         }
@@ -334,7 +354,13 @@ impl<'a> Sequence<'a> {
             }
             let offset = (self.rng.below(8192) as i64 - 4096) as u64;
             self.set(number, offset);
-            let size = if kinds[1] == K::r16_reg { 2 } else if kinds[1] == K::r32_reg { 4 } else { 8 };
+            let size = if kinds[1] == K::r16_reg {
+                2
+            } else if kinds[1] == K::r32_reg {
+                4
+            } else {
+                8
+            };
             instruction.set_op1_kind(OpKind::Register);
             instruction.set_op1_register(gpr(size, number));
         }
@@ -367,7 +393,13 @@ impl<'a> Sequence<'a> {
                 memory_access(&mut self.info, &instruction, index),
                 OpAccess::None | OpAccess::Read | OpAccess::CondRead
             );
-            self.memory(&mut instruction, index, kinds[index as usize], write, bit_memory);
+            self.memory(
+                &mut instruction,
+                index,
+                kinds[index as usize],
+                write,
+                bit_memory,
+            );
             if write && index == 0 && op.can_use_lock_prefix() && self.rng.chance(50) {
                 instruction.set_has_lock_prefix(true);
             }
@@ -384,7 +416,11 @@ impl<'a> Sequence<'a> {
 
     /// Sets rdx (and rax) so that the quotient often fits.
     fn prepare_dividend(&mut self, code: Code) {
-        let high = if self.rng.chance(70) { self.rng.below(3) } else { u64::MAX };
+        let high = if self.rng.chance(70) {
+            self.rng.below(3)
+        } else {
+            u64::MAX
+        };
         if matches!(code, Code::Div_rm8 | Code::Idiv_rm8) {
             let value = self.rng.below(0x800);
             self.set(0, value);
@@ -396,7 +432,11 @@ impl<'a> Sequence<'a> {
     fn string(&mut self, code: Code) -> bool {
         let kinds = code.op_code().op_kinds();
         let narrow = self.rng.chance(20);
-        let count = if self.rng.chance(80) { self.rng.below(40) } else { self.rng.below(600) };
+        let count = if self.rng.chance(80) {
+            self.rng.below(40)
+        } else {
+            self.rng.below(600)
+        };
         for &kind in kinds {
             let register = match kind {
                 K::es_rDI => 7,
@@ -414,10 +454,22 @@ impl<'a> Sequence<'a> {
         for (index, &kind) in kinds.iter().enumerate() {
             let index = index as u32;
             match kind {
-                K::es_rDI => instruction
-                    .set_op_kind(index, if narrow { OpKind::MemoryESEDI } else { OpKind::MemoryESRDI }),
-                K::seg_rSI => instruction
-                    .set_op_kind(index, if narrow { OpKind::MemorySegESI } else { OpKind::MemorySegRSI }),
+                K::es_rDI => instruction.set_op_kind(
+                    index,
+                    if narrow {
+                        OpKind::MemoryESEDI
+                    } else {
+                        OpKind::MemoryESRDI
+                    },
+                ),
+                K::seg_rSI => instruction.set_op_kind(
+                    index,
+                    if narrow {
+                        OpKind::MemorySegESI
+                    } else {
+                        OpKind::MemorySegRSI
+                    },
+                ),
                 _ => {
                     if !self.operand(&mut instruction, index, kind) {
                         return false;
@@ -427,8 +479,10 @@ impl<'a> Sequence<'a> {
         }
         if self.rng.chance(60) {
             self.set(1, count);
-            let compares =
-                matches!(instruction.op_code().mnemonic().to_string_lower().as_str(), "cmps" | "scas");
+            let compares = matches!(
+                instruction.op_code().mnemonic().to_string_lower().as_str(),
+                "cmps" | "scas"
+            );
             if compares && self.rng.chance(50) {
                 instruction.set_has_repne_prefix(true);
             } else {
@@ -444,7 +498,9 @@ impl<'a> Sequence<'a> {
 
     /// RET, and JMP and CALL through a register or memory, to a later item.
     fn indirect(&mut self, code: Code) -> bool {
-        let number = self.rng.pick(&[0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        let number = self
+            .rng
+            .pick(&[0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
         let register = gpr(8, number);
         let mut instruction = Instruction::new();
         instruction.set_code(code);
@@ -457,13 +513,19 @@ impl<'a> Sequence<'a> {
         let target = self.target();
         let label =
             iced_x86::MemoryOperand::with_base_displ(Register::RIP, Self::label(target) as i64);
-        let Ok(lea) = Instruction::with2(Code::Lea_r64_m, register, label) else { return false };
-        if in_memory && (instruction.memory_base() == register || instruction.memory_index() == register) {
+        let Ok(lea) = Instruction::with2(Code::Lea_r64_m, register, label) else {
+            return false;
+        };
+        if in_memory
+            && (instruction.memory_base() == register || instruction.memory_index() == register)
+        {
             return false;
         }
         self.emit(lea);
         if returns {
-            let Ok(push) = Instruction::with1(Code::Push_r64, register) else { return false };
+            let Ok(push) = Instruction::with1(Code::Push_r64, register) else {
+                return false;
+            };
             self.emit(push);
             if kinds.first() == Some(&K::imm16) {
                 instruction.set_op0_kind(OpKind::Immediate16);
@@ -493,7 +555,11 @@ impl<'a> Sequence<'a> {
                 self.store(instruction, Code::Mov_rm16_imm16, 0, u32::from(control));
             }
             Mnemonic::Ldmxcsr => {
-                let reserved = if faults && self.rng.chance(10) { 1 << 31 } else { 0 };
+                let reserved = if faults && self.rng.chance(10) {
+                    1 << 31
+                } else {
+                    0
+                };
                 self.store(instruction, Code::Mov_rm32_imm32, 0, mxcsr | reserved);
             }
             Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => {
@@ -558,8 +624,9 @@ impl<'a> Sequence<'a> {
         self.sub = 0;
         self.emit(Instruction::with(Code::Hlt));
         let block = InstructionBlock::new(&self.instructions, self.code_address);
-        let mut code =
-            BlockEncoder::encode(64, block, BlockEncoderOptions::DONT_FIX_BRANCHES).ok()?.code_buffer;
+        let mut code = BlockEncoder::encode(64, block, BlockEncoderOptions::DONT_FIX_BRANCHES)
+            .ok()?
+            .code_buffer;
         code.pop();
         if code.len() > 1000 {
             return None;
@@ -581,7 +648,15 @@ fn is_branch(kind: K) -> bool {
 fn is_immediate(kind: K) -> bool {
     matches!(
         kind,
-        K::imm8 | K::imm8_const_1 | K::imm8sex16 | K::imm8sex32 | K::imm8sex64 | K::imm16 | K::imm32 | K::imm32sex64 | K::imm64
+        K::imm8
+            | K::imm8_const_1
+            | K::imm8sex16
+            | K::imm8sex32
+            | K::imm8sex64
+            | K::imm16
+            | K::imm32
+            | K::imm32sex64
+            | K::imm64
     )
 }
 
@@ -593,7 +668,12 @@ fn may_be_memory(kind: K) -> bool {
     only_memory(kind)
         || matches!(
             kind,
-            K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::mm_or_mem | K::xmm_or_mem
+            K::r8_or_mem
+                | K::r16_or_mem
+                | K::r32_or_mem
+                | K::r64_or_mem
+                | K::mm_or_mem
+                | K::xmm_or_mem
         )
 }
 

@@ -38,7 +38,12 @@ struct Arguments {
 
 fn arguments() -> Result<Arguments, String> {
     let mut parsed = Arguments {
-        options: Options { seed: 1, start: 0, count: 100_000, ..Options::default() },
+        options: Options {
+            seed: 1,
+            start: 0,
+            count: 100_000,
+            ..Options::default()
+        },
         families: Family::ALL.into(),
         only: None,
         subject: "native".into(),
@@ -51,13 +56,19 @@ fn arguments() -> Result<Arguments, String> {
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
-        let number = |text: String| text.parse::<u64>().map_err(|_| format!("not a number: {text}"));
+        let number = |text: String| {
+            text.parse::<u64>()
+                .map_err(|_| format!("not a number: {text}"))
+        };
         match word.as_str() {
             "--seed" => parsed.options.seed = number(value()?)?,
             "--start" => parsed.options.start = number(value()?)?,
             "--count" => parsed.options.count = number(value()?)?,
             "--families" => {
-                parsed.families = value()?.split(',').map(str::parse).collect::<Result<_, _>>()?;
+                parsed.families = value()?
+                    .split(',')
+                    .map(str::parse)
+                    .collect::<Result<_, _>>()?;
             }
             "--only" => parsed.only = Some(value()?),
             "--subject" => parsed.subject = value()?,
@@ -79,9 +90,9 @@ fn subject(name: &str) -> Result<Box<dyn Subject>, String> {
     let text = |error: SubjectError| error.to_string();
     match name {
         "native" => Ok(Box::new(Native::new().map_err(text)?)),
-        "flipped" => {
-            Ok(Box::new(rr86_differential::flipped::Flipped::new(Native::new().map_err(text)?)))
-        }
+        "flipped" => Ok(Box::new(rr86_differential::flipped::Flipped::new(
+            Native::new().map_err(text)?,
+        ))),
         _ => Err(format!("no subject '{name}'")),
     }
 }
@@ -93,7 +104,11 @@ fn run() -> Result<bool, String> {
         for (code, reason) in &forms.excluded {
             println!("{code:?}: {reason}");
         }
-        println!("{} forms offered, {} left out", forms.offered.len(), forms.excluded.len());
+        println!(
+            "{} forms offered, {} left out",
+            forms.offered.len(),
+            forms.excluded.len()
+        );
         return Ok(true);
     }
     let mut native = Native::new().map_err(|error| error.to_string())?;
@@ -104,7 +119,8 @@ fn run() -> Result<bool, String> {
     let mut subject = subject(&arguments.subject)?;
     if let Some(path) = &arguments.replay {
         let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
-        let case = rr86_differential::text::parse(&text).map_err(|error| format!("{path}: {error}"))?;
+        let case =
+            rr86_differential::text::parse(&text).map_err(|error| format!("{path}: {error}"))?;
         let summary = Run::new(arguments.options, &mut native, subject.as_mut()).replay(&case);
         println!("{summary}");
         return Ok(summary.is_clean());

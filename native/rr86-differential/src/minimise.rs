@@ -10,7 +10,9 @@ pub fn fails(
     subject: &mut dyn Subject,
     strict: bool,
 ) -> bool {
-    let Ok(expected) = native.run(case) else { return false };
+    let Ok(expected) = native.run(case) else {
+        return false;
+    };
     match subject.run(case) {
         Err(_) => true,
         Ok(got) => match compare(case, &expected, &got, native) {
@@ -45,24 +47,35 @@ pub fn minimise(
     for instruction in decode(&best) {
         let start = instruction.ip().wrapping_sub(best.code_address) as usize;
         let end = (start + instruction.len()).min(best.code.len());
-        attempt(&mut best, &|case: &mut Case| case.code[start..end].fill(0x90));
+        attempt(&mut best, &|case: &mut Case| {
+            case.code[start..end].fill(0x90)
+        });
     }
     for register in 0..16 {
         attempt(&mut best, &|case: &mut Case| case.entry.gpr[register] = 0);
-        attempt(&mut best, &|case: &mut Case| case.entry.gpr[register] &= 0xff);
+        attempt(&mut best, &|case: &mut Case| {
+            case.entry.gpr[register] &= 0xff
+        });
     }
     attempt(&mut best, &|case: &mut Case| case.entry.rflags = 0);
     attempt(&mut best, &|case: &mut Case| case.entry.fs_base = 0);
     attempt(&mut best, &|case: &mut Case| case.entry.gs_base = 0);
     for register in 0..24 {
         let at = 32 + register * 16;
-        attempt(&mut best, &|case: &mut Case| case.entry.fxsave[at..at + 16].fill(0));
+        attempt(&mut best, &|case: &mut Case| {
+            case.entry.fxsave[at..at + 16].fill(0)
+        });
     }
     let mut size = layout::PAGE;
     while size >= 16 {
         for start in (0..layout::ARENA_SIZE).step_by(size) {
-            if best.arena[start..start + size].iter().any(|&byte| byte != 0) {
-                attempt(&mut best, &|case: &mut Case| case.arena[start..start + size].fill(0));
+            if best.arena[start..start + size]
+                .iter()
+                .any(|&byte| byte != 0)
+            {
+                attempt(&mut best, &|case: &mut Case| {
+                    case.arena[start..start + size].fill(0)
+                });
             }
         }
         size /= 4;

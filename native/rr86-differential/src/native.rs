@@ -42,9 +42,9 @@ struct Shared {
     count: AtomicU32,
     /// Cases of this batch that have an outcome.
     done: AtomicU32,
-    /// Cases of this batch that have been entered.
-    started: AtomicU32,
     // What follows is the child's own.
+    /// A case is running, so that a signal brings an outcome.
+    running: bool,
     child_fs: u64,
     child_gs: u64,
     request: i32,
@@ -77,7 +77,9 @@ impl Native {
     pub fn new() -> Result<Self, SubjectError> {
         // SAFETY: HWCAP2 is a plain number.
         if unsafe { libc::getauxval(libc::AT_HWCAP2) } & 2 == 0 {
-            return Err(SubjectError::Other("this host lacks FSGSBASE for user code".into()));
+            return Err(SubjectError::Other(
+                "this host lacks FSGSBASE for user code".into(),
+            ));
         }
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
         let shared = unsafe {
@@ -93,7 +95,10 @@ impl Native {
         if shared == libc::MAP_FAILED {
             return Err(SubjectError::last("mmap of the shared memory"));
         }
-        Ok(Self { shared: shared.cast(), child: None })
+        Ok(Self {
+            shared: shared.cast(),
+            child: None,
+        })
     }
 
     fn start(&mut self) -> Result<(), SubjectError> {
@@ -129,13 +134,19 @@ impl Native {
             }
             return Err(SubjectError::last("fork"));
         }
-        self.child = Some(Child { pid, request: request[1], response: response[0] });
+        self.child = Some(Child {
+            pid,
+            request: request[1],
+            response: response[0],
+        });
         Ok(())
     }
 
     /// Ends the child and gives its wait status.
     fn stop(&mut self) -> i32 {
-        let Some(child) = self.child.take() else { return 0 };
+        let Some(child) = self.child.take() else {
+            return 0;
+        };
         let mut status = 0;
         // SAFETY: our own child, by its id, and our own descriptors.
         unsafe {
@@ -163,11 +174,14 @@ impl Native {
         }
         shared.count.store(cases.len() as u32, Ordering::SeqCst);
         shared.done.store(0, Ordering::SeqCst);
-        shared.started.store(0, Ordering::SeqCst);
         let mut failure = None;
         if let Some(child) = &self.child {
             let mut byte = 0u8;
-            let mut poll = libc::pollfd { fd: child.response, events: libc::POLLIN, revents: 0 };
+            let mut poll = libc::pollfd {
+                fd: child.response,
+                events: libc::POLLIN,
+                revents: 0,
+            };
             // SAFETY: one byte each way over our own pipes.
             let answered = unsafe {
                 libc::write(child.request, (&byte as *const u8).cast(), 1) == 1
@@ -223,9 +237,15 @@ impl Subject for Native {
         let mut outcomes = Vec::with_capacity(cases.len());
         while outcomes.len() < cases.len() {
             let rest = &cases[outcomes.len()..];
-            let usable = rest.iter().take(BATCH).take_while(|case| fits(case)).count();
+            let usable = rest
+                .iter()
+                .take(BATCH)
+                .take_while(|case| fits(case))
+                .count();
             if usable == 0 {
-                outcomes.push(Err(SubjectError::Malformed("code or arena outside of its region")));
+                outcomes.push(Err(SubjectError::Malformed(
+                    "code or arena outside of its region",
+                )));
                 continue;
             }
             outcomes.extend(self.run_some(&rest[..usable]));
@@ -253,14 +273,19 @@ impl Drop for Native {
 
 /// Maps `size` bytes of `fd` at `address` (0: anywhere), or ends the child.
 unsafe fn map(fd: i32, address: u64, offset: usize, size: usize, protection: i32) -> *mut u8 {
-    let fixed = if address == 0 { 0 } else { libc::MAP_FIXED_NOREPLACE };
+    let fixed = if address == 0 {
+        0
+    } else {
+        libc::MAP_FIXED_NOREPLACE
+    };
     // SAFETY: never replaces a mapping.
     let mapped = unsafe {
         libc::mmap(
             address as *mut libc::c_void,
             size,
             protection,
-            libc::MAP_SHARED | fixed,
+            // Populated, so that a fault on a page never depends on whether it was touched before.
+            libc::MAP_SHARED | libc::MAP_POPULATE | fixed,
             fd,
             offset as libc::off_t,
         )
@@ -283,7 +308,10 @@ unsafe fn child_main(shared: *mut Shared, request: i32, response: i32) -> ! {
                 libc::close(fd);
             }
         }
-        let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        let no_core = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
         libc::setrlimit(libc::RLIMIT_CORE, &no_core);
 
         let fd = libc::memfd_create(c"rr86-differential".as_ptr(), 0);
@@ -296,8 +324,18 @@ unsafe fn child_main(shared: *mut Shared, request: i32, response: i32) -> ! {
         (*shared).arena_alias = map(fd, 0, CODE_SIZE, ARENA_SIZE, both);
         for page in (0..ARENA_SIZE / PAGE).filter(|&page| mapped(page)) {
             let offset = page * PAGE;
-            let protection = if page == READ_ONLY_PAGE { libc::PROT_READ } else { both };
-            map(fd, ARENA + offset as u64, CODE_SIZE + offset, PAGE, protection);
+            let protection = if page == READ_ONLY_PAGE {
+                libc::PROT_READ
+            } else {
+                both
+            };
+            map(
+                fd,
+                ARENA + offset as u64,
+                CODE_SIZE + offset,
+                PAGE,
+                protection,
+            );
         }
         ptr::write_bytes((*shared).code_alias, 0xf4, CODE_SIZE);
         (*shared).dirty = (0, 0);
@@ -305,8 +343,7 @@ unsafe fn child_main(shared: *mut Shared, request: i32, response: i32) -> ! {
         (*shared).response = response;
         (*shared).child_fs = read_fs_base();
         (*shared).child_gs = 0;
-        (*shared).count.store(0, Ordering::SeqCst);
-        (*shared).done.store(0, Ordering::SeqCst);
+        (*shared).running = false;
         SHARED.store(shared, Ordering::SeqCst);
 
         let stack_size = 256 << 10;
@@ -318,19 +355,29 @@ unsafe fn child_main(shared: *mut Shared, request: i32, response: i32) -> ! {
             -1,
             0,
         );
-        let alternate = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: stack_size };
+        let alternate = libc::stack_t {
+            ss_sp: stack,
+            ss_flags: 0,
+            ss_size: stack_size,
+        };
         libc::sigaltstack(&alternate, ptr::null_mut());
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_signal as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         libc::sigfillset(&mut action.sa_mask);
-        for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP] {
+        for signal in [
+            libc::SIGSEGV,
+            libc::SIGBUS,
+            libc::SIGFPE,
+            libc::SIGILL,
+            libc::SIGTRAP,
+        ] {
             libc::sigaction(signal, &action, ptr::null_mut());
         }
         if !forbid_system_calls_of_cases() {
             libc::_exit(92);
         }
-        // Enters the handler; the counts say that there is no case whose outcome this could be.
+        // Enters the handler, which then waits for the first batch.
         std::arch::asm!("ud2");
         libc::_exit(93)
     }
@@ -343,13 +390,35 @@ unsafe fn forbid_system_calls_of_cases() -> bool {
     const RETURN: u16 = 0x06; // BPF_RET | BPF_K
     const IP_HIGH: u32 = 12; // upper half of seccomp_data.instruction_pointer
     let filter = [
-        libc::sock_filter { code: LOAD, jt: 0, jf: 0, k: IP_HIGH },
-        libc::sock_filter { code: JUMP_EQUAL, jt: 0, jf: 1, k: 0 },
-        libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_KILL_PROCESS },
-        libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
+        libc::sock_filter {
+            code: LOAD,
+            jt: 0,
+            jf: 0,
+            k: IP_HIGH,
+        },
+        libc::sock_filter {
+            code: JUMP_EQUAL,
+            jt: 0,
+            jf: 1,
+            k: 0,
+        },
+        libc::sock_filter {
+            code: RETURN,
+            jt: 0,
+            jf: 0,
+            k: libc::SECCOMP_RET_KILL_PROCESS,
+        },
+        libc::sock_filter {
+            code: RETURN,
+            jt: 0,
+            jf: 0,
+            k: libc::SECCOMP_RET_ALLOW,
+        },
     ];
-    let program =
-        libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_ptr().cast_mut(),
+    };
     // SAFETY: the program outlives the call, which copies it.
     unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
@@ -401,9 +470,9 @@ unsafe extern "C" fn on_signal(
     // SAFETY: the kernel passes the frame that it will restore.
     let machine = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext };
     let fx: *mut u8 = machine.fpregs.cast();
-    let mut index = shared.done.load(Ordering::SeqCst) as usize;
-    let count = shared.count.load(Ordering::SeqCst) as usize;
-    if index < count {
+    let mut batch_over = true;
+    if shared.running {
+        let index = shared.done.load(Ordering::SeqCst) as usize;
         let slot = &mut shared.slots[index];
         for (value, &greg) in slot.gpr.iter_mut().zip(&GREGS) {
             *value = machine.gregs[greg as usize] as u64;
@@ -422,24 +491,24 @@ unsafe extern "C" fn on_signal(
                 layout::ARENA_SIZE,
             );
         }
-        index += 1;
-        shared.done.store(index as u32, Ordering::SeqCst);
+        shared.done.store(index as u32 + 1, Ordering::SeqCst);
+        batch_over = index + 1 >= shared.count.load(Ordering::SeqCst) as usize;
     }
-    if index >= count {
+    if batch_over {
         let mut byte = 0u8;
         // SAFETY: one byte each way; without a parent there is nothing left to do.
         unsafe {
-            if count > 0 && libc::write(shared.response, (&byte as *const u8).cast(), 1) != 1 {
+            if shared.running && libc::write(shared.response, (&byte as *const u8).cast(), 1) != 1 {
                 libc::_exit(0);
             }
             if libc::read(shared.request, (&mut byte as *mut u8).cast(), 1) != 1 {
                 libc::_exit(0);
             }
         }
-        index = 0;
     }
-    shared.started.store(index as u32 + 1, Ordering::SeqCst);
-    let slot = &mut shared.slots[index];
+    shared.running = true;
+    // The parent has set this to zero for a new batch.
+    let slot = &mut shared.slots[shared.done.load(Ordering::SeqCst) as usize];
     // SAFETY: the parent has checked that the code lies in its region.
     unsafe {
         ptr::write_bytes(shared.code_alias.add(shared.dirty.0), 0xf4, shared.dirty.1);

@@ -87,18 +87,23 @@ impl Sequence<'_> {
         let register = match kind {
             K::r8_or_mem | K::r8_reg | K::r8_opcode => {
                 if self.rng.chance(25) {
-                    self.rng.pick(&[Register::AH, Register::CH, Register::DH, Register::BH])
+                    self.rng
+                        .pick(&[Register::AH, Register::CH, Register::DH, Register::BH])
                 } else {
                     gpr(1, number)
                 }
             }
-            K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode | K::r16_reg_mem => gpr(2, number),
-            K::r32_or_mem | K::r32_reg | K::r32_rm | K::r32_opcode | K::r32_reg_mem => gpr(4, number),
-            K::r64_or_mem | K::r64_reg | K::r64_rm | K::r64_opcode | K::r64_reg_mem => gpr(8, number),
-            K::mm_or_mem | K::mm_reg | K::mm_rm => Register::MM0 + (number as u32 & 7),
-            K::xmm_or_mem | K::xmm_reg | K::xmm_rm => {
-                Register::XMM0 + self.rng.below(16) as u32
+            K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode | K::r16_reg_mem => {
+                gpr(2, number)
             }
+            K::r32_or_mem | K::r32_reg | K::r32_rm | K::r32_opcode | K::r32_reg_mem => {
+                gpr(4, number)
+            }
+            K::r64_or_mem | K::r64_reg | K::r64_rm | K::r64_opcode | K::r64_reg_mem => {
+                gpr(8, number)
+            }
+            K::mm_or_mem | K::mm_reg | K::mm_rm => Register::MM0 + (number as u32 & 7),
+            K::xmm_or_mem | K::xmm_reg | K::xmm_rm => Register::XMM0 + self.rng.below(16) as u32,
             K::al => Register::AL,
             K::cl => Register::CL,
             K::ax => Register::AX,
@@ -145,7 +150,11 @@ impl Sequence<'_> {
             }
             K::imm16 => {
                 let enter = instruction.is_stack_instruction();
-                let value = if enter { value as u16 & 0xff } else { value as u16 };
+                let value = if enter {
+                    value as u16 & 0xff
+                } else {
+                    value as u16
+                };
                 instruction.set_op_kind(index, OpKind::Immediate16);
                 instruction.set_immediate16(value);
             }
@@ -179,7 +188,9 @@ impl Sequence<'_> {
         let page = layout::PAGE as u64;
         if self.faults && rng.chance(15) {
             let edge = rng.pick(&[0, 2, 3, 4, 7]) * page;
-            let near = edge.wrapping_add(rng.below(2 * size + 1)).wrapping_sub(size);
+            let near = edge
+                .wrapping_add(rng.below(2 * size + 1))
+                .wrapping_sub(size);
             return layout::ARENA.wrapping_add(near);
         }
         let (start, length) = match rng.below(if write { 3 } else { 4 }) {
@@ -192,7 +203,11 @@ impl Sequence<'_> {
             0 if !aligned => rng.below(room),
             1 if !aligned && size > 1 => {
                 // Across a cache line, and every so often a page.
-                let line = if rng.chance(30) { page } else { 64 * (1 + rng.below(length / 64 - 1)) };
+                let line = if rng.chance(30) {
+                    page
+                } else {
+                    64 * (1 + rng.below(length / 64 - 1))
+                };
                 line.saturating_sub(1 + rng.below(size - 1)).min(room)
             }
             _ => {
@@ -224,7 +239,11 @@ impl Sequence<'_> {
         if self.rng.chance(12) {
             let fs = self.rng.chance(50);
             instruction.set_segment_prefix(if fs { Register::FS } else { Register::GS });
-            target = target.wrapping_sub(if fs { self.entry.fs_base } else { self.entry.gs_base });
+            target = target.wrapping_sub(if fs {
+                self.entry.fs_base
+            } else {
+                self.entry.gs_base
+            });
         }
         if kind == K::mem_offs {
             instruction.set_memory_displ_size(8);
@@ -232,8 +251,11 @@ impl Sequence<'_> {
             return;
         }
         let narrow = self.rng.chance(12) && target >> 32 == 0;
-        let (size, mask, wide) =
-            if narrow { (4, 0xffff_ffff, 4) } else { (8, u64::MAX, 8) };
+        let (size, mask, wide) = if narrow {
+            (4, 0xffff_ffff, 4)
+        } else {
+            (8, u64::MAX, 8)
+        };
         match self.rng.below(10) {
             0 => {
                 // disp32 alone, sign-extended.
@@ -332,7 +354,11 @@ impl Sequence<'_> {
     fn displacement(&mut self, instruction: &mut Instruction, value: u64, narrow: bool) {
         let value = if narrow { value & 0xffff_ffff } else { value };
         instruction.set_memory_displacement64(value);
-        let signed = if narrow { i64::from(value as i32) } else { value as i64 };
+        let signed = if narrow {
+            i64::from(value as i32)
+        } else {
+            value as i64
+        };
         let size = if value == 0 && self.rng.chance(60) {
             0
         } else if i8::try_from(signed).is_ok() && self.rng.chance(80) {

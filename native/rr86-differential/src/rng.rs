@@ -67,7 +67,15 @@ impl Rng {
                     near
                 }
             }
-            4 => self.pick(&[0, 1, u64::MAX, i64::MAX as u64, i64::MIN as u64, 0xffff_ffff, 0x5555_5555_5555_5555]),
+            4 => self.pick(&[
+                0,
+                1,
+                u64::MAX,
+                i64::MAX as u64,
+                i64::MIN as u64,
+                0xffff_ffff,
+                0x5555_5555_5555_5555,
+            ]),
             _ => self.u64() >> self.below(64),
         }
     }

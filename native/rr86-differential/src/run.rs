@@ -62,7 +62,11 @@ impl fmt::Display for Summary {
         let covered = self.offered.intersection(&self.covered).count();
         write!(f, "forms covered: {covered} of {}", self.offered.len())?;
         for code in self.offered.difference(&self.covered).take(60) {
-            let how = if self.reached.contains(code) { "only faulted" } else { "not reached" };
+            let how = if self.reached.contains(code) {
+                "only faulted"
+            } else {
+                "not reached"
+            };
             write!(f, "\n  {code:?}: {how}")?;
         }
         Ok(())
@@ -87,7 +91,12 @@ impl<'a> Run<'a> {
         native: &'a mut dyn Subject,
         subject: &'a mut dyn Subject,
     ) -> Self {
-        Self { options, native, subject, summary: Summary::default() }
+        Self {
+            options,
+            native,
+            subject,
+            summary: Summary::default(),
+        }
     }
 
     /// Runs every case of the options; `print` gets reports and progress.
@@ -97,8 +106,9 @@ impl<'a> Run<'a> {
         let mut index = self.options.start;
         while index < end {
             let next = end.min(index + CHUNK);
-            let cases: Vec<Case> =
-                (index..next).filter_map(|n| generator.case(self.options.seed, n)).collect();
+            let cases: Vec<Case> = (index..next)
+                .filter_map(|n| generator.case(self.options.seed, n))
+                .collect();
             let expected = self.native.run_batch(&cases);
             let got = self.subject.run_batch(&cases);
             for (at, (case, (expected, got))) in
@@ -109,7 +119,9 @@ impl<'a> Run<'a> {
             }
             index = next;
             if index % (CHUNK * 200) == 0 {
-                let Summary { cases, mismatches, .. } = self.summary;
+                let Summary {
+                    cases, mismatches, ..
+                } = self.summary;
                 print(&format!("{cases} cases, {mismatches} mismatches"));
             }
         }
@@ -120,7 +132,9 @@ impl<'a> Run<'a> {
     pub fn replay(&mut self, case: &Case) -> Summary {
         let expected = self.native.run(case);
         let got = self.subject.run(case);
-        self.judge(case, expected, got, "replayed case", &mut |line| println!("{line}"));
+        self.judge(case, expected, got, "replayed case", &mut |line| {
+            println!("{line}")
+        });
         self.summary.clone()
     }
 
@@ -169,7 +183,10 @@ impl<'a> Run<'a> {
             },
             _ => differences,
         };
-        print(&format!("{name}: {failure}\n{}", text::report(&small, &shown)));
+        print(&format!(
+            "{name}: {failure}\n{}",
+            text::report(&small, &shown)
+        ));
         if let Some(directory) = &self.options.keep {
             let file = directory.join(format!("{}.case", name.replace(' ', "-")));
             let note = format!("{name}: {failure}");
@@ -195,7 +212,10 @@ impl<'a> Run<'a> {
                 self.summary.covered.insert(instruction.code());
             }
             use iced_x86::FlowControl as F;
-            certain &= matches!(instruction.flow_control(), F::Next | F::Exception | F::Interrupt);
+            certain &= matches!(
+                instruction.flow_control(),
+                F::Next | F::Exception | F::Interrupt
+            );
         }
     }
 }

@@ -68,7 +68,11 @@ pub fn extended(rng: &mut Rng) -> (u64, u16) {
 
 /// An x87 control word without reserved bits; exceptions mostly masked.
 pub fn control_word(rng: &mut Rng, faults: bool) -> u16 {
-    let masks = if faults && rng.chance(30) { rng.u64() as u16 & 0x3f } else { 0x3f };
+    let masks = if faults && rng.chance(30) {
+        rng.u64() as u16 & 0x3f
+    } else {
+        0x3f
+    };
     let precision = rng.pick(&[0, 2, 3, 3, 3]) << 8;
     let rounding = (rng.below(4) as u16) << 10;
     masks | 0x40 | precision | rounding
@@ -76,7 +80,11 @@ pub fn control_word(rng: &mut Rng, faults: bool) -> u16 {
 
 /// An MXCSR value without reserved bits; exceptions mostly masked.
 pub fn mxcsr(rng: &mut Rng, faults: bool) -> u32 {
-    let masks = if faults && rng.chance(30) { (rng.u64() as u32 & 0x3f) << 7 } else { 0x1f80 };
+    let masks = if faults && rng.chance(30) {
+        (rng.u64() as u32 & 0x3f) << 7
+    } else {
+        0x1f80
+    };
     let mut value = masks | (rng.below(4) as u32) << 13 | (rng.u64() as u32 & 0x3f);
     if rng.chance(20) {
         value |= 0x8000;
@@ -111,8 +119,11 @@ pub fn fxsave(rng: &mut Rng, faults: bool) -> [u8; 512] {
     image[24..28].copy_from_slice(&mxcsr(rng, faults).to_le_bytes());
     image[28..32].copy_from_slice(&0xffffu32.to_le_bytes());
     for register in 0..8 {
-        let (significand, exponent) =
-            if rng.chance(20) { (rng.operand(), 0xffff) } else { extended(rng) };
+        let (significand, exponent) = if rng.chance(20) {
+            (rng.operand(), 0xffff)
+        } else {
+            extended(rng)
+        };
         let at = 32 + register * 16;
         image[at..at + 8].copy_from_slice(&significand.to_le_bytes());
         image[at + 8..at + 10].copy_from_slice(&exponent.to_le_bytes());
@@ -135,7 +146,13 @@ pub fn entry(rng: &mut Rng, faults: bool) -> Entry {
         rflags &= !0x400;
     }
     let base = |rng: &mut Rng| layout::ARENA + rng.below(0x1000) - 0x800;
-    Entry { gpr, rflags, fs_base: base(rng), gs_base: base(rng), fxsave: fxsave(rng, faults) }
+    Entry {
+        gpr,
+        rflags,
+        fs_base: base(rng),
+        gs_base: base(rng),
+        fxsave: fxsave(rng, faults),
+    }
 }
 
 /// A random arena image: integers, floating-point values of each kind, text-like bytes.

@@ -53,7 +53,10 @@ pub fn render(case: &Case, note: &str) -> String {
     for (name, value) in GPR_NAMES.iter().zip(case.entry.gpr) {
         let _ = writeln!(text, "{name} {value:#x}");
     }
-    for (name, bytes) in [("fxsave", &case.entry.fxsave[..]), ("arena", &case.arena[..])] {
+    for (name, bytes) in [
+        ("fxsave", &case.entry.fxsave[..]),
+        ("arena", &case.arena[..]),
+    ] {
         for (line, chunk) in bytes.chunks(16).enumerate() {
             if chunk.iter().any(|&byte| byte != 0) {
                 let _ = writeln!(text, "{name} {:#x} {}", line * 16, hex(chunk));
@@ -64,7 +67,11 @@ pub fn render(case: &Case, note: &str) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+    bytes
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn number(text: &str) -> Option<u64> {
@@ -80,12 +87,22 @@ pub fn parse(text: &str) -> Result<Case, ParseError> {
         seed: 0,
         code_address: layout::CODE,
         code: Vec::new(),
-        entry: Entry { gpr: [0; 16], rflags: 0, fs_base: 0, gs_base: 0, fxsave: [0; 512] },
+        entry: Entry {
+            gpr: [0; 16],
+            rflags: 0,
+            fs_base: 0,
+            gs_base: 0,
+            fxsave: [0; 512],
+        },
         arena: vec![0; layout::ARENA_SIZE],
     };
     for (index, full) in text.lines().enumerate() {
         let line = full.split('#').next().unwrap_or("").trim();
-        let error = |problem| ParseError { line: index + 1, problem, text: line.to_owned() };
+        let error = |problem| ParseError {
+            line: index + 1,
+            problem,
+            text: line.to_owned(),
+        };
         let mut words = line.split_whitespace();
         let Some(key) = words.next() else { continue };
         let rest: Vec<&str> = words.collect();
@@ -95,15 +112,21 @@ pub fn parse(text: &str) -> Result<Case, ParseError> {
                 .map(|word| u8::from_str_radix(word, 16).map_err(|_| error("not a byte")))
                 .collect()
         };
-        let first =
-            || rest.first().and_then(|word| number(word)).ok_or_else(|| error("not a number"));
+        let first = || {
+            rest.first()
+                .and_then(|word| number(word))
+                .ok_or_else(|| error("not a number"))
+        };
         match key {
             "code" => case.code.extend(bytes(&rest)?),
             "fxsave" | "arena" => {
                 let offset = first()? as usize;
                 let data = bytes(&rest[1..])?;
-                let place =
-                    if key == "arena" { &mut case.arena[..] } else { &mut case.entry.fxsave[..] };
+                let place = if key == "arena" {
+                    &mut case.arena[..]
+                } else {
+                    &mut case.entry.fxsave[..]
+                };
                 let end = offset.saturating_add(data.len());
                 place
                     .get_mut(offset..end)

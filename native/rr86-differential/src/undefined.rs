@@ -37,10 +37,16 @@ pub fn measure(native: &mut dyn Subject) -> String {
         let mut valid = 0;
         for _ in 0..TRIALS {
             let gpr = (probe.operands)(&mut rng);
-            let Some(low) = run(native, &probe.instruction, gpr, 0) else { continue };
-            let Some(high) = run(native, &probe.instruction, gpr, STATUS) else { continue };
+            let Some(low) = run(native, &probe.instruction, gpr, 0) else {
+                continue;
+            };
+            let Some(high) = run(native, &probe.instruction, gpr, STATUS) else {
+                continue;
+            };
             let mixed = rng.u64() & STATUS;
-            let Some(middle) = run(native, &probe.instruction, gpr, mixed) else { continue };
+            let Some(middle) = run(native, &probe.instruction, gpr, mixed) else {
+                continue;
+            };
             valid += 1;
             depends |= (low.0 ^ high.0) | (low.0 ^ middle.0);
             kept &= !low.0 & high.0 & !(middle.0 ^ mixed);
@@ -63,7 +69,11 @@ pub fn measure(native: &mut dyn Subject) -> String {
             flag_names(zeros),
             flag_names(ones),
             flag_names(rest),
-            if valid == 0 { "  (never completed)" } else { "" }
+            if valid == 0 {
+                "  (never completed)"
+            } else {
+                ""
+            }
         );
     }
     text.push_str("\nBSF and BSR with a zero source, destination 0x1122334455667788 before:\n");
@@ -75,7 +85,9 @@ pub fn measure(native: &mut dyn Subject) -> String {
         ("bsr r32", Code::Bsr_r32_rm32, Register::ECX, Register::EAX),
         ("bsr r64", Code::Bsr_r64_rm64, Register::RCX, Register::RAX),
     ] {
-        let Ok(instruction) = Instruction::with2(code, target, source) else { continue };
+        let Ok(instruction) = Instruction::with2(code, target, source) else {
+            continue;
+        };
         let operands = [0x1122_3344_5566_7788, 0, 0, 0];
         if let Some((_, rax)) = run(native, &instruction, operands, 0) {
             let _ = writeln!(text, "  {name}: {rax:#018x}");
@@ -111,7 +123,10 @@ fn run(
         arena: vec![0; layout::ARENA_SIZE],
     };
     let outcome = native.run(&case).ok()?;
-    outcome.fault.is_none().then_some((outcome.rflags & STATUS, outcome.gpr[0]))
+    outcome
+        .fault
+        .is_none()
+        .then_some((outcome.rflags & STATUS, outcome.gpr[0]))
 }
 
 fn any(rng: &mut Rng) -> [u64; 4] {
@@ -140,7 +155,12 @@ fn zero_source(rng: &mut Rng) -> [u64; 4] {
 }
 
 fn nonzero_source(rng: &mut Rng) -> [u64; 4] {
-    [rng.operand(), rng.operand() | 1 << rng.below(16), rng.operand(), 0]
+    [
+        rng.operand(),
+        rng.operand() | 1 << rng.below(16),
+        rng.operand(),
+        0,
+    ]
 }
 
 fn probes() -> Vec<Probe> {
@@ -155,7 +175,12 @@ fn probes() -> Vec<Probe> {
     let mut probes = Vec::new();
     let mut one = |name, code, register, undefined, operands: Operands| {
         if let Ok(instruction) = Instruction::with1(code, register) {
-            probes.push(Probe { name, undefined, instruction, operands });
+            probes.push(Probe {
+                name,
+                undefined,
+                instruction,
+                operands,
+            });
         }
     };
     let product = SF | ZF | AF | PF;
@@ -167,17 +192,26 @@ fn probes() -> Vec<Probe> {
     one("imul r16", Code::Imul_rm16, CX, product, any);
     one("imul r32", Code::Imul_rm32, ECX, product, any);
     one("imul r64", Code::Imul_rm64, RCX, product, any);
-    one("div r8", Code::Div_rm8, CL, STATUS, |rng| [rng.below(0x7f), 1 + rng.below(0x7f), 0, 0]);
+    one("div r8", Code::Div_rm8, CL, STATUS, |rng| {
+        [rng.below(0x7f), 1 + rng.below(0x7f), 0, 0]
+    });
     one("div r16", Code::Div_rm16, CX, STATUS, dividend);
     one("div r32", Code::Div_rm32, ECX, STATUS, dividend);
     one("div r64", Code::Div_rm64, RCX, STATUS, dividend);
-    one("idiv r8", Code::Idiv_rm8, CL, STATUS, |rng| [rng.below(0x7f), 1 + rng.below(0x7f), 0, 0]);
+    one("idiv r8", Code::Idiv_rm8, CL, STATUS, |rng| {
+        [rng.below(0x7f), 1 + rng.below(0x7f), 0, 0]
+    });
     one("idiv r16", Code::Idiv_rm16, CX, STATUS, dividend);
     one("idiv r32", Code::Idiv_rm32, ECX, STATUS, dividend);
     one("idiv r64", Code::Idiv_rm64, RCX, STATUS, dividend);
     let mut two = |name, code, first, second, undefined, operands: Operands| {
         if let Ok(instruction) = Instruction::with2(code, first, second) {
-            probes.push(Probe { name, undefined, instruction, operands });
+            probes.push(Probe {
+                name,
+                undefined,
+                instruction,
+                operands,
+            });
         }
     };
     two("imul r16, r16", Code::Imul_r16_rm16, AX, CX, product, any);
@@ -193,22 +227,129 @@ fn probes() -> Vec<Probe> {
     two("btr", Code::Btr_rm64_r64, RAX, RCX, OF | SF | AF | PF, any);
     two("btc", Code::Btc_rm64_r64, RAX, RCX, OF | SF | AF | PF, any);
     let scan = CF | OF | SF | AF | PF;
-    two("bsf, source 0", Code::Bsf_r64_rm64, RAX, RCX, scan, zero_source);
-    two("bsf, source not 0", Code::Bsf_r64_rm64, RAX, RCX, scan, nonzero_source);
-    two("bsr, source 0", Code::Bsr_r64_rm64, RAX, RCX, scan, zero_source);
-    two("bsr, source not 0", Code::Bsr_r64_rm64, RAX, RCX, scan, nonzero_source);
-    two("shl r64, 1", Code::Shl_rm64_CL, RAX, CL, AF, |rng| [rng.operand(), 1, 0, 0]);
-    two("shl r64, >1", Code::Shl_rm64_CL, RAX, CL, AF | OF, many::<64>);
-    two("shr r64, >1", Code::Shr_rm64_CL, RAX, CL, AF | OF, many::<64>);
-    two("sar r64, >1", Code::Sar_rm64_CL, RAX, CL, AF | OF, many::<64>);
-    two("shl r32, >1", Code::Shl_rm32_CL, EAX, CL, AF | OF, many::<32>);
-    two("shr r32, >1", Code::Shr_rm32_CL, EAX, CL, AF | OF, many::<32>);
-    two("shl r16, >1", Code::Shl_rm16_CL, AX, CL, AF | OF, many::<16>);
-    two("shl r16, >16", Code::Shl_rm16_CL, AX, CL, CF | AF | OF, beyond::<16>);
-    two("shr r16, >16", Code::Shr_rm16_CL, AX, CL, CF | AF | OF, beyond::<16>);
-    two("sar r16, >16", Code::Sar_rm16_CL, AX, CL, AF | OF, beyond::<16>);
-    two("shl r8, >8", Code::Shl_rm8_CL, AL, CL, CF | AF | OF, beyond::<8>);
-    two("shr r8, >8", Code::Shr_rm8_CL, AL, CL, CF | AF | OF, beyond::<8>);
+    two(
+        "bsf, source 0",
+        Code::Bsf_r64_rm64,
+        RAX,
+        RCX,
+        scan,
+        zero_source,
+    );
+    two(
+        "bsf, source not 0",
+        Code::Bsf_r64_rm64,
+        RAX,
+        RCX,
+        scan,
+        nonzero_source,
+    );
+    two(
+        "bsr, source 0",
+        Code::Bsr_r64_rm64,
+        RAX,
+        RCX,
+        scan,
+        zero_source,
+    );
+    two(
+        "bsr, source not 0",
+        Code::Bsr_r64_rm64,
+        RAX,
+        RCX,
+        scan,
+        nonzero_source,
+    );
+    two("shl r64, 1", Code::Shl_rm64_CL, RAX, CL, AF, |rng| {
+        [rng.operand(), 1, 0, 0]
+    });
+    two(
+        "shl r64, >1",
+        Code::Shl_rm64_CL,
+        RAX,
+        CL,
+        AF | OF,
+        many::<64>,
+    );
+    two(
+        "shr r64, >1",
+        Code::Shr_rm64_CL,
+        RAX,
+        CL,
+        AF | OF,
+        many::<64>,
+    );
+    two(
+        "sar r64, >1",
+        Code::Sar_rm64_CL,
+        RAX,
+        CL,
+        AF | OF,
+        many::<64>,
+    );
+    two(
+        "shl r32, >1",
+        Code::Shl_rm32_CL,
+        EAX,
+        CL,
+        AF | OF,
+        many::<32>,
+    );
+    two(
+        "shr r32, >1",
+        Code::Shr_rm32_CL,
+        EAX,
+        CL,
+        AF | OF,
+        many::<32>,
+    );
+    two(
+        "shl r16, >1",
+        Code::Shl_rm16_CL,
+        AX,
+        CL,
+        AF | OF,
+        many::<16>,
+    );
+    two(
+        "shl r16, >16",
+        Code::Shl_rm16_CL,
+        AX,
+        CL,
+        CF | AF | OF,
+        beyond::<16>,
+    );
+    two(
+        "shr r16, >16",
+        Code::Shr_rm16_CL,
+        AX,
+        CL,
+        CF | AF | OF,
+        beyond::<16>,
+    );
+    two(
+        "sar r16, >16",
+        Code::Sar_rm16_CL,
+        AX,
+        CL,
+        AF | OF,
+        beyond::<16>,
+    );
+    two(
+        "shl r8, >8",
+        Code::Shl_rm8_CL,
+        AL,
+        CL,
+        CF | AF | OF,
+        beyond::<8>,
+    );
+    two(
+        "shr r8, >8",
+        Code::Shr_rm8_CL,
+        AL,
+        CL,
+        CF | AF | OF,
+        beyond::<8>,
+    );
     two("rol r64, >1", Code::Rol_rm64_CL, RAX, CL, OF, many::<64>);
     two("ror r64, >1", Code::Ror_rm64_CL, RAX, CL, OF, many::<64>);
     two("rcl r64, >1", Code::Rcl_rm64_CL, RAX, CL, OF, many::<64>);
@@ -217,17 +358,64 @@ fn probes() -> Vec<Probe> {
     two("rcl r8, >1", Code::Rcl_rm8_CL, AL, CL, OF, many::<32>);
     let mut three = |name, code, first, second, undefined, operands: Operands| {
         if let Ok(instruction) = Instruction::with3(code, first, second, CL) {
-            probes.push(Probe { name, undefined, instruction, operands });
+            probes.push(Probe {
+                name,
+                undefined,
+                instruction,
+                operands,
+            });
         }
     };
     three("shld r64, 1", Code::Shld_rm64_r64_CL, RAX, RDX, AF, |rng| {
         [rng.operand(), 1, rng.operand(), 0]
     });
-    three("shld r64, >1", Code::Shld_rm64_r64_CL, RAX, RDX, AF | OF, many::<64>);
-    three("shrd r64, >1", Code::Shrd_rm64_r64_CL, RAX, RDX, AF | OF, many::<64>);
-    three("shld r32, >1", Code::Shld_rm32_r32_CL, EAX, EDX, AF | OF, many::<32>);
-    three("shld r16, 2..16", Code::Shld_rm16_r16_CL, AX, DX, AF | OF, many::<16>);
-    three("shld r16, >16", Code::Shld_rm16_r16_CL, AX, DX, STATUS, beyond::<16>);
-    three("shrd r16, >16", Code::Shrd_rm16_r16_CL, AX, DX, STATUS, beyond::<16>);
+    three(
+        "shld r64, >1",
+        Code::Shld_rm64_r64_CL,
+        RAX,
+        RDX,
+        AF | OF,
+        many::<64>,
+    );
+    three(
+        "shrd r64, >1",
+        Code::Shrd_rm64_r64_CL,
+        RAX,
+        RDX,
+        AF | OF,
+        many::<64>,
+    );
+    three(
+        "shld r32, >1",
+        Code::Shld_rm32_r32_CL,
+        EAX,
+        EDX,
+        AF | OF,
+        many::<32>,
+    );
+    three(
+        "shld r16, 2..16",
+        Code::Shld_rm16_r16_CL,
+        AX,
+        DX,
+        AF | OF,
+        many::<16>,
+    );
+    three(
+        "shld r16, >16",
+        Code::Shld_rm16_r16_CL,
+        AX,
+        DX,
+        STATUS,
+        beyond::<16>,
+    );
+    three(
+        "shrd r16, >16",
+        Code::Shrd_rm16_r16_CL,
+        AX,
+        DX,
+        STATUS,
+        beyond::<16>,
+    );
     probes
 }
