@@ -328,11 +328,11 @@ impl<'a> Sequence<'a> {
             _ => {}
         }
         let mut loops_to_itself = false;
-        if code.is_loop_form() && self.rng.chance(70) {
+        if code.loop_form() && self.rng.chance(70) {
             let count = self.rng.pick(&[0, 1, 2, 3, 1 << 32, 0x1_0000_0001]);
             self.set(1, count);
         }
-        if code.is_loop_form() && code.mnemonic() == Mnemonic::Loop && self.rng.chance(20) {
+        if code.loop_form() && code.mnemonic() == Mnemonic::Loop && self.rng.chance(20) {
             let count = 1 + self.rng.below(40);
             self.set(1, count);
             loops_to_itself = true;
@@ -680,7 +680,7 @@ fn may_be_memory(kind: K) -> bool {
 /// Questions about a form that iced answers for whole instructions only.
 trait FormHints {
     fn rflags_read_hint(self) -> u32;
-    fn is_loop_form(self) -> bool;
+    fn loop_form(self) -> bool;
 }
 
 impl FormHints for Code {
@@ -691,7 +691,7 @@ impl FormHints for Code {
         instruction.rflags_read()
     }
 
-    fn is_loop_form(self) -> bool {
+    fn loop_form(self) -> bool {
         matches!(
             self.mnemonic(),
             Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne | Mnemonic::Jrcxz | Mnemonic::Jecxz

@@ -6,6 +6,7 @@ pub mod compare;
 pub mod flipped;
 pub mod forms;
 pub mod generate;
+pub mod kvm;
 pub mod minimise;
 pub mod native;
 mod operands;

@@ -15,7 +15,8 @@ const USAGE: &str = "usage: rr86-differential [options]
   --count N           number of cases (default 100000)
   --families A,B      integer, control, string, x87, mmx, sse, state (default all)
   --only TEXT         forms whose name contains TEXT
-  --subject NAME      native (a second child of the host CPU) or flipped (wrong on purpose)
+  --subject NAME      native (a second child of the host CPU), kvm (a guest at CPL 3)
+                      or flipped (wrong on purpose)
   --strict            flags that the SDM leaves undefined must be equal as well
   --undefined-reads   let instructions read undefined flags
   --movbe             the CPU model has MOVBE
@@ -90,6 +91,7 @@ fn subject(name: &str) -> Result<Box<dyn Subject>, String> {
     let text = |error: SubjectError| error.to_string();
     match name {
         "native" => Ok(Box::new(Native::new().map_err(text)?)),
+        "kvm" => Ok(Box::new(rr86_differential::kvm::Kvm::new().map_err(text)?)),
         "flipped" => Ok(Box::new(rr86_differential::flipped::Flipped::new(
             Native::new().map_err(text)?,
         ))),

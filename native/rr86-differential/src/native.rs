@@ -187,10 +187,11 @@ impl Native {
                 libc::write(child.request, (&byte as *const u8).cast(), 1) == 1
                     && libc::poll(&mut poll, 1, PATIENCE_MS) == 1
             };
-            // SAFETY: as above; a dead child gives end of file.
             if !answered {
                 failure = Some(true);
-            } else if unsafe { libc::read(child.response, (&mut byte as *mut u8).cast(), 1) } != 1 {
+            } else if
+            // SAFETY: one byte over our own pipe; a dead child gives end of file.
+            unsafe { libc::read(child.response, (&mut byte as *mut u8).cast(), 1) } != 1 {
                 failure = Some(false);
             }
         }

@@ -256,25 +256,18 @@ impl Sequence<'_> {
         } else {
             (8, u64::MAX, 8)
         };
-        match self.rng.below(10) {
-            0 => {
-                // disp32 alone, sign-extended.
-                if i32::try_from(target as i64).is_ok() {
-                    instruction.set_memory_displ_size(wide);
-                    instruction.set_memory_displacement64(target);
-                    return;
-                }
+        let form = self.rng.below(10);
+        // A displacement alone is sign-extended; RIP-relative ones reach 2 GiB either way.
+        let alone = form == 0 && i32::try_from(target as i64).is_ok();
+        let relative = matches!(form, 1 | 2) && target >> 31 == 0;
+        if alone || relative {
+            if relative {
+                let rip = if narrow { Register::EIP } else { Register::RIP };
+                instruction.set_memory_base(rip);
             }
-            1 | 2 => {
-                if target >> 31 == 0 {
-                    let rip = if narrow { Register::EIP } else { Register::RIP };
-                    instruction.set_memory_base(rip);
-                    instruction.set_memory_displ_size(wide);
-                    instruction.set_memory_displacement64(target);
-                    return;
-                }
-            }
-            _ => {}
+            instruction.set_memory_displ_size(wide);
+            instruction.set_memory_displacement64(target);
+            return;
         }
         let base = self.address_register();
         let with_index = self.rng.chance(45);
