@@ -8,9 +8,8 @@
 use std::collections::BTreeSet;
 
 use iced_x86::{
-    BlockEncoder, BlockEncoderOptions, Code, Decoder, DecoderOptions, Encoder, FlowControl,
-    Instruction, InstructionBlock, InstructionInfoFactory, Mnemonic, OpAccess,
-    OpCodeOperandKind as K, OpKind, Register,
+    Code, Decoder, DecoderOptions, Encoder, FlowControl, Instruction, InstructionInfoFactory,
+    Mnemonic, OpAccess, OpCodeOperandKind as K, OpKind, Register,
 };
 
 use crate::case::{layout, Case, Entry};
@@ -619,14 +618,43 @@ impl<'a> Sequence<'a> {
         decoded.code() == instruction.code() && decoded.len() == bytes.len()
     }
 
+    /// Encodes the sequence at its address. The length of an instruction does not depend on
+    /// where it stands or branches to, so one pass finds the addresses and a second one encodes.
+    /// (A block encoder would turn EIP-relative operands into RIP-relative ones.)
+    fn encode(&self) -> Option<Vec<u8>> {
+        let mut encoder = Encoder::new(64);
+        let mut addresses = Vec::with_capacity(self.instructions.len());
+        let mut address = self.code_address;
+        for instruction in &self.instructions {
+            let mut probe = *instruction;
+            if probe.op_kind(0) == OpKind::NearBranch64 {
+                probe.set_near_branch64(address);
+            }
+            addresses.push((instruction.ip(), address));
+            address += encoder.encode(&probe, address).ok()? as u64;
+        }
+        let resolve = |label: u64| {
+            let found = addresses.iter().find(|(known, _)| *known == label);
+            found.map_or(label, |(_, address)| *address)
+        };
+        encoder.take_buffer();
+        for (instruction, (_, address)) in self.instructions.iter().zip(&addresses) {
+            let mut placed = *instruction;
+            if placed.op_kind(0) == OpKind::NearBranch64 {
+                placed.set_near_branch64(resolve(placed.near_branch64()));
+            } else if placed.is_ip_rel_memory_operand() {
+                placed.set_memory_displacement64(resolve(placed.memory_displacement64()));
+            }
+            encoder.encode(&placed, *address).ok()?;
+        }
+        Some(encoder.take_buffer())
+    }
+
     fn finish(mut self) -> Option<Case> {
         self.current = self.len;
         self.sub = 0;
         self.emit(Instruction::with(Code::Hlt));
-        let block = InstructionBlock::new(&self.instructions, self.code_address);
-        let mut code = BlockEncoder::encode(64, block, BlockEncoderOptions::DONT_FIX_BRANCHES)
-            .ok()?
-            .code_buffer;
+        let mut code = self.encode()?;
         code.pop();
         if code.len() > 1000 {
             return None;

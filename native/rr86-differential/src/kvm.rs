@@ -2,6 +2,10 @@
 //! exception handlers are a HLT each. It shares nothing with [`crate::native`] but the silicon, so it
 //! tests the harness, and it shows what an exception delivers without an operating system in between.
 //!
+//! That holds where KVM uses hardware virtualisation. A KVM backed by software (no `svm` or `vmx` among
+//! the CPU's flags) emulates part of the guest's instructions; its mismatches then say
+//! nothing about the host CPU: no x87, SSE or POPCNT, approximate string instructions.
+//!
 //! System structures live in the upper half of the linear address space, because a stray access to the
 //! lower half must find it as empty as it is natively.
 

@@ -372,3 +372,101 @@ fn kept_cases_replay_equal() {
     }
     assert!(count > 0, "there are kept cases");
 }
+
+#[test]
+fn every_way_to_name_an_operand_occurs() {
+    use iced_x86::{OpKind, Register};
+    let generator = generator();
+    let mut seen = BTreeSet::new();
+    for index in 0..4000 {
+        let case = generator.case(1, index).unwrap();
+        let middle = layout::CODE + layout::PAGE as u64;
+        if case.code_address < middle && case.end() > middle {
+            seen.insert("code across a page".to_owned());
+        }
+        for instruction in decode(&case) {
+            if instruction.has_lock_prefix() {
+                seen.insert("lock".to_owned());
+            }
+            if instruction.has_rep_prefix() {
+                seen.insert("rep".to_owned());
+            }
+            if instruction.has_repne_prefix() {
+                seen.insert("repne".to_owned());
+            }
+            for operand in 0..instruction.op_count() {
+                match instruction.op_kind(operand) {
+                    OpKind::Register => {
+                        seen.insert(format!("{:?}", instruction.op_register(operand)));
+                    }
+                    OpKind::Memory => {
+                        let base = instruction.memory_base();
+                        let index = instruction.memory_index();
+                        let size = instruction.memory_displ_size();
+                        let width = base.size().max(index.size());
+                        let scale = instruction.memory_index_scale();
+                        let with = (base != Register::None, index != Register::None);
+                        seen.insert(format!("address {width} {with:?} *{scale} disp{size}"));
+                        seen.insert(format!("base {base:?}"));
+                        seen.insert(format!("index {index:?}"));
+                        seen.insert(format!("segment {:?}", instruction.segment_prefix()));
+                    }
+                    OpKind::MemoryESEDI | OpKind::MemorySegESI => {
+                        seen.insert("string with 32-bit address".to_owned());
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    let mut expected: Vec<String> = [
+        "code across a page",
+        "lock",
+        "rep",
+        "repne",
+        "string with 32-bit address",
+        "base RIP",
+        "base EIP",
+        "base None",
+        "segment FS",
+        "segment GS",
+        "segment None",
+        "AH",
+        "BH",
+        "SPL",
+        "R15L",
+        "address 0 (false, false) *1 disp4",
+        "address 0 (false, false) *1 disp8",
+    ]
+    .map(str::to_owned)
+    .into();
+    for number in 0..16 {
+        let name = format!("{:?}", Register::RAX + number);
+        expected.push(format!("base {name}"));
+        if number != 4 {
+            expected.push(format!("index {name}"));
+        }
+        expected.push(name);
+        expected.push(format!("{:?}", Register::EAX + number));
+        expected.push(format!("{:?}", Register::AX + number));
+        expected.push(format!("XMM{number}"));
+        expected.push(format!("base {:?}", Register::EAX + number));
+    }
+    for number in 0..8 {
+        expected.push(format!("MM{number}"));
+        expected.push(format!("ST{number}"));
+    }
+    for width in [4, 8] {
+        for size in [0, 1, width] {
+            expected.push(format!("address {width} (true, false) *1 disp{size}"));
+            for scale in [1, 2, 4, 8] {
+                expected.push(format!("address {width} (true, true) *{scale} disp{size}"));
+            }
+        }
+    }
+    let missing: Vec<_> = expected
+        .iter()
+        .filter(|name| !seen.contains(*name))
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}\nof {seen:?}");
+}
