@@ -637,7 +637,7 @@ impl<'a> Sequence<'a> {
             let found = addresses.iter().find(|(known, _)| *known == label);
             found.map_or(label, |(_, address)| *address)
         };
-        encoder.take_buffer();
+        let mut encoder = Encoder::new(64);
         for (instruction, (_, address)) in self.instructions.iter().zip(&addresses) {
             let mut placed = *instruction;
             if placed.op_kind(0) == OpKind::NearBranch64 {

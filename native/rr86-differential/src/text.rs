@@ -155,6 +155,25 @@ pub fn report(case: &Case, differences: &[Difference]) -> String {
             let _ = writeln!(text, "  {name} = {value:#x}");
         }
     }
+    // What is zero was not needed to fail; a reduced case has few lines left.
+    let images = [
+        ("fxsave +", &case.entry.fxsave[..], 0),
+        ("arena ", &case.arena[..], layout::ARENA),
+    ];
+    for (name, bytes, base) in images {
+        let lines = bytes.chunks(16).enumerate();
+        let shown = lines
+            .filter(|(_, line)| line.iter().any(|&byte| byte != 0))
+            .take(12);
+        for (index, line) in shown {
+            let _ = writeln!(
+                text,
+                "  {name}{:#x}: {}",
+                base + index as u64 * 16,
+                hex(line)
+            );
+        }
+    }
     for difference in differences.iter().take(20) {
         let _ = writeln!(text, "- {difference}");
     }
