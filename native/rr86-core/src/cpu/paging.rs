@@ -1,9 +1,10 @@
 //! Linear to physical translation by the guest's page tables (SDM vol. 3A, chapter 4).
 //!
-//! One walk answers one access and tells in addition what else the same translation permits, so that the
-//! caller can fill a TLB entry. PDPTEs of PAE paging are read from memory on every walk, not held
-//! in registers: software has to reload CR3 after changing them in any case, and a walk then
-//! depends on nothing but CR3 and memory. Accessed and dirty bits are set only when the access is permitted.
+//! One walk answers one access and tells in addition what else the same translation permits, so
+//! that the caller can fill a TLB entry. PDPTEs of PAE paging are read from memory on every walk,
+//! not held in registers: software has to reload CR3 after changing them in any case, and a walk
+//! then depends on nothing but CR3 and memory. Accessed and dirty bits are set only when the access
+//! is permitted.
 
 use bitflags::bitflags;
 
@@ -240,7 +241,8 @@ fn permissions(cpu: &CpuState, path: &Path) -> Permissions {
     if path.writable || cpu.cr0 & Cr0::WP.bits() == 0 {
         allowed |= Permissions::SUPERVISOR_WRITE | Permissions::SYSTEM_WRITE;
     }
-    if !path.nx && !(path.user && cpu.cr4 & Cr4::SMEP.bits() != 0) {
+    let smep = path.user && cpu.cr4 & Cr4::SMEP.bits() != 0;
+    if !path.nx && !smep {
         allowed |= Permissions::SUPERVISOR_FETCH;
     }
     if path.user && cpu.cr4 & Cr4::SMAP.bits() != 0 {
@@ -269,8 +271,8 @@ fn needed(access: Access, user: bool, privilege: Privilege) -> Permissions {
 /// Translates one access to the byte at `linear` and sets accessed and dirty bits.
 ///
 /// The access is a user access if `privilege` is `Current` and CPL is 3. Outside of long mode the
-/// address is cut to 32 bits. A non-canonical address gives #GP(0); that stack accesses raise #SS(0)
-/// instead is up to the caller, who knows which segment is used.
+/// address is cut to 32 bits. A non-canonical address gives #GP(0); that stack accesses raise
+/// #SS(0) instead is up to the caller, who knows which segment is used.
 pub fn walk(
     cpu: &CpuState,
     mem: &mut dyn PhysicalMemory,
@@ -345,8 +347,8 @@ fn mark(mem: &mut dyn PhysicalMemory, path: &Path, write: bool) -> bool {
     write || path.entries[last].1 & D != 0
 }
 
-/// Physical address of `linear` as the vCPU maps it now, whatever the permissions, without any
-/// side effect: for debuggers. `read(paddr, size)` reads 4 or 8 bytes of physical memory.
+/// Physical address of `linear` as the vCPU maps it now, whatever the permissions, without any side
+/// effect: for debuggers. `read(paddr, size)` reads 4 or 8 bytes of physical memory.
 pub fn peek(cpu: &CpuState, read: &mut dyn FnMut(u64, usize) -> u64, linear: u64) -> Option<u64> {
     struct ReadOnly<'a>(&'a mut dyn FnMut(u64, usize) -> u64);
     impl PhysicalMemory for ReadOnly<'_> {
