@@ -707,4 +707,41 @@ mod tests {
         cpu.xcr0 = 3;
         assert_eq!(check_avx(&cpu), Err(Exception::ud()));
     }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config {
+            failure_persistence: None,
+            ..proptest::test_runner::Config::with_cases(300)
+        })]
+
+        /// What a guest restores comes out of every save format as it went in, and restoring a
+        /// second time changes nothing.
+        #[test]
+        fn restored_images_are_stable(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), XSAVE_SIZE),
+            size in 0usize..2,
+            protected in proptest::prelude::any::<bool>(),
+        ) {
+            let mut image: [u8; XSAVE_SIZE] = bytes.try_into().unwrap();
+            image[26..28].fill(0);
+            image[513..576].fill(0);
+            image[512] &= 7;
+            let mut cpu = cpu64();
+            xrstor(&mut cpu, true, u64::MAX, &image).unwrap();
+            let once = cpu.clone();
+            let mut saved = [0; XSAVE_SIZE];
+            xsave(&cpu, true, u64::MAX, true, 0, &mut saved);
+            xrstor(&mut cpu, true, u64::MAX, &saved).unwrap();
+            proptest::prop_assert_eq!(&cpu, &once);
+
+            cpu.cr0 = (cpu.cr0 & !1) | u64::from(protected);
+            let size = 2 + 2 * size;
+            let mut old: [u8; FSAVE_MAX] = image[..FSAVE_MAX].try_into().unwrap();
+            frstor(&mut cpu, size, &old);
+            let once = cpu.clone();
+            fnsave(&cpu, size, &mut old);
+            frstor(&mut cpu, size, &old);
+            proptest::prop_assert_eq!(&cpu, &once);
+        }
+    }
 }

@@ -570,4 +570,61 @@ mod tests {
         assert_eq!(peek(&cpu, &mut read, 0x6000), None);
         assert_eq!(mem.take(PT + 40, 8), 0x9000 | P);
     }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config {
+            failure_persistence: None,
+            ..proptest::test_runner::Config::with_cases(2000)
+        })]
+
+        /// What a translation says about other accesses is what a walk for them would say.
+        #[test]
+        fn permissions_agree_with_walks(
+            bits in proptest::collection::vec(0u64..0x200, 4),
+            nx in 0u8..16,
+            state in 0u32..0x200,
+            high in 0u64..1 << 24,
+        ) {
+            let mut mem = Memory::new();
+            for (n, low) in bits.iter().enumerate() {
+                let large = if n == 3 { 0 } else { PS };
+                let xd = if nx & (1 << n) != 0 { XD } else { 0 };
+                let frame = 0x8_1000 + 0x1000 * n as u64;
+                let rare = if n == 3 && high & 0xff == 0 { high << 30 } else { 0 };
+                mem.put(frame - 0x1000, 8, frame | (low & !large) | P | xd | rare);
+            }
+            let mut cpu = long(0);
+            let flag = |bit: u32, value: u64| if state & (1 << bit) != 0 { value } else { 0 };
+            cpu.cr0 ^= flag(0, Cr0::WP.bits());
+            cpu.cr4 |= flag(1, Cr4::SMAP.bits()) | flag(2, Cr4::SMEP.bits());
+            cpu.efer ^= flag(3, Efer::NXE.bits());
+            cpu.rflags |= flag(4, RFlags::AC.bits());
+            let accesses = [
+                (Access::Read, Privilege::System, 0),
+                (Access::Write, Privilege::System, 0),
+                (Access::Read, Privilege::Current, 0),
+                (Access::Write, Privilege::Current, 0),
+                (Access::Fetch, Privilege::Current, 0),
+                (Access::Read, Privilege::Current, 3),
+                (Access::Write, Privilege::Current, 3),
+                (Access::Fetch, Privilege::Current, 3),
+            ];
+            let mut told = None;
+            let mut results = Vec::new();
+            for (access, privilege, cpl) in accesses {
+                cpu.cpl = cpl;
+                let result = walk(&cpu, &mut mem, 0x123, access, privilege);
+                if let Ok(t) = result {
+                    proptest::prop_assert!(access != Access::Write || t.dirty);
+                    proptest::prop_assert_eq!(*told.get_or_insert(t.permissions), t.permissions);
+                }
+                results.push((needed(access, cpl == 3, privilege), result.is_ok()));
+            }
+            if let Some(told) = told {
+                for (permission, allowed) in results {
+                    proptest::prop_assert_eq!(told.contains(permission), allowed);
+                }
+            }
+        }
+    }
 }
