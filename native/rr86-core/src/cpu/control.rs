@@ -320,7 +320,7 @@ pub fn check_rdtsc(cpu: &CpuState) -> Result<(), Exception> {
 }
 
 /// RDPMC: the models have no performance counters, so every index is out of range.
-pub fn rdpmc(_cpu: &CpuState) -> Result<u64, Exception> {
+pub fn rdpmc() -> Result<u64, Exception> {
     Err(Exception::gp(0))
 }
 

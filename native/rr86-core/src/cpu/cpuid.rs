@@ -112,7 +112,8 @@ const CR4_FEATURES: &[(Cr4, Feature)] = &[
 const XCR0_POSSIBLE: u64 = 7;
 
 impl CpuidTable {
-    /// A table of these rows, in any order. Of two rows for the same leaf and subleaf the first counts.
+    /// A table of these rows, in any order. Of two rows for the same leaf and subleaf the first
+    /// counts.
     pub fn new(rows: impl IntoIterator<Item = CpuidRow>) -> Self {
         let mut rows: Vec<_> = rows.into_iter().collect();
         rows.sort_by_key(|row| (row.leaf, row.subleaf));
@@ -165,7 +166,8 @@ impl CpuidTable {
         value & (1 << bit) != 0
     }
 
-    /// Base frequency in units of 100 MHz (CPUID 16H), as MSRs give it; 0 if the model does not say.
+    /// Base frequency in units of 100 MHz (CPUID 16H), as MSRs give it; 0 if the model does not
+    /// say.
     pub fn bus_ratio(&self) -> u64 {
         self.find(0x16, 0)
             .map_or(0, |row| u64::from(row.eax & 0xffff) / 100)

@@ -1,8 +1,9 @@
 //! What a system instruction did to the things that the translator caches.
 //!
-//! The semantics in this directory change [`CpuState`](super::state::CpuState) only. The translator keeps
-//! derived state (a TLB, the mode of the current block, pending interrupts), and each function
-//! tells by its `Effects` which of it is out of date. Saying too much is slow; saying too little is wrong.
+//! The semantics in this directory change [`CpuState`](super::state::CpuState) only. The translator
+//! keeps derived state (a TLB, the mode of the current block, pending interrupts), and each
+//! function tells by its `Effects` which of it is out of date. Saying too much is slow; saying too
+//! little is wrong.
 
 use bitflags::bitflags;
 
@@ -19,14 +20,15 @@ bitflags! {
         /// Something a translated block depends on: CS attributes, CPL, CR0, CR4, EFER, whether
         /// segments are flat, RFLAGS.TF, AC and VM.
         const MODE_CHANGED = 1 << 2;
-        /// RFLAGS.IF may have become set, NMIs may have been unblocked, or the task priority
-        /// (CR8) may have dropped: look for pending interrupts.
+        /// RFLAGS.IF may have become set, NMIs may have been unblocked, or the task priority (CR8)
+        /// may have dropped: look for pending interrupts.
         const INTERRUPTS_ENABLED = 1 << 3;
         /// DR0–DR3 or DR7 changed.
         const BREAKPOINTS_CHANGED = 1 << 4;
         /// CR8 was written; the new priority goes to the local APIC.
         const TASK_PRIORITY = 1 << 5;
-        /// XCR0, CR0.TS/EM/MP or CR4.OSFXSR/OSXSAVE changed, which decide whether x87 and vector instructions fault.
+        /// XCR0, CR0.TS/EM/MP or CR4.OSFXSR/OSXSAVE changed, which decide whether x87 and vector
+        /// instructions fault.
         const FPU_CHANGED = 1 << 6;
         /// The debug trap of a TSS with T set is due before the first instruction of the new task
         /// (#DB with DR6.BT, a trap).
@@ -55,7 +57,8 @@ pub fn is_flat(segment: &Segment) -> bool {
 }
 
 /// Effects of a change of segment register `reg`; `cpu` is the state after the change. In 64-bit
-/// mode only FS and GS have bases, which blocks read at run time, so data segments matter to nobody.
+/// mode only FS and GS have bases, which blocks read at run time, so data segments matter to
+/// nobody.
 pub fn of_segment(cpu: &CpuState, reg: usize, old: &Segment) -> Effects {
     let new = &cpu.seg[reg];
     if reg != sreg::CS && cpu.code64() {

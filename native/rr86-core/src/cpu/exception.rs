@@ -24,8 +24,8 @@ pub mod vector {
     pub const XM: u8 = 19;
 }
 
-/// An exception that an instruction raises. `cr2` is meaningful for #PF only; `dr6` holds the
-/// bits to set in DR6 for #DB only.
+/// An exception that an instruction raises. `cr2` is meaningful for #PF only; `dr6` holds the bits
+/// to set in DR6 for #DB only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("exception {vector} (error code {error_code:?}, address {cr2:#x})")]
 pub struct Exception {
@@ -115,8 +115,8 @@ impl Exception {
     }
 
     /// Whether the exception is a fault, reported before its instruction, rather than a trap or
-    /// abort. #DB is neither here: only its instruction breakpoints are faults, and they
-    /// do not set RF in the saved image.
+    /// abort. #DB is neither here: only its instruction breakpoints are faults, and they do not set
+    /// RF in the saved image.
     pub const fn is_fault(&self) -> bool {
         !matches!(
             self.vector,

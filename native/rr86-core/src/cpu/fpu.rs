@@ -1,10 +1,10 @@
 //! Saving and restoring x87, SSE and AVX state (SDM vol. 1, chapters 8, 10 and 13).
 //!
-//! The functions convert between `CpuState::fpu` and images in the formats of guest memory, which the
-//! caller moves. FIP, FDP and FOP are zero, or what the guest itself restored: the
-//! host's last instruction pointers never appear. FCS and FDS are always zero, as on processors
-//! with CPUID.(7,0):EBX[13]. The header of `CpuState::fpu` stays zero: XINUSE is derived from the contents, so that
-//! it cannot depend on history.
+//! The functions convert between `CpuState::fpu` and images in the formats of guest memory, which
+//! the caller moves. FIP, FDP and FOP are zero, or what the guest itself restored: the host's last
+//! instruction pointers never appear. FCS and FDS are always zero, as on processors with
+//! CPUID.(7,0):EBX[13]. The header of `CpuState::fpu` stays zero: XINUSE is derived from the
+//! contents, so that it cannot depend on history.
 
 use super::exception::Exception;
 use super::state::{CpuState, Cr0, Cr4, XsaveArea, XSAVE_SIZE};
@@ -76,8 +76,8 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|&byte| byte == 0)
 }
 
-/// XINUSE: the components that are not in their initial configuration. SSE counts its XMM
-/// registers only, not MXCSR.
+/// XINUSE: the components that are not in their initial configuration. SSE counts its XMM registers
+/// only, not MXCSR.
 pub fn in_use(cpu: &CpuState) -> u64 {
     let area = &cpu.fpu.0;
     let x87_initial = get_u16(area, 0) == FCW_INITIAL
@@ -113,8 +113,8 @@ pub fn check_wait(cpu: &CpuState) -> Result<(), Exception> {
     Ok(())
 }
 
-/// Whether an unmasked x87 exception is pending (FSW.ES), which the next waiting x87 instruction reports: #MF
-/// with CR0.NE, the external FERR# line (IRQ 13) without.
+/// Whether an unmasked x87 exception is pending (FSW.ES), which the next waiting x87 instruction
+/// reports: #MF with CR0.NE, the external FERR# line (IRQ 13) without.
 pub fn pending_x87_error(cpu: &CpuState) -> bool {
     get_u16(&cpu.fpu.0, 2) & 0x80 != 0
 }
@@ -205,7 +205,8 @@ const fn ymm_end(cpu: &CpuState) -> usize {
     }
 }
 
-/// Bytes 0–23: control words and pointers; without REX.W the pointers have 32 bits and a zero selector.
+/// Bytes 0–23: control words and pointers; without REX.W the pointers have 32 bits and a zero
+/// selector.
 fn store_control(cpu: &CpuState, rex_w: bool, image: &mut [u8]) {
     image[..24].copy_from_slice(&cpu.fpu.0[..24]);
     image[5] = 0;
@@ -226,8 +227,8 @@ fn load_control(cpu: &mut CpuState, rex_w: bool, image: &[u8]) {
     normalise_control(area);
 }
 
-/// Makes FCW, FSW and FOP what the processor holds after loading them: reserved bits as they
-/// read, and ES and B as the unmasked exception flags imply.
+/// Makes FCW, FSW and FOP what the processor holds after loading them: reserved bits as they read,
+/// and ES and B as the unmasked exception flags imply.
 fn normalise_control(area: &mut [u8; XSAVE_SIZE]) {
     let fcw = (get_u16(area, 0) & 0x1f7f) | 0x40;
     let mut fsw = get_u16(area, 2) & 0x7f7f;
@@ -288,8 +289,8 @@ pub const fn xsave_extent(cpu: &CpuState, requested: u64) -> usize {
 /// XSAVE and XSAVEOPT (`optimise`: components in their initial configuration are not written; the
 /// other optimisation, skipping what has not changed, would depend on history and is never used).
 ///
-/// `requested` is EDX:EAX, `old_xstate_bv` what the area's header holds now. Fills parts of the image; the caller stores
-/// the given ranges.
+/// `requested` is EDX:EAX, `old_xstate_bv` what the area's header holds now. Fills parts of the
+/// image; the caller stores the given ranges.
 pub fn xsave(
     cpu: &CpuState,
     rex_w: bool,
@@ -331,8 +332,8 @@ pub fn xsave(
     written
 }
 
-/// XRSTOR, standard format (the compacted one is not offered and raises #GP(0)). `requested` is EDX:EAX. The
-/// caller reads [`xsave_extent`] bytes; the rest of the image does not matter.
+/// XRSTOR, standard format (the compacted one is not offered and raises #GP(0)). `requested` is
+/// EDX:EAX. The caller reads [`xsave_extent`] bytes; the rest of the image does not matter.
 pub fn xrstor(
     cpu: &mut CpuState,
     rex_w: bool,
@@ -380,7 +381,8 @@ pub fn fninit(cpu: &mut CpuState) {
     put_u16(area, 0, FCW_INITIAL);
 }
 
-/// The layout of an x87 environment: operand size and mode decide (SDM vol. 1, figures 8-9 to 8-12).
+/// The layout of an x87 environment: operand size and mode decide (SDM vol. 1, figures 8-9 to
+/// 8-12).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Environment {
     wide: bool,
@@ -508,8 +510,9 @@ fn load_environment(cpu: &mut CpuState, environment: Environment, image: &[u8]) 
     normalise_control(area);
 }
 
-/// FNSTENV with operands of `size` bytes (2 or 4): fills [`environment_size`] bytes of the image. All
-/// exceptions are masked afterwards; the caller calls [`mask_exceptions`] once the image is stored.
+/// FNSTENV with operands of `size` bytes (2 or 4): fills [`environment_size`] bytes of the image.
+/// All exceptions are masked afterwards; the caller calls [`mask_exceptions`] once the image is
+/// stored.
 pub fn fnstenv(cpu: &CpuState, size: usize, image: &mut [u8; FSAVE_MAX]) -> usize {
     store_environment(cpu, Environment::of(cpu, size), image);
     environment_size(size)
@@ -703,5 +706,42 @@ mod tests {
         assert_eq!(check_wait(&cpu), Err(Exception::nm()));
         cpu.xcr0 = 3;
         assert_eq!(check_avx(&cpu), Err(Exception::ud()));
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config {
+            failure_persistence: None,
+            ..proptest::test_runner::Config::with_cases(300)
+        })]
+
+        /// What a guest restores comes out of every save format as it went in, and restoring a
+        /// second time changes nothing.
+        #[test]
+        fn restored_images_are_stable(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), XSAVE_SIZE),
+            size in 0usize..2,
+            protected in proptest::prelude::any::<bool>(),
+        ) {
+            let mut image: [u8; XSAVE_SIZE] = bytes.try_into().unwrap();
+            image[26..28].fill(0);
+            image[513..576].fill(0);
+            image[512] &= 7;
+            let mut cpu = cpu64();
+            xrstor(&mut cpu, true, u64::MAX, &image).unwrap();
+            let once = cpu.clone();
+            let mut saved = [0; XSAVE_SIZE];
+            xsave(&cpu, true, u64::MAX, true, 0, &mut saved);
+            xrstor(&mut cpu, true, u64::MAX, &saved).unwrap();
+            proptest::prop_assert_eq!(&cpu, &once);
+
+            cpu.cr0 = (cpu.cr0 & !1) | u64::from(protected);
+            let size = 2 + 2 * size;
+            let mut old: [u8; FSAVE_MAX] = image[..FSAVE_MAX].try_into().unwrap();
+            frstor(&mut cpu, size, &old);
+            let once = cpu.clone();
+            fnsave(&cpu, size, &mut old);
+            frstor(&mut cpu, size, &old);
+            proptest::prop_assert_eq!(&cpu, &once);
+        }
     }
 }

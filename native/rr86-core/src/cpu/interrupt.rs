@@ -18,7 +18,8 @@ use super::task;
 /// What is to be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A fault, trap or abort that an instruction raised. INT3, INTO and INT1 have their own events.
+    /// A fault, trap or abort that an instruction raised. INT3, INTO and INT1 have their own
+    /// events.
     Exception(Exception),
     /// A maskable interrupt from the interrupt controller. That IF is set is the caller's business.
     External(u8),
@@ -67,10 +68,10 @@ pub struct TripleFault(pub Exception);
 /// interrupts and traps, `cpu.rip` for the rest. Faults during delivery are delivered in turn, with
 /// `cpu.rip` as their return address, combined by the double-fault rules (SDM vol. 3A, table 6-5).
 ///
-/// The pushed RFLAGS are `cpu.rflags`, with RF added for faults. An interrupt between iterations of a
-/// repeated string instruction needs RF as well; the caller sets it in `cpu.rflags` before.
-/// On success a halted vCPU is active again and the STI/MOV SS shadow is over. On a triple
-/// fault the caller decides what shutdown means; the state is that before the last attempt.
+/// The pushed RFLAGS are `cpu.rflags`, with RF added for faults. An interrupt between iterations of
+/// a repeated string instruction needs RF as well; the caller sets it in `cpu.rflags` before. On
+/// success a halted vCPU is active again and the STI/MOV SS shadow is over. On a triple fault the
+/// caller decides what shutdown means; the state is that before the last attempt.
 pub fn deliver(
     cpu: &mut CpuState,
     mem: &mut dyn LinearMemory,

@@ -6,8 +6,8 @@ use super::memory::{LinearMemory, Privilege};
 use super::segment::linear_address;
 use super::state::CpuState;
 
-/// #GP(0) unless IN, OUT, INS or OUTS may access `size` ports (1, 2 or 4) at `port`: by IOPL, or by the
-/// I/O permission bitmap of a 32-bit or 64-bit TSS. Virtual-8086 mode always asks the bitmap.
+/// #GP(0) unless IN, OUT, INS or OUTS may access `size` ports (1, 2 or 4) at `port`: by IOPL, or by
+/// the I/O permission bitmap of a 32-bit or 64-bit TSS. Virtual-8086 mode always asks the bitmap.
 pub fn check_port(
     cpu: &CpuState,
     mem: &mut dyn LinearMemory,

@@ -18,11 +18,11 @@ const COMMON: u64 = 0x4dd5;
 /// With 32-bit and 64-bit operands also RF, AC and ID.
 const WIDE: u64 = RFlags::RF.bits() | RFlags::AC.bits() | RFlags::ID.bits();
 
-/// IRET with operands of `size` bytes (2, 4 or 8); `next_rip` is the address after it, which a
-/// task that is left by a nested-task return resumes with.
+/// IRET with operands of `size` bytes (2, 4 or 8); `next_rip` is the address after it, which a task
+/// that is left by a nested-task return resumes with.
 ///
-/// NMIs are unblocked even if the instruction faults, as the processor does; all else is unchanged on an error
-/// (for nested tasks see [`task`]).
+/// NMIs are unblocked even if the instruction faults, as the processor does; all else is unchanged
+/// on an error (for nested tasks see [`task`]).
 pub fn iret(
     cpu: &mut CpuState,
     mem: &mut dyn LinearMemory,
@@ -109,8 +109,8 @@ fn iret_v8086(
     Ok(Effects::empty())
 }
 
-/// Checks the code segment of a far return or IRET and reads its descriptor (SDM vol. 2A, "RET"
-/// and "IRET": the same rules).
+/// Checks the code segment of a far return or IRET and reads its descriptor (SDM vol. 2A, "RET" and
+/// "IRET": the same rules).
 pub(super) fn return_code_segment(
     cpu: &CpuState,
     mem: &mut dyn LinearMemory,

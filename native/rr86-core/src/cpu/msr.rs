@@ -1,11 +1,11 @@
 //! RDMSR and WRMSR (SDM vol. 4) for an Intel-like processor.
 //!
-//! Every MSR is known by number or raises #GP(0), as Linux expects of registers it probes for. The local
-//! APIC's (`is_apic_msr`) are not here: they belong to the board. Which optional ones exist
+//! Every MSR is known by number or raises #GP(0), as Linux expects of registers it probes for. The
+//! local APIC's (`is_apic_msr`) are not here: they belong to the board. Which optional ones exist
 //! follows CPUID.
 
 use super::cpuid::{CpuidTable, Feature};
-use super::effects::Effects;
+use super::effects::{self, Effects};
 use super::exception::Exception;
 use super::paging::{is_canonical, MAXPHYADDR};
 use super::segment::require_ring0;
@@ -59,9 +59,9 @@ const MTRR_FIXED: [u32; 11] = [
 /// IA32_MTRRCAP: eight variable ranges, fixed ranges, write-combining.
 const MTRR_CAP_VALUE: u64 = 0x508;
 
-/// IA32_ARCH_CAPABILITIES of the models, which spares guests the mitigations for bugs a
-/// translator does not have: RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO,
-/// PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO.
+/// IA32_ARCH_CAPABILITIES of the models, which spares guests the mitigations for bugs a translator
+/// does not have: RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO,
+/// SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO.
 pub const ARCH_CAPABILITIES_VALUE: u64 = 1 << 0
     | 1 << 1
     | 1 << 3
@@ -261,8 +261,8 @@ fn write(
         index::LSTAR => store(&mut m.lstar, value, canonical),
         index::CSTAR => store(&mut m.cstar, value, canonical),
         index::FMASK => store(&mut m.sfmask, value, low_half),
-        index::FS_BASE => store(&mut cpu.seg[sreg::FS].base, value, canonical),
-        index::GS_BASE => store(&mut cpu.seg[sreg::GS].base, value, canonical),
+        index::FS_BASE if canonical => Some(set_base(cpu, sreg::FS, value)),
+        index::GS_BASE if canonical => Some(set_base(cpu, sreg::GS, value)),
         index::KERNEL_GS_BASE => store(&mut m.kernel_gs_base, value, canonical),
         index::TSC_AUX => store(&mut m.tsc_aux, value, low_half),
         _ => {
@@ -274,6 +274,13 @@ fn write(
             )
         }
     }
+}
+
+/// Sets the base of FS or GS, which outside of 64-bit mode may have been flat until now.
+fn set_base(cpu: &mut CpuState, reg: usize, base: u64) -> Effects {
+    let old = cpu.seg[reg];
+    cpu.seg[reg].base = base;
+    effects::of_segment(cpu, reg, &old)
 }
 
 fn write_efer(cpu: &mut CpuState, model: &CpuidTable, value: u64) -> Option<Effects> {

@@ -1,9 +1,10 @@
 //! Linear to physical translation by the guest's page tables (SDM vol. 3A, chapter 4).
 //!
-//! One walk answers one access and tells in addition what else the same translation permits, so that the
-//! caller can fill a TLB entry. PDPTEs of PAE paging are read from memory on every walk, not held
-//! in registers: software has to reload CR3 after changing them in any case, and a walk then
-//! depends on nothing but CR3 and memory. Accessed and dirty bits are set only when the access is permitted.
+//! One walk answers one access and tells in addition what else the same translation permits, so
+//! that the caller can fill a TLB entry. PDPTEs of PAE paging are read from memory on every walk,
+//! not held in registers: software has to reload CR3 after changing them in any case, and a walk
+//! then depends on nothing but CR3 and memory. Accessed and dirty bits are set only when the access
+//! is permitted.
 
 use bitflags::bitflags;
 
@@ -240,7 +241,8 @@ fn permissions(cpu: &CpuState, path: &Path) -> Permissions {
     if path.writable || cpu.cr0 & Cr0::WP.bits() == 0 {
         allowed |= Permissions::SUPERVISOR_WRITE | Permissions::SYSTEM_WRITE;
     }
-    if !path.nx && !(path.user && cpu.cr4 & Cr4::SMEP.bits() != 0) {
+    let smep = path.user && cpu.cr4 & Cr4::SMEP.bits() != 0;
+    if !path.nx && !smep {
         allowed |= Permissions::SUPERVISOR_FETCH;
     }
     if path.user && cpu.cr4 & Cr4::SMAP.bits() != 0 {
@@ -269,8 +271,8 @@ fn needed(access: Access, user: bool, privilege: Privilege) -> Permissions {
 /// Translates one access to the byte at `linear` and sets accessed and dirty bits.
 ///
 /// The access is a user access if `privilege` is `Current` and CPL is 3. Outside of long mode the
-/// address is cut to 32 bits. A non-canonical address gives #GP(0); that stack accesses raise #SS(0)
-/// instead is up to the caller, who knows which segment is used.
+/// address is cut to 32 bits. A non-canonical address gives #GP(0); that stack accesses raise
+/// #SS(0) instead is up to the caller, who knows which segment is used.
 pub fn walk(
     cpu: &CpuState,
     mem: &mut dyn PhysicalMemory,
@@ -345,8 +347,8 @@ fn mark(mem: &mut dyn PhysicalMemory, path: &Path, write: bool) -> bool {
     write || path.entries[last].1 & D != 0
 }
 
-/// Physical address of `linear` as the vCPU maps it now, whatever the permissions, without any
-/// side effect: for debuggers. `read(paddr, size)` reads 4 or 8 bytes of physical memory.
+/// Physical address of `linear` as the vCPU maps it now, whatever the permissions, without any side
+/// effect: for debuggers. `read(paddr, size)` reads 4 or 8 bytes of physical memory.
 pub fn peek(cpu: &CpuState, read: &mut dyn FnMut(u64, usize) -> u64, linear: u64) -> Option<u64> {
     struct ReadOnly<'a>(&'a mut dyn FnMut(u64, usize) -> u64);
     impl PhysicalMemory for ReadOnly<'_> {
@@ -567,5 +569,62 @@ mod tests {
         assert_eq!(peek(&cpu, &mut read, 0x5678), Some(0x9678));
         assert_eq!(peek(&cpu, &mut read, 0x6000), None);
         assert_eq!(mem.take(PT + 40, 8), 0x9000 | P);
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config {
+            failure_persistence: None,
+            ..proptest::test_runner::Config::with_cases(2000)
+        })]
+
+        /// What a translation says about other accesses is what a walk for them would say.
+        #[test]
+        fn permissions_agree_with_walks(
+            bits in proptest::collection::vec(0u64..0x200, 4),
+            nx in 0u8..16,
+            state in 0u32..0x200,
+            high in 0u64..1 << 24,
+        ) {
+            let mut mem = Memory::new();
+            for (n, low) in bits.iter().enumerate() {
+                let large = if n == 3 { 0 } else { PS };
+                let xd = if nx & (1 << n) != 0 { XD } else { 0 };
+                let frame = 0x8_1000 + 0x1000 * n as u64;
+                let rare = if n == 3 && high & 0xff == 0 { high << 30 } else { 0 };
+                mem.put(frame - 0x1000, 8, frame | (low & !large) | P | xd | rare);
+            }
+            let mut cpu = long(0);
+            let flag = |bit: u32, value: u64| if state & (1 << bit) != 0 { value } else { 0 };
+            cpu.cr0 ^= flag(0, Cr0::WP.bits());
+            cpu.cr4 |= flag(1, Cr4::SMAP.bits()) | flag(2, Cr4::SMEP.bits());
+            cpu.efer ^= flag(3, Efer::NXE.bits());
+            cpu.rflags |= flag(4, RFlags::AC.bits());
+            let accesses = [
+                (Access::Read, Privilege::System, 0),
+                (Access::Write, Privilege::System, 0),
+                (Access::Read, Privilege::Current, 0),
+                (Access::Write, Privilege::Current, 0),
+                (Access::Fetch, Privilege::Current, 0),
+                (Access::Read, Privilege::Current, 3),
+                (Access::Write, Privilege::Current, 3),
+                (Access::Fetch, Privilege::Current, 3),
+            ];
+            let mut told = None;
+            let mut results = Vec::new();
+            for (access, privilege, cpl) in accesses {
+                cpu.cpl = cpl;
+                let result = walk(&cpu, &mut mem, 0x123, access, privilege);
+                if let Ok(t) = result {
+                    proptest::prop_assert!(access != Access::Write || t.dirty);
+                    proptest::prop_assert_eq!(*told.get_or_insert(t.permissions), t.permissions);
+                }
+                results.push((needed(access, cpl == 3, privilege), result.is_ok()));
+            }
+            if let Some(told) = told {
+                for (permission, allowed) in results {
+                    proptest::prop_assert_eq!(told.contains(permission), allowed);
+                }
+            }
+        }
     }
 }

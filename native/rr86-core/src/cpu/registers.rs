@@ -1,7 +1,8 @@
 //! Registers by name, for loaders, debuggers and tools.
 //!
-//! Setting goes around all checks that instructions make: a loader sets hidden parts and modes directly, as
-//! a debugger does. After any set, every cached translation and block mode is out of date.
+//! Setting goes around all checks that instructions make: a loader sets hidden parts and modes
+//! directly, as a debugger does. After any set, every cached translation and block mode is out of
+//! date.
 
 use thiserror::Error;
 
@@ -120,8 +121,8 @@ fn slot<'a>(cpu: &'a mut CpuState, name: &str) -> Option<Slot<'a>> {
     Some(slot)
 }
 
-/// All names, each once, in the order in which tools show them. CR8 is not among them: it belongs to the
-/// local APIC.
+/// All names, each once, in the order in which tools show them. CR8 is not among them: it belongs
+/// to the local APIC.
 pub fn names() -> Vec<String> {
     let mut names: Vec<String> = PLAIN.iter().map(|n| (*n).to_string()).collect();
     for segment in SEGMENTS {

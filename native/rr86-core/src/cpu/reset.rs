@@ -81,8 +81,8 @@ impl CpuState {
         }
     }
 
-    /// INIT: as after RESET, but CR0.CD and CR0.NW, the x87, SSE and AVX state, XCR0 and the MSRs stay what they
-    /// were. Only vCPU 0 goes on running; the others wait for a SIPI.
+    /// INIT: as after RESET, but CR0.CD and CR0.NW, the x87, SSE and AVX state, XCR0 and the MSRs
+    /// stay what they were. Only vCPU 0 goes on running; the others wait for a SIPI.
     pub fn init(&mut self) {
         let kept = Cr0::CD | Cr0::NW;
         let cr0 = (self.cr0 & kept.bits()) | Cr0::ET.bits();

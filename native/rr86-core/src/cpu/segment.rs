@@ -283,8 +283,8 @@ fn check_segment(
     Ok(descriptor.segment(selector))
 }
 
-/// Checks a selector for SS at privilege level `cpl` and reads its segment. `allow_null` holds when the stack is
-/// for 64-bit mode; even then not at CPL 3. `fault` makes #GP(code) or #TS(code).
+/// Checks a selector for SS at privilege level `cpl` and reads its segment. `allow_null` holds when
+/// the stack is for 64-bit mode; even then not at CPL 3. `fault` makes #GP(code) or #TS(code).
 pub fn check_stack_segment(
     cpu: &CpuState,
     mem: &mut dyn LinearMemory,
@@ -312,7 +312,8 @@ pub fn check_stack_segment(
     Ok(descriptor.segment(selector))
 }
 
-/// #UD outside of protected mode and in virtual-8086 mode, for LLDT, LTR, SLDT, STR, LAR, LSL, VERR, VERW, ARPL.
+/// #UD outside of protected mode and in virtual-8086 mode, for LLDT, LTR, SLDT, STR, LAR, LSL,
+/// VERR, VERW, ARPL.
 pub fn require_protected(cpu: &CpuState) -> Result<(), Exception> {
     if !cpu.protected() || cpu.v8086() {
         return Err(Exception::ud());
@@ -440,8 +441,8 @@ pub fn store_selector(cpu: &CpuState, segment: &Segment) -> Result<u16, Exceptio
     Ok(segment.selector)
 }
 
-/// The value that LGDT or LIDT puts into GDTR or IDTR: `base` as read from memory (4 bytes, or 8 in 64-bit mode), and
-/// `operand_size` in bytes. The caller stores it into `cpu.gdtr` or `cpu.idtr`.
+/// The value that LGDT or LIDT puts into GDTR or IDTR: `base` as read from memory (4 bytes, or 8 in
+/// 64-bit mode), and `operand_size` in bytes. The caller stores it into `cpu.gdtr` or `cpu.idtr`.
 pub fn load_table(
     cpu: &CpuState,
     limit: u16,
@@ -466,8 +467,8 @@ pub fn load_table(
     })
 }
 
-/// The descriptor behind LAR, LSL, VERR and VERW, if the selector may be looked at: within its table, of a
-/// type in `system_types`, and with a DPL that CPL and RPL reach.
+/// The descriptor behind LAR, LSL, VERR and VERW, if the selector may be looked at: within its
+/// table, of a type in `system_types`, and with a DPL that CPL and RPL reach.
 fn visible(
     cpu: &CpuState,
     mem: &mut dyn LinearMemory,

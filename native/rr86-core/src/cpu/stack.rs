@@ -1,7 +1,8 @@
 //! Pushing and popping whole frames, for instructions that transfer control.
 //!
-//! Such an instruction must not leave half a frame or a moved stack pointer behind when it faults. So a frame is
-//! pushed only after every byte of it has been probed, and pops read ahead without touching RSP.
+//! Such an instruction must not leave half a frame or a moved stack pointer behind when it faults.
+//! So a frame is pushed only after every byte of it has been probed, and pops read ahead without
+//! touching RSP.
 
 use super::exception::Exception;
 use super::memory::{LinearMemory, Privilege};

@@ -1,8 +1,9 @@
-//! Hardware task switches with 16-bit and 32-bit TSSs (SDM vol. 3A, section 7.3). Long mode has none.
+//! Hardware task switches with 16-bit and 32-bit TSSs (SDM vol. 3A, section 7.3). Long mode has
+//! none.
 //!
 //! A switch has a point of no return: until then a fault belongs to the old task and nothing has
-//! changed; after it the vCPU *is* the new task and faults (#TS, #NP, #SS, #PF) are raised before its
-//! first instruction. So this is the one function here that may change the state and return an
+//! changed; after it the vCPU *is* the new task and faults (#TS, #NP, #SS, #PF) are raised before
+//! its first instruction. So this is the one function here that may change the state and return an
 //! error; `cpu.rip` then is the new task's first instruction, as delivery expects.
 
 use super::effects::Effects;
@@ -22,7 +23,8 @@ pub enum Source {
     Call,
     /// IRET with NT set: back to the task in the link field.
     Iret,
-    /// An interrupt or exception through a task gate; nested like a call. `ext` goes into error codes.
+    /// An interrupt or exception through a task gate; nested like a call. `ext` goes into error
+    /// codes.
     Interrupt {
         ext: u32,
     },
@@ -193,7 +195,8 @@ fn read_task(
     Ok(task)
 }
 
-/// Switches to the task of `descriptor`, which `selector` names and whose type and presence have been checked.
+/// Switches to the task of `descriptor`, which `selector` names and whose type and presence have
+/// been checked.
 pub fn switch(
     cpu: &mut CpuState,
     mem: &mut dyn LinearMemory,

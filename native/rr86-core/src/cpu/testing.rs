@@ -191,7 +191,8 @@ fn flat(selector: u16, attr: u16) -> Segment {
     }
 }
 
-/// 32-bit protected mode without paging, at `cpl` 0 or 3, with the tables of [`Memory::with_tables`].
+/// 32-bit protected mode without paging, at `cpl` 0 or 3, with the tables of
+/// [`Memory::with_tables`].
 pub fn protected(cpl: u8) -> CpuState {
     let mut cpu = CpuState::reset(0);
     let dpl = u16::from(cpl) << 5;

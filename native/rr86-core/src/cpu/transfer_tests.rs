@@ -541,7 +541,8 @@ fn random_cpu(kind: u8, words: &[u64]) -> CpuState {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
 
-    /// Whatever a guest puts into its tables: no panic, and what faults outside of a task switch changes nothing.
+    /// Whatever a guest puts into its tables: no panic, and what faults outside of a task switch
+    /// changes nothing.
     #[test]
     fn random_tables_never_panic(
         kind in 0u8..8,
