@@ -359,8 +359,8 @@ def _id_bits(vcpus: int) -> int:
 
 
 # Family 6, model 0x8F, stepping 8 is Sapphire Rapids: a server with enhanced IBRS that is on none
-# of Linux's lists of affected models for SRBDS, MMIO stale data, RETBleed, GDS, RFDS or ITS, and has
-# no TSC deadline erratum and no Atom quirks. Its drivers (intel_idle, uncore, C-state and RAPL
+# of Linux's lists of affected models for SRBDS, MMIO stale data, RETBleed, GDS, RFDS or ITS, and
+# has no TSC deadline erratum and no Atom quirks. Its drivers (intel_idle, uncore, C-state and RAPL
 # events) stay away for want of MWAIT or because of the hypervisor bit, which also silences the
 # checks of the microcode revision.
 #
@@ -377,8 +377,8 @@ DEFAULT = CpuModel(
     brand="rr86 Virtual CPU",
     features=_names(
         """
-        fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2
-        pni ssse3 cx16 sse4_1 sse4_2 x2apic popcnt tsc_deadline_timer xsave hypervisor
+        fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse
+        sse2 pni ssse3 cx16 sse4_1 sse4_2 x2apic popcnt tsc_deadline_timer xsave hypervisor
         arat fsgsbase tsc_adjust smep erms zero_fcs_fds smap umip spec_ctrl arch_capabilities
         lahf_lm syscall nx pdpe1gb rdtscp lm constant_tsc
         """
