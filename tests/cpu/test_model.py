@@ -1,6 +1,7 @@
 """The CPU model: what CPUID says, and that it says it consistently."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_signature_decodes_to_family_model_stepping() -> None:
 
 
 def test_families_above_15_use_the_extended_family() -> None:
-    later = model.replace(DEFAULT, name="x", family=0x19, model=0x01, stepping=1)
+    later = replace(DEFAULT, name="x", family=0x19, model=0x01, stepping=1)
     assert later.signature() == 0x00A0_0F11
 
 
@@ -81,7 +82,7 @@ def test_xsave_is_x87_and_sse_only() -> None:
 
 
 def test_xsave_grows_with_a_components_offset_and_size() -> None:
-    avx = model.replace(DEFAULT, xsave_components=(model.XsaveComponent(2, 256, 576),))
+    avx = replace(DEFAULT, xsave_components=(model.XsaveComponent(2, 256, 576),))
     rows = avx.cpuid_rows(1)
     assert lookup(rows, 0xD, 0) == (7, 576, 832, 0)
     assert lookup(rows, 0xD, 2) == (256, 576, 0, 0)

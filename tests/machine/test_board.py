@@ -138,5 +138,6 @@ def test_damaged_manifest_is_a_spec_error() -> None:
     for key in manifest:
         with pytest.raises(SpecError):
             Placement.from_manifest(manifest | {key: 7.5}, dict(placement.images()).__getitem__)
+    no_images: dict[str, bytes] = {}
     with pytest.raises(SpecError, match="damaged"):
-        Placement.from_manifest(manifest, {}.__getitem__)
+        Placement.from_manifest(manifest, no_images.__getitem__)

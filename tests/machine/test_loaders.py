@@ -282,9 +282,9 @@ def test_kernel_over_the_firmware_tables_is_refused() -> None:
 
 
 def test_files_are_read_with_an_error_for_a_person(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="the initrd .* is a directory"):
+    with pytest.raises(ImageError, match=r"the initrd .* is a directory"):
         read_image(tmp_path, "initrd")
-    with pytest.raises(ImageError, match="cannot read the kernel .*No such file"):
+    with pytest.raises(ImageError, match=r"cannot read the kernel .*No such file"):
         read_image(tmp_path / "absent")
     (tmp_path / "empty").touch()
     with pytest.raises(ImageError, match="is empty"):
