@@ -148,6 +148,13 @@ def test_arch_capabilities_promises_no_flaw_and_no_control() -> None:
     assert value == sum(1 << bit for bit in NOT_AFFECTED.values())
 
 
+def test_branch_history_control_is_found_by_walking_the_subleaves() -> None:
+    rows = DEFAULT.cpuid_rows(1)
+    assert lookup(rows, 7, 0)[0] == 2
+    assert lookup(rows, 7, 1) == (0, 0, 0, 0)
+    assert lookup(rows, 7, 2) == (0, 0, 0, 1 << 4)
+
+
 def test_fast_strings_are_enabled_or_linux_drops_erms() -> None:
     assert dict(DEFAULT.msr_rows())[0x1A0] & 1
 
