@@ -49,8 +49,11 @@ class UnknownModelError(ValueError):
     """A CPU model name that does not exist."""
 
 
+LEAF_7_2 = 2 << 32 | 7
+"""Key of leaf 7, subleaf 2 in `FEATURES`; plain numbers there are leaves with subleaf 0."""
+
 # Where each feature's bit lives: name -> (leaf, register, bit). Names as in /proc/cpuinfo, so that
-# they can be compared with a host's. All leaves here are read with subleaf 0.
+# they can be compared with a host's.
 FEATURES: dict[str, tuple[int, str, int]] = {
     **{
         name: (1, "edx", bit)
@@ -84,6 +87,7 @@ FEATURES: dict[str, tuple[int, str, int]] = {
     "md_clear": (7, "edx", 10),
     "spec_ctrl": (7, "edx", 26),
     "arch_capabilities": (7, "edx", 29),
+    "bhi_ctrl": (LEAF_7_2, "edx", 4),
     "lahf_lm": (0x8000_0001, "ecx", 0),
     "abm": (0x8000_0001, "ecx", 5),
     "3dnowprefetch": (0x8000_0001, "ecx", 8),
@@ -122,8 +126,10 @@ NOT_AFFECTED: dict[str, int] = {
     "SBDR_SSDP_NO": 13,
     "FBSDP_NO": 14,
     "PSDP_NO": 15,
-    # No branch history injection: without it kernels from 6.9 (and stable 6.1) clear the branch
-    # history with a loop at every system call.
+    # No branch history injection: otherwise Linux clears the branch history with a loop at every
+    # system call. Debian's 6.1.192 does not look at this bit, and sees the flaw in each virtual CPU
+    # and in each with enhanced IBRS; hence bhi_ctrl (CPUID 7.2 EDX 4), which makes it set
+    # SPEC_CTRL.BHI_DIS_S once per CPU instead.
     "BHI_NO": 20,
     # No post-barrier RSB weakness of enhanced IBRS: no RSB stuffing at VM exit.
     "PBRSB_NO": 24,
@@ -191,7 +197,7 @@ class CpuModel:
             raise ValueError(f"CPU model {self.name}: vendor must have 12, brand up to 47 letters")
 
     def register_bits(self, leaf: int, register: str, features: Iterable[str] = ()) -> int:
-        """The feature bits of one CPUID register (subleaf 0), with `features` added."""
+        """The feature bits of a CPUID register, with `features` added; `leaf` as in `FEATURES`."""
         return sum(
             1 << bit
             for name, (at, reg, bit) in FEATURES.items()
@@ -230,7 +236,7 @@ class CpuModel:
             (0x17, 0),
             # IA32_FEATURE_CONTROL: locked with everything off, so that nobody tries to enable VMX.
             (0x3A, 1),
-            # IA32_SPEC_CTRL.
+            # IA32_SPEC_CTRL: IBRS (bit 0) and BHI_DIS_S (bit 10) can be set, without effect.
             (0x48, 0),
             # IA32_BIOS_SIGN_ID: microcode revision in the upper half. A guest writes 0, executes
             # CPUID and reads; the value has to be back by then.
@@ -273,11 +279,12 @@ class CpuModel:
             (
                 7,
                 0,
-                0,
+                2,  # highest subleaf
                 self.register_bits(7, "ebx"),
                 self.register_bits(7, "ecx"),
                 self.register_bits(7, "edx"),
             ),
+            (7, 2, 0, 0, 0, self.register_bits(LEAF_7_2, "edx")),
             # TSC = crystal * 1 / 1; crystal in Hz. Linux also takes the APIC timer's rate from it.
             (0x15, -1, 1, 1, TSC_HZ, 0),
             # Base, maximum and bus frequency in MHz.
@@ -359,8 +366,8 @@ def _id_bits(vcpus: int) -> int:
 
 
 # Family 6, model 0x8F, stepping 8 is Sapphire Rapids: a server with enhanced IBRS that is on none
-# of Linux's lists of affected models for SRBDS, MMIO stale data, RETBleed, GDS, RFDS or ITS, and has
-# no TSC deadline erratum and no Atom quirks. Its drivers (intel_idle, uncore, C-state and RAPL
+# of Linux's lists of affected models for SRBDS, MMIO stale data, RETBleed, GDS, RFDS or ITS, and
+# has no TSC deadline erratum and no Atom quirks. Its drivers (intel_idle, uncore, C-state and RAPL
 # events) stay away for want of MWAIT or because of the hypervisor bit, which also silences the
 # checks of the microcode revision.
 #
@@ -377,9 +384,10 @@ DEFAULT = CpuModel(
     brand="rr86 Virtual CPU",
     features=_names(
         """
-        fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2
-        pni ssse3 cx16 sse4_1 sse4_2 x2apic popcnt tsc_deadline_timer xsave hypervisor
+        fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse
+        sse2 pni ssse3 cx16 sse4_1 sse4_2 x2apic popcnt tsc_deadline_timer xsave hypervisor
         arat fsgsbase tsc_adjust smep erms zero_fcs_fds smap umip spec_ctrl arch_capabilities
+        bhi_ctrl
         lahf_lm syscall nx pdpe1gb rdtscp lm constant_tsc
         """
     ),

@@ -28,6 +28,12 @@ SMBIOS_ENTRY_64 = memory_map.FIRMWARE_BASE + 0x40
 SMBIOS_ENTRY_32 = memory_map.FIRMWARE_BASE + 0x60
 SMBIOS_TABLE = memory_map.FIRMWARE_BASE + 0x100
 
+PROTOCOLS = ("linux", "multiboot")
+"""How a kernel is entered."""
+
+_INLINE_MAX = 4096
+"""Larger fw_cfg items are images of a trace rather than part of its header."""
+
 
 class LoadTarget(Protocol):
     """The part of a native machine that takes a placement."""
@@ -79,30 +85,34 @@ class Placement:
         machine.set_registers(0, dict(self.registers))
 
     def images(self) -> list[tuple[str, bytes]]:
-        """The loaded bytes under the names by which `manifest` refers to them."""
-        return [(_load_name(index), item.data) for index, item in enumerate(self.loads)]
+        """All larger contents, once each, under the names by which `manifest` refers to them."""
+        return [(name, data) for data, name in self._names().items()]
+
+    def _names(self) -> dict[bytes, str]:
+        names: dict[bytes, str] = {}
+        for index, item in enumerate(self.loads):
+            names.setdefault(item.data, f"load-{index:02}")
+        for key, data in self.fw_cfg:
+            if len(data) > _INLINE_MAX:
+                names.setdefault(data, f"fw-cfg-{key:04x}")
+        return names
 
     def manifest(self) -> dict[str, Any]:
-        """All but the images, as plain lists, numbers and strings for a trace's header.
-
-        fw_cfg items that repeat loaded bytes (kernel, initrd) refer to the image instead.
-        """
-        by_content = {item.data: _load_name(index) for index, item in enumerate(self.loads)}
+        """All but the images, as plain lists, numbers and strings for a trace's header."""
+        names = self._names()
 
         def reference(data: bytes) -> bytes | str:
-            return by_content.get(data, data) if len(data) > 4096 else data
+            return names[data] if len(data) > _INLINE_MAX else data
 
         return {
             "spec": self.spec.to_dict(),
             "protocol": self.protocol,
             "cpuid": [list(row) for row in self.cpuid],
             "msrs": [list(row) for row in self.msrs],
-            "loads": [
-                [item.address, _load_name(i), item.what] for i, item in enumerate(self.loads)
-            ],
+            "loads": [[item.address, names[item.data], item.what] for item in self.loads],
             "registers": dict(self.registers),
             "fw_cfg": [[key, reference(data)] for key, data in self.fw_cfg],
-            "fw_cfg_files": [[name, reference(data)] for name, data in self.fw_cfg_files],
+            "fw_cfg_files": [[name, data] for name, data in self.fw_cfg_files],
         }
 
     @classmethod
@@ -115,6 +125,8 @@ class Placement:
             return image(data) if isinstance(data, str) else bytes(data)
 
         try:
+            if manifest["protocol"] not in PROTOCOLS:
+                raise ValueError(f"boot protocol {manifest['protocol']!r}")
             return cls(
                 spec=BoardSpec.from_dict(manifest["spec"]),
                 protocol=manifest["protocol"],
@@ -127,7 +139,7 @@ class Placement:
                 registers={str(key): int(value) for key, value in manifest["registers"].items()},
                 fw_cfg=tuple((int(key), resolve(data)) for key, data in manifest["fw_cfg"]),
                 fw_cfg_files=tuple(
-                    (str(name), resolve(data)) for name, data in manifest["fw_cfg_files"]
+                    (str(name), bytes(data)) for name, data in manifest["fw_cfg_files"]
                 ),
             )
         except SpecError:
@@ -198,10 +210,6 @@ def start(placement: Placement) -> "Machine":
     machine = Machine(**placement.machine_arguments())
     placement.apply(machine)
     return machine
-
-
-def _load_name(index: int) -> str:
-    return f"load-{index:02}"
 
 
 def _row6(row: Sequence[int]) -> CpuidRow:
