@@ -184,3 +184,9 @@ bool cpu_is_intel(void) {
     cpuid(0, 0, r);
     return r[1] == 0x756e6547;
 }
+
+bool on_tcg(void) {
+    u32 r[4];
+    cpuid(0x40000000, 0, r);
+    return cpu_has(1, 2, 31) && r[1] == 0x54474354;
+}

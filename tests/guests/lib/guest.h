@@ -73,6 +73,8 @@ static inline void cpuid(u32 leaf, u32 sub, u32 r[4]) {
 /* One feature bit; `reg` 0..3 is eax..edx. A leaf beyond the maximum counts as absent. */
 bool cpu_has(u32 leaf, int reg, int bit);
 bool cpu_is_intel(void);
+/* QEMU's TCG says so in CPUID; a few checks are known not to hold there and are left out. */
+bool on_tcg(void);
 
 #define CR0_MP (1ul << 1)
 #define CR0_EM (1ul << 2)

@@ -34,7 +34,6 @@ void traps_init_cpu(int cpu) {
 }
 
 static void dump(struct frame *f) {
-    char line[256];
     const u64 *r = (const u64 *)f;
     static const char names[15][4] = {"r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8",
                                       "rbp", "rdi", "rsi", "rdx", "rcx", "rbx", "rax"};
@@ -45,7 +44,6 @@ static void dump(struct frame *f) {
         for (int s = 60; s >= 0; s -= 4) putch("0123456789abcdef"[r[i] >> s & 15]);
         puts_raw(i % 4 == 3 ? "\n" : " ");
     }
-    (void)line;
     static const char last[8][8] = {"vector", "error", "rip", "cs", "rflags", "rsp", "ss", "cr2"};
     u64 cr2 = rdcr2();
     puts_raw("\n");
