@@ -23,7 +23,7 @@ CFLAGS = (
     "-fno-tree-loop-distribute-patterns -fno-strict-aliasing -Wall -Wextra -Werror "
     "-Wno-array-bounds -Wno-stringop-overflow"
 ).split()
-LDFLAGS = "-m elf_x86_64 -static -nostdlib --build-id=none -z max-page-size=4096".split()
+LDFLAGS = "-m elf_x86_64 -static -nostdlib --build-id=none -z max-page-size=4096 --no-warn-rwx-segments".split()
 
 
 class BuildError(Exception):

@@ -34,7 +34,7 @@ void guest_main(void) {
     ioapic_route(4, VEC_SERIAL);
     outb(COM1 + 1, 0); /* IER */
     outb(COM1 + 3, 3); /* LCR: 8N1 */
-    outb(COM1 + 2, 7); /* FCR: FIFOs on and empty */
+    outb(COM1 + 2, 0); /* FCR: no FIFOs, and what has arrived already is kept */
     outb(COM1 + 4, 0xb); /* MCR: DTR, RTS, OUT2 (lets interrupts out) */
     say("echo: ready\n");
     outb(COM1 + 1, 1);

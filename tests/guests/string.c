@@ -173,6 +173,7 @@ static void faulting(void) {
     check_eq("rep movsq no partial element", tail, 0x77777777);
     FAULTING(f3, "rep lodsl", 4, HOLE - 400, 0, 0, "cld");
     check_eq("rep lodsl rsi", caught.f.rsi, HOLE);
+    memset((u8 *)VA, 0x77, 8192);
     FAULTING(f4, "repe cmpsb", 1, HOLE - 100, HOLE - 200, 0, "cld");
     check_eq("repe cmpsb rsi", caught.f.rsi, HOLE);
     FAULTING(f5, "repe scasb", 1, 0, HOLE - 100, 0, "cld");
