@@ -11,10 +11,14 @@ from pathlib import Path
 # What builds demo.elf from its sources, in this order; see `demo_build_commands`.
 DEMO_SOURCES = ("boot.S", "demo.c")
 DEMO_CFLAGS = (
-    "-m64 -std=gnu11 -O2 -ffreestanding -fno-pic -fno-pie -mno-red-zone -mgeneral-regs-only "
-    "-fcf-protection=none -fno-stack-protector -fno-asynchronous-unwind-tables -Wall -Wextra -Werror"
+    *("-m64", "-std=gnu11", "-O2", "-ffreestanding", "-fno-pic", "-fno-pie", "-mno-red-zone"),
+    *("-mgeneral-regs-only", "-fcf-protection=none", "-fno-stack-protector"),
+    *("-fno-asynchronous-unwind-tables", "-Wall", "-Wextra", "-Werror"),
 )
-DEMO_LDFLAGS = "-m elf_x86_64 -static -nostdlib --build-id=none -z max-page-size=4096 -s --no-warn-rwx-segments"
+DEMO_LDFLAGS = (
+    *("-m", "elf_x86_64", "-static", "-nostdlib", "--build-id=none", "-z", "max-page-size=4096"),
+    *("-s", "--no-warn-rwx-segments"),
+)
 
 
 def demo_image() -> bytes:
@@ -38,11 +42,11 @@ def demo_build_commands(source: Path, out: Path) -> list[list[str]]:
     commands = []
     for name in DEMO_SOURCES:
         made = str(out / f"{Path(name).stem}.o")
-        commands.append(["gcc", *DEMO_CFLAGS.split(), "-c", name, "-o", made])
+        commands.append(["gcc", *DEMO_CFLAGS, "-c", name, "-o", made])
         objects.append(made)
     wide = str(out / "demo.elf64")
     script = str(source / "demo.ld")
-    commands.append(["ld", *DEMO_LDFLAGS.split(), "-T", script, "-o", wide, *objects])
+    commands.append(["ld", *DEMO_LDFLAGS, "-T", script, "-o", wide, *objects])
     # Multiboot loaders take 32-bit ELF only; the code in it is 64-bit all the same.
     commands.append(["objcopy", "-O", "elf32-i386", wide, str(out / "demo.elf")])
     return commands

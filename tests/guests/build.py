@@ -1,4 +1,4 @@
-"""Build the test guests with gcc and ld; results are cached by the content of everything that goes in.
+"""Build the test guests with gcc and ld, cached by the content of everything that goes in.
 
 Also a small command: `python tests/guests/build.py [NAME...]` builds and prints the paths.
 """
@@ -18,12 +18,16 @@ GUESTS = Path(__file__).resolve().parent
 RUNTIME = ("lib/entry.S", "lib/base.c", "lib/traps.c", "lib/apic.c")
 HEADERS = ("lib/guest.h", "lib/guest.ld")
 CFLAGS = (
-    "-m64 -std=gnu11 -O2 -ffreestanding -fno-pic -fno-pie -mno-red-zone -mgeneral-regs-only "
-    "-fcf-protection=none -fno-stack-protector -fno-asynchronous-unwind-tables "
-    "-fno-tree-loop-distribute-patterns -fno-strict-aliasing -Wall -Wextra -Werror "
-    "-Wno-array-bounds -Wno-stringop-overflow"
-).split()
-LDFLAGS = "-m elf_x86_64 -static -nostdlib --build-id=none -z max-page-size=4096 --no-warn-rwx-segments".split()
+    *("-m64", "-std=gnu11", "-O2", "-ffreestanding", "-fno-pic", "-fno-pie", "-mno-red-zone"),
+    *("-mgeneral-regs-only", "-fcf-protection=none", "-fno-stack-protector"),
+    *("-fno-asynchronous-unwind-tables", "-fno-tree-loop-distribute-patterns"),
+    *("-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"),
+    *("-Wno-array-bounds", "-Wno-stringop-overflow"),
+)
+LDFLAGS = (
+    *("-m", "elf_x86_64", "-static", "-nostdlib", "--build-id=none", "-z", "max-page-size=4096"),
+    "--no-warn-rwx-segments",
+)
 
 
 class BuildError(Exception):

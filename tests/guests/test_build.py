@@ -37,9 +37,7 @@ def test_every_guest_source_is_in_the_manifest(guests: dict[str, Guest]) -> None
     assert {path.name for path in GUESTS.glob("*.c")} == named
 
 
-def test_a_second_build_is_taken_from_the_cache(
-    guests: dict[str, Guest], tmp_path: Path
-) -> None:
+def test_a_second_build_is_taken_from_the_cache(guests: dict[str, Guest], tmp_path: Path) -> None:
     first = build(guests["hello"], tmp_path)
     stamp = first.stat().st_mtime_ns
     assert build(guests["hello"], tmp_path) == first
