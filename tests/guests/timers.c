@@ -151,6 +151,7 @@ void guest_main(void) {
     expect_silence("HPET stopped", VEC_HPET);
 
     ioapic_route(8, VEC_RTC);
+    cli(); /* the handler uses the index register as well */
     outb(0x70, 0x0a);
     outb(0x71, 0x26); /* 1024 Hz */
     outb(0x70, 0x0b);
@@ -158,10 +159,12 @@ void guest_main(void) {
     outb(0x70, 0x0c);
     inb(0x71);
     expect_us("RTC periodic, 16 at 1024 Hz", wait_count(VEC_RTC, 17), 15000);
+    cli();
     outb(0x70, 0x0b);
     outb(0x71, 0x02);
     outb(0x70, 0x0c);
     inb(0x71);
+    sti();
     expect_silence("RTC stopped", VEC_RTC);
 
     u64 last = 0;
