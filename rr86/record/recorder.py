@@ -5,6 +5,7 @@ around, type something, run on. Either way a finished recording has a footer, an
 interrupted at any moment still replays up to its last whole chunk.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -137,7 +138,13 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.finish()
+        if error is None:
+            self.finish()
+            return
+        # What went wrong first (a full disk, say) is what the caller has to hear about; a trace
+        # without its footer still replays up to its last whole chunk.
+        with contextlib.suppress(Exception):
+            self.finish()
 
     @property
     def icount(self) -> int:
