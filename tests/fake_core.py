@@ -6,7 +6,7 @@ Its trace is a JSON file, so that tests can damage it in ways they understand.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -264,7 +264,7 @@ class FakeCore:
     guest: Guest
     machines: list[Machine] = field(default_factory=list)
 
-    def power_on(self, spec: Any, images: Mapping[str, bytes]) -> Machine:
+    def power_on(self, spec: Any, files: Any) -> Machine:
         machine = Machine(spec.vcpus)
         machine.guest = self.guest
         self.machines.append(machine)
@@ -272,14 +272,18 @@ class FakeCore:
 
 
 @pytest.fixture
-def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCore]:
+def core(monkeypatch: pytest.MonkeyPatch) -> FakeCore:
     """Replace the native core and the board's power switch."""
     fake = FakeCore(
         Guest([Step(0x100000 + n, out=b"hello\n" if n == 2 else b"") for n in range(5)])
     )
+    install(fake, monkeypatch)
+    return fake
+
+
+def install(fake: FakeCore, monkeypatch: pytest.MonkeyPatch) -> None:
     native = ModuleType("rr86._native")
     for each in (NativeError, TraceError, DivergenceError, HostError, Machine, TraceReader):
         setattr(native, each.__name__, each)
     monkeypatch.setitem(sys.modules, "rr86._native", native)
     monkeypatch.setattr("rr86.machine.board.power_on", fake.power_on)
-    yield fake

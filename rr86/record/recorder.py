@@ -112,11 +112,11 @@ class Recorder:
         in the trace. `console` gets the bytes that the guest sends to its serial console.
         """
         from rr86 import __version__
-        from rr86.machine.board import power_on
+        from rr86.record.power import switch_on
 
         self.spec = spec
         self.path = Path(output)
-        self.machine: Machine = power_on(spec, images)
+        self.machine: Machine = switch_on(spec, images)
         header = Header(
             version=__version__,
             spec=spec.to_dict(),

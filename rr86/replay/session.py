@@ -29,9 +29,9 @@ class ReplaySession:
         verify: bool = True,
         console: Callable[[bytes], None] | None = None,
     ) -> None:
-        from rr86.machine.board import power_on
+        from rr86.record.power import switch_on
 
-        self.machine: Machine = power_on(spec, images)
+        self.machine: Machine = switch_on(spec, images)
         self.machine.replay_from(str(path), verify)
         self.inspector = Inspector(
             self.machine, GuestSymbols(images["kernel"], kaslr_offset), spec.vcpus

@@ -62,23 +62,35 @@ def test_the_terminal_is_raw_but_keeps_ctrl_c_and_is_put_back(
     before = termios.tcgetattr(terminal)
     source = Input(enabled=True)
     assert source.interactive
-    with pytest.raises(RuntimeError), source.raw():
+
+    def fail_while_raw() -> None:
+        with source.raw():
+            use_the_terminal()
+
+    def use_the_terminal() -> None:
         flags = termios.tcgetattr(terminal)[3]
         assert not flags & (termios.ICANON | termios.ECHO)
         assert flags & termios.ISIG
         os.write(controller, b"x\r")
         assert source.poll(1.0) == b"x\r"
         raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_while_raw()
     assert termios.tcgetattr(terminal) == before
     os.close(controller)
     os.close(terminal)
 
 
-def test_output_remembers_that_its_reader_has_gone(capfdbinary: object) -> None:
-    out = Output()
-    out.closed = True
-    out.write(b"dropped")
-    assert out.closed
+def test_output_remembers_that_its_reader_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        out = Output()
+        out.write(b"nobody reads this")
+        assert out.closed
+        out.write(b"nor this")
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,7 +141,7 @@ def test_a_machine_that_cannot_be_built_leaves_no_empty_trace(
 def test_boards_that_make_no_sense_are_refused(core: FakeCore, kernel: Path) -> None:
     for options in ({"smp": 0}, {"smp": 300}, {"memory": "1M"}, {"memory": "lots"}):
         with pytest.raises(rr86.SpecError):
-            rr86.record(kernel, **options)  # type: ignore[arg-type]
+            rr86.record(kernel, **options)
 
 
 def test_header_and_footer_survive_packing() -> None:
@@ -156,3 +158,8 @@ def test_the_host_is_described_by_maker_and_family(tmp_path: Path) -> None:
     )
     assert this_host(info) == Host("AuthenticAMD", 25)
     assert this_host(tmp_path / "missing") == Host("unknown", 0)
+
+
+def test_the_package_and_the_function_of_the_same_name_get_along() -> None:
+    program = "import rr86; from rr86.record.recorder import start; assert callable(rr86.record)"
+    subprocess.run([sys.executable, "-c", program], check=True)

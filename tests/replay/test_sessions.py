@@ -86,7 +86,7 @@ def test_a_divergence_comes_through_unless_verification_is_off(
 ) -> None:
     trace = recorded(kernel, tmp_path)
     core.guest.diverges_at = 2
-    with pytest.raises(DivergenceError, match="cpu0 .* instruction 2 on vCPU 0"):
+    with pytest.raises(DivergenceError, match=r"cpu0 .* instruction 2 on vCPU 0"):
         trace.replay()
     assert trace.replay(verify=False).reason == "poweroff"
 
