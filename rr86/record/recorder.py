@@ -209,13 +209,15 @@ class Recorder:
     def finish(self) -> Recording:
         """Close the trace; doing it twice is harmless."""
         if self._recording is None:
+            # Reading symbols takes most of a second; LSTAR lets those who need them do it later.
             offset = self.inspector.symbols.offset
-            if offset is None and self.icount:
-                offset = self.inspector.locate_kernel()
+            registers = (self.machine.registers(vcpu) for vcpu in range(self.spec.vcpus))
+            lstar = next((each["lstar"] for each in registers if each["lstar"]), 0)
             self._execution.drain()
             statistics = self.machine.stats()
             footer = Footer(
                 kaslr_offset=offset,
+                lstar=lstar,
                 stop={} if self.stop is None else self.stop.as_dict(),
                 statistics=statistics,
             )

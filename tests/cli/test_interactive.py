@@ -17,7 +17,8 @@ import tests.fake_core as fake
 from tests.images import elf
 
 Path("guest.elf").write_bytes(elf([("start", 0x100000, 64)]))
-core = fake.FakeCore(fake.Guest([fake.Step(0x100000, out=b"login: ")] + [fake.Step(0x100001)] * 10**6))
+steps = [fake.Step(0x100000, out=b"login: ")] + [fake.Step(0x100001)] * 10**6
+core = fake.FakeCore(fake.Guest(steps))
 patch = pytest.MonkeyPatch()
 fake.install(core, patch)
 typed = core.guest.inputs

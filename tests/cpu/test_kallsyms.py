@@ -1,7 +1,7 @@
 import pytest
 
 from rr86.cpu.kallsyms import parse_tables, read_kallsyms
-from rr86.cpu.symbols import SymbolTable, load_symbols
+from rr86.cpu.symbols import SymbolTable, open_kernel, symbols_of
 from rr86.cpu.vmlinux import Vmlinux
 from rr86.errors import KernelImageError
 from tests.images import kallsyms, vmlinux
@@ -34,7 +34,7 @@ def test_unsigned_offsets_without_per_cpu_symbols_are_understood() -> None:
 
 
 def test_a_stripped_kernel_gives_a_symbol_table() -> None:
-    table = load_symbols(vmlinux(kallsyms(kernel_symbols())))
+    table = symbols_of(open_kernel(vmlinux(kallsyms(kernel_symbols()))))
     assert isinstance(table, SymbolTable)
     assert table.address("asm_7_handler") == BASE + 16 * 7
 

@@ -3,7 +3,7 @@ import struct
 import pytest
 
 from rr86.cpu.kaslr import entry_candidates, offset_from_registers
-from rr86.cpu.symbols import GuestSymbols, Symbol, SymbolTable, load_symbols
+from rr86.cpu.symbols import GuestSymbols, Symbol, SymbolTable, open_kernel, symbols_of
 from rr86.errors import KernelImageError, SymbolsError
 from tests.images import elf
 
@@ -56,7 +56,7 @@ def test_search_takes_shell_patterns() -> None:
 
 
 def test_elf_guests_use_their_own_symbol_table() -> None:
-    found = load_symbols(elf([("main", 0x100000, 8), ("helper", 0x100010, 4)]))
+    found = symbols_of(open_kernel(elf([("main", 0x100000, 8), ("helper", 0x100010, 4)])))
     assert found.lookup(0x100012) == "helper+0x2"
     assert found.lookup(0x10000C) is None
     assert found.is_text(0x100000)
@@ -72,7 +72,7 @@ def test_guest_symbols_remember_what_is_wrong() -> None:
     assert symbols.table is None
     assert symbols.problem is not None
     with pytest.raises(KernelImageError):
-        load_symbols(b"no kernel at all")
+        open_kernel(b"no kernel at all")
 
 
 def registers(**values: int) -> dict[str, int]:

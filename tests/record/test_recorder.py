@@ -147,7 +147,7 @@ def test_boards_that_make_no_sense_are_refused(core: FakeCore, kernel: Path) -> 
 def test_header_and_footer_survive_packing() -> None:
     header = Header("0.1.0", {"vcpus": 4}, {"kernel": "bzImage"}, Host("GenuineIntel", 6))
     assert Header.unpack(header.pack()) == header
-    footer = Footer(0x1200000, {"reason": "poweroff"}, {"slices": 3})
+    footer = Footer(0x1200000, 0xFFFFFFFF82E00080, {"reason": "poweroff"}, {"slices": 3})
     assert Footer.unpack(footer.pack()) == footer
 
 
