@@ -47,6 +47,7 @@ class Machine:
         memory: int,
         vcpus: int,
         cpuid: Sequence[tuple[int, int, int, int, int, int]],
+        msrs: Sequence[tuple[int, int]] = (),
         seed: int = 0,
         quantum: int = 100_000,
         start_time: int = 1_700_000_000,
@@ -56,7 +57,10 @@ class Machine:
         block_capacity: int = 262_144,
         exit_on_reset: bool = True,
     ) -> None:
-        """`cpuid` rows are (leaf, subleaf or -1 for "any", eax, ebx, ecx, edx).
+        """`cpuid` rows are (leaf, subleaf or -1 for "any", eax, ebx, ecx, edx); an exact subleaf
+        goes before -1, and a leaf without a row reads as zeros. `msrs` are (index, value after
+        reset) for every vCPU; an index that the core does not know otherwise is a read-only
+        register.
 
         `memory` in bytes; `start_time` is what the RTC shows at power-on, in Unix seconds (UTC).
         """
@@ -107,8 +111,8 @@ class Machine:
     def registers(self, vcpu: int) -> dict[str, int]:
         """rax…r15, rip, rflags, {es,cs,ss,ds,fs,gs,ldtr,tr}{"",_base,_limit,_attr}, gdtr_base,
         gdtr_limit, idtr_base, idtr_limit, cr0, cr2, cr3, cr4, cr8, efer, xcr0, dr0…dr3, dr6, dr7,
-        cpl, lstar, kernel_gs_base, star, sysenter_eip, activity (0 active, 1 halted, 2
-        wait-for-SIPI, 3 shutdown)."""
+        cpl, lstar, kernel_gs_base, star, sysenter_eip, activity (0 active, 1 halted,
+        2 wait-for-SIPI, 3 shutdown)."""
     def fpu_state(self, vcpu: int) -> bytes:
         """The vCPU's XSAVE area in the standard format (legacy region first)."""
     def read_physical(self, paddr: int, length: int) -> bytes: ...

@@ -1,1 +1,1 @@
-"""What a person wants to see of a CPU: registers, instructions, symbols and call stacks."""
+"""CPU models, registers, disassembly and symbols: what is known about the guest's processor."""

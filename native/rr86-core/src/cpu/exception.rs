@@ -38,12 +38,22 @@ pub struct Exception {
 impl Exception {
     /// An exception without an error code.
     pub const fn new(vector: u8) -> Self {
-        Self { vector, error_code: None, cr2: 0, dr6: 0 }
+        Self {
+            vector,
+            error_code: None,
+            cr2: 0,
+            dr6: 0,
+        }
     }
 
     /// An exception with an error code (#TS, #NP, #SS, #GP: usually a selector).
     pub const fn with_code(vector: u8, code: u32) -> Self {
-        Self { vector, error_code: Some(code), cr2: 0, dr6: 0 }
+        Self {
+            vector,
+            error_code: Some(code),
+            cr2: 0,
+            dr6: 0,
+        }
     }
 
     /// #GP(code).
@@ -58,6 +68,71 @@ impl Exception {
 
     /// #PF at `address` with a page-fault error code (SDM vol. 3A, section 4.7).
     pub const fn page_fault(address: u64, code: u32) -> Self {
-        Self { vector: vector::PF, error_code: Some(code), cr2: address, dr6: 0 }
+        Self {
+            vector: vector::PF,
+            error_code: Some(code),
+            cr2: address,
+            dr6: 0,
+        }
+    }
+
+    /// #TS(code).
+    pub const fn ts(code: u32) -> Self {
+        Self::with_code(vector::TS, code)
+    }
+
+    /// #NP(code).
+    pub const fn np(code: u32) -> Self {
+        Self::with_code(vector::NP, code)
+    }
+
+    /// #SS(code).
+    pub const fn ss(code: u32) -> Self {
+        Self::with_code(vector::SS, code)
+    }
+
+    /// #NM.
+    pub const fn nm() -> Self {
+        Self::new(vector::NM)
+    }
+
+    /// #DB with the bits that it sets in DR6.
+    pub const fn db(dr6: u64) -> Self {
+        Self {
+            vector: vector::DB,
+            error_code: None,
+            cr2: 0,
+            dr6,
+        }
+    }
+
+    /// Whether the exception is contributory to a double fault (SDM vol. 3A, table 6-4).
+    pub const fn is_contributory(&self) -> bool {
+        matches!(
+            self.vector,
+            vector::DE | vector::TS | vector::NP | vector::SS | vector::GP
+        )
+    }
+
+    /// Whether the exception is a fault, reported before its instruction, rather than a trap or
+    /// abort. #DB is neither here: only its instruction breakpoints are faults, and they
+    /// do not set RF in the saved image.
+    pub const fn is_fault(&self) -> bool {
+        !matches!(
+            self.vector,
+            vector::DB | vector::NMI | vector::BP | vector::OF | vector::MC
+        )
+    }
+
+    /// The same exception with the EXT bit (SDM vol. 3A, section 6.13) in its selector error code.
+    /// Page faults have another kind of error code and stay as they are.
+    #[must_use]
+    pub const fn with_ext(mut self, ext: u32) -> Self {
+        if self.vector != vector::PF {
+            if let Some(code) = self.error_code {
+                self.error_code = Some(code | ext);
+            }
+        }
+        self
     }
 }

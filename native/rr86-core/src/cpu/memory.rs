@@ -43,6 +43,10 @@ pub trait LinearMemory {
         len: usize,
         privilege: Privilege,
     ) -> Result<(), Exception>;
+
+    /// CR3 has changed in the middle of an instruction (a task switch): translations cached behind
+    /// this trait are out of date from here on.
+    fn translation_changed(&mut self) {}
 }
 
 /// Physical memory as the page walker sees it. Reads of absent memory give all ones.

@@ -1,1 +1,15 @@
-//! (under construction)
+//! The replaying side of a trace: reading the file that `crate::record` wrote.
+
+pub mod reader;
+pub mod scan;
+pub mod stream;
+pub mod summary;
+
+pub use reader::{ChunkInfo, ImageInfo, TraceReader};
+pub use stream::EventStream;
+pub use summary::{KindSummary, Summary};
+
+#[cfg(test)]
+mod size_tests;
+#[cfg(test)]
+mod tests;

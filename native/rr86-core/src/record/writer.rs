@@ -1,0 +1,336 @@
+//! Writes a trace: events are encoded as they are pushed, and a background thread compresses and
+//! writes whole chunks.
+//!
+//! What the file holds is a function of what was pushed and of where `flush` was called, never of
+//! the timing of the thread. The queue between the two is short, so a slow disk slows the recorder
+//! down instead of filling memory. A failure of the thread surfaces at the next call.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::codec::ChunkBuilder;
+use super::error::TraceError;
+use super::event::Event;
+use super::format::{self, ChunkHeader, ChunkKind, Codec};
+use super::varint::put;
+
+/// The zstd level. On the events of a boot, levels 1 to 9 differ by 1 % in size and by a factor of
+/// eight in time; on images, 3 is worth its time.
+const LEVEL: i32 = 3;
+
+/// Chunks that may wait for the thread.
+const QUEUE: usize = 2;
+
+/// The longest image name in bytes.
+const MAX_IMAGE_NAME: usize = 4096;
+
+enum Job {
+    Chunk(Box<ChunkBuilder>),
+    /// Answer when everything before this is in the file.
+    Sync(SyncSender<()>),
+    /// Write footer, index and trailer, and end.
+    Finish(Vec<u8>),
+    /// From here on the disk is full.
+    #[cfg(test)]
+    Break,
+}
+
+/// What the recorder and the thread both see.
+struct Shared {
+    written: AtomicU64,
+    failed: AtomicBool,
+}
+
+/// The writer of one trace. Dropping it without [`finish`](TraceWriter::finish) writes what was
+/// pushed and leaves a trace without an index: readable, but not complete.
+pub struct TraceWriter {
+    chunk: Box<ChunkBuilder>,
+    jobs: Option<SyncSender<Job>>,
+    thread: Option<JoinHandle<Result<(), TraceError>>>,
+    shared: Arc<Shared>,
+    error: Option<TraceError>,
+}
+
+impl TraceWriter {
+    /// Creates the file (replacing one that exists) and writes the header and the images at once.
+    /// Images with equal content are stored once.
+    pub fn create(
+        path: &Path,
+        header: &[u8],
+        images: &[(String, &[u8])],
+    ) -> Result<Self, TraceError> {
+        too_large("a header", header.len() as u64, format::MAX_RAW as u64)?;
+        let shared = Arc::new(Shared {
+            written: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+        });
+        let list = image_list(images)?;
+        let file = File::create(path).map_err(|e| TraceError::io(path, e))?;
+        let mut output = Output::new(file, path, shared.clone())?;
+        output.write(&format::file_header(format::MAJOR, format::MINOR))?;
+        output.blob(ChunkKind::HEADER, &[], header)?;
+        output.blob(ChunkKind::IMAGE_LIST, &[], &list)?;
+        output.images(images)?;
+        let (jobs, receiver) = sync_channel(QUEUE);
+        let flag = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("rr86-trace".into())
+            .spawn(move || {
+                let result = output.serve(&receiver);
+                flag.failed.store(result.is_err(), Ordering::Release);
+                result
+            })
+            .map_err(|e| TraceError::io(path, e))?;
+        Ok(TraceWriter {
+            chunk: Box::default(),
+            jobs: Some(jobs),
+            thread: Some(thread),
+            shared,
+            error: None,
+        })
+    }
+
+    /// Adds an event that happened at `icount` retired instructions.
+    ///
+    /// Events are given back in the order of their pushes, whatever their moments. A refused event
+    /// (larger than a trace may hold) leaves the writer usable.
+    #[inline]
+    pub fn push(&mut self, icount: u64, event: &Event) -> Result<(), TraceError> {
+        if self.shared.failed.load(Ordering::Relaxed) {
+            return Err(self.failure());
+        }
+        self.chunk.push(icount, event)?;
+        if self.chunk.is_full() {
+            self.seal()?;
+        }
+        Ok(())
+    }
+
+    /// Returns when everything pushed so far is in the file, where it survives the recorder's
+    /// death (not the host's). Each flush ends a chunk, so frequent ones cost file size.
+    pub fn flush(&mut self) -> Result<(), TraceError> {
+        self.seal()?;
+        let (done, wait) = sync_channel(1);
+        self.send(Job::Sync(done))?;
+        wait.recv().map_err(|_| self.failure())
+    }
+
+    /// Length of the file so far; events that have not been written yet do not count.
+    pub fn bytes_written(&self) -> u64 {
+        self.shared.written.load(Ordering::Relaxed)
+    }
+
+    /// Writes what is left, the footer and the index, and closes the file.
+    pub fn finish(mut self, footer: &[u8]) -> Result<(), TraceError> {
+        too_large("a footer", footer.len() as u64, format::MAX_RAW as u64)?;
+        self.seal()?;
+        self.send(Job::Finish(footer.to_vec()))?;
+        self.join()
+    }
+
+    /// Makes every later write fail.
+    #[cfg(test)]
+    pub(crate) fn break_for_test(&mut self) {
+        self.send(Job::Break).expect("a running thread");
+    }
+
+    fn seal(&mut self) -> Result<(), TraceError> {
+        if self.chunk.is_empty() {
+            return Ok(());
+        }
+        let chunk = std::mem::take(&mut self.chunk);
+        self.send(Job::Chunk(chunk))
+    }
+
+    fn send(&mut self, job: Job) -> Result<(), TraceError> {
+        let sent = self
+            .jobs
+            .as_ref()
+            .is_some_and(|jobs| jobs.send(job).is_ok());
+        if sent {
+            Ok(())
+        } else {
+            Err(self.failure())
+        }
+    }
+
+    /// Ends the thread and returns its verdict.
+    fn join(&mut self) -> Result<(), TraceError> {
+        self.jobs = None;
+        match self.thread.take() {
+            Some(thread) => thread.join().unwrap_or(Err(TraceError::Thread)),
+            None => Err(self.error.clone().unwrap_or(TraceError::Thread)),
+        }
+    }
+
+    /// What stopped the thread; the same at every call.
+    #[cold]
+    fn failure(&mut self) -> TraceError {
+        let error = self.join().err().unwrap_or(TraceError::Thread);
+        self.error = Some(error.clone());
+        error
+    }
+}
+
+impl Drop for TraceWriter {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            // An error has no one left to hear it; the reader will find the trace incomplete.
+            let _ = self.seal();
+            let _ = self.join();
+        }
+    }
+}
+
+fn too_large(what: &'static str, len: u64, limit: u64) -> Result<(), TraceError> {
+    if len > limit {
+        Err(TraceError::TooLarge { what, len, limit })
+    } else {
+        Ok(())
+    }
+}
+
+/// The payload of the image list chunk: a count, and for each image its name's length, the name,
+/// the content's length and its hash.
+fn image_list(images: &[(String, &[u8])]) -> Result<Vec<u8>, TraceError> {
+    let mut list = Vec::new();
+    let mut names = BTreeSet::new();
+    put(&mut list, images.len() as u64);
+    for (name, content) in images {
+        too_large("an image's name", name.len() as u64, MAX_IMAGE_NAME as u64)?;
+        too_large("an image", content.len() as u64, format::MAX_IMAGE)?;
+        if !names.insert(name) {
+            return Err(TraceError::DuplicateImage { name: name.clone() });
+        }
+        put(&mut list, name.len() as u64);
+        list.extend_from_slice(name.as_bytes());
+        put(&mut list, content.len() as u64);
+        list.extend_from_slice(&xxh3_128(content).to_be_bytes());
+    }
+    too_large("an image list", list.len() as u64, format::MAX_RAW as u64)?;
+    Ok(list)
+}
+
+/// The file, as the thread sees it.
+struct Output {
+    file: File,
+    path: PathBuf,
+    compressor: zstd::bulk::Compressor<'static>,
+    shared: Arc<Shared>,
+    offset: u64,
+    sequence: u32,
+    /// Offset, header and table of each chunk.
+    index: Vec<u8>,
+}
+
+impl Output {
+    fn new(file: File, path: &Path, shared: Arc<Shared>) -> Result<Self, TraceError> {
+        Ok(Output {
+            file,
+            path: path.to_owned(),
+            compressor: zstd::bulk::Compressor::new(LEVEL).map_err(|e| TraceError::io(path, e))?,
+            shared,
+            offset: 0,
+            sequence: 0,
+            index: Vec::new(),
+        })
+    }
+
+    fn serve(mut self, jobs: &Receiver<Job>) -> Result<(), TraceError> {
+        while let Ok(job) = jobs.recv() {
+            match job {
+                Job::Chunk(builder) => {
+                    let chunk = builder
+                        .to_chunk(self.sequence, &mut self.compressor)
+                        .map_err(|e| TraceError::io(&self.path, e))?;
+                    self.chunk(&chunk)?;
+                }
+                // A flush that nobody waits for any more is no failure.
+                Job::Sync(done) => drop(done.send(())),
+                Job::Finish(footer) => return self.finish(&footer),
+                #[cfg(test)]
+                Job::Break => {
+                    self.file =
+                        File::create("/dev/full").map_err(|e| TraceError::io(&self.path, e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, footer: &[u8]) -> Result<(), TraceError> {
+        self.blob(ChunkKind::FOOTER, &[], footer)?;
+        let index = std::mem::take(&mut self.index);
+        let offset = self.offset;
+        too_large("an index", index.len() as u64, format::MAX_INDEX)?;
+        self.blob(ChunkKind::INDEX, &[], &index)?;
+        let end = self.offset + format::TRAILER as u64;
+        self.write(&format::trailer(offset, end))?;
+        self.file.flush().map_err(|e| TraceError::io(&self.path, e))
+    }
+
+    fn images(&mut self, images: &[(String, &[u8])]) -> Result<(), TraceError> {
+        let mut stored = BTreeSet::new();
+        for (_, content) in images {
+            let hash = xxh3_128(content);
+            if !stored.insert(hash) {
+                continue;
+            }
+            for (n, piece) in content.chunks(format::IMAGE_CHUNK).enumerate() {
+                let mut table = hash.to_be_bytes().to_vec();
+                table.extend_from_slice(&((n * format::IMAGE_CHUNK) as u64).to_le_bytes());
+                self.blob(ChunkKind::IMAGE, &table, piece)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a chunk of opaque bytes.
+    fn blob(&mut self, kind: ChunkKind, table: &[u8], raw: &[u8]) -> Result<(), TraceError> {
+        let mut payload = Vec::new();
+        let stored = format::compress(&mut self.compressor, raw, &mut payload)
+            .map_err(|e| TraceError::io(&self.path, e))?;
+        let header = ChunkHeader {
+            kind,
+            codec: if stored < raw.len() {
+                Codec::Zstd
+            } else {
+                Codec::Stored
+            },
+            sequence: self.sequence,
+            raw_len: raw.len() as u32,
+            ..ChunkHeader::default()
+        };
+        self.chunk(&header.chunk(table, &payload))
+    }
+
+    /// Writes a whole chunk by one call and enters it into the index.
+    fn chunk(&mut self, chunk: &[u8]) -> Result<(), TraceError> {
+        let table_len = chunk
+            .get(16..20)
+            .and_then(|b| b.try_into().ok())
+            .map_or(0, u32::from_le_bytes) as usize;
+        self.index.extend_from_slice(&self.offset.to_le_bytes());
+        self.index
+            .extend_from_slice(&chunk[..format::CHUNK_HEADER + table_len]);
+        self.sequence += 1;
+        self.write(chunk)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), TraceError> {
+        self.file
+            .write_all(bytes)
+            .map_err(|e| TraceError::io(&self.path, e))?;
+        self.offset += bytes.len() as u64;
+        self.shared.written.store(self.offset, Ordering::Relaxed);
+        Ok(())
+    }
+}

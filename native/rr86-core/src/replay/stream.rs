@@ -1,0 +1,94 @@
+//! All events of a trace in order, with a thread that decodes one chunk ahead.
+
+use std::sync::mpsc::{sync_channel, Receiver};
+use std::thread::JoinHandle;
+
+use super::reader::TraceReader;
+use crate::record::error::TraceError;
+use crate::record::event::Event;
+
+/// Chunks that may wait, decoded, for the consumer.
+const AHEAD: usize = 1;
+
+/// Events with their instruction counts, chunk by chunk; `None` after the last one, so that a
+/// thread that died cannot be taken for the end of the trace.
+type Batch = Result<Option<Vec<(u64, Event)>>, TraceError>;
+
+/// An iterator over events. It holds three chunks at most. The first error ends it; a trace that
+/// was cut off ends without one (see [`TraceReader::complete`]).
+pub struct EventStream {
+    batches: Option<Receiver<Batch>>,
+    thread: Option<JoinHandle<()>>,
+    current: std::vec::IntoIter<(u64, Event)>,
+    error: Option<TraceError>,
+}
+
+impl EventStream {
+    pub(super) fn new(reader: TraceReader, from: usize) -> Self {
+        let (sender, batches) = sync_channel(AHEAD);
+        let decode_all = move || {
+            for n in from..reader.chunk_count() {
+                let batch = reader.chunk(n).map(Some);
+                let last = batch.is_err();
+                if sender.send(batch).is_err() || last {
+                    return;
+                }
+            }
+            let end = reader.hidden().map_or(Ok(None), Err);
+            // The consumer may have gone away; then nobody misses the end.
+            let _ = sender.send(end);
+        };
+        let thread = std::thread::Builder::new()
+            .name("rr86-trace-read".into())
+            .spawn(decode_all)
+            .ok();
+        EventStream {
+            error: thread.is_none().then_some(TraceError::Thread),
+            batches: thread.is_some().then_some(batches),
+            thread,
+            current: Vec::new().into_iter(),
+        }
+    }
+
+    fn stop(&mut self) {
+        // Without a receiver the thread's next send fails, and it ends.
+        self.batches = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic over there has already shown as a missing end.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Iterator for EventStream {
+    type Item = Result<(u64, Event), TraceError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(event) = self.current.next() {
+                return Some(Ok(event));
+            }
+            if let Some(error) = self.error.take() {
+                return Some(Err(error));
+            }
+            match self.batches.as_ref()?.recv() {
+                Ok(Ok(Some(batch))) => self.current = batch.into_iter(),
+                Ok(Ok(None)) => self.stop(),
+                Ok(Err(error)) => {
+                    self.stop();
+                    self.error = Some(error);
+                }
+                Err(_) => {
+                    self.stop();
+                    self.error = Some(TraceError::Thread);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,147 @@
+//! Command line of the differential harness.
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+
+use rr86_differential::case::{Subject, SubjectError};
+use rr86_differential::forms::{Family, Forms, Model};
+use rr86_differential::generate::Generator;
+use rr86_differential::native::Native;
+use rr86_differential::run::{Options, Run};
+
+const USAGE: &str = "usage: rr86-differential [options]
+  --seed N            seed of the run (default 1)
+  --start N           number of the first case (default 0)
+  --count N           number of cases (default 100000)
+  --families A,B      integer, control, string, x87, mmx, sse, state (default all)
+  --only TEXT         forms whose name contains TEXT
+  --subject NAME      native (a second child of the host CPU), kvm (a guest at CPL 3)
+                      or flipped (wrong on purpose)
+  --strict            flags that the SDM leaves undefined must be equal as well
+  --undefined-reads   let instructions read undefined flags
+  --movbe             the CPU model has MOVBE
+  --keep DIR          write a reproducer of each mismatch there
+  --excluded          list the forms that are left out, with the reason, and stop
+  --replay FILE       run one .case file instead
+  --undefined-flags   measure what this host leaves in undefined flags, and stop";
+
+struct Arguments {
+    options: Options,
+    families: BTreeSet<Family>,
+    only: Option<String>,
+    subject: String,
+    model: Model,
+    undefined_reads: bool,
+    excluded: bool,
+    undefined_flags: bool,
+    replay: Option<String>,
+}
+
+fn arguments() -> Result<Arguments, String> {
+    let mut parsed = Arguments {
+        options: Options {
+            seed: 1,
+            start: 0,
+            count: 100_000,
+            ..Options::default()
+        },
+        families: Family::ALL.into(),
+        only: None,
+        subject: "native".into(),
+        model: Model::default(),
+        undefined_reads: false,
+        excluded: false,
+        undefined_flags: false,
+        replay: None,
+    };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
+        let number = |text: String| {
+            text.parse::<u64>()
+                .map_err(|_| format!("not a number: {text}"))
+        };
+        match word.as_str() {
+            "--seed" => parsed.options.seed = number(value()?)?,
+            "--start" => parsed.options.start = number(value()?)?,
+            "--count" => parsed.options.count = number(value()?)?,
+            "--families" => {
+                parsed.families = value()?
+                    .split(',')
+                    .map(str::parse)
+                    .collect::<Result<_, _>>()?;
+            }
+            "--only" => parsed.only = Some(value()?),
+            "--subject" => parsed.subject = value()?,
+            "--strict" => parsed.options.strict = true,
+            "--undefined-reads" => parsed.undefined_reads = true,
+            "--movbe" => parsed.model.movbe = true,
+            "--keep" => parsed.options.keep = Some(value()?.into()),
+            "--excluded" => parsed.excluded = true,
+            "--replay" => parsed.replay = Some(value()?),
+            "--undefined-flags" => parsed.undefined_flags = true,
+            _ => return Err(format!("unknown option {word}\n{USAGE}")),
+        }
+    }
+    Ok(parsed)
+}
+
+/// Subjects by name. An engine is plugged in here.
+fn subject(name: &str) -> Result<Box<dyn Subject>, String> {
+    let text = |error: SubjectError| error.to_string();
+    match name {
+        "native" => Ok(Box::new(Native::new().map_err(text)?)),
+        "kvm" => Ok(Box::new(rr86_differential::kvm::Kvm::new().map_err(text)?)),
+        "flipped" => Ok(Box::new(rr86_differential::flipped::Flipped::new(
+            Native::new().map_err(text)?,
+        ))),
+        _ => Err(format!("no subject '{name}'")),
+    }
+}
+
+fn run() -> Result<bool, String> {
+    let arguments = arguments()?;
+    let forms = Forms::of(arguments.model);
+    if arguments.excluded {
+        for (code, reason) in &forms.excluded {
+            println!("{code:?}: {reason}");
+        }
+        println!(
+            "{} forms offered, {} left out",
+            forms.offered.len(),
+            forms.excluded.len()
+        );
+        return Ok(true);
+    }
+    let mut native = Native::new().map_err(|error| error.to_string())?;
+    if arguments.undefined_flags {
+        print!("{}", rr86_differential::undefined::measure(&mut native));
+        return Ok(true);
+    }
+    let mut subject = subject(&arguments.subject)?;
+    if let Some(path) = &arguments.replay {
+        let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+        let case =
+            rr86_differential::text::parse(&text).map_err(|error| format!("{path}: {error}"))?;
+        let summary = Run::new(arguments.options, &mut native, subject.as_mut()).replay(&case);
+        println!("{summary}");
+        return Ok(summary.is_clean());
+    }
+    let mut generator = Generator::new(&forms, &arguments.families, arguments.only.as_deref());
+    generator.undefined_reads = arguments.undefined_reads;
+    let mut run = Run::new(arguments.options, &mut native, subject.as_mut());
+    let summary = run.all(&generator, &mut |line| println!("{line}"));
+    println!("{summary}");
+    Ok(summary.is_clean())
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(message) => {
+            eprintln!("rr86-differential: {message}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,209 @@
+"""Putting a machine together: from a spec and the files it boots from to one ready to run.
+
+`build` is a pure function: equal specs and equal files give equal bytes, on every host. Its
+result, the `Placement`, can also be taken apart into a manifest and images and be put together
+again, so that a trace can hold exactly what was loaded and does not depend on how later versions
+build tables.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rr86.cpu.model import CpuidRow, MsrRow, cpu_model
+from rr86.machine import fw_cfg, memory_map
+from rr86.machine.acpi import build_acpi
+from rr86.machine.loaders.detect import load_kernel
+from rr86.machine.loaders.image import BootFiles, ImageError, Load
+from rr86.machine.memory_map import MemoryMap
+from rr86.machine.smbios import build_smbios
+from rr86.machine.spec import BoardSpec, SpecError
+
+if TYPE_CHECKING:
+    from rr86._native import Machine
+
+RSDP = memory_map.FIRMWARE_BASE
+SMBIOS_ENTRY_64 = memory_map.FIRMWARE_BASE + 0x40
+SMBIOS_ENTRY_32 = memory_map.FIRMWARE_BASE + 0x60
+SMBIOS_TABLE = memory_map.FIRMWARE_BASE + 0x100
+
+
+class LoadTarget(Protocol):
+    """The part of a native machine that takes a placement."""
+
+    def load(self, paddr: int, data: bytes) -> None:
+        """Write into guest RAM."""
+
+    def set_registers(self, vcpu: int, values: dict[str, int]) -> None:
+        """Set registers by name."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Everything that is in a machine before its first instruction."""
+
+    spec: BoardSpec
+    protocol: str
+    """"linux" or "multiboot"."""
+    cpuid: tuple[CpuidRow, ...]
+    msrs: tuple[MsrRow, ...]
+    loads: tuple[Load, ...]
+    registers: dict[str, int]
+    """Of vCPU 0; the others wait for a SIPI."""
+    fw_cfg: tuple[tuple[int, bytes], ...]
+    fw_cfg_files: tuple[tuple[str, bytes], ...]
+
+    def machine_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `rr86._native.Machine`."""
+        spec = self.spec
+        return {
+            "memory": spec.memory,
+            "vcpus": spec.vcpus,
+            "cpuid": self.cpuid,
+            "msrs": self.msrs,
+            "seed": spec.seed,
+            "quantum": spec.quantum,
+            "start_time": spec.start_time,
+            "fw_cfg": self.fw_cfg,
+            "fw_cfg_files": self.fw_cfg_files,
+            "max_block": spec.max_block,
+            "block_capacity": spec.block_capacity,
+            "exit_on_reset": spec.exit_on_reset,
+        }
+
+    def apply(self, machine: LoadTarget) -> None:
+        """Fill a machine that was made with `machine_arguments`."""
+        for item in self.loads:
+            machine.load(item.address, item.data)
+        machine.set_registers(0, dict(self.registers))
+
+    def images(self) -> list[tuple[str, bytes]]:
+        """The loaded bytes under the names by which `manifest` refers to them."""
+        return [(_load_name(index), item.data) for index, item in enumerate(self.loads)]
+
+    def manifest(self) -> dict[str, Any]:
+        """All but the images, as plain lists, numbers and strings for a trace's header.
+
+        fw_cfg items that repeat loaded bytes (kernel, initrd) refer to the image instead.
+        """
+        by_content = {item.data: _load_name(index) for index, item in enumerate(self.loads)}
+
+        def reference(data: bytes) -> bytes | str:
+            return by_content.get(data, data) if len(data) > 4096 else data
+
+        return {
+            "spec": self.spec.to_dict(),
+            "protocol": self.protocol,
+            "cpuid": [list(row) for row in self.cpuid],
+            "msrs": [list(row) for row in self.msrs],
+            "loads": [
+                [item.address, _load_name(i), item.what] for i, item in enumerate(self.loads)
+            ],
+            "registers": dict(self.registers),
+            "fw_cfg": [[key, reference(data)] for key, data in self.fw_cfg],
+            "fw_cfg_files": [[name, reference(data)] for name, data in self.fw_cfg_files],
+        }
+
+    @classmethod
+    def from_manifest(
+        cls, manifest: Mapping[str, Any], image: Callable[[str], bytes]
+    ) -> "Placement":
+        """What `manifest` and `images` describe; `image` gives the bytes for a name."""
+
+        def resolve(data: bytes | str) -> bytes:
+            return image(data) if isinstance(data, str) else bytes(data)
+
+        try:
+            return cls(
+                spec=BoardSpec.from_dict(manifest["spec"]),
+                protocol=manifest["protocol"],
+                cpuid=tuple(_row6(row) for row in manifest["cpuid"]),
+                msrs=tuple((int(index), int(value)) for index, value in manifest["msrs"]),
+                loads=tuple(
+                    Load(int(address), image(name), what)
+                    for address, name, what in manifest["loads"]
+                ),
+                registers={str(key): int(value) for key, value in manifest["registers"].items()},
+                fw_cfg=tuple((int(key), resolve(data)) for key, data in manifest["fw_cfg"]),
+                fw_cfg_files=tuple(
+                    (str(name), resolve(data)) for name, data in manifest["fw_cfg_files"]
+                ),
+            )
+        except SpecError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SpecError(f"the stored machine description is damaged: {error!r}") from error
+
+    def digest(self) -> str:
+        """SHA-256 over everything that the machine is made from: equal machines, equal digests."""
+        state = hashlib.sha256()
+
+        def add(*parts: object) -> None:
+            for part in parts:
+                data = part if isinstance(part, bytes) else repr(part).encode("utf-8")
+                state.update(len(data).to_bytes(8, "little") + data)
+
+        add(sorted(self.spec.to_dict().items()), self.protocol, self.cpuid, self.msrs)
+        add(sorted(self.registers.items()))
+        for item in self.loads:
+            add(item.address, item.data)
+        for key, data in (*self.fw_cfg, *self.fw_cfg_files):
+            add(key, data)
+        return state.hexdigest()
+
+
+def build(spec: BoardSpec, files: BootFiles) -> Placement:
+    """Decide what goes where. Raises `ImageError` or `SpecError` where it cannot work."""
+    model = cpu_model(spec.cpu_model)
+    memory = MemoryMap(spec.memory)
+    kernel = load_kernel(files, spec, memory)
+    acpi = build_acpi(spec.vcpus, memory.tables_base)
+    if len(acpi.tables) > memory_map.TABLES_SIZE:
+        raise SpecError(f"the ACPI tables of {spec.vcpus} vCPUs do not fit into their area")
+    smbios = build_smbios(memory, spec.vcpus, model.signature(), SMBIOS_TABLE)
+    firmware = (
+        Load(acpi.base, acpi.tables, "the ACPI tables"),
+        Load(RSDP, acpi.rsdp, "the RSDP"),
+        Load(SMBIOS_ENTRY_64, smbios.entry_64, "the SMBIOS entry point"),
+        Load(SMBIOS_ENTRY_32, smbios.entry_32, "the SMBIOS 2.8 entry point"),
+        Load(SMBIOS_TABLE, smbios.table, "the SMBIOS table"),
+    )
+    for mine in kernel.loads:
+        for other in firmware:
+            if mine.address < other.end and other.address < mine.end:
+                raise ImageError(f"{mine.what} would overwrite {other.what} at {other.address:#x}")
+    return Placement(
+        spec=spec,
+        protocol=kernel.protocol,
+        cpuid=tuple(model.cpuid_rows(spec.vcpus)),
+        msrs=tuple(sorted([*model.msr_rows(), *memory_map.mtrr_rows(model)])),
+        loads=(*firmware, *kernel.loads),
+        registers=kernel.registers,
+        fw_cfg=tuple(fw_cfg.items(spec, files, kernel.protocol)),
+        fw_cfg_files=tuple(fw_cfg.named_files(memory, acpi, smbios)),
+    )
+
+
+def power_on(spec: BoardSpec, files: BootFiles) -> "Machine":
+    """A native machine, loaded and about to execute the kernel's first instruction."""
+    return start(build(spec, files))
+
+
+def start(placement: Placement) -> "Machine":
+    """A native machine made from a placement (built now, or read back from a trace)."""
+    # Imported here so that everything else works, and is tested, without the native core.
+    from rr86._native import Machine
+
+    machine = Machine(**placement.machine_arguments())
+    placement.apply(machine)
+    return machine
+
+
+def _load_name(index: int) -> str:
+    return f"load-{index:02}"
+
+
+def _row6(row: Sequence[int]) -> CpuidRow:
+    leaf, subleaf, eax, ebx, ecx, edx = (int(value) for value in row)
+    return leaf, subleaf, eax, ebx, ecx, edx

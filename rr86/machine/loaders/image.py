@@ -1,0 +1,84 @@
+"""What every loader takes and returns, and how it claims guest memory."""
+
+from dataclasses import dataclass, field
+
+from rr86.machine.memory_map import MIB, MemoryMap
+
+PAGE = 4096
+
+
+class ImageError(ValueError):
+    """A kernel, initrd or module that cannot be booted; the message says why."""
+
+
+@dataclass(frozen=True)
+class BootFiles:
+    """The contents of the files that a machine boots from."""
+
+    kernel: bytes
+    initrd: bytes = b""
+    """Initial RAM disk of a Linux kernel; for Multiboot the first module."""
+    modules: tuple[tuple[str, bytes], ...] = ()
+    """Further Multiboot modules: (command line, contents)."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Bytes that have to be in guest RAM before the first instruction."""
+
+    address: int
+    data: bytes
+    what: str
+    """A word or two for messages."""
+
+    @property
+    def end(self) -> int:
+        """First address behind the bytes."""
+        return self.address + len(self.data)
+
+
+@dataclass(frozen=True)
+class LoadedKernel:
+    """Result of a loader: memory contents and the boot processor's registers."""
+
+    protocol: str
+    """"linux" or "multiboot"."""
+    loads: tuple[Load, ...]
+    registers: dict[str, int]
+
+
+@dataclass
+class Layout:
+    """Collects loads, and refuses those that leave RAM or overlap."""
+
+    memory: MemoryMap
+    loads: list[Load] = field(default_factory=list)
+    _claims: list[tuple[int, int, str]] = field(default_factory=list)
+
+    def add(self, address: int, data: bytes, what: str, size: int = 0) -> None:
+        """Put `data` at `address` and claim at least `size` bytes there."""
+        self.claim(address, max(size, len(data)), what)
+        if data:
+            self.loads.append(Load(address, data, what))
+
+    def claim(self, address: int, size: int, what: str) -> None:
+        """Claim memory without contents, such as room for a kernel to unpack itself."""
+        end = address + size
+        if address < 0 or end > self.memory.tables_base:
+            raise ImageError(
+                f"{what} does not fit: it needs {address:#x} to {end:#x}, and this machine has "
+                f"room up to {self.memory.tables_base:#x} ({self.memory.memory // MIB} MiB)"
+            )
+        for start, stop, other in self._claims:
+            if size and address < stop and start < end:
+                raise ImageError(
+                    f"{what} at {address:#x} to {end:#x} would overlap {other} at "
+                    f"{start:#x} to {stop:#x}"
+                )
+        if size:
+            self._claims.append((address, end, what))
+
+
+def align_up(value: int, alignment: int) -> int:
+    """The next multiple of `alignment` (a power of two)."""
+    return (value + alignment - 1) & -alignment
