@@ -171,6 +171,10 @@ class Recorder:
         if self._recording is not None:
             raise RecordingError("this recording is finished")
         limits = limits or Limits()
+        if self.stop is not None:
+            reached = limits.reached(self.stop, self.machine.trace_bytes())
+            if reached is not None:
+                return replace(self.stop, reason="limit", condition=None, detail=reached)
         bound = max_instructions
         if limits.instructions is not None:
             left = max(0, limits.instructions - self.icount)

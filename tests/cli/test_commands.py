@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rr86.cli import app
+from rr86.record.metadata import Host
 from rr86.record.recorder import Recorder
 from tests.fake_core import FakeCore, Guest, Step
 from tests.images import elf
@@ -159,7 +160,8 @@ def test_mistakes_are_one_line(
 def test_a_full_disk_is_one_line_and_keeps_the_trace(core: FakeCore, kernel: Path) -> None:
     core.guest.fails_at = 3
     assert_one_line_error(rr86("record", str(kernel)), 1, "No space left on device")
-    assert rr86("info").exit_code == 0
+    assert "finished" in rr86("info").stdout
+    assert "was not finished" in rr86("replay").stderr
 
 
 @pytest.mark.parametrize(
@@ -231,3 +233,12 @@ def test_start_up_does_not_load_what_it_does_not_need() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_trace_from_another_makers_cpu_is_warned_about(
+    core: FakeCore, kernel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Host("AnotherMaker", 9)
+    monkeypatch.setattr("rr86.record.recorder.this_host", lambda: other)
+    rr86("record", str(kernel))
+    assert "warning: recorded on AnotherMaker family 9" in rr86("replay").stderr

@@ -86,6 +86,14 @@ def test_limits_end_a_recording(
     assert words in stop.detail
 
 
+def test_a_limit_that_is_reached_stays_reached(core: FakeCore, kernel: Path) -> None:
+    limits = rr86.Limits(instructions=3)
+    with rr86.start_recording(kernel) as recorder:
+        assert recorder.run(limits=limits).icount == 3
+        assert recorder.run(limits=limits).icount == 3
+        assert recorder.run().icount == 5
+
+
 def test_an_odd_limit_is_refused() -> None:
     with pytest.raises(rr86.RecordingError, match="must be positive"):
         rr86.Limits(instructions=0)
