@@ -239,6 +239,6 @@ def test_a_trace_from_another_makers_cpu_is_warned_about(
     core: FakeCore, kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = Host("AnotherMaker", 9)
-    monkeypatch.setattr("rr86.record.recorder.this_host", lambda: other)
+    monkeypatch.setattr(sys.modules[Recorder.__module__], "this_host", lambda: other)
     rr86("record", str(kernel))
     assert "warning: recorded on AnotherMaker family 9" in rr86("replay").stderr
