@@ -12,9 +12,9 @@ Whatever is costly here is loaded when it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Not lazy like the rest: importing the package `rr86.record` sets the attribute of this name, and
-# the function has to come after that to be what callers find.
-from rr86.record.recorder import record
+# Importing the package `rr86.record` sets the attribute of that name on this one. It has to happen
+# before the function `record` is defined below, or the package would replace it later.
+import rr86.record  # noqa: F401
 
 if TYPE_CHECKING:
     from rr86._native import DivergenceError, HostError, NativeError, TraceError
@@ -28,13 +28,20 @@ if TYPE_CHECKING:
         TraceContentError,
     )
     from rr86.machine.spec import BoardSpec, SpecError
-    from rr86.record.recorder import Limits, Recorder, Recording
+    from rr86.record.recorder import Limits, Recorder, Recording, record
     from rr86.record.recorder import start as start_recording
     from rr86.replay.conditions import Condition
     from rr86.replay.conditions import parse as parse_condition
     from rr86.replay.session import ReplaySession
     from rr86.replay.stop import Stop
     from rr86.replay.trace import Event, Trace, open_trace
+
+else:
+
+    def record(*args: Any, **options: Any) -> Any:
+        """Record a run of a guest; see `rr86.record.recorder.record` for the options."""
+        return import_module("rr86.record.recorder").record(*args, **options)
+
 
 __version__ = "0.1.0"
 

@@ -1,6 +1,5 @@
 """`rr86 events`: a trace's events, one a line."""
 
-import sys
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rr86.cli.status import fail, reporting_errors
-from rr86.cli.values import parse_count, trace_or_newest
+from rr86.cli.status import fail, reporting_errors, say
+from rr86.cli.values import trace_or_newest
 
 # Fields that are addresses or digests, which nobody reads in decimal.
 _HEX = frozenset({"pc", "paddr", "page", "digest", "mode", "lines", "rip"})
@@ -51,11 +50,11 @@ def command(
     vcpu: Annotated[int | None, typer.Option("--vcpu", metavar="N", help="Of this vCPU.")] = None,
     first: Annotated[
         int | None,
-        typer.Option("--from", metavar="ICOUNT", parser=parse_count, help="From this moment."),
+        typer.Option("--from", metavar="ICOUNT", min=0, help="From this moment."),
     ] = None,
     last: Annotated[
         int | None,
-        typer.Option("--to", metavar="ICOUNT", parser=parse_count, help="Up to this moment."),
+        typer.Option("--to", metavar="ICOUNT", min=0, help="Up to this moment."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     limit: Annotated[
@@ -74,11 +73,12 @@ def command(
     if wrong:
         fail(f"no such kind of event: {wrong[0]} (there are: {', '.join(EVENT_KINDS)})", 2)
     recorded = open_trace(trace_or_newest(trace))
-    symbolize = recorded.symbols()
-    if symbols and symbolize.table is None:
-        reason = symbolize.problem or "the trace does not say where the kernel was"
-        print(f"rr86: no symbols: {reason}", file=sys.stderr)
-    lookup = symbolize.lookup if symbols else None
+    lookup = None
+    if symbols:
+        names = recorded.symbols()
+        lookup = names.lookup
+        if names.table is None:
+            say(f"no symbols: {names.problem or 'the trace does not say where the kernel was'}")
     for event in islice(recorded.events(kind or None, vcpu, first, last), limit):
         if as_json:
             row: dict[str, object] = {

@@ -47,6 +47,8 @@ def command(
 
     conditions = as_conditions(until)
     recorded = open_trace(trace_or_newest(trace))
+    if not recorded.complete and not quiet:
+        say("warning: the recording was not finished; replaying what there is of it")
     host = this_host()
     if recorded.header.host != host and not quiet:
         say(

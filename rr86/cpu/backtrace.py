@@ -31,8 +31,14 @@ class Frame:
         return f"{'? ' if self.doubtful else ''}{self.symbol or f'{self.address:#x}'}"
 
 
-def _follows_call(code: bytes) -> bool:
-    """Whether bytes that end at a return address can end with a CALL."""
+def _follows_call(read: ReadVirtual, address: int) -> bool:
+    """Whether the bytes before a return address can end with a CALL."""
+    code = b""
+    # The page before may be unmapped; then there is less to look at.
+    for length in (_LONGEST_CALL, 5, 2):
+        code = read(address - length, length)
+        if len(code) == length:
+            break
     if len(code) >= 5 and code[-5] == 0xE8:
         return True
     # FF /2: two bytes plus an addressing form of up to five more.
@@ -115,8 +121,7 @@ def _by_frame_pointer(
             break
         if table is not None and not table.is_text(return_to):
             break
-        code = stack.read(return_to - _LONGEST_CALL, _LONGEST_CALL)
-        if not _follows_call(code):
+        if not _follows_call(stack.read, return_to):
             break
         frames.append(Frame(return_to, None if table is None else table.lookup(return_to)))
         lowest = pointer + stack.width
@@ -131,6 +136,6 @@ def _by_scan(stack: _Stack, table: SymbolTable, limit: int) -> list[Frame]:
         if len(frames) == limit:
             break
         value = int.from_bytes(raw[offset : offset + stack.width], "little")
-        if table.is_text(value) and _follows_call(stack.read(value - _LONGEST_CALL, _LONGEST_CALL)):
+        if table.is_text(value) and _follows_call(stack.read, value):
             frames.append(Frame(value, table.lookup(value), doubtful=True))
     return frames

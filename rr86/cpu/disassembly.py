@@ -88,13 +88,20 @@ def _target(operands: str, after: int, symbolize: Symbolize | None) -> str | Non
 
 
 def _before(
-    read: ReadVirtual, rip: int, bits: int, count: int, function_start: int | None
+    read: ReadVirtual,
+    rip: int,
+    bits: int,
+    symbolize: Symbolize | None,
+    count: int,
+    function_start: int | None,
 ) -> list[Instruction]:
     """Up to `count` instructions that end exactly at `rip`."""
     if function_start is not None and 0 < rip - function_start <= 4096:
-        rows = disassemble(read(function_start, rip - function_start), function_start, bits)
-        if rows and rows[-1].end == rip:
-            return rows[-count:]
+        code = read(function_start, rip - function_start)
+        rows = disassemble(code, function_start, bits, symbolize)[-count:]
+        # Data in between, or a jump into the middle of an instruction, gets out of step.
+        if rows and rows[-1].end == rip and all(row.text != "(bad)" for row in rows):
+            return rows
     window = read(rip - count * _LONGEST_INSTRUCTION, count * _LONGEST_INSTRUCTION)
     if len(window) < count * _LONGEST_INSTRUCTION:
         window = b""
@@ -102,7 +109,7 @@ def _before(
     # The longest run wins: code falls into step after a few instructions from any start.
     for skip in range(min(len(window), 2 * _LONGEST_INSTRUCTION)):
         start = rip - len(window) + skip
-        rows = disassemble(window[skip:], start, bits)
+        rows = disassemble(window[skip:], start, bits, symbolize)
         if rows and rows[-1].end == rip and all(row.text != "(bad)" for row in rows):
             best = rows
             break
@@ -120,7 +127,7 @@ def listing(
 ) -> list[str]:
     """Lines of disassembly around `rip`, which is marked with `=>`."""
     rows = [
-        *_before(read, rip, bits, before, function_start),
+        *_before(read, rip, bits, symbolize, before, function_start),
         *disassemble(
             read(rip, (after + 1) * _LONGEST_INSTRUCTION), rip, bits, symbolize, after + 1
         ),

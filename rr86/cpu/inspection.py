@@ -113,11 +113,9 @@ class Inspector:
 
     def _orc_table(self) -> OrcTable | None:
         if not self._orc_tried:
-            from rr86.cpu.vmlinux import Vmlinux
-
             self._orc_tried = True
             try:
-                self._orc = OrcTable.of(Vmlinux(self.symbols.image))
+                self._orc = OrcTable.of(self.symbols.kernel)
             except KernelImageError:
                 self._orc = None
         return self._orc

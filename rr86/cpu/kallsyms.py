@@ -213,9 +213,16 @@ def parse_tables(data: bytes) -> list[KernelSymbol] | None:
     addresses = _find_addresses(data, tokens, names)
     if addresses is None:
         return None
-    strings = tokens.strings
+    try:
+        return _decode(data, names.start, tokens.strings, addresses)
+    except IndexError:
+        return None
+
+
+def _decode(
+    data: bytes, position: int, strings: list[bytes], addresses: list[int]
+) -> list[KernelSymbol]:
     symbols = []
-    position = names.start
     for address in addresses:
         length = data[position]
         position += 1

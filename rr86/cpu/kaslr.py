@@ -27,16 +27,20 @@ def _offset(table: SymbolTable, name: str, runtime: int) -> int | None:
     return offset if 0 <= offset < _RANGE and offset % ALIGNMENT == 0 else None
 
 
+def offset_from_lstar(table: SymbolTable, lstar: int) -> int | None:
+    """The kernel's offset as LSTAR shows it, or None while it holds something else."""
+    return _offset(table, "entry_SYSCALL_64", lstar) if lstar else None
+
+
 def offset_from_registers(
     table: SymbolTable,
     registers: Mapping[str, int],
     read_virtual: Callable[[int, int], bytes],
 ) -> int | None:
     """The kernel's offset as one vCPU's registers show it, or None while they do not."""
-    if registers["lstar"]:
-        found = _offset(table, "entry_SYSCALL_64", registers["lstar"])
-        if found is not None:
-            return found
+    found = offset_from_lstar(table, registers["lstar"])
+    if found is not None:
+        return found
     if registers["idtr_limit"] >= 15 and registers["idtr_base"] >> 63:
         gate = read_virtual(registers["idtr_base"], 16)
         if len(gate) == 16:

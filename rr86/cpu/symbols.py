@@ -9,9 +9,13 @@ import fnmatch
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rr86.cpu.elf import ElfFile
 from rr86.errors import KernelImageError, SymbolsError
+
+if TYPE_CHECKING:
+    from rr86.cpu.vmlinux import Vmlinux
 
 _TEXT_KINDS = frozenset("tTwW")
 # How far past a symbol of unknown size an address may be and still be named after it.
@@ -137,47 +141,68 @@ def elf_symbols(elf: ElfFile) -> list[Symbol]:
     ]
 
 
-def load_symbols(image: bytes) -> SymbolTable:
-    """The symbols of a kernel image: a bzImage, a vmlinux, or any ELF file (Multiboot guests)."""
-    from rr86.cpu.kallsyms import read_kallsyms
+def open_kernel(image: bytes) -> "Vmlinux":
+    """The kernel proper of an image: a bzImage, a vmlinux, or any ELF file (Multiboot guests)."""
     from rr86.cpu.vmlinux import Vmlinux, is_bzimage
 
     if image[:4] != b"\x7fELF" and not is_bzimage(image):
         raise KernelImageError("the kernel image is neither a bzImage nor an ELF file")
-    kernel = Vmlinux(image)
+    return Vmlinux(image)
+
+
+def symbols_of(kernel: "Vmlinux") -> SymbolTable:
+    """A kernel's symbols: from its ELF symbol table, or else from its own kallsyms tables."""
+    from rr86.cpu.kallsyms import read_kallsyms
+
     rows = elf_symbols(kernel)
-    names = {row.name for row in rows}
     if rows:
-        return SymbolTable(rows, relocatable="entry_SYSCALL_64" in names)
+        relocatable = any(row.name == "entry_SYSCALL_64" for row in rows)
+        return SymbolTable(rows, relocatable=relocatable)
     return SymbolTable(Symbol(each.address, each.kind, each.name) for each in read_kallsyms(kernel))
 
 
 class GuestSymbols:
     """A guest's symbols, read from its kernel image when they are first needed.
 
-    `offset` is None until it is known where the kernel put itself.
+    `offset` is None until it is known where the kernel put itself; `lstar`, where a recording
+    noted it, tells that as soon as the symbols are read.
     """
 
-    def __init__(self, image: bytes, offset: int | None = None) -> None:
+    def __init__(self, image: bytes, offset: int | None = None, lstar: int = 0) -> None:
         self._image = image
+        self._kernel: Vmlinux | None = None
         self._table: SymbolTable | None = None
         self._problem: str | None = None
         self._offset = offset
+        self._lstar = lstar
+
+    @property
+    def kernel(self) -> "Vmlinux":
+        """The kernel proper; `KernelImageError` if the image cannot be unpacked."""
+        if self._kernel is None:
+            self._kernel = open_kernel(self._image)
+        return self._kernel
 
     @property
     def linked(self) -> SymbolTable | None:
         """The table with link-time addresses, or None if the image has none (see `problem`)."""
         if self._table is None and self._problem is None:
             try:
-                self._table = load_symbols(self._image)
+                self._table = symbols_of(self.kernel)
             except KernelImageError as error:
                 self._problem = str(error)
+            else:
+                self._place()
         return self._table
 
-    @property
-    def image(self) -> bytes:
-        """The kernel image itself."""
-        return self._image
+    def _place(self) -> None:
+        from rr86.cpu.kaslr import offset_from_lstar
+
+        if self._offset is None and self._table is not None:
+            if not self._table.relocatable:
+                self._offset = 0
+            else:
+                self._offset = offset_from_lstar(self._table, self._lstar)
 
     @property
     def problem(self) -> str | None:
@@ -186,9 +211,7 @@ class GuestSymbols:
 
     @property
     def offset(self) -> int | None:
-        """How far the guest moved itself from its link-time addresses, if that is known."""
-        if self._offset is None and self._table is not None and not self._table.relocatable:
-            return 0
+        """How far the guest moved itself from its link-time addresses, if that is known yet."""
         return self._offset
 
     @offset.setter
@@ -199,9 +222,9 @@ class GuestSymbols:
     def table(self) -> SymbolTable | None:
         """The table with runtime addresses; None while the offset is unknown."""
         linked = self.linked
-        if linked is None or self.offset is None:
+        if linked is None or self._offset is None:
             return None
-        return linked if linked.offset == self.offset else linked.moved(self.offset)
+        return linked if linked.offset == self._offset else linked.moved(self._offset)
 
     def lookup(self, address: int) -> str | None:
         """`SymbolTable.lookup`, or None while there is no table."""

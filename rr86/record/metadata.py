@@ -85,8 +85,10 @@ class Header:
 class Footer:
     """What is known only at the end of a recording."""
 
-    # How far the kernel moved itself from its link-time addresses; None if that never showed.
+    # How far the kernel moved itself from its link-time addresses, if somebody needed to know.
     kaslr_offset: int | None = None
+    # LSTAR of the first vCPU that set it: with the kernel's symbols, it tells the same.
+    lstar: int = 0
     stop: Mapping[str, Any] = field(default_factory=dict)
     statistics: Mapping[str, int] = field(default_factory=dict)
 
@@ -96,6 +98,7 @@ class Footer:
 
         content = {
             "kaslr_offset": self.kaslr_offset,
+            "lstar": self.lstar,
             "stop": dict(self.stop),
             "statistics": dict(sorted(self.statistics.items())),
         }
@@ -106,10 +109,11 @@ class Footer:
     def unpack(cls, raw: bytes) -> "Footer":
         """The footer of a trace; `TraceContentError` if it is none."""
         content = _unpack_map(raw, "footer")
-        offset = content.get("kaslr_offset")
+        offset, lstar = content.get("kaslr_offset"), content.get("lstar")
         stop, statistics = content.get("stop"), content.get("statistics")
         return cls(
             kaslr_offset=offset if isinstance(offset, int) else None,
+            lstar=lstar if isinstance(lstar, int) else 0,
             stop=stop if isinstance(stop, dict) else {},
             statistics=statistics if isinstance(statistics, dict) else {},
         )

@@ -5,6 +5,7 @@ around, type something, run on. Either way a finished recording has a footer, an
 interrupted at any moment still replays up to its last whole chunk.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,11 +112,11 @@ class Recorder:
         in the trace. `console` gets the bytes that the guest sends to its serial console.
         """
         from rr86 import __version__
-        from rr86.machine.board import power_on
+        from rr86.record.power import switch_on
 
         self.spec = spec
         self.path = Path(output)
-        self.machine: Machine = power_on(spec, images)
+        self.machine: Machine = switch_on(spec, images)
         header = Header(
             version=__version__,
             spec=spec.to_dict(),
@@ -137,7 +138,13 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.finish()
+        if error is None:
+            self.finish()
+            return
+        # What went wrong first (a full disk, say) is what the caller has to hear about; a trace
+        # without its footer still replays up to its last whole chunk.
+        with contextlib.suppress(Exception):
+            self.finish()
 
     @property
     def icount(self) -> int:
@@ -164,6 +171,10 @@ class Recorder:
         if self._recording is not None:
             raise RecordingError("this recording is finished")
         limits = limits or Limits()
+        if self.stop is not None:
+            reached = limits.reached(self.stop, self.machine.trace_bytes())
+            if reached is not None:
+                return replace(self.stop, reason="limit", condition=None, detail=reached)
         bound = max_instructions
         if limits.instructions is not None:
             left = max(0, limits.instructions - self.icount)
@@ -202,13 +213,15 @@ class Recorder:
     def finish(self) -> Recording:
         """Close the trace; doing it twice is harmless."""
         if self._recording is None:
+            # Reading symbols takes most of a second; LSTAR lets those who need them do it later.
             offset = self.inspector.symbols.offset
-            if offset is None and self.icount:
-                offset = self.inspector.locate_kernel()
+            registers = (self.machine.registers(vcpu) for vcpu in range(self.spec.vcpus))
+            lstar = next((each["lstar"] for each in registers if each["lstar"]), 0)
             self._execution.drain()
             statistics = self.machine.stats()
             footer = Footer(
                 kaslr_offset=offset,
+                lstar=lstar,
                 stop={} if self.stop is None else self.stop.as_dict(),
                 statistics=statistics,
             )

@@ -25,16 +25,16 @@ class ReplaySession:
         spec: "BoardSpec",
         images: Mapping[str, bytes],
         path: str | Path,
-        kaslr_offset: int | None = None,
+        symbols: GuestSymbols | None = None,
         verify: bool = True,
         console: Callable[[bytes], None] | None = None,
     ) -> None:
-        from rr86.machine.board import power_on
+        from rr86.record.power import switch_on
 
-        self.machine: Machine = power_on(spec, images)
+        self.machine: Machine = switch_on(spec, images)
         self.machine.replay_from(str(path), verify)
         self.inspector = Inspector(
-            self.machine, GuestSymbols(images["kernel"], kaslr_offset), spec.vcpus
+            self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
         self._console = bytearray()
         self._sink = console

@@ -107,8 +107,8 @@ class Trace:
 
     def symbols(self) -> GuestSymbols:
         """The kernel's symbols, placed where the recording found them."""
-        footer = self.footer
-        return GuestSymbols(self.image("kernel"), None if footer is None else footer.kaslr_offset)
+        footer = self.footer or Footer()
+        return GuestSymbols(self.image("kernel"), footer.kaslr_offset, footer.lstar)
 
     def events(
         self,
@@ -144,9 +144,7 @@ class Trace:
         images = {name: self.image(name) for name, _, _ in self._reader.images()}
         if "kernel" not in images:
             raise TraceContentError("the trace holds no kernel image")
-        footer = self.footer
-        offset = None if footer is None else footer.kaslr_offset
-        return ReplaySession(self.spec, images, self.path, offset, verify, console)
+        return ReplaySession(self.spec, images, self.path, self.symbols(), verify, console)
 
     def replay(
         self,

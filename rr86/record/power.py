@@ -1,0 +1,23 @@
+"""Switching a machine on from images by role: the same way for a recording and for its replay."""
+
+from collections.abc import Mapping
+from itertools import count, takewhile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rr86._native import Machine
+    from rr86.machine.spec import BoardSpec
+
+
+def switch_on(spec: "BoardSpec", images: Mapping[str, bytes]) -> "Machine":
+    """A machine about to run "kernel", with the "initrd" and "module0"… that there are."""
+    from rr86.machine.board import power_on
+    from rr86.machine.loaders.image import BootFiles
+
+    names = takewhile(images.__contains__, (f"module{number}" for number in count()))
+    files = BootFiles(
+        kernel=images["kernel"],
+        initrd=images.get("initrd", b""),
+        modules=tuple((name, images[name]) for name in names),
+    )
+    return power_on(spec, files)

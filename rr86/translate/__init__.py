@@ -1,0 +1,1 @@
+"""What became of translation blocks, as the trace tells it."""

@@ -1,0 +1,3 @@
+from tests.fake_core import core
+
+__all__ = ["core"]
