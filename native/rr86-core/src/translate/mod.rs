@@ -1,1 +1,30 @@
-//! (under construction)
+//! The translator: guest blocks become host code that runs on the host's CPU, instruction by
+//! instruction as the guest wrote them.
+//!
+//! `classify` decides how an instruction is translated and where a block ends; `emit` and its families
+//! (`copy`, `stack`, `branch`) write the code; `cache` knows the blocks; `slow` is every access that
+//! is not plain RAM; `execute` is every instruction that is not copied; `engine` owns it all and
+//! `dispatch` runs it.
+
+pub mod asm;
+mod branch;
+pub mod bus;
+pub mod cache;
+pub mod classify;
+pub mod codebuf;
+mod copy;
+pub mod dispatch;
+pub mod emit;
+pub mod engine;
+pub mod execute;
+pub mod fetch;
+pub mod mode;
+pub mod signals;
+pub mod site;
+pub mod slow;
+mod stack;
+mod strings;
+pub mod stubs;
+pub mod vcpu;
+
+pub use copy::address_size;

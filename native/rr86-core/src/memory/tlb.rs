@@ -1,0 +1,307 @@
+//! The software TLB of a vCPU.
+//!
+//! Translated code checks an access with one subtraction and one compare:
+//! `address − tag ≤ 4096 − size` holds exactly when the entry is for this page and the access does
+//! not leave it. Everything special about a page (device, code, another vCPU's page, watched, clean
+//! for dirty tracking) is expressed by *not* putting a tag in for that kind of access, so that it
+//! takes the slow path; the fast path never grows.
+//!
+//! There is one table per kind of privilege, because what may be touched differs: user, supervisor,
+//! and supervisor with SMAP suspended (RFLAGS.AC). Entries are also threaded by physical page
+//! (`PageSlots`), so that taking a page's rights away from a vCPU costs its few aliases and not a
+//! scan.
+
+use super::PAGE_SHIFT;
+
+/// Which of a vCPU's tables an access uses.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MmuIndex {
+    Supervisor = 0,
+    User = 1,
+    /// Supervisor with RFLAGS.AC set while CR4.SMAP is on.
+    SupervisorAc = 2,
+}
+
+/// First slot and log2 of the number of slots of each table.
+pub const TABLES: [(usize, u32); 3] = [(0, 12), (4096, 12), (8192, 8)];
+/// Slots of all tables together.
+pub const SLOTS: usize = 8192 + 256;
+const NO_SLOT: u16 = u16::MAX;
+
+/// Bytes in a [`TlbEntry`]; translated code scales its index by this.
+pub const ENTRY_SHIFT: u32 = 5;
+
+/// One entry. A tag is the virtual page address, or a page address that cannot match this slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct TlbEntry {
+    pub read: u64,
+    pub write: u64,
+    /// Host address of the page.
+    pub host: u64,
+    /// RAM page index.
+    pub page: u32,
+    /// Next slot of this vCPU that maps the same page.
+    next: u16,
+    /// 1: in use, 2: global translation.
+    flags: u16,
+}
+
+const USED: u16 = 1;
+const GLOBAL: u16 = 2;
+
+/// Result of a page walk that may be cached.
+#[derive(Clone, Copy, Debug)]
+pub struct Fill {
+    pub page: u32,
+    pub host: u64,
+    pub read: bool,
+    pub write: bool,
+    pub global: bool,
+}
+
+/// The tables of one vCPU. Translated code reads `entries` directly.
+#[repr(C)]
+pub struct Tlb {
+    pub entries: [TlbEntry; SLOTS],
+    used: Vec<u16>,
+    /// Head slot by RAM page index.
+    heads: Vec<u16>,
+}
+
+/// A tag that no address can match in slot `index` of a table: a page with another index.
+fn no_match(index: usize) -> u64 {
+    ((index ^ 1) as u64) << PAGE_SHIFT
+}
+
+fn table_of(slot: usize) -> (usize, u32) {
+    if slot < TABLES[1].0 {
+        TABLES[0]
+    } else if slot < TABLES[2].0 {
+        TABLES[1]
+    } else {
+        TABLES[2]
+    }
+}
+
+/// Slot of a virtual address in a table.
+#[inline]
+pub fn slot_of(mmu: MmuIndex, address: u64) -> usize {
+    let (first, bits) = TABLES[mmu as usize];
+    first + ((address >> PAGE_SHIFT) as usize & ((1 << bits) - 1))
+}
+
+impl Tlb {
+    /// Initialises an empty TLB in place, for a machine with `pages` pages of RAM. The structure is
+    /// large, so it is never built on the stack.
+    ///
+    /// # Safety
+    /// `this` points to memory for a `Tlb` that nothing else refers to; what it held is overwritten
+    /// without being dropped.
+    pub unsafe fn init(this: *mut Self, pages: usize) {
+        // SAFETY: the caller owns the memory; each field is written, none is read.
+        unsafe {
+            (&raw mut (*this).used).write(Vec::new());
+            (&raw mut (*this).heads).write(vec![NO_SLOT; pages]);
+            for slot in 0..SLOTS {
+                (&raw mut (*this).entries[slot]).write(Self::empty(slot));
+            }
+        }
+    }
+
+    fn empty(slot: usize) -> TlbEntry {
+        let tag = no_match(slot - table_of(slot).0);
+        TlbEntry {
+            read: tag,
+            write: tag,
+            host: 0,
+            page: 0,
+            next: NO_SLOT,
+            flags: 0,
+        }
+    }
+
+    /// Puts a translation in.
+    pub fn insert(&mut self, mmu: MmuIndex, address: u64, fill: &Fill) {
+        let slot = slot_of(mmu, address);
+        let tag = address >> PAGE_SHIFT << PAGE_SHIFT;
+        let miss = no_match(slot - table_of(slot).0);
+        if self.entries[slot].flags & USED == 0 {
+            self.used.push(slot as u16);
+        } else {
+            self.unthread(slot);
+        }
+        let head = &mut self.heads[fill.page as usize];
+        self.entries[slot] = TlbEntry {
+            read: if fill.read { tag } else { miss },
+            write: if fill.write { tag } else { miss },
+            host: fill.host,
+            page: fill.page,
+            next: *head,
+            flags: USED | if fill.global { GLOBAL } else { 0 },
+        };
+        *head = slot as u16;
+    }
+
+    fn unthread(&mut self, slot: usize) {
+        let page = self.entries[slot].page as usize;
+        let next = self.entries[slot].next;
+        if self.heads[page] == slot as u16 {
+            self.heads[page] = next;
+            return;
+        }
+        let mut at = self.heads[page];
+        while at != NO_SLOT {
+            let entry = &mut self.entries[at as usize];
+            if entry.next == slot as u16 {
+                entry.next = next;
+                return;
+            }
+            at = entry.next;
+        }
+        unreachable!("a used TLB slot is threaded on its page");
+    }
+
+    fn drop_slot(&mut self, slot: usize) {
+        self.unthread(slot);
+        self.entries[slot] = Self::empty(slot);
+    }
+
+    /// Forgets all translations, or all but the global ones.
+    pub fn flush(&mut self, keep_global: bool) {
+        let used = std::mem::take(&mut self.used);
+        let mut kept = Vec::with_capacity(used.len());
+        for slot in used {
+            if keep_global && self.entries[slot as usize].flags & GLOBAL != 0 {
+                kept.push(slot);
+            } else if self.entries[slot as usize].flags & USED != 0 {
+                self.drop_slot(slot as usize);
+            }
+        }
+        self.used = kept;
+    }
+
+    /// Forgets the translations of the page that holds `address` (INVLPG).
+    pub fn flush_page(&mut self, address: u64) {
+        for mmu in [MmuIndex::Supervisor, MmuIndex::User, MmuIndex::SupervisorAc] {
+            let slot = slot_of(mmu, address);
+            if self.entries[slot].flags & USED != 0 {
+                self.drop_slot(slot);
+                self.used.retain(|&s| s as usize != slot);
+            }
+        }
+    }
+
+    fn for_page(&mut self, page: usize, mut change: impl FnMut(&mut TlbEntry, u64)) {
+        let mut at = self.heads[page];
+        while at != NO_SLOT {
+            let slot = at as usize;
+            let miss = no_match(slot - table_of(slot).0);
+            let entry = &mut self.entries[slot];
+            at = entry.next;
+            change(entry, miss);
+        }
+    }
+
+    /// Takes the right to write a RAM page without the slow path away.
+    pub fn protect_page(&mut self, page: usize) {
+        self.for_page(page, |entry, miss| entry.write = miss);
+    }
+
+    /// Takes all rights to a RAM page away.
+    pub fn revoke_page(&mut self, page: usize) {
+        self.for_page(page, |entry, miss| {
+            entry.write = miss;
+            entry.read = miss;
+        });
+    }
+
+    /// Takes the right to write without the slow path away from every page.
+    pub fn protect_all(&mut self) {
+        for &slot in &self.used {
+            let slot = slot as usize;
+            self.entries[slot].write = no_match(slot - table_of(slot).0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tlb() -> Box<Tlb> {
+        let mut tlb = Box::<Tlb>::new_uninit();
+        // SAFETY: the box owns the memory, and `init` writes every field.
+        unsafe {
+            Tlb::init(tlb.as_mut_ptr(), 64);
+            tlb.assume_init()
+        }
+    }
+
+    fn fill(page: u32, global: bool) -> Fill {
+        Fill {
+            page,
+            host: 0x1000,
+            read: true,
+            write: true,
+            global,
+        }
+    }
+
+    fn hits(tlb: &Tlb, mmu: MmuIndex, address: u64) -> bool {
+        address.wrapping_sub(tlb.entries[slot_of(mmu, address)].write) <= 4095
+    }
+
+    #[test]
+    fn an_empty_slot_matches_no_address_of_its_index() {
+        let tlb = tlb();
+        for address in [
+            0u64,
+            0xfff,
+            0x1000,
+            0xffff_ffff_ffff_f000,
+            0x0000_7fff_ffff_f000,
+            1 << 63,
+        ] {
+            assert!(!hits(&tlb, MmuIndex::Supervisor, address));
+            assert!(!hits(&tlb, MmuIndex::SupervisorAc, address));
+        }
+    }
+
+    #[test]
+    fn revoking_a_page_reaches_every_alias_and_nothing_else() {
+        let mut tlb = tlb();
+        tlb.insert(MmuIndex::Supervisor, 0x1000, &fill(5, false));
+        tlb.insert(MmuIndex::User, 0x7000, &fill(5, false));
+        tlb.insert(MmuIndex::Supervisor, 0x2000, &fill(6, false));
+        tlb.revoke_page(5);
+        assert!(!hits(&tlb, MmuIndex::Supervisor, 0x1000));
+        assert!(!hits(&tlb, MmuIndex::User, 0x7000));
+        assert!(hits(&tlb, MmuIndex::Supervisor, 0x2000));
+    }
+
+    #[test]
+    fn a_slot_that_is_taken_over_leaves_its_old_page_s_thread() {
+        let mut tlb = tlb();
+        tlb.insert(MmuIndex::Supervisor, 0x1000, &fill(5, false));
+        tlb.insert(MmuIndex::Supervisor, 0x1000 + (4096 << 12), &fill(6, false));
+        tlb.revoke_page(5);
+        assert!(hits(&tlb, MmuIndex::Supervisor, 0x1000 + (4096 << 12)));
+        tlb.flush(false);
+        tlb.insert(MmuIndex::Supervisor, 0x1000, &fill(6, false));
+        assert!(hits(&tlb, MmuIndex::Supervisor, 0x1000));
+    }
+
+    #[test]
+    fn global_entries_survive_a_cr3_write_only() {
+        let mut tlb = tlb();
+        tlb.insert(MmuIndex::Supervisor, 0x1000, &fill(5, true));
+        tlb.insert(MmuIndex::Supervisor, 0x2000, &fill(6, false));
+        tlb.flush(true);
+        assert!(hits(&tlb, MmuIndex::Supervisor, 0x1000));
+        assert!(!hits(&tlb, MmuIndex::Supervisor, 0x2000));
+        tlb.flush(false);
+        assert!(!hits(&tlb, MmuIndex::Supervisor, 0x1000));
+    }
+}

@@ -1,0 +1,270 @@
+//! The block cache: which blocks exist, where they came from, and how they are linked.
+//!
+//! A block's existence is part of the machine; its host code is not. Code can be dropped and made
+//! again from the block's own copy of its source bytes (when the code buffer is full, or when the
+//! debugger's stops change) without any effect on the guest.
+
+use super::emit::{Slot, Trap};
+use super::mode::Mode;
+
+/// Index of a block in the cache.
+pub type BlockId = u32;
+const NONE: BlockId = BlockId::MAX;
+
+/// A translation block.
+pub struct Block {
+    /// Number that is never used again, for the trace.
+    pub serial: u64,
+    /// rip of the first instruction.
+    pub rip: u64,
+    /// Physical address of the first byte.
+    pub paddr: u64,
+    /// Physical address of the first byte in the second page, for an instruction that crosses.
+    pub second: Option<u64>,
+    pub mode: Mode,
+    /// Source bytes as they were fetched.
+    pub bytes: Box<[u8]>,
+    pub count: u8,
+    /// Host address of the code; 0 when there is none now.
+    pub code: u64,
+    pub code_offset: usize,
+    pub code_len: u32,
+    pub slots: Vec<Slot>,
+    pub traps: Vec<Trap>,
+    /// Jumps patched to lead here: (block, slot).
+    incoming: Vec<(BlockId, u8)>,
+    /// Where this block's own jumps lead.
+    outgoing: [BlockId; 2],
+    next: BlockId,
+    live: bool,
+}
+
+impl Block {
+    /// Physical ranges of the source bytes.
+    pub fn ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let len = self.bytes.len() as u64;
+        let first = match self.second {
+            Some(_) => 4096 - (self.paddr & 4095),
+            None => len,
+        };
+        std::iter::once((self.paddr, first)).chain(self.second.map(|s| (s, len - first)))
+    }
+}
+
+/// Rel32 positions to rewrite after links changed: (offset in the code buffer, target offset).
+pub type Patches = Vec<(usize, usize)>;
+
+const BUCKETS: usize = 1 << 17;
+
+/// All blocks, found by physical address, rip and mode, or by page.
+pub struct Blocks {
+    blocks: Vec<Block>,
+    free: Vec<BlockId>,
+    buckets: Vec<BlockId>,
+    /// Blocks with bytes in a RAM page, by page index.
+    by_page: Vec<Vec<BlockId>>,
+    live: usize,
+    next_serial: u64,
+}
+
+fn bucket(paddr: u64, rip: u64, mode: Mode) -> usize {
+    let mixed =
+        (paddr ^ rip.rotate_left(21) ^ u64::from(mode.0) << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 47) as usize & (BUCKETS - 1)
+}
+
+impl Blocks {
+    pub fn new(pages: usize) -> Self {
+        Self {
+            blocks: Vec::new(),
+            free: Vec::new(),
+            buckets: vec![NONE; BUCKETS],
+            by_page: vec![Vec::new(); pages],
+            live: 0,
+            next_serial: 0,
+        }
+    }
+
+    /// Number of blocks that exist.
+    pub fn len(&self) -> usize {
+        self.live
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    pub fn get(&self, id: BlockId) -> &Block {
+        &self.blocks[id as usize]
+    }
+
+    pub fn get_mut(&mut self, id: BlockId) -> &mut Block {
+        &mut self.blocks[id as usize]
+    }
+
+    /// Whether the block still exists.
+    pub fn is_live(&self, id: BlockId) -> bool {
+        self.blocks[id as usize].live
+    }
+
+    /// All blocks that exist, in the order of their serial numbers.
+    pub fn iter_live(&self) -> Vec<&Block> {
+        let mut all: Vec<&Block> = self.blocks.iter().filter(|b| b.live).collect();
+        all.sort_by_key(|b| b.serial);
+        all
+    }
+
+    pub fn find(&self, paddr: u64, second: Option<u64>, rip: u64, mode: Mode) -> Option<BlockId> {
+        let mut at = self.buckets[bucket(paddr, rip, mode)];
+        while at != NONE {
+            let b = &self.blocks[at as usize];
+            if b.paddr == paddr && b.rip == rip && b.mode == mode && b.second == second {
+                return Some(at);
+            }
+            at = b.next;
+        }
+        None
+    }
+
+    /// Whether a block with this start exists that goes on in another page.
+    pub fn crossing(&self, paddr: u64, rip: u64, mode: Mode) -> bool {
+        let mut at = self.buckets[bucket(paddr, rip, mode)];
+        while at != NONE {
+            let b = &self.blocks[at as usize];
+            if b.paddr == paddr && b.rip == rip && b.mode == mode && b.second.is_some() {
+                return true;
+            }
+            at = b.next;
+        }
+        false
+    }
+
+    /// Adds a block; `pages` are the RAM pages that its bytes lie in.
+    #[allow(clippy::too_many_arguments)]
+    pub fn insert(
+        &mut self,
+        rip: u64,
+        paddr: u64,
+        second: Option<u64>,
+        mode: Mode,
+        bytes: &[u8],
+        count: u8,
+        pages: impl Iterator<Item = usize>,
+    ) -> BlockId {
+        let place = bucket(paddr, rip, mode);
+        let block = Block {
+            serial: self.next_serial,
+            rip,
+            paddr,
+            second,
+            mode,
+            bytes: bytes.into(),
+            count,
+            code: 0,
+            code_offset: 0,
+            code_len: 0,
+            slots: Vec::new(),
+            traps: Vec::new(),
+            incoming: Vec::new(),
+            outgoing: [NONE; 2],
+            next: self.buckets[place],
+            live: true,
+        };
+        self.next_serial += 1;
+        self.live += 1;
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.blocks[id as usize] = block;
+                id
+            }
+            None => {
+                self.blocks.push(block);
+                (self.blocks.len() - 1) as BlockId
+            }
+        };
+        self.buckets[place] = id;
+        for page in pages {
+            self.by_page[page].push(id);
+        }
+        id
+    }
+
+    /// Blocks with bytes in a RAM page.
+    pub fn in_page(&self, page: usize) -> &[BlockId] {
+        &self.by_page[page]
+    }
+
+    /// Links a slot of `from` to `to`; returns where to patch.
+    pub fn link(&mut self, from: BlockId, slot: usize, to: BlockId) -> Option<(usize, usize)> {
+        let target = self.blocks[to as usize].code_offset;
+        let source = &mut self.blocks[from as usize];
+        let patch = source.slots[slot].patch? as usize + source.code_offset;
+        source.outgoing[slot] = to;
+        self.blocks[to as usize].incoming.push((from, slot as u8));
+        Some((patch, target))
+    }
+
+    fn unlink(&mut self, id: BlockId, patches: &mut Patches) {
+        for (from, slot) in std::mem::take(&mut self.blocks[id as usize].incoming) {
+            let source = &mut self.blocks[from as usize];
+            source.outgoing[slot as usize] = NONE;
+            if let (true, Some(at)) = (source.code != 0, source.slots[slot as usize].patch) {
+                let exit = source.slots[slot as usize].exit as usize;
+                patches.push((source.code_offset + at as usize, source.code_offset + exit));
+            }
+        }
+        for slot in 0..2 {
+            let to = std::mem::replace(&mut self.blocks[id as usize].outgoing[slot], NONE);
+            if to != NONE {
+                self.blocks[to as usize]
+                    .incoming
+                    .retain(|&l| l != (id, slot as u8));
+            }
+        }
+    }
+
+    /// Removes a block; `pages` as for `insert`.
+    pub fn remove(&mut self, id: BlockId, pages: impl Iterator<Item = usize>) -> Patches {
+        let mut patches = Patches::new();
+        self.unlink(id, &mut patches);
+        let block = &mut self.blocks[id as usize];
+        let place = bucket(block.paddr, block.rip, block.mode);
+        let next = block.next;
+        block.live = false;
+        self.live -= 1;
+        if self.buckets[place] == id {
+            self.buckets[place] = next;
+        } else {
+            let mut at = self.buckets[place];
+            while self.blocks[at as usize].next != id {
+                at = self.blocks[at as usize].next;
+            }
+            self.blocks[at as usize].next = next;
+        }
+        for page in pages {
+            self.by_page[page].retain(|&b| b != id);
+        }
+        self.free.push(id);
+        patches
+    }
+
+    /// Forgets all host code, keeping the blocks.
+    pub fn drop_code(&mut self) {
+        for block in &mut self.blocks {
+            block.code = 0;
+            block.slots.clear();
+            block.traps.clear();
+            block.incoming.clear();
+            block.outgoing = [NONE; 2];
+        }
+    }
+
+    /// Removes every block.
+    pub fn clear(&mut self) {
+        self.blocks.clear();
+        self.free.clear();
+        self.buckets.fill(NONE);
+        self.by_page.iter_mut().for_each(Vec::clear);
+        self.live = 0;
+    }
+}

@@ -1,0 +1,422 @@
+//! Which way an instruction is translated.
+//!
+//! Almost everything is copied. What touches memory in a way of its own, changes control flow or
+//! needs privileges goes elsewhere; what the CPU model does not offer raises #UD even where the host
+//! could run it, so that a guest behaves the same on every host.
+
+use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind};
+
+use super::mode::Mode;
+use crate::cpu::exception::{vector, Exception};
+
+/// How an instruction is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// No effect that a guest can see.
+    Nop,
+    /// Re-encoded with rewritten operands.
+    Copy,
+    /// Copied, and it needs the guest's FPU state in the host's FPU.
+    CopyFpu,
+    Lea,
+    Push,
+    Pop,
+    Leave,
+    /// CLD, STD.
+    Direction,
+    /// Direct jumps and branches.
+    Jump,
+    Branch,
+    /// LOOP, JCXZ and their kin.
+    CountBranch,
+    Call,
+    IndirectJump,
+    IndirectCall,
+    Return,
+    /// A Rust helper; the block goes on.
+    Helper,
+    /// A Rust helper that ends the block.
+    HelperEnd,
+    /// Raises an exception and nothing else.
+    Raise(Exception),
+}
+
+impl Class {
+    /// Whether no instruction of the same block can follow.
+    pub fn ends_block(self) -> bool {
+        !matches!(
+            self,
+            Self::Nop
+                | Self::Copy
+                | Self::CopyFpu
+                | Self::Lea
+                | Self::Push
+                | Self::Pop
+                | Self::Leave
+                | Self::Direction
+                | Self::Helper
+        )
+    }
+}
+
+fn offered(insn: &Instruction) -> bool {
+    use CpuidFeature as F;
+    insn.cpuid_features().iter().all(|f| {
+        matches!(
+            *f,
+            F::INTEL8086
+                | F::INTEL8086_ONLY
+                | F::INTEL186
+                | F::INTEL286
+                | F::INTEL286_ONLY
+                | F::INTEL386
+                | F::INTEL386_ONLY
+                | F::INTEL486
+                | F::X64
+                | F::CPUID
+                | F::MSR
+                | F::TSC
+                | F::RDTSCP
+                | F::RDPMC
+                | F::CMOV
+                | F::FPU
+                | F::FPU287
+                | F::FPU387
+                | F::MMX
+                | F::SSE
+                | F::SSE2
+                | F::SSE3
+                | F::SSSE3
+                | F::SSE4_1
+                | F::SSE4_2
+                | F::POPCNT
+                | F::CX8
+                | F::CMPXCHG16B
+                | F::FXSR
+                | F::XSAVE
+                | F::XSAVEOPT
+                | F::SMAP
+                | F::SEP
+                | F::SYSCALL
+                | F::MULTIBYTENOP
+                | F::PAUSE
+                | F::PREFETCHW
+                | F::CLFSH
+                | F::FSGSBASE
+                | F::CET_IBT
+                | F::CET_SS
+        )
+    })
+}
+
+fn uses_fpu(insn: &Instruction) -> Option<bool> {
+    use CpuidFeature as F;
+    let mut fpu = None;
+    for f in insn.cpuid_features() {
+        match f {
+            F::FPU | F::FPU287 | F::FPU387 | F::MMX => fpu = Some(fpu.unwrap_or(false)),
+            F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2 => fpu = Some(true),
+            _ => {}
+        }
+    }
+    fpu
+}
+
+/// Whether a string instruction is repeated.
+pub fn repeated(insn: &Instruction) -> bool {
+    insn.has_rep_prefix() || insn.has_repne_prefix()
+}
+
+/// Classifies `insn` as it stands in `mode`.
+pub fn classify(insn: &Instruction, mode: Mode) -> Class {
+    use Mnemonic as M;
+    if insn.is_invalid() || !offered(insn) {
+        return Class::Raise(Exception::ud());
+    }
+    match insn.mnemonic() {
+        M::Nop | M::Reservednop | M::Endbr32 | M::Endbr64 | M::Rdsspd | M::Rdsspq => Class::Nop,
+        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => Class::Nop,
+        M::Prefetch | M::Prefetchw | M::Prefetchwt1 => Class::Nop,
+        M::Lfence | M::Mfence | M::Sfence | M::Clflush => Class::Nop,
+        M::Ud0 | M::Ud1 | M::Ud2 => Class::Raise(Exception::ud()),
+        M::Lea => Class::Lea,
+        M::Push => match insn.code() {
+            Code::Pushw_ES | Code::Pushd_ES | Code::Pushw_CS | Code::Pushd_CS => Class::Helper,
+            Code::Pushw_SS | Code::Pushd_SS | Code::Pushw_DS | Code::Pushd_DS => Class::Helper,
+            Code::Pushw_FS | Code::Pushd_FS | Code::Pushq_FS => Class::Helper,
+            Code::Pushw_GS | Code::Pushd_GS | Code::Pushq_GS => Class::Helper,
+            _ => Class::Push,
+        },
+        M::Pop => {
+            if insn.op0_kind() == OpKind::Register && insn.op0_register().is_segment_register() {
+                Class::HelperEnd
+            } else {
+                Class::Pop
+            }
+        }
+        M::Leave => Class::Leave,
+        M::Cld | M::Std => Class::Direction,
+        M::Jmp if insn.is_jmp_short_or_near() => Class::Jump,
+        M::Jmp if insn.is_jmp_near_indirect() => Class::IndirectJump,
+        M::Call if insn.is_call_near() => Class::Call,
+        M::Call if insn.is_call_near_indirect() => Class::IndirectCall,
+        M::Jmp | M::Call | M::Retf => Class::HelperEnd,
+        M::Ret => Class::Return,
+        M::Loop | M::Loope | M::Loopne | M::Jcxz | M::Jecxz | M::Jrcxz => {
+            if count_is_16bit(insn) {
+                Class::HelperEnd
+            } else {
+                Class::CountBranch
+            }
+        }
+        _ if insn.is_jcc_short_or_near() => Class::Branch,
+        M::Movsb
+        | M::Movsw
+        | M::Movsq
+        | M::Stosb
+        | M::Stosw
+        | M::Stosd
+        | M::Stosq
+        | M::Lodsb
+        | M::Lodsw
+        | M::Lodsd
+        | M::Lodsq
+        | M::Scasb
+        | M::Scasw
+        | M::Scasd
+        | M::Scasq
+        | M::Cmpsb
+        | M::Cmpsw
+        | M::Cmpsq => string(insn),
+        M::Movsd | M::Cmpsd if insn.is_string_instruction() => string(insn),
+        M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => Class::HelperEnd,
+        M::Cpuid
+        | M::Rdtsc
+        | M::Rdtscp
+        | M::Rdmsr
+        | M::Rdpmc
+        | M::Cli
+        | M::Pushf
+        | M::Pushfd
+        | M::Pushfq
+        | M::Sgdt
+        | M::Sidt
+        | M::Sldt
+        | M::Str
+        | M::Smsw
+        | M::Lgdt
+        | M::Lidt
+        | M::Lar
+        | M::Lsl
+        | M::Verr
+        | M::Verw
+        | M::Arpl
+        | M::Swapgs
+        | M::Rdfsbase
+        | M::Rdgsbase
+        | M::Wrfsbase
+        | M::Wrgsbase
+        | M::Xgetbv
+        | M::Lahf
+        | M::Sahf
+        | M::Xlatb
+        | M::Aaa
+        | M::Aas
+        | M::Aad
+        | M::Aam
+        | M::Daa
+        | M::Das
+        | M::Salc
+        | M::Bound
+        | M::Enter
+        | M::Pusha
+        | M::Pushad
+        | M::Popa
+        | M::Popad
+        | M::Wbinvd
+        | M::Invd => Class::Helper,
+        M::Fxsave
+        | M::Fxsave64
+        | M::Fxrstor
+        | M::Fxrstor64
+        | M::Xsave
+        | M::Xsave64
+        | M::Xsaveopt
+        | M::Xsaveopt64
+        | M::Xrstor
+        | M::Xrstor64 => Class::Helper,
+        M::Fnsave
+        | M::Fsave
+        | M::Frstor
+        | M::Fnstenv
+        | M::Fstenv
+        | M::Fldenv
+        | M::Maskmovq
+        | M::Maskmovdqu => fpu_checked(insn, mode, Class::Helper),
+        M::Mov if touches_system_register(insn) => {
+            if insn.op0_register().is_segment_register()
+                || insn.op0_register().is_cr()
+                || insn.op0_register().is_dr()
+            {
+                Class::HelperEnd
+            } else {
+                Class::Helper
+            }
+        }
+        M::Wrmsr
+        | M::Lmsw
+        | M::Clts
+        | M::Invlpg
+        | M::Lldt
+        | M::Ltr
+        | M::Lds
+        | M::Les
+        | M::Lss
+        | M::Lfs
+        | M::Lgs
+        | M::Sti
+        | M::Popf
+        | M::Popfd
+        | M::Popfq
+        | M::Iret
+        | M::Iretd
+        | M::Iretq
+        | M::Int
+        | M::Into
+        | M::Int1
+        | M::Int3
+        | M::Syscall
+        | M::Sysret
+        | M::Sysretq
+        | M::Sysenter
+        | M::Sysexit
+        | M::Sysexitq
+        | M::Hlt
+        | M::Pause
+        | M::In
+        | M::Out
+        | M::Stac
+        | M::Clac
+        | M::Xsetbv => Class::HelperEnd,
+        M::Rsm | M::Vmcall | M::Vmmcall => Class::Raise(Exception::ud()),
+        _ if is_plain(insn) => match uses_fpu(insn) {
+            Some(_) => fpu_checked(insn, mode, Class::CopyFpu),
+            None => Class::Copy,
+        },
+        _ => Class::Raise(Exception::ud()),
+    }
+}
+
+fn string(insn: &Instruction) -> Class {
+    if repeated(insn) {
+        Class::HelperEnd
+    } else {
+        Class::Helper
+    }
+}
+
+/// #UD or #NM where CR0 and CR4 forbid the instruction (SDM vol. 3A, sections 2.5 and 13.1).
+fn fpu_checked(insn: &Instruction, mode: Mode, class: Class) -> Class {
+    let sse = uses_fpu(insn) == Some(true);
+    if sse && (mode.emulated_fpu() || !mode.sse()) {
+        Class::Raise(Exception::ud())
+    } else if mode.fpu_off() && !(insn.mnemonic() == Mnemonic::Wait && mode.emulated_fpu()) {
+        Class::Raise(Exception::new(vector::NM))
+    } else {
+        class
+    }
+}
+
+fn touches_system_register(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|i| {
+        insn.op_kind(i) == OpKind::Register && {
+            let r = insn.op_register(i);
+            r.is_segment_register() || r.is_cr() || r.is_dr() || r.is_tr()
+        }
+    })
+}
+
+fn count_is_16bit(insn: &Instruction) -> bool {
+    use Code as C;
+    matches!(
+        insn.code(),
+        C::Jcxz_rel8_16
+            | C::Jcxz_rel8_32
+            | C::Loop_rel8_16_CX
+            | C::Loop_rel8_32_CX
+            | C::Loope_rel8_16_CX
+            | C::Loope_rel8_32_CX
+            | C::Loopne_rel8_16_CX
+            | C::Loopne_rel8_32_CX
+    )
+}
+
+/// All operands are registers, immediates or one ordinary memory operand.
+fn is_plain(insn: &Instruction) -> bool {
+    !insn.is_privileged()
+        && (0..insn.op_count()).all(|i| {
+            matches!(
+                insn.op_kind(i),
+                OpKind::Register
+                    | OpKind::Memory
+                    | OpKind::Immediate8
+                    | OpKind::Immediate8_2nd
+                    | OpKind::Immediate16
+                    | OpKind::Immediate32
+                    | OpKind::Immediate64
+                    | OpKind::Immediate8to16
+                    | OpKind::Immediate8to32
+                    | OpKind::Immediate8to64
+                    | OpKind::Immediate32to64
+            )
+        })
+}
+
+/// The bytes of code that a block may be made of, decoded.
+pub mod shape {
+    use super::{classify, Class};
+    use crate::translate::mode::Mode;
+    use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+
+    /// LZCNT and TZCNT are not in the CPU model, so their encodings are BSR and BSF.
+    const OPTIONS: u32 = DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD;
+
+    /// What decoding came to.
+    pub enum Shape {
+        /// A block of these instructions.
+        Block(Vec<(Instruction, Class)>),
+        /// The first instruction goes on in the next page: try again with more bytes.
+        Crosses,
+    }
+
+    /// The one instruction at the start of `bytes`, which has been decoded before.
+    pub fn single(bytes: &[u8], rip: u64, mode: Mode) -> Instruction {
+        Decoder::with_ip(mode.bits(), bytes, rip, OPTIONS).decode()
+    }
+
+    /// Cuts a block from `bytes`, which start at `rip` and reach to the end of the page, or (when
+    /// `whole`) far enough for one instruction that crosses. A pure function of its arguments.
+    pub fn cut(bytes: &[u8], rip: u64, mode: Mode, limit: usize, whole: bool) -> Shape {
+        let limit = if mode.one() || whole { 1 } else { limit };
+        let mut decoder = Decoder::with_ip(mode.bits(), bytes, rip, OPTIONS);
+        let mut block = Vec::new();
+        while block.len() < limit && decoder.can_decode() {
+            let insn = decoder.decode();
+            if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && !whole {
+                if block.is_empty() {
+                    return Shape::Crosses;
+                }
+                break;
+            }
+            let class = classify(&insn, mode);
+            block.push((insn, class));
+            if class.ends_block() {
+                break;
+            }
+        }
+        if block.is_empty() {
+            return Shape::Crosses;
+        }
+        Shape::Block(block)
+    }
+}

@@ -1,0 +1,136 @@
+//! The buffer that holds translated code: one memory object, mapped twice. The executable mapping
+//! is never writable and the writable one never executable.
+
+use std::io;
+
+use super::asm::Asm;
+
+/// Translated code and the stubs it shares.
+pub struct CodeBuffer {
+    write: *mut u8,
+    exec: *mut u8,
+    size: usize,
+    used: usize,
+    /// Where blocks start; the stubs lie below and stay.
+    floor: usize,
+}
+
+// SAFETY: both mappings belong to this object alone.
+unsafe impl Send for CodeBuffer {}
+
+impl CodeBuffer {
+    /// Maps `size` bytes twice.
+    ///
+    /// # Errors
+    /// The host's error when memory or executable mappings are refused.
+    pub fn new(size: usize) -> io::Result<Self> {
+        // SAFETY: plain system calls on a fresh descriptor; the name is a C string literal.
+        unsafe {
+            let fd = libc::memfd_create(c"rr86-code".as_ptr(), libc::MFD_CLOEXEC);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let map = |prot| libc::mmap(std::ptr::null_mut(), size, prot, libc::MAP_SHARED, fd, 0);
+            let ready = libc::ftruncate(fd, size as libc::off_t) == 0;
+            let write = if ready {
+                map(libc::PROT_READ | libc::PROT_WRITE)
+            } else {
+                libc::MAP_FAILED
+            };
+            let exec = if ready {
+                map(libc::PROT_READ | libc::PROT_EXEC)
+            } else {
+                libc::MAP_FAILED
+            };
+            let error = io::Error::last_os_error();
+            libc::close(fd);
+            if write == libc::MAP_FAILED || exec == libc::MAP_FAILED {
+                for p in [write, exec] {
+                    if p != libc::MAP_FAILED {
+                        libc::munmap(p, size);
+                    }
+                }
+                return Err(error);
+            }
+            Ok(Self {
+                write: write.cast(),
+                exec: exec.cast(),
+                size,
+                used: 0,
+                floor: 0,
+            })
+        }
+    }
+
+    /// Appends code; `None` when the buffer is full. Returns its offset.
+    pub fn append(&mut self, code: &[u8]) -> Option<usize> {
+        let at = self.used;
+        if code.len() > self.size - at {
+            return None;
+        }
+        // SAFETY: [at, at + len) is inside the writable mapping, and no reference to it exists.
+        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(at), code.len()) };
+        self.used = (at + code.len() + 15) & !15;
+        self.used = self.used.min(self.size);
+        Some(at)
+    }
+
+    /// Appends the shared stubs and makes them permanent.
+    pub fn append_stubs(&mut self, asm: &Asm) -> usize {
+        let at = self
+            .append(&asm.bytes)
+            .expect("the stubs fit an empty buffer");
+        self.floor = self.used;
+        at
+    }
+
+    /// Drops all blocks' code.
+    pub fn clear(&mut self) {
+        self.used = self.floor;
+    }
+
+    /// Address at which the code with this offset runs.
+    pub fn address(&self, offset: usize) -> u64 {
+        self.exec as u64 + offset as u64
+    }
+
+    /// Address that the next appended code will have.
+    pub fn next_address(&self) -> u64 {
+        self.address(self.used)
+    }
+
+    /// Offset of an address that may lie in this buffer.
+    pub fn offset_of(&self, address: u64) -> Option<usize> {
+        let offset = address.wrapping_sub(self.exec as u64);
+        (offset < self.used as u64).then_some(offset as usize)
+    }
+
+    /// Bounds of the executable mapping.
+    pub fn range(&self) -> (u64, u64) {
+        (self.exec as u64, self.exec as u64 + self.size as u64)
+    }
+
+    /// Makes the rel32 at `at` lead to `target` (both offsets).
+    pub fn patch_rel32(&mut self, at: usize, target: usize) {
+        assert!(at + 4 <= self.used && target < self.used);
+        let rel = (target as i64 - (at as i64 + 4)) as i32;
+        // SAFETY: the four bytes are inside the used part of the writable mapping. The code runs on
+        // this thread only, so it is not executing them now.
+        unsafe { self.write.add(at).cast::<i32>().write_unaligned(rel) };
+    }
+
+    /// Bytes of code in use.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+}
+
+impl Drop for CodeBuffer {
+    fn drop(&mut self) {
+        // SAFETY: both mappings were made in `new` with this size.
+        unsafe {
+            libc::munmap(self.write.cast(), self.size);
+            libc::munmap(self.exec.cast(), self.size);
+        }
+    }
+}

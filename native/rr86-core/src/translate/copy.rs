@@ -1,0 +1,645 @@
+//! Copied instructions: the guest's instruction, re-encoded with the host registers that stand for
+//! its operands and with its memory operand at the checked host address.
+//!
+//! Guest registers that live in memory, and AH, CH, DH, BH (which cannot be encoded together with
+//! most host registers), pass through temporaries. Everything around the copy leaves flags alone.
+
+use iced_x86::{
+    Code, Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
+};
+
+use super::asm::{self, Reg, W16, W32, W64};
+use super::emit::{Access, Emitter, Flags};
+use super::site::AccessKind;
+use super::vcpu::{at, GUEST_RAX, HOST, T0, T1};
+use crate::cpu::state::sreg;
+
+const STATUS: u32 = RflagsBits::OF
+    | RflagsBits::SF
+    | RflagsBits::ZF
+    | RflagsBits::AF
+    | RflagsBits::CF
+    | RflagsBits::PF;
+
+/// Encoding number of a general-purpose register of any size.
+pub fn number(register: Register) -> usize {
+    register.full_register().number()
+}
+
+/// The register `host` with the size of `like`, low byte for bytes.
+fn sized(host: Reg, size: usize) -> Register {
+    let n = u32::from(host.0);
+    match size {
+        1 if n < 4 => Register::AL + n,
+        1 => Register::SPL + (n - 4),
+        2 => Register::AX + n,
+        4 => Register::EAX + n,
+        _ => Register::RAX + n,
+    }
+}
+
+fn is_high_byte(r: Register) -> bool {
+    matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
+}
+
+/// Index into `CpuState::seg` of the segment that a memory operand goes through.
+pub fn segment_index(segment: Register) -> usize {
+    match segment {
+        Register::ES => sreg::ES,
+        Register::CS => sreg::CS,
+        Register::SS => sreg::SS,
+        Register::FS => sreg::FS,
+        Register::GS => sreg::GS,
+        _ => sreg::DS,
+    }
+}
+
+/// Instructions that use RAX without naming it in an encodable operand.
+fn implicit_rax(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    match insn.mnemonic() {
+        M::Mul
+        | M::Div
+        | M::Idiv
+        | M::Cwd
+        | M::Cdq
+        | M::Cqo
+        | M::Cmpxchg
+        | M::Cmpxchg8b
+        | M::Cmpxchg16b
+        | M::Pcmpestri
+        | M::Pcmpestrm => true,
+        M::Imul => insn.op_count() == 1,
+        M::Fnstsw | M::Fstsw => insn.op0_kind() == OpKind::Register,
+        _ => false,
+    }
+}
+
+/// The same instruction in a form whose operands can be any register.
+fn general_form(insn: &Instruction) -> Instruction {
+    use Code as C;
+    let code = match insn.code() {
+        C::Add_AL_imm8 => C::Add_rm8_imm8,
+        C::Add_AX_imm16 => C::Add_rm16_imm16,
+        C::Add_EAX_imm32 => C::Add_rm32_imm32,
+        C::Add_RAX_imm32 => C::Add_rm64_imm32,
+        C::Or_AL_imm8 => C::Or_rm8_imm8,
+        C::Or_AX_imm16 => C::Or_rm16_imm16,
+        C::Or_EAX_imm32 => C::Or_rm32_imm32,
+        C::Or_RAX_imm32 => C::Or_rm64_imm32,
+        C::Adc_AL_imm8 => C::Adc_rm8_imm8,
+        C::Adc_AX_imm16 => C::Adc_rm16_imm16,
+        C::Adc_EAX_imm32 => C::Adc_rm32_imm32,
+        C::Adc_RAX_imm32 => C::Adc_rm64_imm32,
+        C::Sbb_AL_imm8 => C::Sbb_rm8_imm8,
+        C::Sbb_AX_imm16 => C::Sbb_rm16_imm16,
+        C::Sbb_EAX_imm32 => C::Sbb_rm32_imm32,
+        C::Sbb_RAX_imm32 => C::Sbb_rm64_imm32,
+        C::And_AL_imm8 => C::And_rm8_imm8,
+        C::And_AX_imm16 => C::And_rm16_imm16,
+        C::And_EAX_imm32 => C::And_rm32_imm32,
+        C::And_RAX_imm32 => C::And_rm64_imm32,
+        C::Sub_AL_imm8 => C::Sub_rm8_imm8,
+        C::Sub_AX_imm16 => C::Sub_rm16_imm16,
+        C::Sub_EAX_imm32 => C::Sub_rm32_imm32,
+        C::Sub_RAX_imm32 => C::Sub_rm64_imm32,
+        C::Xor_AL_imm8 => C::Xor_rm8_imm8,
+        C::Xor_AX_imm16 => C::Xor_rm16_imm16,
+        C::Xor_EAX_imm32 => C::Xor_rm32_imm32,
+        C::Xor_RAX_imm32 => C::Xor_rm64_imm32,
+        C::Cmp_AL_imm8 => C::Cmp_rm8_imm8,
+        C::Cmp_AX_imm16 => C::Cmp_rm16_imm16,
+        C::Cmp_EAX_imm32 => C::Cmp_rm32_imm32,
+        C::Cmp_RAX_imm32 => C::Cmp_rm64_imm32,
+        C::Test_AL_imm8 => C::Test_rm8_imm8,
+        C::Test_AX_imm16 => C::Test_rm16_imm16,
+        C::Test_EAX_imm32 => C::Test_rm32_imm32,
+        C::Test_RAX_imm32 => C::Test_rm64_imm32,
+        C::Xchg_r16_AX => C::Xchg_rm16_r16,
+        C::Xchg_r32_EAX => C::Xchg_rm32_r32,
+        C::Xchg_r64_RAX => C::Xchg_rm64_r64,
+        C::Mov_AL_moffs8 => C::Mov_r8_rm8,
+        C::Mov_AX_moffs16 => C::Mov_r16_rm16,
+        C::Mov_EAX_moffs32 => C::Mov_r32_rm32,
+        C::Mov_RAX_moffs64 => C::Mov_r64_rm64,
+        C::Mov_moffs8_AL => C::Mov_rm8_r8,
+        C::Mov_moffs16_AX => C::Mov_rm16_r16,
+        C::Mov_moffs32_EAX => C::Mov_rm32_r32,
+        C::Mov_moffs64_RAX => C::Mov_rm64_r64,
+        C::Inc_r16 => C::Inc_rm16,
+        C::Inc_r32 => C::Inc_rm32,
+        C::Dec_r16 => C::Dec_rm16,
+        C::Dec_r32 => C::Dec_rm32,
+        C::Add_rm8_imm8_82 => C::Add_rm8_imm8,
+        C::Or_rm8_imm8_82 => C::Or_rm8_imm8,
+        C::Adc_rm8_imm8_82 => C::Adc_rm8_imm8,
+        C::Sbb_rm8_imm8_82 => C::Sbb_rm8_imm8,
+        C::And_rm8_imm8_82 => C::And_rm8_imm8,
+        C::Sub_rm8_imm8_82 => C::Sub_rm8_imm8,
+        C::Xor_rm8_imm8_82 => C::Xor_rm8_imm8,
+        C::Cmp_rm8_imm8_82 => C::Cmp_rm8_imm8,
+        C::Cbw => C::Movsx_r16_rm8,
+        C::Cwde => C::Movsx_r32_rm16,
+        C::Cdqe => C::Movsxd_r64_rm32,
+        other => other,
+    };
+    let mut general = *insn;
+    general.set_code(code);
+    let sign_extension = match code {
+        C::Movsx_r16_rm8 if insn.code() == C::Cbw => Some((Register::AX, Register::AL)),
+        C::Movsx_r32_rm16 if insn.code() == C::Cwde => Some((Register::EAX, Register::AX)),
+        C::Movsxd_r64_rm32 if insn.code() == C::Cdqe => Some((Register::RAX, Register::EAX)),
+        _ => None,
+    };
+    if let Some((to, from)) = sign_extension {
+        general.set_op0_kind(OpKind::Register);
+        general.set_op0_register(to);
+        general.set_op1_kind(OpKind::Register);
+        general.set_op1_register(from);
+    }
+    general
+}
+
+/// Shifts and rotates that leave flags as they are when the count is 0.
+fn count_in_cl(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        insn.mnemonic(),
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
+    ) && insn.op_kind(insn.op_count() - 1) == OpKind::Register
+}
+
+/// A shift by an immediate whose masked value is 0.
+fn shifts_by_nothing(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    let last = insn.op_count().wrapping_sub(1);
+    matches!(
+        insn.mnemonic(),
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
+    ) && insn.op_kind(last) == OpKind::Immediate8
+        && insn.immediate8() & 0x1f == 0
+}
+
+/// Instructions whose undefined flags the host derives from the operands alone, so that stale host
+/// flags cannot leak through them.
+fn leaves_flags_by_result(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        insn.mnemonic(),
+        M::And | M::Or | M::Xor | M::Test | M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd
+    )
+}
+
+fn may_trap(insn: &Instruction, fpu: bool) -> bool {
+    fpu || matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
+}
+
+/// A guest register that passes through a temporary.
+struct Passing {
+    guest: Register,
+    temp: Reg,
+    written: bool,
+}
+
+impl Emitter<'_> {
+    /// Emits a copied instruction.
+    pub(super) fn copy(&mut self, insn: &Instruction) {
+        let mut op = general_form(insn);
+        if self.exchange_with_memory(insn, &op) {
+            return;
+        }
+        op.set_has_lock_prefix(false);
+        op.set_has_xacquire_prefix(false);
+        op.set_has_xrelease_prefix(false);
+        op.set_segment_prefix(Register::None);
+        let info = self
+            .info
+            .info_options(&op, InstructionInfoOptions::NO_REGISTER_USAGE);
+        let access: [OpAccess; 5] = std::array::from_fn(|i| {
+            if i < op.op_count() as usize {
+                info.op_access(i as u32)
+            } else {
+                OpAccess::None
+            }
+        });
+        let modified = op.rflags_modified() & STATUS;
+        let needs_flags = op.rflags_read() & STATUS != 0
+            || (modified != 0 && modified != STATUS)
+            || (op.rflags_undefined() & STATUS != 0 && !leaves_flags_by_result(&op))
+            || count_in_cl(&op)
+            || shifts_by_nothing(&op)
+            || matches!(op.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
+        let fpu = matches!(
+            self.request.insns[self.index].1,
+            super::classify::Class::CopyFpu
+        );
+
+        let memory = (0..op.op_count()).find(|&i| op.op_kind(i) == OpKind::Memory);
+        let bit_offset = memory.is_some() && is_bit_test(&op) && op.op1_kind() == OpKind::Register;
+        let mut pending = None;
+        if let Some(i) = memory {
+            let size = op.memory_size().size().max(1);
+            let kind = match access[i as usize] {
+                OpAccess::Write | OpAccess::CondWrite => AccessKind::Write,
+                OpAccess::ReadWrite | OpAccess::ReadCondWrite => AccessKind::Modify,
+                _ => AccessKind::Read,
+            };
+            // A masked or conditional store must not store what it did not write.
+            let kind = if access[i as usize] == OpAccess::CondWrite {
+                AccessKind::Modify
+            } else {
+                kind
+            };
+            self.address_of(
+                insn,
+                size,
+                kind,
+                if bit_offset {
+                    Some(op.op1_register())
+                } else {
+                    None
+                },
+            );
+            let stack = insn.memory_segment() == Register::SS;
+            pending = Some(self.begin_access(size, kind, stack));
+            op.set_memory_base(Register::R10);
+            op.set_memory_index(Register::None);
+            op.set_memory_index_scale(1);
+            op.set_memory_displacement64(0);
+            op.set_memory_displ_size(0);
+        }
+
+        let wrap = implicit_rax(&op);
+        let mut free = vec![T1];
+        if memory.is_none() {
+            free.push(T0);
+        }
+        if bit_offset {
+            self.masked_bit_offset(&mut op, &mut free);
+        }
+        let mut passing: Vec<Passing> = Vec::new();
+        for i in 0..op.op_count() {
+            if op.op_kind(i) != OpKind::Register || !op.op_register(i).is_gpr() {
+                continue;
+            }
+            let register = op.op_register(i);
+            if bit_offset && i == 1 {
+                continue;
+            }
+            let guest = number(register);
+            let high = is_high_byte(register);
+            let writes = !matches!(access[i as usize], OpAccess::Read | OpAccess::CondRead);
+            // A later operand may read what this one only writes.
+            let reads = (0..op.op_count()).any(|j| {
+                op.op_kind(j) == OpKind::Register
+                    && op.op_register(j).full_register() == register.full_register()
+                    && access[j as usize] != OpAccess::Write
+            }) || matches!(op.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr);
+            if op.code() == Code::Fnstsw_AX || op.code() == Code::Fstsw_AX {
+                continue;
+            }
+            if let Some(host) = HOST[guest].filter(|_| !high) {
+                let host = if wrap && guest == 0 { asm::RAX } else { host };
+                op.set_op_register(i, sized(host, register.size()));
+                continue;
+            }
+            let known = passing.iter().position(|p| {
+                p.guest == register || (!high && !is_high_byte(p.guest) && number(p.guest) == guest)
+            });
+            let at = known.unwrap_or_else(|| {
+                let temp = match free.pop() {
+                    Some(temp) => temp,
+                    None => {
+                        assert!(!wrap, "an instruction needs too many temporaries: {insn}");
+                        self.free_rax();
+                        asm::RAX
+                    }
+                };
+                // A write of 8 or 16 bits merges with what the register holds.
+                if reads || register.size() < 4 {
+                    if high {
+                        let host = if wrap && guest == 0 {
+                            None
+                        } else {
+                            HOST[guest]
+                        };
+                        let host = host.unwrap_or(asm::RAX);
+                        if wrap && guest == 0 {
+                            self.hot.rorx(W64, temp, GUEST_RAX, 8);
+                        } else {
+                            self.hot.rorx(W64, temp, host, 8);
+                        }
+                    } else {
+                        self.hot.load(W64, temp, at::gpr(guest));
+                    }
+                }
+                passing.push(Passing {
+                    guest: register,
+                    temp,
+                    written: false,
+                });
+                passing.len() - 1
+            });
+            passing[at].written |= writes;
+            op.set_op_register(i, sized(passing[at].temp, register.size()));
+        }
+
+        if needs_flags {
+            self.flags_to_host();
+        }
+        if wrap {
+            if !needs_flags && modified == 0 {
+                self.free_rax();
+            }
+            self.hot.mov_rr(W64, asm::RAX, GUEST_RAX);
+            self.flags = if needs_flags || modified == 0 {
+                Flags::Host
+            } else {
+                self.flags
+            };
+        }
+        let before = self.flags;
+        let start = self.hot.len();
+        self.encode(&op);
+        if may_trap(&op, fpu) {
+            self.note_trap(start, before);
+        }
+        if wrap && !matches!(op.mnemonic(), Mnemonic::Cwd | Mnemonic::Cdq | Mnemonic::Cqo) {
+            self.hot.mov_rr(W64, GUEST_RAX, asm::RAX);
+        }
+        for p in &passing {
+            if !p.written {
+                continue;
+            }
+            let guest = number(p.guest);
+            if is_high_byte(p.guest) {
+                let host = HOST[guest].expect("registers with a high byte live in host registers");
+                self.hot.rorx(W64, host, host, 8);
+                self.hot.rr(&[0x8a], W32, host, p.temp);
+                self.hot.rorx(W64, host, host, 56);
+            } else {
+                self.hot.store(W64, p.temp, at::gpr(guest));
+            }
+        }
+        if modified != 0 || wrap {
+            self.flags = Flags::Host;
+        }
+        if let Some(access) = pending {
+            self.end_access(access);
+        }
+    }
+
+    /// Encodes an instruction whose operands are all host operands.
+    pub(super) fn encode(&mut self, op: &Instruction) {
+        match self.encoder.encode(op, 0) {
+            Ok(_) => {
+                let bytes = self.encoder.take_buffer();
+                self.hot.raw(&bytes);
+                self.encoder.set_buffer({
+                    let mut b = bytes;
+                    b.clear();
+                    b
+                });
+            }
+            Err(e) => unreachable!("a rewritten instruction always encodes: {op}: {e}"),
+        }
+    }
+
+    /// XCHG with memory, without the bus lock that the host would take: nobody else runs.
+    fn exchange_with_memory(&mut self, insn: &Instruction, op: &Instruction) -> bool {
+        if op.mnemonic() != Mnemonic::Xchg || op.op0_kind() != OpKind::Memory {
+            return false;
+        }
+        let register = op.op1_register();
+        let size = register.size();
+        if is_high_byte(register) {
+            return false;
+        }
+        self.address_of(insn, size, AccessKind::Modify, None);
+        let access = self.begin_access(
+            size,
+            AccessKind::Modify,
+            insn.memory_segment() == Register::SS,
+        );
+        let guest = number(register);
+        // The old value goes through RAX, so the flags must not be in AX alone.
+        self.free_rax();
+        let (load, store): (&[u8], &[u8]) = if size == 1 {
+            (&[0x8a], &[0x88])
+        } else {
+            (&[0x8b], &[0x89])
+        };
+        let width = match size {
+            2 => W16,
+            8 => W64,
+            _ => W32,
+        };
+        let host = HOST[guest].unwrap_or(T1);
+        if HOST[guest].is_none() {
+            self.hot.load(W64, T1, at::gpr(guest));
+        }
+        self.hot.mem(load, width, asm::RAX, Some(T0), None, 0);
+        if size == 1 && (4..8).contains(&host.0) {
+            // SPL, BPL, SIL and DIL need a REX prefix; T0 as the base brings one.
+            debug_assert!(T0.0 >= 8);
+        }
+        self.hot.mem(store, width, host, Some(T0), None, 0);
+        if size == 1 {
+            self.hot.u8(0x40 | (host.0 >> 3) << 2);
+            self.hot.raw(&[0x8a, 0xc0 | (host.0 & 7) << 3]);
+        } else {
+            self.hot.rr(&[0x8b], width, host, asm::RAX);
+        }
+        if HOST[guest].is_none() {
+            self.hot.store(W64, T1, at::gpr(guest));
+        }
+        self.end_access(access);
+        true
+    }
+
+    fn masked_bit_offset(&mut self, op: &mut Instruction, free: &mut Vec<Reg>) {
+        let register = op.op1_register();
+        let bits = register.size() as i32 * 8;
+        let temp = free.pop().expect("a bit test with memory leaves T1 free");
+        self.read_register(temp, number(register));
+        self.hot.alu_imm(4, W32, temp, bits - 1);
+        op.set_op1_register(sized(temp, register.size()));
+    }
+
+    /// Copies a guest register, whole, into a temporary.
+    pub(super) fn read_register(&mut self, to: Reg, guest: usize) {
+        match HOST[guest] {
+            Some(host) => self.hot.mov_rr(W64, to, host),
+            None => self.hot.load(W64, to, at::gpr(guest)),
+        }
+    }
+
+    /// Emits the linear address of `insn`'s memory operand into T0. For bit tests with a register,
+    /// the whole part of the bit offset moves the address.
+    pub(super) fn address_of(
+        &mut self,
+        insn: &Instruction,
+        size: usize,
+        kind: AccessKind,
+        bit_offset: Option<Register>,
+    ) {
+        self.offset_of(insn, T0);
+        if let Some(register) = bit_offset {
+            self.free_host_flags();
+            let guest = number(register);
+            self.read_register(T1, guest);
+            let (extend, shift, scale): (Option<&[u8]>, u8, u8) = match register.size() {
+                2 => (Some(&[0x0f, 0xbf]), 4, 2),
+                4 => (Some(&[0x63]), 5, 4),
+                _ => (None, 6, 8),
+            };
+            if let Some(op) = extend {
+                self.hot.rr(op, W64, T1, T1);
+            }
+            self.hot.raw(&[0x49, 0xc1, 0xfb, shift]); // sar r11, shift
+            let width = if address_size(insn) == 8 { W64 } else { W32 };
+            self.hot
+                .mem(&[0x8d], width, T0, Some(T0), Some((T1, scale)), 0);
+            if address_size(insn) == 2 {
+                self.hot.rr(&[0x0f, 0xb7], W32, T0, T0);
+            }
+        }
+        self.segment(segment_index(insn.memory_segment()), size, kind);
+    }
+
+    /// Emits the offset of `insn`'s memory operand into `to`, before segmentation. Flags are untouched.
+    pub(super) fn offset_of(&mut self, insn: &Instruction, to: Reg) {
+        if insn.is_ip_rel_memory_operand() {
+            self.hot.mov_imm(to, insn.ip_rel_memory_address());
+            return;
+        }
+        let size = address_size(insn);
+        let base = insn.memory_base();
+        let index = insn.memory_index();
+        let disp = insn.memory_displacement64();
+        if base == Register::None && index == Register::None {
+            self.hot
+                .mov_imm(to, if size == 8 { disp } else { disp & 0xffff_ffff });
+            return;
+        }
+        let spare = if to == T0 { T1 } else { T0 };
+        let base = (base != Register::None).then(|| {
+            HOST[number(base)].unwrap_or_else(|| {
+                self.hot.load(W64, to, at::gpr(number(base)));
+                to
+            })
+        });
+        let index = (index != Register::None).then(|| {
+            let host = HOST[number(index)].unwrap_or_else(|| {
+                self.hot.load(W64, spare, at::gpr(number(index)));
+                spare
+            });
+            (host, insn.memory_index_scale() as u8)
+        });
+        let width = if size == 8 { W64 } else { W32 };
+        match (base, index) {
+            (Some(base), None) if disp == 0 => self.hot.mov_rr(width, to, base),
+            _ => self.hot.mem(&[0x8d], width, to, base, index, disp as i32),
+        }
+        if size == 2 {
+            self.hot.rr(&[0x0f, 0xb7], W32, to, to);
+        }
+    }
+
+    /// LEA: an address computed and not accessed.
+    pub(super) fn lea(&mut self, insn: &Instruction) {
+        let register = insn.op0_register();
+        let guest = number(register);
+        self.offset_of(insn, T0);
+        self.write_register(guest, register.size(), T0);
+    }
+
+    /// Moves a temporary into a guest register with the merging rules of its size; T1 may change.
+    pub(super) fn write_register(&mut self, guest: usize, size: usize, from: Reg) {
+        let host = HOST[guest];
+        match size {
+            8 => match host {
+                Some(host) => self.hot.mov_rr(W64, host, from),
+                None => self.hot.store(W64, from, at::gpr(guest)),
+            },
+            4 => match host {
+                Some(host) => self.hot.rr(&[0x8b], W32, host, from),
+                None => {
+                    self.hot.rr(&[0x8b], W32, from, from);
+                    self.hot.store(W64, from, at::gpr(guest));
+                }
+            },
+            _ => match host {
+                Some(host) => self.hot.rr(&[0x8b], W16, host, from),
+                None => self.hot.store(W16, from, at::gpr(guest)),
+            },
+        }
+    }
+
+    /// CLD and STD change the stored RFLAGS only; the host's direction flag stays clear.
+    pub(super) fn direction(&mut self, insn: &Instruction) {
+        self.free_host_flags();
+        // The direction flag is bit 2 of the second byte.
+        if insn.mnemonic() == Mnemonic::Cld {
+            self.hot.gs(&[0x80], W32, Reg(4), at::RFLAGS + 1);
+            self.hot.u8(!4);
+        } else {
+            self.hot.gs(&[0x80], W32, Reg(1), at::RFLAGS + 1);
+            self.hot.u8(4);
+        }
+    }
+
+    /// Ends an access after emitting one load or store of T1 at its address.
+    pub(super) fn move_t1(&mut self, access: Access, size: usize, store: bool) {
+        let width = match size {
+            2 => W16,
+            8 => W64,
+            _ => W32,
+        };
+        self.hot.mem(
+            &[if store { 0x89 } else { 0x8b }],
+            width,
+            T1,
+            Some(T0),
+            None,
+            0,
+        );
+        self.end_access(access);
+    }
+}
+
+/// Bytes in the addresses that `insn`'s memory operand is computed with.
+pub fn address_size(insn: &Instruction) -> usize {
+    let base = insn.memory_base();
+    let index = insn.memory_index();
+    if base == Register::RIP {
+        8
+    } else if base == Register::EIP {
+        4
+    } else if base != Register::None {
+        base.size()
+    } else if index != Register::None && index.is_gpr() {
+        index.size()
+    } else {
+        match insn.memory_displ_size() {
+            2 => 2,
+            8 => 8,
+            // A 32-bit displacement alone: sign-extended in 64-bit addressing. The decoder has done
+            // that already, so a value above 32 bits is the sign.
+            _ => {
+                if insn.code_size() == iced_x86::CodeSize::Code64 {
+                    8
+                } else {
+                    4
+                }
+            }
+        }
+    }
+}
+
+fn is_bit_test(insn: &Instruction) -> bool {
+    matches!(
+        insn.mnemonic(),
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
+    )
+}

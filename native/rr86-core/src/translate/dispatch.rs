@@ -1,0 +1,521 @@
+//! The dispatcher: runs one vCPU from block to block until its budget is used up or something wants
+//! the machine.
+
+use super::cache::BlockId;
+use super::classify::shape::{self, Shape};
+use super::emit::{self, Request};
+use super::engine::{Engine, Observed, Resume, StopCause};
+use super::execute::Flow;
+use super::mode::Mode;
+use super::signals;
+use super::slow::{sync_flags, View};
+use super::stubs;
+use super::vcpu::{jump_index, Exit, JumpEntry, Vcpu};
+use crate::cpu::exception::{vector, Exception};
+use crate::cpu::interrupt::{self, Event};
+use crate::cpu::memory::Privilege;
+use crate::cpu::paging::Access;
+use crate::cpu::state::{sreg, Activity, RFlags};
+use crate::memory::pages::HandOffKind;
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Why a vCPU stopped running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunEnd {
+    /// The next block does not fit the budget.
+    Budget,
+    Pause,
+    /// HLT: the vCPU waits for an interrupt.
+    Halt,
+    /// The bus has signals for the machine; the vCPU can go on afterwards.
+    Signals,
+    /// The debugger's stop, exact to the instruction.
+    Stopped(StopCause),
+    TripleFault,
+}
+
+impl Engine {
+    /// Runs a vCPU for up to `budget` instructions, counted in whole blocks; with `exact`, to the
+    /// instruction, if need be into a block. At least one block runs, unless `exact` forbids it.
+    /// Returns the instructions retired and why it stopped.
+    pub fn run(&mut self, index: usize, budget: u64, exact: bool) -> (u64, RunEnd) {
+        let this: *mut Self = self;
+        let vcpu = self.vcpus[index];
+        self.enter_thread(vcpu);
+        // SAFETY: the pointers are valid for the engine's life; `dispatch` and what it calls use them
+        // one at a time, as described at the top of `engine`.
+        unsafe {
+            (*this).icount_base = (*this).icount() as i64 + budget as i64;
+            (*vcpu).run.budget = budget as i64;
+            (*vcpu).run.flags_ax = super::slow::flags_to_ax((*vcpu).cpu.rflags);
+            let start = (*this).icount();
+            let end = Self::dispatch(this, vcpu, exact);
+            (*this).clear_exit_request(&mut *vcpu);
+            (*this).note_boundary(&*vcpu);
+            sync_flags(&mut *vcpu);
+            (*this).leave_thread();
+            ((*this).icount() - start, end)
+        }
+    }
+
+    /// The loop of `run`.
+    ///
+    /// # Safety
+    /// Both pointers are valid, and the GS base points to `vcpu`.
+    unsafe fn dispatch(this: *mut Self, vcpu: *mut Vcpu, exact: bool) -> RunEnd {
+        // SAFETY: (all of this function) by its contract; each borrow ends before code runs.
+        unsafe {
+            let start = (*this).icount();
+            loop {
+                let engine = &mut *this;
+                let v = &mut *vcpu;
+                engine.clear_exit_request(v);
+                engine.note_boundary(v);
+                engine.stats.dispatches += 1;
+                if let Some(cause) = engine.stopped.take() {
+                    return RunEnd::Stopped(cause);
+                }
+                if engine.bus.has_signals() {
+                    return RunEnd::Signals;
+                }
+                let index = usize::from(v.cpu.id);
+                let resume = engine.resume[index];
+                if resume.is_none() {
+                    if let Some(end) = engine.interrupts(v) {
+                        return end;
+                    }
+                }
+                if v.run.budget <= 0 {
+                    return RunEnd::Budget;
+                }
+                let mode = Mode::of(&v.cpu);
+                v.run.jump_key = mode.key();
+                let single = mode.one() && resume.is_none();
+                let stepping = v.cpu.rflags & RFlags::TF.bits() != 0;
+                if single && v.cpu.dr[7] & 0xff != 0 && engine.execution_breakpoint(v) {
+                    continue;
+                }
+                let code = match resume {
+                    Some(resume) => engine.partial(v, resume, exact),
+                    None => match engine.lookup(v, mode) {
+                        Ok(id) => engine.ready(v, id, exact, start),
+                        Err(fault) => {
+                            engine.deliver_fault(v, fault);
+                            if v.cpu.activity == Activity::Shutdown {
+                                return RunEnd::TripleFault;
+                            }
+                            continue;
+                        }
+                    },
+                };
+                let Some(code) = code else {
+                    return RunEnd::Budget;
+                };
+                v.cpu.shadow = 0;
+                v.cpu.rflags &= !RFlags::RF.bits();
+                engine.resume[index] = None;
+                v.run.debug_hits = 0;
+                let before = v.run.budget;
+                let stubs = engine.stubs;
+                stubs::enter(&stubs, vcpu, code);
+
+                let engine = &mut *this;
+                let v = &mut *vcpu;
+                if let Some(end) = engine.after(v) {
+                    return end;
+                }
+                let retired = {
+                    engine.clear_exit_request(v);
+                    v.run.budget < before
+                };
+                if single && retired && (stepping || v.run.debug_hits != 0) {
+                    // Traps after the instruction (SDM vol. 3B, section 17.3.1).
+                    let step = if stepping { 1 << 14 } else { 0 };
+                    let trap = Exception {
+                        dr6: step | v.run.debug_hits,
+                        ..Exception::new(vector::DB)
+                    };
+                    engine.deliver_fault(v, trap);
+                    if v.cpu.activity == Activity::Shutdown {
+                        return RunEnd::TripleFault;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Delivers an NMI or interrupt that is due.
+    fn interrupts(&mut self, v: &mut Vcpu) -> Option<RunEnd> {
+        if v.cpu.shadow != 0 {
+            return None;
+        }
+        let index = usize::from(v.cpu.id);
+        if v.cpu.nmi_pending != 0 && v.cpu.nmi_blocked == 0 {
+            v.cpu.nmi_pending = 0;
+            return self.deliver(v, Event::Nmi);
+        }
+        if v.cpu.rflags & RFlags::IF.bits() == 0 || !self.bus.pending_interrupt(index) {
+            return None;
+        }
+        let number = self.bus.acknowledge_interrupt(index)?;
+        self.stats.interrupts += 1;
+        let end = self.deliver(v, Event::External(number));
+        if end.is_none() && self.stop_vectors[usize::from(number >> 6)] >> (number & 63) & 1 != 0 {
+            return Some(RunEnd::Stopped(StopCause::Interrupt { vector: number }));
+        }
+        end
+    }
+
+    fn deliver(&mut self, v: &mut Vcpu, event: Event) -> Option<RunEnd> {
+        let rip = v.cpu.rip;
+        self.deliver_at(v, event, rip);
+        (v.cpu.activity == Activity::Shutdown).then_some(RunEnd::TripleFault)
+    }
+
+    fn deliver_fault(&mut self, v: &mut Vcpu, exception: Exception) {
+        self.stats.exceptions += 1;
+        let rip = v.cpu.rip;
+        self.deliver_at(v, Event::Exception(exception), rip);
+    }
+
+    fn deliver_at(&mut self, v: &mut Vcpu, event: Event, return_rip: u64) {
+        sync_flags(v);
+        let mut view = View {
+            vcpu: v,
+            engine: self,
+        };
+        match interrupt::deliver(&mut v.cpu, &mut view, event, return_rip) {
+            Ok(effects) => self.apply(v, effects),
+            Err(_) => v.cpu.activity = Activity::Shutdown,
+        }
+        v.run.flags_ax = super::slow::flags_to_ax(v.cpu.rflags);
+    }
+
+    /// The guest's execution breakpoints (SDM vol. 3B, section 17.3.1.1). True when #DB was delivered.
+    fn execution_breakpoint(&mut self, v: &mut Vcpu) -> bool {
+        if v.cpu.rflags & RFlags::RF.bits() != 0 {
+            v.cpu.rflags &= !RFlags::RF.bits();
+            return false;
+        }
+        let linear = self.fetch_address(v);
+        let hits: u64 = (0..4)
+            .filter(|n| {
+                v.cpu.dr[7] >> (2 * n) & 3 != 0
+                    && v.cpu.dr[7] >> (16 + 4 * n) & 3 == 0
+                    && v.cpu.dr[*n] == linear
+            })
+            .map(|n| 1 << n)
+            .sum();
+        if hits == 0 {
+            return false;
+        }
+        let fault = Exception {
+            dr6: hits,
+            ..Exception::new(vector::DB)
+        };
+        self.deliver_fault(v, fault);
+        true
+    }
+
+    /// What to do after code came back. `None` goes on.
+    fn after(&mut self, v: &mut Vcpu) -> Option<RunEnd> {
+        let exit = v.run.exit;
+        if exit == Exit::Chain as u32 {
+            self.chain(v);
+            return None;
+        }
+        if exit == Exit::Partial as u32 {
+            self.resume[usize::from(v.cpu.id)] = self.partial_end.take();
+            return None;
+        }
+        if exit == Exit::Signal as u32 {
+            let fault = signals::exception(self, v);
+            Self::raise(v, fault);
+        }
+        if let Some(fault) = v.run.fault.take() {
+            self.clear_exit_request(v);
+            self.note_boundary(v);
+            self.deliver_fault(v, fault);
+            return (v.cpu.activity == Activity::Shutdown).then_some(RunEnd::TripleFault);
+        }
+        if exit == Exit::Helper as u32 {
+            let flow = std::mem::replace(&mut self.flow, Flow::Next);
+            match flow {
+                Flow::Next => {}
+                Flow::Pause => return Some(RunEnd::Pause),
+                Flow::Halt => return Some(RunEnd::Halt),
+                Flow::Event(event) => {
+                    self.clear_exit_request(v);
+                    self.note_boundary(v);
+                    let rip = v.cpu.rip;
+                    self.deliver_at(v, event, rip);
+                    if v.cpu.activity == Activity::Shutdown {
+                        return Some(RunEnd::TripleFault);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Follows a direct jump for the first time, and links it if it may stay linked.
+    fn chain(&mut self, v: &mut Vcpu) {
+        let from = v.run.site_block;
+        let slot = v.run.exit_slot as usize;
+        let block = self.blocks.get(from);
+        if block.code == 0 {
+            // A part of a block that has no code of its own now; it has the same slots.
+            v.cpu.rip = self.partial_targets[slot];
+            return;
+        }
+        let link = block.slots[slot];
+        v.cpu.rip = link.target;
+        let mode = Mode::of(&v.cpu);
+        if link.patch.is_none() || self.exit_requested {
+            return;
+        }
+        // A fault in the lookup is met again, and delivered, by the dispatcher.
+        let Ok(to) = self.lookup(v, mode) else { return };
+        if !self.blocks.is_live(from) || self.blocks.get(from).code == 0 {
+            return;
+        }
+        self.ensure_code(to);
+        let (source, target) = (self.blocks.get(from), self.blocks.get(to));
+        if source.code == 0 || target.second.is_some() || target.mode != source.mode {
+            return;
+        }
+        if let Some((at, target)) = self.blocks.link(from, slot, to) {
+            self.code.patch_rel32(at, target);
+        }
+    }
+
+    /// Linear address of the next instruction.
+    pub(super) fn fetch_address(&self, v: &Vcpu) -> u64 {
+        if v.cpu.code64() {
+            v.cpu.rip
+        } else {
+            v.cpu.rip.wrapping_add(v.cpu.seg[sreg::CS].base) & 0xffff_ffff
+        }
+    }
+
+    fn fetch_page(&mut self, v: &mut Vcpu, linear: u64) -> Result<u64, Exception> {
+        let user = v.cpu.cpl == 3;
+        if let Some(page) = v.fetch.get(linear, user) {
+            return Ok(page);
+        }
+        let page = self
+            .translate(v, linear, Access::Fetch, Privilege::Current)?
+            .paddr;
+        if let Some(index) = self.ram.page_index(page) {
+            self.acquire(v.cpu.id, index, HandOffKind::Read);
+        }
+        v.fetch.insert(linear, user, page);
+        Ok(page)
+    }
+
+    /// Finds the block at rip, or makes it.
+    fn lookup(&mut self, v: &mut Vcpu, mode: Mode) -> Result<BlockId, Exception> {
+        self.stats.lookups += 1;
+        let rip = v.cpu.rip;
+        if !mode.code64() && rip > u64::from(v.cpu.seg[sreg::CS].limit) {
+            return Err(Exception::gp(0));
+        }
+        let linear = self.fetch_address(v);
+        let page = self.fetch_page(v, linear)?;
+        let paddr = page | linear & PAGE_MASK;
+        if let Some(id) = self.blocks.find(paddr, None, rip, mode) {
+            return Ok(id);
+        }
+        let offset = (linear & PAGE_MASK) as usize;
+        let room = PAGE_SIZE as usize - offset;
+        let mut bytes = [0u8; PAGE_SIZE as usize];
+        let known_crossing = self.blocks.crossing(paddr, rip, mode);
+        let mut second = None;
+        let block = if known_crossing {
+            None
+        } else {
+            self.ram.read(paddr, &mut bytes[..room]);
+            match shape::cut(&bytes[..room], rip, mode, self.limits.instructions, false) {
+                Shape::Block(block) => Some((block, room)),
+                Shape::Crosses => None,
+            }
+        };
+        let (block, _) = match block {
+            Some(block) => block,
+            None => {
+                let next = linear - linear % PAGE_SIZE + PAGE_SIZE;
+                let next = if mode.code64() {
+                    next
+                } else {
+                    next & 0xffff_ffff
+                };
+                let next_page = match self.fetch_page(v, next) {
+                    Ok(page) => page,
+                    Err(fault) => return Err(fault),
+                };
+                second = Some(next_page);
+                if let Some(id) = self.blocks.find(paddr, second, rip, mode) {
+                    return Ok(id);
+                }
+                self.ram.read(paddr, &mut bytes[..room]);
+                self.ram.read(next_page, &mut bytes[room..room + 15]);
+                match shape::cut(&bytes[..room + 15], rip, mode, 1, true) {
+                    Shape::Block(block) => (block, room + 15),
+                    Shape::Crosses => unreachable!("fifteen bytes hold an instruction"),
+                }
+            }
+        };
+        let len: usize = block.iter().map(|(i, _)| i.len().max(1)).sum();
+        if len <= room {
+            second = None;
+            if let Some(id) = self.blocks.find(paddr, None, rip, mode) {
+                return Ok(id);
+            }
+        }
+        if self.blocks.len() >= self.limits.capacity {
+            self.flush_blocks(v.cpu.id);
+        }
+        self.stats.blocks_translated += 1;
+        self.stats.instructions_translated += block.len() as u64;
+        let pages: Vec<usize> = std::iter::once(paddr)
+            .chain(second)
+            .filter_map(|at| self.ram.page_index(at))
+            .collect();
+        let id = self.blocks.insert(
+            rip,
+            paddr,
+            second,
+            mode,
+            &bytes[..len],
+            block.len() as u8,
+            pages.into_iter(),
+        );
+        self.guard(id);
+        self.observed.push((
+            self.icount(),
+            Observed::Link {
+                serial: self.blocks.get(id).serial,
+                vcpu: v.cpu.id,
+                rip: linear,
+                paddr,
+                len: len as u16,
+                mode: mode.0,
+                digest: xxh3_64(&bytes[..len]) as u32,
+            },
+        ));
+        Ok(id)
+    }
+
+    /// Makes sure that a block has host code.
+    fn ensure_code(&mut self, id: BlockId) {
+        if self.blocks.get(id).code != 0 {
+            return;
+        }
+        let count = usize::from(self.blocks.get(id).count);
+        loop {
+            let code = self.generate(id, 0, count);
+            if let Some(offset) = self.code.append(&code.bytes) {
+                let address = self.code.address(offset);
+                let block = self.blocks.get_mut(id);
+                block.code = address;
+                block.code_offset = offset;
+                block.code_len = code.bytes.len() as u32;
+                block.slots = code.slots;
+                block.traps = code.traps;
+                self.code_map.insert(offset, id);
+                return;
+            }
+            self.drop_code();
+        }
+    }
+
+    fn generate(&mut self, id: BlockId, start: usize, stop: usize) -> emit::Code {
+        let block = self.blocks.get(id);
+        let whole = block.second.is_some();
+        let limit = usize::from(block.count);
+        let Shape::Block(insns) = shape::cut(&block.bytes, block.rip, block.mode, limit, whole)
+        else {
+            unreachable!("a block's own bytes make the block again");
+        };
+        let request = Request {
+            id,
+            mode: block.mode,
+            insns: &insns,
+            start,
+            stop,
+            hooks: &self.hooks,
+            address: self.code.next_address(),
+        };
+        emit::translate(request, self.stubs, &mut self.info)
+    }
+
+    /// Host address to enter a block at, or `None` when the budget forbids it. With `exact`, as much of
+    /// the block as fits.
+    fn ready(&mut self, v: &mut Vcpu, id: BlockId, exact: bool, start: u64) -> Option<u64> {
+        let count = i64::from(self.blocks.get(id).count);
+        if v.run.budget < count {
+            if exact {
+                return self.partial(
+                    v,
+                    Resume {
+                        block: id,
+                        index: 0,
+                    },
+                    true,
+                );
+            }
+            if self.icount() != start {
+                return None;
+            }
+            // A slice makes progress however short it is.
+            self.icount_base += count - v.run.budget;
+            v.run.budget = count;
+        }
+        self.ensure_code(id);
+        let block = self.blocks.get(id);
+        let code = block.code;
+        if !block.mode.one() && block.second.is_none() {
+            let rip = v.cpu.rip;
+            v.jumps[jump_index(rip)] = JumpEntry {
+                key: rip ^ v.run.jump_key,
+                code,
+            };
+        }
+        Some(code)
+    }
+
+    /// Host address of code for a part of a block, made for this one time.
+    fn partial(&mut self, v: &mut Vcpu, resume: Resume, exact: bool) -> Option<u64> {
+        let count = usize::from(self.blocks.get(resume.block).count);
+        let left = (count - resume.index) as i64;
+        let run = if exact { left.min(v.run.budget) } else { left };
+        if run > v.run.budget || run <= 0 {
+            return None;
+        }
+        let stop = resume.index + run as usize;
+        loop {
+            let code = self.generate(resume.block, resume.index, stop);
+            if let Some(offset) = self.code.append(&code.bytes) {
+                self.partial_targets = code.slots.iter().map(|s| s.target).collect();
+                self.partial_traps = Some((offset, resume.block, code.traps));
+                self.partial_end = (stop < count).then_some(Resume {
+                    block: resume.block,
+                    index: stop,
+                });
+                return Some(self.code.address(offset));
+            }
+            self.drop_code();
+        }
+    }
+
+    fn enter_thread(&mut self, vcpu: *mut Vcpu) {
+        self.gs = Some(signals::enter(vcpu, self.code.range(), self.stubs.signal));
+    }
+
+    fn leave_thread(&mut self) {
+        if let Some(previous) = self.gs.take() {
+            signals::leave(previous);
+        }
+    }
+}

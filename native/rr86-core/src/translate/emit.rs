@@ -1,0 +1,548 @@
+//! Turns a decoded block into host code.
+//!
+//! Two streams are written: the hot one, which runs when nothing special happens, and the cold one
+//! behind it with the slow paths. Status flags are tracked through the block: they are in the host's
+//! RFLAGS after a copied instruction wrote them, in AX where emitted code needs RFLAGS for itself, or
+//! in both. At block boundaries they are in AX. So an exact RFLAGS can be given at every fault, and a
+//! save costs two instructions, once per flag-writing instruction that is followed by a memory access.
+
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic};
+
+use super::asm::{self, cc, Asm, Reg, W32, W64};
+use super::classify::Class;
+use super::mode::Mode;
+use super::site::{AccessKind, Site};
+use super::stubs::Stubs;
+use super::vcpu::{at, jump_index, Exit, T0, T1};
+use crate::memory::tlb::{MmuIndex, ENTRY_SHIFT, TABLES};
+use crate::memory::{PAGE_SHIFT, PAGE_SIZE};
+
+/// Where the status flags are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flags {
+    Ax,
+    Host,
+    Both,
+}
+
+/// A patchable jump to another block.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    /// rip of the target.
+    pub target: u64,
+    /// Offset of the rel32 in the block's code; `None` when the jump goes through the jump cache.
+    pub patch: Option<u32>,
+    /// Offset of the code that leaves to the dispatcher.
+    pub exit: u32,
+}
+
+/// A host instruction that may raise a signal on the guest's behalf.
+#[derive(Clone, Copy, Debug)]
+pub struct Trap {
+    pub start: u32,
+    pub end: u32,
+    pub site: u32,
+}
+
+/// The code of a block.
+pub struct Code {
+    pub bytes: Vec<u8>,
+    pub slots: Vec<Slot>,
+    pub traps: Vec<Trap>,
+}
+
+/// What to translate.
+pub struct Request<'a> {
+    pub id: u32,
+    pub mode: Mode,
+    pub insns: &'a [(Instruction, Class)],
+    /// First instruction to run; not 0 when a block is resumed inside.
+    pub start: usize,
+    /// Stop before this instruction; the block's length for all of it.
+    pub stop: usize,
+    /// Where the debugger wants to be asked.
+    pub hooks: &'a Hooks,
+    /// Host address at which the code will run.
+    pub address: u64,
+}
+
+/// Instructions before which the debugger wants to be asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hooks {
+    pub rips: Vec<u64>,
+    /// Every INT3.
+    pub int3: bool,
+}
+
+enum Label {
+    Hot(usize),
+    Cold(usize),
+    Absolute(u64),
+}
+
+/// Which stream a position lies in.
+#[derive(Clone, Copy)]
+enum Stream {
+    Hot,
+    Cold,
+}
+
+/// A memory access whose instruction is being emitted.
+pub struct Access {
+    branch: usize,
+    start: usize,
+    kind: AccessKind,
+    site: Site,
+    tag: usize,
+}
+
+pub struct Emitter<'a> {
+    pub(super) hot: Asm,
+    cold: Asm,
+    fixups: Vec<(Stream, usize, Label)>,
+    slots: Vec<Slot>,
+    traps: Vec<Trap>,
+    pub(super) request: Request<'a>,
+    pub(super) flags: Flags,
+    pub(super) index: usize,
+    stubs: Stubs,
+    pub(super) encoder: Encoder,
+    pub(super) info: &'a mut InstructionInfoFactory,
+    fpu_loaded: bool,
+}
+
+/// Translates a block.
+pub fn translate(request: Request<'_>, stubs: Stubs, info: &mut InstructionInfoFactory) -> Code {
+    let mut e = Emitter {
+        hot: Asm::default(),
+        cold: Asm::default(),
+        fixups: Vec::new(),
+        slots: Vec::new(),
+        traps: Vec::new(),
+        flags: Flags::Ax,
+        index: request.start,
+        request,
+        stubs,
+        encoder: Encoder::new(64),
+        info,
+        fpu_loaded: false,
+    };
+    e.block();
+    e.finish()
+}
+
+impl Emitter<'_> {
+    fn block(&mut self) {
+        let Request {
+            insns, start, stop, ..
+        } = self.request;
+        let count = (stop - start) as i32;
+        self.hot.gs_alu_imm(5, W64, at::BUDGET, count);
+        let poor = self.hot.jcc(cc::S);
+        let back = self.cold.len();
+        self.fixups.push((Stream::Hot, poor, Label::Cold(back)));
+        self.cold.gs_alu_imm(0, W64, at::BUDGET, count);
+        let rip = insns[start].0.ip();
+        Self::store_rip(&mut self.cold, rip);
+        self.leave(Stream::Cold, Exit::Budget);
+        for index in start..stop {
+            self.index = index;
+            let (insn, class) = insns[index];
+            let hooks = self.request.hooks;
+            if hooks.rips.contains(&insn.ip()) || hooks.int3 && insn.mnemonic() == Mnemonic::Int3 {
+                self.hook();
+            }
+            self.instruction(&insn, class);
+        }
+        if stop < insns.len() {
+            self.flags_to_ax();
+            Self::store_rip(&mut self.hot, insns[stop].0.ip());
+            self.leave(Stream::Hot, Exit::Partial);
+        } else if !insns[stop - 1].1.ends_block() {
+            self.flags_to_ax();
+            let next = insns[stop - 1].0.next_ip();
+            self.jump_to(next);
+        }
+    }
+
+    fn instruction(&mut self, insn: &Instruction, class: Class) {
+        match class {
+            Class::Nop => {}
+            Class::Copy => self.copy(insn),
+            Class::CopyFpu => {
+                self.load_fpu();
+                self.copy(insn);
+            }
+            Class::Lea => self.lea(insn),
+            Class::Push => self.push(insn),
+            Class::Pop => self.pop(insn),
+            Class::Leave => self.leave_frame(insn),
+            Class::Direction => self.direction(insn),
+            Class::Jump => {
+                self.flags_to_ax();
+                self.jump_to(insn.near_branch_target());
+            }
+            Class::Branch => self.branch(insn),
+            Class::CountBranch => self.count_branch(insn),
+            Class::Call => self.call(insn),
+            Class::IndirectJump => self.indirect_jump(insn),
+            Class::IndirectCall => self.indirect_call(insn),
+            Class::Return => self.ret(insn),
+            Class::Helper => self.helper(false),
+            Class::HelperEnd | Class::Raise(_) => self.helper(true),
+        }
+    }
+
+    /// The place of the current instruction.
+    pub(super) fn site(&self) -> Site {
+        let insns = self.request.insns;
+        let first = insns[0].0.ip();
+        Site {
+            remaining: (self.request.stop - self.index) as u8,
+            offset: insns[self.index].0.ip().wrapping_sub(first) as u16 & 0x1fff,
+            size: 0,
+            kind: AccessKind::Read,
+            stack: false,
+            host_flags: false,
+        }
+    }
+
+    // ---- flags ---------------------------------------------------------------------------------
+
+    /// Makes AX hold the status flags.
+    pub(super) fn flags_to_ax(&mut self) {
+        if self.flags == Flags::Host {
+            self.hot.save_flags();
+            self.flags = Flags::Both;
+        }
+    }
+
+    /// Makes the host's RFLAGS hold the status flags.
+    pub(super) fn flags_to_host(&mut self) {
+        if self.flags == Flags::Ax {
+            self.hot.restore_flags();
+            self.flags = Flags::Both;
+        }
+    }
+
+    /// Frees the host's RFLAGS for emitted code.
+    pub(super) fn free_host_flags(&mut self) {
+        self.flags_to_ax();
+        self.flags = Flags::Ax;
+    }
+
+    /// Frees RAX for emitted code.
+    pub(super) fn free_rax(&mut self) {
+        self.flags_to_host();
+        self.flags = Flags::Host;
+    }
+
+    // ---- streams ---------------------------------------------------------------------------------
+
+    fn stream(&mut self, stream: Stream) -> &mut Asm {
+        match stream {
+            Stream::Hot => &mut self.hot,
+            Stream::Cold => &mut self.cold,
+        }
+    }
+
+    fn call_stub(&mut self, stream: Stream, target: u64) {
+        let at = self.stream(stream).call();
+        self.fixups.push((stream, at, Label::Absolute(target)));
+    }
+
+    fn store_rip(a: &mut Asm, rip: u64) {
+        if i32::try_from(rip as i64).is_ok() {
+            a.gs(&[0xc7], W64, asm::RAX, at::RIP);
+            a.u32(rip as u32);
+        } else {
+            a.gs_mov_imm32(at::RIP, rip as u32);
+            a.gs_mov_imm32(at::RIP + 4, (rip >> 32) as u32);
+        }
+    }
+
+    fn leave(&mut self, stream: Stream, exit: Exit) {
+        let leave = self.stubs.leave;
+        let a = self.stream(stream);
+        a.gs_mov_imm32(at::EXIT, exit as u32);
+        let at = a.jmp();
+        self.fixups.push((stream, at, Label::Absolute(leave)));
+    }
+
+    fn note_block(&mut self, stream: Stream) {
+        let id = self.request.id;
+        self.stream(stream).gs_mov_imm32(at::SITE_BLOCK, id);
+    }
+
+    fn hook(&mut self) {
+        self.free_host_flags();
+        self.note_block(Stream::Hot);
+        let site = self.site();
+        self.hot.mov_imm(T1, u64::from(site.pack()));
+        self.call_stub(Stream::Hot, self.stubs.hook);
+        self.fpu_loaded = false;
+    }
+
+    /// Calls the current instruction's helper.
+    fn helper(&mut self, ends: bool) {
+        self.free_host_flags();
+        self.note_block(Stream::Hot);
+        let mut site = self.site();
+        site.size = self.index as u8;
+        site.stack = ends;
+        self.hot.mov_imm(T1, u64::from(site.pack()));
+        self.call_stub(Stream::Hot, self.stubs.helper);
+        self.fpu_loaded = false;
+        if ends {
+            // A helper that ends a block always leaves; this is never reached.
+            self.hot.raw(&[0x0f, 0x0b]);
+        }
+    }
+
+    fn load_fpu(&mut self) {
+        if self.fpu_loaded {
+            return;
+        }
+        self.fpu_loaded = true;
+        self.free_host_flags();
+        self.hot.gs_cmp_imm8(at::FPU_LIVE, 0);
+        let absent = self.hot.jcc(cc::E);
+        let back = self.hot.len();
+        self.fixups
+            .push((Stream::Hot, absent, Label::Cold(self.cold.len())));
+        self.call_stub(Stream::Cold, self.stubs.fpu_load);
+        let at = self.cold.jmp();
+        self.fixups.push((Stream::Cold, at, Label::Hot(back)));
+    }
+
+    // ---- memory ----------------------------------------------------------------------------------
+
+    /// Adds a segment's base to the offset in T0, and checks it against the segment where its limit
+    /// or rights could matter.
+    pub(super) fn segment(&mut self, segment: usize, size: usize, kind: AccessKind) {
+        use crate::cpu::state::sreg;
+        let mode = self.request.mode;
+        if mode.code64() {
+            if segment >= sreg::FS {
+                self.free_host_flags();
+                self.hot.gs(&[0x03], W64, T0, at::segment_base(segment));
+            }
+            return;
+        }
+        let flat = match segment {
+            sreg::CS => mode.code_flat() && !kind.writes() && mode.flat(),
+            sreg::FS | sreg::GS => false,
+            _ => mode.flat(),
+        };
+        if flat {
+            return;
+        }
+        self.free_host_flags();
+        self.note_block(Stream::Hot);
+        self.hot.gs_mov_imm32(at::SITE, segment as u32);
+        let mut site = self.site();
+        site.size = size as u8;
+        site.kind = kind;
+        self.hot.mov_imm(T1, u64::from(site.pack()));
+        self.call_stub(Stream::Hot, self.stubs.segment);
+        // The stub's result is a 32-bit address with a mark above it.
+        self.hot.mov_rr(W32, T0, T0);
+    }
+
+    /// Emits the check of an access to the linear address in T0. Afterwards T0 is the host address and
+    /// the caller emits the instruction itself, position-independent, and calls `end_access`.
+    pub(super) fn begin_access(&mut self, size: usize, kind: AccessKind, stack: bool) -> Access {
+        self.free_host_flags();
+        let mmu = self.request.mode.mmu();
+        let (_, bits) = TABLES[mmu as usize];
+        let tag = at::tlb(
+            mmu_table(mmu),
+            if kind.writes() {
+                at::TAG_WRITE
+            } else {
+                at::TAG_READ
+            },
+        );
+        let mask = ((1i32 << bits) - 1) << ENTRY_SHIFT;
+        self.hot
+            .rorx(W64, T1, T0, PAGE_SHIFT as u8 - ENTRY_SHIFT as u8);
+        self.hot.alu_imm(4, W32, T1, mask);
+        self.hot.gs_at(&[0x2b], W64, T0, T1, tag);
+        self.hot.alu_imm(7, W64, T0, PAGE_SIZE as i32 - size as i32);
+        let branch = self.hot.jcc(cc::A);
+        self.hot
+            .gs_at(&[0x03], W64, T0, T1, at::tlb(mmu_table(mmu), at::TLB_HOST));
+        let mut site = self.site();
+        site.size = size as u8;
+        site.kind = kind;
+        site.stack = stack;
+        Access {
+            branch,
+            start: self.hot.len(),
+            kind,
+            site,
+            tag,
+        }
+    }
+
+    /// Emits the slow path of an access whose instruction has just been emitted.
+    pub(super) fn end_access(&mut self, access: Access) {
+        let Access {
+            branch,
+            start,
+            kind,
+            site,
+            tag,
+        } = access;
+        let end = self.hot.len();
+        self.fixups
+            .push((Stream::Hot, branch, Label::Cold(self.cold.len())));
+        self.cold.gs_at(&[0x03], W64, T0, T1, tag);
+        self.note_block(Stream::Cold);
+        self.cold.mov_imm(T1, u64::from(site.pack()));
+        self.call_stub(Stream::Cold, self.stubs.access);
+        if !kind.writes() {
+            let at = self.cold.jmp();
+            self.fixups.push((Stream::Cold, at, Label::Hot(start)));
+            return;
+        }
+        self.cold.rr(&[0x85], W32, T1, T1);
+        let at = self.cold.jcc(cc::E);
+        self.fixups.push((Stream::Cold, at, Label::Hot(start)));
+        let copy_at = self.cold.len();
+        let op = self.hot.bytes[start..end].to_vec();
+        self.cold.raw(&op);
+        // Signals may come from the copy as well as from the original.
+        let moved: Vec<Trap> = self
+            .traps
+            .iter()
+            .filter(|t| t.end & COLD == 0 && t.start as usize >= start && t.end as usize <= end)
+            .map(|t| {
+                let shift = |p: u32| (p as usize - start + copy_at) as u32 | COLD;
+                Trap {
+                    start: shift(t.start),
+                    end: shift(t.end),
+                    site: t.site,
+                }
+            })
+            .collect();
+        self.traps.extend(moved);
+        self.note_block(Stream::Cold);
+        let mut done = site;
+        done.host_flags = self.flags == Flags::Host;
+        self.cold.mov_imm(T1, u64::from(done.pack()));
+        self.call_stub(Stream::Cold, self.stubs.commit);
+        let at = self.cold.jmp();
+        self.fixups.push((Stream::Cold, at, Label::Hot(end)));
+    }
+
+    /// Notes that the host instruction emitted since `start` may raise a signal.
+    pub(super) fn note_trap(&mut self, start: usize, before: Flags) {
+        let mut site = self.site();
+        site.host_flags = before == Flags::Host;
+        let end = self.hot.len() as u32;
+        self.traps.push(Trap {
+            start: start as u32,
+            end,
+            site: site.pack(),
+        });
+    }
+
+    // ---- leaving -------------------------------------------------------------------------------
+
+    /// Ends the block with a jump to a known rip; flags are in AX.
+    pub(super) fn jump_to(&mut self, target: u64) {
+        let at = self.hot.jmp();
+        self.slot(at, target);
+    }
+
+    /// Makes the jump at `at` in the hot stream one to `target`.
+    pub(super) fn slot(&mut self, at: usize, target: u64) {
+        let mode = self.request.mode;
+        let source = self.request.insns[0].0.ip();
+        let number = self.slots.len() as u32;
+        // After a single-instruction block the mode is another one, so the dispatcher goes on.
+        let flat = mode.code_flat() && !mode.one();
+        let same_page = source >> PAGE_SHIFT == target >> PAGE_SHIFT;
+        self.fixups
+            .push((Stream::Hot, at, Label::Cold(self.cold.len())));
+        if flat && !same_page {
+            // The mapping of another page may change, so ask the jump cache, which is emptied then.
+            let index = jump_index(target) * size_of::<super::vcpu::JumpEntry>();
+            self.cold.mov_imm(T0, target);
+            self.cold.gs(&[0x33], W64, T0, at::JUMP_KEY);
+            self.cold.gs(&[0x3b], W64, T0, at::JUMP + index);
+            let miss = self.cold.jcc(cc::NE);
+            self.cold.gs(&[0xff], W32, Reg(4), at::JUMP_CODE + index);
+            self.cold.patch_here(miss);
+        }
+        let exit = self.cold.len();
+        self.cold.gs_mov_imm32(at::EXIT_SLOT, number);
+        self.note_block(Stream::Cold);
+        self.leave(Stream::Cold, Exit::Chain);
+        self.slots.push(Slot {
+            target,
+            patch: (flat && same_page).then_some(at as u32),
+            exit: exit as u32,
+        });
+    }
+
+    /// Ends the block with a jump to the rip in T0; flags are in AX.
+    pub(super) fn jump_indirect(&mut self) {
+        self.free_host_flags();
+        self.hot.store(W64, T0, at::RIP);
+        if self.request.mode.code_flat() && !self.request.mode.one() {
+            self.hot.load(W64, T1, at::JUMP_KEY);
+            self.hot.rr(&[0x33], W64, T1, T0);
+            self.hot.alu_imm(4, W32, T0, jump_index(u64::MAX) as i32);
+            self.hot.raw(&[0x41, 0xc1, 0xe2, 4]); // shl r10d, 4
+            self.hot.gs_at(&[0x3b], W64, T1, T0, at::JUMP);
+            let miss = self.hot.jcc(cc::NE);
+            self.hot.gs_at(&[0xff], W32, Reg(4), T0, at::JUMP_CODE);
+            self.hot.patch_here(miss);
+        }
+        self.leave(Stream::Hot, Exit::Lookup);
+    }
+
+    fn finish(mut self) -> Code {
+        let split = self.hot.len();
+        let resolve = |s: Stream, p: usize| match s {
+            Stream::Hot => p,
+            Stream::Cold => p + split,
+        };
+        let mut bytes = std::mem::take(&mut self.hot.bytes);
+        bytes.extend_from_slice(&self.cold.bytes);
+        for (stream, at, label) in &self.fixups {
+            let at = resolve(*stream, *at);
+            let from = self.request.address.wrapping_add(at as u64 + 4);
+            let target = match *label {
+                Label::Hot(p) => self.request.address + p as u64,
+                Label::Cold(p) => self.request.address + (p + split) as u64,
+                Label::Absolute(a) => a,
+            };
+            let rel = target.wrapping_sub(from) as i32;
+            bytes[at..at + 4].copy_from_slice(&rel.to_le_bytes());
+        }
+        for slot in &mut self.slots {
+            slot.exit += split as u32;
+        }
+        for trap in &mut self.traps {
+            if trap.end & COLD != 0 {
+                trap.start = (trap.start & !COLD) + split as u32;
+                trap.end = (trap.end & !COLD) + split as u32;
+            }
+        }
+        Code {
+            bytes,
+            slots: self.slots,
+            traps: self.traps,
+        }
+    }
+}
+
+/// Marks a trap's position as one in the cold stream until both streams are joined.
+const COLD: u32 = 1 << 31;
+
+fn mmu_table(mmu: MmuIndex) -> usize {
+    mmu as usize
+}

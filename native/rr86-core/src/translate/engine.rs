@@ -1,0 +1,692 @@
+//! The engine: RAM, pages, blocks and vCPUs, and what keeps them consistent with one another.
+//!
+//! Everything runs on one host thread. Translated code reaches the engine through a raw pointer in its
+//! vCPU, so while code runs no Rust reference to either is alive; the stubs' entry points in `slow` and
+//! `execute` are where references begin again.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use iced_x86::InstructionInfoFactory;
+use thiserror::Error;
+
+use super::bus::Bus;
+use super::cache::{BlockId, Blocks};
+use super::codebuf::CodeBuffer;
+use super::emit::{Hooks, Trap};
+use super::execute::Flow;
+use super::site::Site;
+use super::stubs::{self, Stubs};
+use super::vcpu::{Exit, Vcpu};
+use crate::cpu::cpuid::CpuidTable;
+use crate::cpu::effects::Effects;
+use crate::cpu::exception::Exception;
+use crate::cpu::state::CpuState;
+use crate::memory::pages::{HandOff, HandOffKind, PageFlags, Pages, DEVICE, NOBODY, SHARED};
+use crate::memory::ram::GuestRam;
+use crate::memory::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
+
+/// Added to a budget to make the next block boundary come back to the dispatcher.
+const EXIT_REQUEST: i64 = 1 << 40;
+
+/// Who writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Agent {
+    Vcpu(u8),
+    /// DMA or a loader.
+    Device,
+}
+
+impl Agent {
+    /// Number in hand-offs.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Vcpu(v) => v,
+            Self::Device => DEVICE,
+        }
+    }
+}
+
+/// What the engine tells about blocks and pages, for the recorder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observed {
+    /// A block came into being.
+    Link {
+        serial: u64,
+        vcpu: u8,
+        rip: u64,
+        paddr: u64,
+        len: u16,
+        mode: u32,
+        digest: u32,
+    },
+    /// A write removed a block.
+    Invalidate {
+        serial: u64,
+        by: u8,
+        paddr: u64,
+        len: u32,
+    },
+    /// All blocks were removed because the cache was full.
+    Flush {
+        vcpu: u8,
+    },
+    HandOff(HandOff),
+}
+
+/// Why the engine stopped at the debugger's request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopCause {
+    /// Before an instruction in `Hooks`.
+    Hook,
+    /// After an instruction wrote a watched range.
+    Watch { paddr: u64 },
+    /// Before the first instruction of an interrupt handler.
+    Interrupt { vector: u8 },
+}
+
+/// Counters; none of them influences the run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    pub blocks_translated: u64,
+    pub instructions_translated: u64,
+    pub blocks_invalidated: u64,
+    pub block_flushes: u64,
+    pub code_drops: u64,
+    pub dispatches: u64,
+    pub lookups: u64,
+    pub slow_accesses: u64,
+    pub bounced_accesses: u64,
+    pub tlb_fills: u64,
+    pub tlb_flushes: u64,
+    pub page_walks: u64,
+    pub helper_calls: u64,
+    pub hand_offs: u64,
+    pub exceptions: u64,
+    pub interrupts: u64,
+}
+
+/// The host cannot run the engine.
+#[derive(Debug, Error)]
+pub enum HostError {
+    #[error("this host's CPU lacks {0}, which rr86 needs (Intel Haswell, AMD Zen or later)")]
+    MissingFeature(&'static str),
+    #[error("the host refused {what}: {error}")]
+    Refused {
+        what: &'static str,
+        error: io::Error,
+    },
+}
+
+/// Where a vCPU that was stopped inside a block goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resume {
+    pub block: BlockId,
+    pub index: usize,
+}
+
+/// Limits of the block cache, part of the machine's configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockLimits {
+    /// Most instructions in a block, 1 to 64.
+    pub instructions: usize,
+    /// Most blocks before everything is flushed.
+    pub capacity: usize,
+}
+
+pub struct Engine {
+    pub ram: GuestRam,
+    pub pages: Pages,
+    pub blocks: Blocks,
+    pub bus: Box<dyn Bus>,
+    pub model: CpuidTable,
+    pub stats: Stats,
+    pub(super) vcpus: Vec<*mut Vcpu>,
+    pub(super) code: CodeBuffer,
+    pub(super) stubs: Stubs,
+    pub(super) info: InstructionInfoFactory,
+    pub(super) limits: BlockLimits,
+    /// Retired instructions of all vCPUs at the last position that was noted.
+    icount: u64,
+    /// icount = base − budget of the running vCPU − instructions of the block still to come.
+    pub(super) icount_base: i64,
+    /// Nanoseconds that virtual time has jumped ahead of the instruction count.
+    pub skipped_ns: u64,
+    pub(super) exit_requested: bool,
+    /// What a helper that ends its block wants next.
+    pub(super) flow: Flow,
+    /// A helper's store hit the running block or a watchpoint.
+    pub(super) helper_stop: bool,
+    pub(super) resume: Vec<Option<Resume>>,
+    pub(super) hooks: Hooks,
+    pub(super) watches: Vec<(u64, u64)>,
+    pub(super) stop_vectors: [u64; 4],
+    pub(super) stopped: Option<StopCause>,
+    /// Moment of a hook that has already stopped the run.
+    pub(super) passed_hook: Option<u64>,
+    /// What happened since the recorder last looked, with its icount.
+    pub observed: Vec<(u64, Observed)>,
+    pub(super) gs: Option<u64>,
+    /// Block by offset of its code, to find who raised a signal.
+    pub(super) code_map: BTreeMap<usize, BlockId>,
+    /// Of the last code made for a part of a block: jump targets, traps, where it leaves off.
+    pub(super) partial_targets: Vec<u64>,
+    pub(super) partial_traps: Option<(usize, BlockId, Vec<Trap>)>,
+    pub(super) partial_end: Option<Resume>,
+}
+
+// SAFETY: the vCPU pointers are owned by the engine alone (made by `Box::into_raw`, freed in `drop`),
+// and everything else in it is `Send`.
+unsafe impl Send for Engine {}
+
+impl Engine {
+    /// A powered-off machine's worth of memory and vCPUs.
+    ///
+    /// # Errors
+    /// [`HostError`] when the host lacks an instruction or refuses memory.
+    pub fn new(
+        memory: u64,
+        vcpus: usize,
+        model: CpuidTable,
+        bus: Box<dyn Bus>,
+        limits: BlockLimits,
+    ) -> Result<Box<Self>, HostError> {
+        check_host()?;
+        let ram = GuestRam::new(memory).map_err(|error| HostError::Refused {
+            what: "memory for the guest",
+            error,
+        })?;
+        let mut code = CodeBuffer::new(128 << 20).map_err(|error| HostError::Refused {
+            what: "memory for translated code",
+            error,
+        })?;
+        let stubs = stubs::emit(&mut code);
+        let pages = ram.pages();
+        let mut engine = Box::new(Self {
+            pages: Pages::new(pages),
+            blocks: Blocks::new(pages),
+            ram,
+            bus,
+            model,
+            stats: Stats::default(),
+            vcpus: Vec::new(),
+            code,
+            stubs,
+            info: InstructionInfoFactory::new(),
+            limits,
+            icount: 0,
+            icount_base: 0,
+            skipped_ns: 0,
+            exit_requested: false,
+            flow: Flow::Next,
+            helper_stop: false,
+            resume: vec![None; vcpus],
+            hooks: Hooks::default(),
+            watches: Vec::new(),
+            stop_vectors: [0; 4],
+            stopped: None,
+            passed_hook: None,
+            observed: Vec::new(),
+            gs: None,
+            code_map: BTreeMap::new(),
+            partial_targets: Vec::new(),
+            partial_traps: None,
+            partial_end: None,
+        });
+        let this: *mut Self = &raw mut *engine;
+        for id in 0..vcpus {
+            let mut vcpu = Vcpu::new(id as u8, pages);
+            vcpu.run.engine = this;
+            vcpu.run.host_mxcsr = 0x1f80;
+            engine.vcpus.push(Box::into_raw(vcpu));
+        }
+        Ok(engine)
+    }
+
+    pub fn vcpu_count(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// The state of a vCPU; complete whenever the engine is not running.
+    pub fn cpu(&self, index: usize) -> &CpuState {
+        // SAFETY: the pointer is valid as long as the engine, and `&self` keeps code from running.
+        unsafe { &(*self.vcpus[index]).cpu }
+    }
+
+    /// The state of a vCPU, to be changed between runs.
+    pub fn cpu_mut(&mut self, index: usize) -> &mut CpuState {
+        // SAFETY: as above, with `&mut self` for uniqueness.
+        unsafe { &mut (*self.vcpus[index]).cpu }
+    }
+
+    /// Where a vCPU stands inside a block: (block serial, instruction index), when it was stopped there.
+    pub fn inside_block(&self, index: usize) -> Option<(u64, usize)> {
+        self.resume[index].map(|r| (self.blocks.get(r.block).serial, r.index))
+    }
+
+    // ---- time ----------------------------------------------------------------------------------
+
+    /// Retired instructions of all vCPUs.
+    pub fn icount(&self) -> u64 {
+        self.icount
+    }
+
+    /// Virtual time in nanoseconds: one per instruction, plus idle jumps.
+    pub fn now(&self) -> u64 {
+        self.icount + self.skipped_ns
+    }
+
+    /// Notes the moment of the instruction at `site` of the running block.
+    #[inline]
+    pub(super) fn note_position(&mut self, vcpu: &Vcpu, site: Site) {
+        self.icount = (self.icount_base - vcpu.run.budget - i64::from(site.remaining)) as u64;
+    }
+
+    /// Notes the moment between two blocks.
+    #[inline]
+    pub(super) fn note_boundary(&mut self, vcpu: &Vcpu) {
+        self.icount = (self.icount_base - vcpu.run.budget) as u64;
+    }
+
+    /// Makes the running code come back at the next block boundary.
+    pub(super) fn request_exit(&mut self, vcpu: &mut Vcpu) {
+        if !self.exit_requested {
+            self.exit_requested = true;
+            vcpu.run.budget -= EXIT_REQUEST;
+            self.icount_base -= EXIT_REQUEST;
+        }
+    }
+
+    pub(super) fn clear_exit_request(&mut self, vcpu: &mut Vcpu) {
+        if self.exit_requested {
+            self.exit_requested = false;
+            vcpu.run.budget += EXIT_REQUEST;
+            self.icount_base += EXIT_REQUEST;
+        }
+    }
+
+    /// Leaves the running block after the instruction at `site`, whose store hit the block itself or a
+    /// watchpoint.
+    pub(super) fn end_after(&mut self, vcpu: &mut Vcpu, site: Site) {
+        let block = self.blocks.get(vcpu.run.site_block);
+        let offset = usize::from(site.offset);
+        let insn = super::classify::shape::single(
+            &block.bytes[offset..],
+            block.rip + offset as u64,
+            block.mode,
+        );
+        let left = i64::from(site.remaining) - 1;
+        vcpu.cpu.rip = insn.next_ip();
+        vcpu.run.budget += left;
+        vcpu.run.exit = Exit::Stopped as u32;
+        if left > 0 && self.blocks.is_live(vcpu.run.site_block) {
+            // Only the debugger stopped it: the rest of the block is still to come.
+            let index = usize::from(block.count) - left as usize;
+            self.resume[usize::from(vcpu.cpu.id)] = Some(Resume {
+                block: vcpu.run.site_block,
+                index,
+            });
+        }
+    }
+
+    // ---- pages ---------------------------------------------------------------------------------
+
+    /// Makes an agent the owner, or a reader, of a page, taking rights from others where needed.
+    #[inline]
+    pub fn acquire(&mut self, agent: u8, page: usize, kind: HandOffKind) {
+        let owner = self.pages.info[page].owner;
+        if owner == agent || owner == SHARED && kind == HandOffKind::Read {
+            return;
+        }
+        self.hand_off(agent, page, owner, kind);
+    }
+
+    fn hand_off(&mut self, agent: u8, page: usize, owner: u8, kind: HandOffKind) {
+        if owner == NOBODY {
+            self.pages.info[page].owner = agent;
+            return;
+        }
+        self.pages.info[page].owner = if kind == HandOffKind::Read {
+            SHARED
+        } else {
+            agent
+        };
+        for index in 0..self.vcpus.len() {
+            // SAFETY: only the TLB field is borrowed; callers hold no reference to another vCPU's, and
+            // the running vCPU's own reference is not used across this call.
+            let tlb = unsafe { &mut (*self.vcpus[index]).tlb };
+            match kind {
+                HandOffKind::Read => tlb.protect_page(page),
+                HandOffKind::Write if index != usize::from(agent) => tlb.revoke_page(page),
+                HandOffKind::Write => {}
+            }
+        }
+        self.stats.hand_offs += 1;
+        let page = self.ram.page_address(page) >> PAGE_SHIFT;
+        let hand_off = HandOff {
+            page,
+            from: owner,
+            to: agent,
+            kind,
+        };
+        self.observed
+            .push((self.icount, Observed::HandOff(hand_off)));
+    }
+
+    /// The one function through which guest RAM is written, whoever writes: it knows about code,
+    /// sharing, dirty pages and watchpoints. Bytes outside of RAM are dropped. Tells whether the block
+    /// `running` must end after its current instruction.
+    pub fn write_physical(
+        &mut self,
+        agent: Agent,
+        paddr: u64,
+        data: &[u8],
+        running: Option<BlockId>,
+    ) -> bool {
+        let mut stop = false;
+        let mut done = 0;
+        while done < data.len() {
+            let at = paddr + done as u64;
+            let offset = (at & PAGE_MASK) as usize;
+            let n = (data.len() - done).min(PAGE_SIZE as usize - offset);
+            if let Some(page) = self.ram.page_index(at) {
+                self.acquire(agent.number(), page, HandOffKind::Write);
+                self.pages.mark_dirty(page);
+                let flags = self.pages.info[page].flags;
+                if flags.contains(PageFlags::CODE) {
+                    stop |= self.invalidate(agent, page, at, n, running);
+                }
+                self.ram.page_mut(page)[offset..offset + n].copy_from_slice(&data[done..done + n]);
+                if flags.contains(PageFlags::WATCHED) {
+                    stop |= self.watched(at, n as u64);
+                }
+            }
+            done += n;
+        }
+        stop
+    }
+
+    fn watched(&mut self, paddr: u64, len: u64) -> bool {
+        let hit = self
+            .watches
+            .iter()
+            .any(|&(at, size)| paddr < at + size && at < paddr + len);
+        if hit {
+            self.stopped = Some(StopCause::Watch { paddr });
+        }
+        hit
+    }
+
+    /// Removes the blocks that were made from any of these bytes.
+    fn invalidate(
+        &mut self,
+        agent: Agent,
+        page: usize,
+        paddr: u64,
+        len: usize,
+        running: Option<BlockId>,
+    ) -> bool {
+        let lines = line_mask(paddr, len as u64);
+        if self.pages.info[page].code_lines & lines == 0 {
+            return false;
+        }
+        let hit: Vec<BlockId> = self
+            .blocks
+            .in_page(page)
+            .iter()
+            .copied()
+            .filter(|&id| {
+                self.blocks
+                    .get(id)
+                    .ranges()
+                    .any(|(start, size)| paddr < start + size && start < paddr + len as u64)
+            })
+            .collect();
+        let mut stop = false;
+        for id in hit {
+            let serial = self.blocks.get(id).serial;
+            self.observed.push((
+                self.icount,
+                Observed::Invalidate {
+                    serial,
+                    by: agent.number(),
+                    paddr,
+                    len: len as u32,
+                },
+            ));
+            stop |= running == Some(id);
+            self.remove_block(id);
+        }
+        self.recount_code_lines(page);
+        stop
+    }
+
+    /// What a page's remaining blocks still need guarded.
+    fn recount_code_lines(&mut self, page: usize) {
+        let start = self.ram.page_address(page);
+        let mut lines = 0;
+        for &id in self.blocks.in_page(page) {
+            for (at, len) in self.blocks.get(id).ranges() {
+                if at & !PAGE_MASK == start {
+                    lines |= line_mask(at, len);
+                }
+            }
+        }
+        let info = &mut self.pages.info[page];
+        info.code_lines = lines;
+        if lines == 0 {
+            info.flags -= PageFlags::CODE;
+        }
+    }
+
+    fn remove_block(&mut self, id: BlockId) {
+        self.stats.blocks_invalidated += 1;
+        let block = self.blocks.get(id);
+        let code = block.code;
+        let rip = block.rip;
+        let pages: Vec<usize> = block
+            .ranges()
+            .filter_map(|(at, _)| self.ram.page_index(at))
+            .collect();
+        self.code_map.remove(&block.code_offset);
+        let patches = self.blocks.remove(id, pages.into_iter());
+        for (at, target) in patches {
+            self.code.patch_rel32(at, target);
+        }
+        for &vcpu in &self.vcpus {
+            // SAFETY: only the jump cache is touched, through the raw pointer.
+            let entry = unsafe { &mut (*vcpu).jumps[super::vcpu::jump_index(rip)] };
+            if entry.code == code {
+                entry.key = super::vcpu::NO_KEY;
+            }
+        }
+        for resume in &mut self.resume {
+            if resume.is_some_and(|r| r.block == id) {
+                *resume = None;
+            }
+        }
+    }
+
+    /// Marks a block's bytes as code, so that every write to their pages comes here.
+    pub(super) fn guard(&mut self, id: BlockId) {
+        let ranges: Vec<(u64, u64)> = self.blocks.get(id).ranges().collect();
+        for (at, len) in ranges {
+            let Some(page) = self.ram.page_index(at) else {
+                continue;
+            };
+            let info = &mut self.pages.info[page];
+            info.code_lines |= line_mask(at, len);
+            if !info.flags.contains(PageFlags::CODE) {
+                info.flags |= PageFlags::CODE;
+                for &vcpu in &self.vcpus {
+                    // SAFETY: only the TLB is touched, through the raw pointer.
+                    unsafe { (*vcpu).tlb.protect_page(page) };
+                }
+            }
+        }
+    }
+
+    /// Removes every block because the cache is full.
+    pub(super) fn flush_blocks(&mut self, by: u8) {
+        self.stats.block_flushes += 1;
+        self.observed
+            .push((self.icount, Observed::Flush { vcpu: by }));
+        self.blocks.clear();
+        for info in &mut self.pages.info {
+            info.code_lines = 0;
+            info.flags -= PageFlags::CODE;
+        }
+        self.resume.fill(None);
+        self.forget_code();
+    }
+
+    /// Drops host code, keeping the blocks.
+    pub(super) fn drop_code(&mut self) {
+        self.stats.code_drops += 1;
+        self.blocks.drop_code();
+        self.forget_code();
+    }
+
+    fn forget_code(&mut self) {
+        self.code.clear();
+        self.code_map.clear();
+        self.partial_traps = None;
+        for &vcpu in &self.vcpus {
+            // SAFETY: only the jump cache is touched, through the raw pointer.
+            unsafe { (*vcpu).clear_jumps() };
+        }
+    }
+
+    /// Forgets a vCPU's translations: all, or all but the global ones.
+    pub fn flush_tlb(&mut self, vcpu: &mut Vcpu, keep_global: bool) {
+        self.stats.tlb_flushes += 1;
+        vcpu.tlb.flush(keep_global);
+        vcpu.fetch.clear();
+        vcpu.clear_jumps();
+    }
+
+    /// Digest of RAM. Takes the right of unnoticed writes away, so that the next one is noticed.
+    pub fn ram_digest(&mut self) -> u64 {
+        let digest = self.pages.digest(&self.ram);
+        for &vcpu in &self.vcpus {
+            // SAFETY: only the TLB is touched; no code runs.
+            unsafe { (*vcpu).tlb.protect_all() };
+        }
+        digest
+    }
+
+    /// Applies what a system instruction changed to cached state.
+    pub(super) fn apply(&mut self, vcpu: &mut Vcpu, effects: Effects) {
+        if effects.contains(Effects::FLUSH_TLB) {
+            self.flush_tlb(vcpu, false);
+        } else if effects.contains(Effects::FLUSH_TLB_NONGLOBAL) {
+            self.flush_tlb(vcpu, true);
+        }
+        if effects.contains(Effects::BREAKPOINTS_CHANGED) {
+            // Pages with data breakpoints must not be in the TLB.
+            self.flush_tlb(vcpu, false);
+        }
+    }
+
+    // ---- the debugger ----------------------------------------------------------------------------
+
+    /// Sets what the debugger waits for. Blocks stay; their code is made again.
+    pub fn set_stops(&mut self, hooks: Hooks, watches: Vec<(u64, u64)>, vectors: &[u8]) {
+        self.stop_vectors = [0; 4];
+        for &v in vectors {
+            self.stop_vectors[usize::from(v >> 6)] |= 1 << (v & 63);
+        }
+        if hooks != self.hooks {
+            self.hooks = hooks;
+            self.drop_code();
+        }
+        if watches != self.watches {
+            let old = std::mem::replace(&mut self.watches, watches);
+            for (at, len) in old.into_iter().chain(self.watches.clone()) {
+                let on = self.watches.contains(&(at, len));
+                let last = at + len.max(1) - 1;
+                for number in at >> PAGE_SHIFT..=last >> PAGE_SHIFT {
+                    let Some(page) = self.ram.page_index(number << PAGE_SHIFT) else {
+                        continue;
+                    };
+                    self.pages.info[page].flags.set(PageFlags::WATCHED, on);
+                    for &vcpu in &self.vcpus {
+                        // SAFETY: only the TLB is touched; no code runs.
+                        unsafe { (*vcpu).tlb.protect_page(page) };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether one of the guest's data breakpoints lies in the page of `linear` (SDM vol. 3B, 17.2).
+    pub(super) fn breakpoint_in_page(&self, cpu: &CpuState, linear: u64) -> bool {
+        cpu.dr[7] & 0xff != 0
+            && (0..4).any(|n| {
+                cpu.dr[7] >> (2 * n) & 3 != 0
+                    && cpu.dr[7] >> (16 + 4 * n) & 3 != 0
+                    && cpu.dr[n] >> PAGE_SHIFT == linear >> PAGE_SHIFT
+            })
+    }
+
+    /// Notes hits of the guest's data breakpoints; the trap comes after the instruction. Always false:
+    /// a vCPU with breakpoints runs blocks of one instruction anyway.
+    pub(super) fn data_breakpoint(
+        &mut self,
+        vcpu: &mut Vcpu,
+        linear: u64,
+        size: usize,
+        write: bool,
+    ) -> bool {
+        if vcpu.cpu.dr[7] & 0xff == 0 {
+            return false;
+        }
+        for n in 0..4 {
+            let condition = vcpu.cpu.dr[7] >> (16 + 4 * n) & 3;
+            let enabled = vcpu.cpu.dr[7] >> (2 * n) & 3 != 0;
+            let matches = condition == 3 || condition == 1 && write;
+            let len = [1, 2, 8, 4][(vcpu.cpu.dr[7] >> (18 + 4 * n) & 3) as usize];
+            let at = vcpu.cpu.dr[n] & !(len - 1);
+            if enabled && matches && linear < at + len && at < linear.wrapping_add(size as u64) {
+                vcpu.run.debug_hits |= 1 << n;
+            }
+        }
+        false
+    }
+
+    /// Notes an exception for the dispatcher.
+    pub(super) fn raise(vcpu: &mut Vcpu, exception: Exception) {
+        vcpu.run.fault = Some(exception);
+        vcpu.run.exit = Exit::Fault as u32;
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for &vcpu in &self.vcpus {
+            // SAFETY: made by `Box::into_raw` in `new` and freed only here.
+            drop(unsafe { Box::from_raw(vcpu) });
+        }
+    }
+}
+
+/// Bits of the 64-byte lines of a page that [paddr, paddr + len) touches; the range is in one page.
+pub fn line_mask(paddr: u64, len: u64) -> u64 {
+    let first = (paddr & PAGE_MASK) >> 6;
+    let last = ((paddr & PAGE_MASK) + len.max(1) - 1) >> 6;
+    (u64::MAX >> (63 - last.min(63))) & (u64::MAX << first)
+}
+
+/// Refuses a host without the instructions that translated code relies on.
+fn check_host() -> Result<(), HostError> {
+    let needs = [
+        ("BMI2", is_x86_feature_detected!("bmi2")),
+        ("SSE4.2", is_x86_feature_detected!("sse4.2")),
+        ("POPCNT", is_x86_feature_detected!("popcnt")),
+        ("CMPXCHG16B", is_x86_feature_detected!("cmpxchg16b")),
+    ];
+    match needs.iter().find(|(_, present)| !present) {
+        Some((name, _)) => Err(HostError::MissingFeature(name)),
+        None => Ok(()),
+    }
+}

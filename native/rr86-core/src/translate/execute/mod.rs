@@ -1,0 +1,242 @@
+//! Instructions that are not copied: what translated code calls for them.
+//!
+//! A helper sees the complete architectural state, does what the SDM says, and says how to go on. The
+//! semantics themselves are in `cpu`; here operands are fetched and results stored.
+
+mod arith;
+mod fpu;
+mod io;
+mod operand;
+mod system;
+mod transfer;
+
+use super::classify::{classify, shape, Class};
+use super::engine::{Engine, Resume, StopCause};
+use super::site::Site;
+use super::slow::{flags_to_ax, sync_flags, View};
+use super::vcpu::{Exit, Vcpu};
+use crate::cpu::effects::Effects;
+use crate::cpu::exception::Exception;
+use crate::cpu::interrupt::Event;
+use iced_x86::{Instruction, Mnemonic as M};
+
+/// How to go on after a helper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// With the instruction at rip.
+    Next,
+    Pause,
+    Halt,
+    /// Deliver this; rip is where it returns to.
+    Event(Event),
+}
+
+/// A helper at work: the vCPU, the engine, and the instruction.
+pub(super) struct Context<'a> {
+    pub v: &'a mut Vcpu,
+    pub engine: &'a mut Engine,
+    pub insn: &'a Instruction,
+    pub flow: Flow,
+}
+
+pub(super) type Result<T = ()> = std::result::Result<T, Exception>;
+
+impl Context<'_> {
+    /// Runs semantics of `cpu` that need memory.
+    pub fn with_memory<T>(
+        &mut self,
+        f: impl FnOnce(&mut crate::cpu::state::CpuState, &mut View) -> Result<T>,
+    ) -> Result<T> {
+        let mut view = View {
+            vcpu: &raw mut *self.v,
+            engine: &raw mut *self.engine,
+        };
+        f(&mut self.v.cpu, &mut view)
+    }
+
+    pub fn apply(&mut self, effects: Effects) {
+        self.engine.apply(self.v, effects);
+    }
+}
+
+fn run(context: &mut Context<'_>) -> Result {
+    if let Class::Raise(exception) = classify(context.insn, super::mode::Mode::of(&context.v.cpu)) {
+        return Err(exception);
+    }
+    if context.insn.is_string_instruction() {
+        return super::strings::execute(context);
+    }
+    match context.insn.mnemonic() {
+        M::Aaa
+        | M::Aas
+        | M::Aad
+        | M::Aam
+        | M::Daa
+        | M::Das
+        | M::Salc
+        | M::Lahf
+        | M::Sahf
+        | M::Xlatb
+        | M::Bound
+        | M::Arpl => arith::execute(context),
+        M::In | M::Out => io::execute(context),
+        M::Fxsave
+        | M::Fxsave64
+        | M::Fxrstor
+        | M::Fxrstor64
+        | M::Xsave
+        | M::Xsave64
+        | M::Xsaveopt
+        | M::Xsaveopt64
+        | M::Xrstor
+        | M::Xrstor64
+        | M::Fnsave
+        | M::Fsave
+        | M::Frstor
+        | M::Fnstenv
+        | M::Fstenv
+        | M::Fldenv
+        | M::Maskmovq
+        | M::Maskmovdqu => fpu::execute(context),
+        M::Jmp
+        | M::Call
+        | M::Retf
+        | M::Iret
+        | M::Iretd
+        | M::Iretq
+        | M::Int
+        | M::Into
+        | M::Int1
+        | M::Int3
+        | M::Syscall
+        | M::Sysret
+        | M::Sysretq
+        | M::Sysenter
+        | M::Sysexit
+        | M::Sysexitq
+        | M::Loop
+        | M::Loope
+        | M::Loopne
+        | M::Jcxz
+        | M::Enter
+        | M::Push
+        | M::Pop
+        | M::Pusha
+        | M::Pushad
+        | M::Popa
+        | M::Popad => transfer::execute(context),
+        _ => system::execute(context),
+    }
+}
+
+/// Called by translated code for the instruction at `site`. Returns 0 to go on with the next one.
+///
+/// # Safety
+/// Called only by the stubs, with the running vCPU, whose `engine` pointer is valid and not borrowed
+/// elsewhere.
+pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
+    // SAFETY: by the contract of this function.
+    let (v, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).run.engine) };
+    let site = Site::unpack(site);
+    let ends = site.stack;
+    engine.stats.helper_calls += 1;
+    engine.note_position(v, site);
+    sync_flags(v);
+    let block = engine.blocks.get(v.run.site_block);
+    let offset = usize::from(site.offset);
+    let rip = block.rip.wrapping_add(offset as u64);
+    let insn = shape::single(&block.bytes[offset..], rip, block.mode);
+    v.cpu.rip = rip;
+    engine.helper_stop = false;
+    let mut context = Context {
+        v,
+        engine,
+        insn: &insn,
+        flow: Flow::Next,
+    };
+    let result = run(&mut context);
+    let flow = context.flow;
+    v.run.flags_ax = flags_to_ax(v.cpu.rflags);
+    if engine.bus.has_signals() {
+        engine.request_exit(v);
+    }
+    match result {
+        Err(exception) => {
+            v.cpu.rip = rip;
+            v.run.budget += i64::from(site.remaining);
+            Engine::raise(v, exception);
+            1
+        }
+        Ok(()) if ends => {
+            // Control transfers and repeated instructions have set rip themselves.
+            if v.cpu.rip == rip && !keeps_rip(&insn) {
+                v.cpu.rip = insn.next_ip();
+            }
+            engine.flow = flow;
+            v.run.exit = Exit::Helper as u32;
+            1
+        }
+        Ok(()) => {
+            if engine.helper_stop {
+                engine.end_after(v, site);
+                return 1;
+            }
+            0
+        }
+    }
+}
+
+/// Instructions that have set rip, perhaps to their own address.
+fn keeps_rip(insn: &Instruction) -> bool {
+    insn.is_string_instruction()
+        || matches!(
+            insn.mnemonic(),
+            M::Jmp
+                | M::Call
+                | M::Retf
+                | M::Iret
+                | M::Iretd
+                | M::Iretq
+                | M::Syscall
+                | M::Sysret
+                | M::Sysretq
+                | M::Sysenter
+                | M::Sysexit
+                | M::Sysexitq
+                | M::Loop
+                | M::Loope
+                | M::Loopne
+                | M::Jcxz
+                | M::Int
+                | M::Into
+                | M::Int1
+                | M::Int3
+        )
+}
+
+/// Called by translated code before an instruction that the debugger waits for. Returns 0 to go on.
+///
+/// # Safety
+/// As for [`helper`].
+pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
+    // SAFETY: by the contract of this function.
+    let (v, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).run.engine) };
+    let site = Site::unpack(site);
+    engine.note_position(v, site);
+    let moment = engine.icount();
+    if engine.passed_hook == Some(moment) {
+        return 0;
+    }
+    engine.passed_hook = Some(moment);
+    engine.stopped = Some(StopCause::Hook);
+    let block = engine.blocks.get(v.run.site_block);
+    v.cpu.rip = block.rip.wrapping_add(u64::from(site.offset));
+    let index = usize::from(block.count) - usize::from(site.remaining);
+    v.run.budget += i64::from(site.remaining);
+    v.run.exit = Exit::Stopped as u32;
+    engine.resume[usize::from(v.cpu.id)] = Some(Resume {
+        block: v.run.site_block,
+        index,
+    });
+    1
+}

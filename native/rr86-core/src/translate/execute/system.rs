@@ -1,0 +1,363 @@
+//! Privileged and identifying instructions.
+
+use iced_x86::{Mnemonic as M, OpKind, Register};
+
+use super::operand::{register, segment_number, set_register};
+use super::transfer::{load_far_pointer, operand_linear, FULL};
+use super::{Context, Flow, Result};
+use crate::cpu::control;
+use crate::cpu::exception::Exception;
+use crate::cpu::msr::{self, is_apic_msr};
+use crate::cpu::segment;
+use crate::cpu::state::{gpr, sreg, RFlags, TableRegister};
+use crate::cpu::syscall::swapgs;
+use crate::translate::site::AccessKind;
+
+const ZF: u64 = RFlags::ZF.bits();
+
+impl Context<'_> {
+    fn edx_eax(&mut self, value: u64) {
+        self.v.cpu.gpr[gpr::RAX] = value & 0xffff_ffff;
+        self.v.cpu.gpr[gpr::RDX] = value >> 32;
+    }
+
+    fn from_edx_eax(&self) -> u64 {
+        self.v.cpu.gpr[gpr::RAX] & 0xffff_ffff | self.v.cpu.gpr[gpr::RDX] << 32
+    }
+
+    fn ecx(&self) -> u32 {
+        self.v.cpu.gpr[gpr::RCX] as u32
+    }
+
+    /// Size of the operand that a system instruction stores.
+    fn store_size(&self, in_memory: usize) -> usize {
+        if self.insn.op0_kind() == OpKind::Register {
+            self.insn.op0_register().size()
+        } else {
+            in_memory
+        }
+    }
+
+    fn apic_enabled(&mut self) -> bool {
+        let id = usize::from(self.v.cpu.id);
+        let now = self.engine.now();
+        self.engine
+            .bus
+            .apic_msr_read(id, msr::index::APIC_BASE, now)
+            .is_some_and(|v| v >> 11 & 1 != 0)
+    }
+
+    fn tsc(&self) -> u64 {
+        self.engine.now().wrapping_add(self.v.cpu.msr.tsc_adjust)
+    }
+}
+
+pub fn execute(c: &mut Context<'_>) -> Result {
+    match c.insn.mnemonic() {
+        M::Cpuid => {
+            let enabled = c.apic_enabled();
+            let (leaf, subleaf) = (c.v.cpu.gpr[gpr::RAX] as u32, c.ecx());
+            let (a, b, x, d) = c.engine.model.query(&c.v.cpu, leaf, subleaf, enabled);
+            let cpu = c.cpu();
+            cpu.gpr[gpr::RAX] = u64::from(a);
+            cpu.gpr[gpr::RBX] = u64::from(b);
+            cpu.gpr[gpr::RCX] = u64::from(x);
+            cpu.gpr[gpr::RDX] = u64::from(d);
+        }
+        M::Rdtsc => {
+            control::check_rdtsc(&c.v.cpu)?;
+            let tsc = c.tsc();
+            c.edx_eax(tsc);
+        }
+        M::Rdtscp => {
+            control::check_rdtsc(&c.v.cpu)?;
+            let tsc = c.tsc();
+            c.edx_eax(tsc);
+            c.v.cpu.gpr[gpr::RCX] = c.v.cpu.msr.tsc_aux & 0xffff_ffff;
+        }
+        M::Rdpmc => {
+            let value = control::rdpmc()?;
+            c.edx_eax(value);
+        }
+        M::Rdmsr => {
+            let index = c.ecx();
+            let value = if is_apic_msr(index) {
+                segment::require_ring0(&c.v.cpu)?;
+                let now = c.tsc_or_now(index);
+                let id = usize::from(c.v.cpu.id);
+                c.engine
+                    .bus
+                    .apic_msr_read(id, index, now)
+                    .ok_or(Exception::gp(0))?
+            } else {
+                let now = c.engine.now();
+                msr::rdmsr(&c.v.cpu, &c.engine.model, index, now)?
+            };
+            c.edx_eax(value);
+        }
+        M::Wrmsr => {
+            let index = c.ecx();
+            let value = c.from_edx_eax();
+            if is_apic_msr(index) {
+                segment::require_ring0(&c.v.cpu)?;
+                let now = c.engine.now();
+                let id = usize::from(c.v.cpu.id);
+                c.engine
+                    .bus
+                    .apic_msr_write(id, index, value, now)
+                    .ok_or(Exception::gp(0))?;
+            } else {
+                let now = c.engine.now();
+                let effects = msr::wrmsr(&mut c.v.cpu, &c.engine.model, index, value, now)?;
+                c.apply(effects);
+            }
+        }
+        M::Cli => {
+            control::cli(c.cpu())?;
+        }
+        M::Sti => {
+            control::sti(c.cpu())?;
+        }
+        M::Stac | M::Clac => {
+            let allow = c.insn.mnemonic() == M::Stac;
+            let effects = control::set_alignment_check(&mut c.v.cpu, &c.engine.model, allow)?;
+            c.apply(effects);
+        }
+        M::Pushf | M::Pushfd | M::Pushfq => {
+            let value = control::pushf(&c.v.cpu)?;
+            let size = c.insn.stack_pointer_increment().unsigned_abs() as usize;
+            c.with_memory(|cpu, mem| {
+                let mut stack = crate::cpu::stack::Stack::current(cpu);
+                stack.push(cpu, mem, &[value], size, FULL)?;
+                cpu.gpr[gpr::RSP] = stack.rsp(cpu.gpr[gpr::RSP]);
+                Ok(())
+            })?;
+        }
+        M::Popf | M::Popfd | M::Popfq => {
+            let size = c.insn.stack_pointer_increment().unsigned_abs() as usize;
+            let effects = c.with_memory(|cpu, mem| {
+                let mut stack = crate::cpu::stack::Stack::current(cpu);
+                let value = stack.pop(cpu, mem, size)?;
+                let effects = control::popf(cpu, value, size)?;
+                cpu.gpr[gpr::RSP] = stack.rsp(cpu.gpr[gpr::RSP]);
+                Ok(effects)
+            })?;
+            c.apply(effects);
+        }
+        M::Hlt => {
+            control::hlt(c.cpu())?;
+            c.flow = Flow::Halt;
+        }
+        M::Pause => c.flow = Flow::Pause,
+        M::Mov => move_system(c)?,
+        M::Lmsw => {
+            let value = c.read_operand(0, 2)? as u16;
+            let effects = control::lmsw(c.cpu(), value)?;
+            c.apply(effects);
+        }
+        M::Smsw => {
+            let value = control::smsw(&c.v.cpu)?;
+            let size = c.store_size(2);
+            c.write_operand(0, size, value)?;
+        }
+        M::Clts => {
+            let effects = control::clts(c.cpu())?;
+            c.apply(effects);
+        }
+        M::Xgetbv => {
+            let ecx = c.ecx();
+            let value = control::xgetbv(&c.v.cpu, &c.engine.model, ecx)?;
+            c.edx_eax(value);
+        }
+        M::Xsetbv => {
+            let (ecx, value) = (c.ecx(), c.from_edx_eax());
+            let effects = control::xsetbv(&mut c.v.cpu, &c.engine.model, ecx, value)?;
+            c.apply(effects);
+        }
+        M::Invlpg => {
+            control::check_invalidate(&c.v.cpu)?;
+            let linear = operand_linear(c);
+            c.v.tlb.flush_page(linear);
+            c.v.fetch.clear();
+            c.v.clear_jumps();
+        }
+        M::Wbinvd | M::Invd => control::check_invalidate(&c.v.cpu)?,
+        M::Swapgs => {
+            swapgs(c.cpu())?;
+        }
+        M::Rdfsbase | M::Rdgsbase => {
+            control::check_fsgsbase(&c.v.cpu, None)?;
+            let number = if c.insn.mnemonic() == M::Rdfsbase {
+                sreg::FS
+            } else {
+                sreg::GS
+            };
+            let base = c.v.cpu.seg[number].base;
+            set_register(&mut c.v.cpu, c.insn.op0_register(), base);
+        }
+        M::Wrfsbase | M::Wrgsbase => {
+            let value = register(&c.v.cpu, c.insn.op0_register());
+            control::check_fsgsbase(&c.v.cpu, Some(value))?;
+            let number = if c.insn.mnemonic() == M::Wrfsbase {
+                sreg::FS
+            } else {
+                sreg::GS
+            };
+            c.v.cpu.seg[number].base = value;
+        }
+        M::Lds | M::Les | M::Lss | M::Lfs | M::Lgs => load_far_pointer(c)?,
+        _ => tables(c)?,
+    }
+    Ok(())
+}
+
+impl Context<'_> {
+    /// The deadline MSR is compared with the TSC; all other APIC registers with virtual time. Both
+    /// advance together.
+    fn tsc_or_now(&self, _index: u32) -> u64 {
+        self.engine.now()
+    }
+}
+
+fn move_system(c: &mut Context<'_>) -> Result {
+    let (to, from) = (c.insn.op0_register(), c.insn.op1_register());
+    let to_register = c.insn.op0_kind() == OpKind::Register;
+    if to_register && to.is_segment_register() {
+        let selector = c.read_operand(1, 2)? as u16;
+        let number = to.number();
+        let effects =
+            c.with_memory(|cpu, mem| segment::load_segment(cpu, mem, number, selector))?;
+        if number == sreg::SS {
+            c.v.cpu.shadow = 1;
+        }
+        c.apply(effects);
+        return Ok(());
+    }
+    if let Some(number) = segment_number(from).filter(|_| c.insn.op1_kind() == OpKind::Register) {
+        let selector = u64::from(c.v.cpu.seg[number].selector);
+        let size = c.store_size(2);
+        return c.write_operand(0, size, selector);
+    }
+    if from.is_cr() {
+        segment::require_ring0(&c.v.cpu)?;
+        let value = if from == Register::CR8 {
+            u64::from(c.engine.bus.cr8(usize::from(c.v.cpu.id)))
+        } else {
+            control::read_cr(&c.v.cpu, from.number())?
+        };
+        set_register(&mut c.v.cpu, to, value);
+        return Ok(());
+    }
+    if from.is_dr() {
+        let value = control::read_dr(&c.v.cpu, from.number())?;
+        set_register(&mut c.v.cpu, to, value);
+        return Ok(());
+    }
+    let value = register(&c.v.cpu, from);
+    let effects = if to == Register::CR8 {
+        let effects = control::check_cr8(&c.v.cpu, value)?;
+        c.engine.bus.set_cr8(usize::from(c.v.cpu.id), value as u8);
+        effects
+    } else if to.is_cr() {
+        let value = if c.v.cpu.code64() {
+            value
+        } else {
+            value & 0xffff_ffff
+        };
+        control::write_cr(&mut c.v.cpu, &c.engine.model, to.number(), value)?
+    } else {
+        control::write_dr(c.cpu(), to.number(), value)?
+    };
+    c.apply(effects);
+    Ok(())
+}
+
+fn tables(c: &mut Context<'_>) -> Result {
+    match c.insn.mnemonic() {
+        M::Sgdt | M::Sidt => {
+            segment::check_umip(&c.v.cpu)?;
+            let table = if c.insn.mnemonic() == M::Sgdt {
+                c.v.cpu.gdtr
+            } else {
+                c.v.cpu.idtr
+            };
+            let wide = if c.v.cpu.code64() { 8 } else { 4 };
+            let at = c.address(2 + wide, AccessKind::Write)?;
+            c.save(at, 2, u64::from(table.limit))?;
+            c.save(at.wrapping_add(2), wide, table.base)
+        }
+        M::Lgdt | M::Lidt => {
+            let wide = if c.v.cpu.code64() { 8 } else { 4 };
+            let at = c.address(2 + wide, AccessKind::Read)?;
+            let limit = c.load(at, 2)? as u16;
+            let base = c.load(at.wrapping_add(2), wide)?;
+            let size = operand_size(c);
+            let table: TableRegister = segment::load_table(&c.v.cpu, limit, base, size)?;
+            if c.insn.mnemonic() == M::Lgdt {
+                c.v.cpu.gdtr = table;
+            } else {
+                c.v.cpu.idtr = table;
+            }
+            Ok(())
+        }
+        M::Sldt | M::Str => {
+            let segment = if c.insn.mnemonic() == M::Sldt {
+                c.v.cpu.ldtr
+            } else {
+                c.v.cpu.tr
+            };
+            let selector = segment::store_selector(&c.v.cpu, &segment)?;
+            let size = c.store_size(2);
+            c.write_operand(0, size, u64::from(selector))
+        }
+        M::Lldt | M::Ltr => {
+            segment::require_protected(&c.v.cpu)?;
+            segment::require_ring0(&c.v.cpu)?;
+            let selector = c.read_operand(0, 2)? as u16;
+            let load = if c.insn.mnemonic() == M::Lldt {
+                segment::lldt
+            } else {
+                segment::ltr
+            };
+            let effects = c.with_memory(|cpu, mem| load(cpu, mem, selector))?;
+            c.apply(effects);
+            Ok(())
+        }
+        M::Verr | M::Verw => {
+            segment::require_protected(&c.v.cpu)?;
+            let selector = c.read_operand(0, 2)? as u16;
+            let write = c.insn.mnemonic() == M::Verw;
+            let yes = c.with_memory(|cpu, mem| segment::verify(cpu, mem, selector, write))?;
+            c.set_flags(ZF, if yes { ZF } else { 0 });
+            Ok(())
+        }
+        M::Lar | M::Lsl => {
+            segment::require_protected(&c.v.cpu)?;
+            let selector = c.read_operand(1, 2)? as u16;
+            let ask = if c.insn.mnemonic() == M::Lar {
+                segment::lar
+            } else {
+                segment::lsl
+            };
+            match c.with_memory(|cpu, mem| ask(cpu, mem, selector))? {
+                Some(value) => {
+                    set_register(&mut c.v.cpu, c.insn.op0_register(), u64::from(value));
+                    c.set_flags(ZF, ZF);
+                }
+                None => c.set_flags(ZF, 0),
+            }
+            Ok(())
+        }
+        _ => Err(Exception::ud()),
+    }
+}
+
+/// Operand size of LGDT and LIDT, which decides how much of the base counts.
+fn operand_size(c: &Context<'_>) -> usize {
+    use iced_x86::Code as C;
+    match c.insn.code() {
+        C::Lgdt_m1632_16 | C::Lidt_m1632_16 => 2,
+        C::Lgdt_m1632 | C::Lidt_m1632 => 4,
+        _ => 8,
+    }
+}

@@ -1,0 +1,597 @@
+//! The slow path of memory accesses: TLB fills, devices, accesses across pages, pages with code.
+//!
+//! An access that may go straight to RAM gets a host address, and a TLB entry so that the next one does
+//! not come here. Any other access takes place in a bounce buffer: what is read is put there first,
+//! the copied instruction runs on it, and `commit` then makes the store happen. So no instruction
+//! needs a second description for the special cases.
+
+use super::engine::{Agent, Engine};
+use super::mode::Mode;
+use super::site::{AccessKind, Site};
+use super::vcpu::{Exit, Vcpu};
+use crate::cpu::exception::{vector, Exception};
+use crate::cpu::memory::{LinearMemory, PhysicalMemory, Privilege};
+use crate::cpu::paging::is_canonical;
+use crate::cpu::paging::{self, Access, Permissions, Translation};
+use crate::cpu::state::{sreg, CpuState, STATUS_FLAGS};
+use crate::memory::pages::{HandOffKind, PageFlags};
+use crate::memory::tlb::{Fill, MmuIndex};
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
+
+/// A store in the bounce buffer that has not happened yet.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PendingAccess {
+    /// Offset of the data in the bounce buffer.
+    offset: usize,
+    /// Physical address and length of each part; the second is for a page crossing.
+    parts: [(u64, usize); 2],
+    linear: u64,
+}
+
+/// What `access` gives back: the address to use, and whether the data must be committed.
+#[repr(C)]
+pub struct AccessResult {
+    host: u64,
+    commit: u64,
+}
+
+const LEAVE: AccessResult = AccessResult { host: 0, commit: 0 };
+
+/// RFLAGS status bits from the saved form in AX.
+pub fn flags_from_ax(ax: u64) -> u64 {
+    (ax >> 8 & 0xd5) | (ax & 1) << 11
+}
+
+/// The saved form of RFLAGS' status bits.
+pub fn flags_to_ax(rflags: u64) -> u64 {
+    (rflags & 0xd5 | 2) << 8 | (rflags >> 11 & 1)
+}
+
+/// Makes `cpu.rflags` complete.
+pub fn sync_flags(vcpu: &mut Vcpu) {
+    let status = flags_from_ax(vcpu.run.flags_ax);
+    vcpu.cpu.rflags = vcpu.cpu.rflags & !STATUS_FLAGS | status;
+}
+
+/// Sets rip and the budget to a fault at `site` and leaves the code.
+fn fault(vcpu: &mut Vcpu, engine: &Engine, site: Site, exception: Exception) {
+    vcpu.cpu.rip = engine
+        .blocks
+        .get(vcpu.run.site_block)
+        .rip
+        .wrapping_add(u64::from(site.offset));
+    vcpu.run.budget += i64::from(site.remaining);
+    vcpu.run.fault = Some(exception);
+    vcpu.run.exit = Exit::Fault as u32;
+}
+
+/// Called by translated code: makes an access possible.
+///
+/// # Safety
+/// Called only by the stubs, with the running vCPU, whose `engine` pointer is valid and not borrowed
+/// elsewhere.
+pub unsafe extern "sysv64" fn access(vcpu: *mut Vcpu, linear: u64, site: u32) -> AccessResult {
+    // SAFETY: by the contract of this function.
+    let (vcpu, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).run.engine) };
+    let site = Site::unpack(site);
+    engine.stats.slow_accesses += 1;
+    engine.note_position(vcpu, site);
+    let mode = engine.blocks.get(vcpu.run.site_block).mode;
+    match engine.resolve(vcpu, linear, usize::from(site.size), site.kind, mode) {
+        Ok(result) => result,
+        Err(mut exception) => {
+            // A non-canonical address on the stack is #SS(0) (SDM vol. 1, section 3.3.7.1).
+            if site.stack && exception.vector == vector::GP {
+                exception.vector = vector::SS;
+            }
+            fault(vcpu, engine, site, exception);
+            LEAVE
+        }
+    }
+}
+
+/// Called by translated code after the instruction has run on the bounce buffer: makes its store
+/// happen. Returns 0 when the block has to end here.
+///
+/// # Safety
+/// As for [`access`].
+pub unsafe extern "sysv64" fn commit(vcpu: *mut Vcpu, rflags: u64, site: u32) -> u64 {
+    // SAFETY: by the contract of this function.
+    let (vcpu, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).run.engine) };
+    let site = Site::unpack(site);
+    engine.note_position(vcpu, site);
+    let pending = vcpu.run.access;
+    let mut at = pending.offset;
+    let mut stop = false;
+    for (paddr, len) in pending.parts {
+        if len == 0 {
+            continue;
+        }
+        let bytes = vcpu.run.bounce.0;
+        stop |= engine.store(vcpu, paddr, &bytes[at..at + len], vcpu.run.site_block);
+        at += len;
+    }
+    stop |= engine.data_breakpoint(vcpu, pending.linear, usize::from(site.size), true);
+    if engine.bus.has_signals() {
+        engine.request_exit(vcpu);
+    }
+    if !stop {
+        return 1;
+    }
+    if site.host_flags {
+        vcpu.run.flags_ax = flags_to_ax(rflags);
+    }
+    engine.end_after(vcpu, site);
+    0
+}
+
+/// Called by translated code outside of flat modes: checks an offset against its segment and gives the
+/// linear address.
+///
+/// # Safety
+/// As for [`access`].
+pub unsafe extern "sysv64" fn segment(vcpu: *mut Vcpu, offset: u64, site: u32) -> AccessResult {
+    // SAFETY: by the contract of this function.
+    let (vcpu, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).run.engine) };
+    let site = Site::unpack(site);
+    let number = vcpu.run.site as usize;
+    match linear_address(&vcpu.cpu, number, offset, usize::from(site.size), site.kind) {
+        // 0 means leaving, so the address travels with its complement as the other half.
+        Ok(linear) => AccessResult {
+            host: linear | 1 << 63,
+            commit: 0,
+        },
+        Err(exception) => {
+            fault(vcpu, engine, site, exception);
+            LEAVE
+        }
+    }
+}
+
+/// Linear address of an access through a segment, with the checks of SDM vol. 3A, section 5.3, outside
+/// of 64-bit mode; in 64-bit mode FS and GS add their bases.
+///
+/// # Errors
+/// #GP(0), or #SS(0) for the stack segment.
+pub fn linear_address(
+    cpu: &CpuState,
+    number: usize,
+    offset: u64,
+    size: usize,
+    kind: AccessKind,
+) -> Result<u64, Exception> {
+    let segment = &cpu.seg[number];
+    if cpu.code64() {
+        let base = if number >= sreg::FS { segment.base } else { 0 };
+        return Ok(offset.wrapping_add(base));
+    }
+    let error = if number == sreg::SS {
+        Exception::with_code(vector::SS, 0)
+    } else {
+        Exception::gp(0)
+    };
+    let last = offset + size as u64 - 1;
+    if cpu.protected() && !cpu.v8086() {
+        let code = segment.attr & 8 != 0;
+        let readable_or_writable = segment.attr & 2 != 0;
+        let forbidden = !segment.present()
+            || if code {
+                kind.writes() || !readable_or_writable
+            } else {
+                kind.writes() && !readable_or_writable
+            };
+        if forbidden {
+            return Err(error);
+        }
+        let expand_down = !code && segment.attr & 4 != 0;
+        if expand_down {
+            let top = if segment.big() {
+                u64::from(u32::MAX)
+            } else {
+                0xffff
+            };
+            if offset <= u64::from(segment.limit) || last > top {
+                return Err(error);
+            }
+            return Ok(offset.wrapping_add(segment.base) & 0xffff_ffff);
+        }
+    }
+    if last > u64::from(segment.limit) {
+        return Err(error);
+    }
+    Ok(offset.wrapping_add(segment.base) & 0xffff_ffff)
+}
+
+fn kind_of(kind: AccessKind) -> Access {
+    if kind.writes() {
+        Access::Write
+    } else {
+        Access::Read
+    }
+}
+
+impl Engine {
+    /// Finds out how an access can be made.
+    fn resolve(
+        &mut self,
+        vcpu: &mut Vcpu,
+        linear: u64,
+        size: usize,
+        kind: AccessKind,
+        mode: Mode,
+    ) -> Result<AccessResult, Exception> {
+        let linear = if mode.code64() {
+            linear
+        } else {
+            linear & 0xffff_ffff
+        };
+        let room = (PAGE_SIZE - (linear & PAGE_MASK)) as usize;
+        let first = self.translate(vcpu, linear, kind_of(kind), Privilege::Current)?;
+        let paddr = first.paddr | linear & PAGE_MASK;
+        let mut parts = [(paddr, size.min(room)), (0, 0)];
+        if size > room {
+            let next = linear.wrapping_add(room as u64);
+            let next = if mode.code64() {
+                next
+            } else {
+                next & 0xffff_ffff
+            };
+            let second = self.translate(vcpu, next, kind_of(kind), Privilege::Current)?;
+            parts[1] = (second.paddr, size - room);
+        } else if let Some(host) = self.direct(vcpu, linear, &first, kind, mode.mmu()) {
+            return Ok(AccessResult { host, commit: 0 });
+        }
+        self.stats.bounced_accesses += 1;
+        let offset = (linear & 63) as usize;
+        vcpu.run.access = PendingAccess {
+            offset,
+            parts,
+            linear,
+        };
+        if kind != AccessKind::Write {
+            let mut at = offset;
+            for (paddr, len) in parts {
+                if len > 0 {
+                    let mut bytes = [0; 64];
+                    self.load(vcpu, paddr, &mut bytes[..len]);
+                    vcpu.run.bounce.0[at..at + len].copy_from_slice(&bytes[..len]);
+                    at += len;
+                }
+            }
+            if kind == AccessKind::Read && self.data_breakpoint(vcpu, linear, size, false) {
+                self.request_exit(vcpu);
+            }
+        }
+        let host = vcpu.run.bounce.0[offset..].as_ptr() as u64;
+        Ok(AccessResult {
+            host,
+            commit: u64::from(kind.writes()),
+        })
+    }
+
+    /// Host address of an access to RAM that needs no further care, after filling the TLB.
+    fn direct(
+        &mut self,
+        vcpu: &mut Vcpu,
+        linear: u64,
+        translation: &Translation,
+        kind: AccessKind,
+        mmu: MmuIndex,
+    ) -> Option<u64> {
+        let page = self.ram.page_index(translation.paddr)?;
+        if self.breakpoint_in_page(&vcpu.cpu, linear) {
+            return None;
+        }
+        let number = vcpu.cpu.id;
+        let writes = kind.writes();
+        self.acquire(
+            number,
+            page,
+            if writes {
+                HandOffKind::Write
+            } else {
+                HandOffKind::Read
+            },
+        );
+        let special = self.pages.info[page]
+            .flags
+            .intersects(PageFlags::CODE | PageFlags::WATCHED);
+        if writes && special {
+            return None;
+        }
+        let user = mmu == MmuIndex::User;
+        let permissions = translation.permissions;
+        let (may_read, may_write) = if user {
+            (Permissions::USER_READ, Permissions::USER_WRITE)
+        } else {
+            (Permissions::SUPERVISOR_READ, Permissions::SUPERVISOR_WRITE)
+        };
+        let info = &self.pages.info[page];
+        let write = translation.dirty
+            && permissions.contains(may_write)
+            && !special
+            && (writes || info.owner == number && info.flags.contains(PageFlags::DIRTY));
+        if writes {
+            self.pages.mark_dirty(page);
+        }
+        let host = self.ram.page_pointer(page) as u64;
+        let fill = Fill {
+            page: page as u32,
+            host,
+            read: permissions.contains(may_read),
+            write,
+            global: translation.global,
+        };
+        self.stats.tlb_fills += 1;
+        vcpu.tlb.insert(mmu, linear, &fill);
+        Some(host + (linear & PAGE_MASK))
+    }
+
+    /// Walks the page tables for `vcpu`.
+    pub fn translate(
+        &mut self,
+        vcpu: &Vcpu,
+        linear: u64,
+        access: Access,
+        privilege: Privilege,
+    ) -> Result<Translation, Exception> {
+        if vcpu.cpu.long_mode() && !is_canonical(linear) {
+            return Err(Exception::gp(0));
+        }
+        self.stats.page_walks += 1;
+        let mut physical = Walker {
+            engine: self,
+            agent: vcpu.cpu.id,
+        };
+        paging::walk(&vcpu.cpu, &mut physical, linear, access, privilege)
+    }
+
+    /// Reads physical memory or devices as `vcpu`.
+    pub fn load(&mut self, vcpu: &Vcpu, paddr: u64, out: &mut [u8]) {
+        if let Some(page) = self.ram.page_index(paddr) {
+            self.acquire(vcpu.cpu.id, page, HandOffKind::Read);
+            self.ram.read(paddr, out);
+            return;
+        }
+        let now = self.now();
+        let id = usize::from(vcpu.cpu.id);
+        let mut done = 0;
+        while done < out.len() {
+            let n = piece(paddr + done as u64, out.len() - done);
+            let value = self.bus.mmio_read(id, paddr + done as u64, n, now);
+            out[done..done + n].copy_from_slice(&value.to_le_bytes()[..n]);
+            done += n;
+        }
+    }
+
+    /// Writes physical memory or devices as `vcpu`; tells whether the running block must end.
+    pub fn store(&mut self, vcpu: &Vcpu, paddr: u64, data: &[u8], running: u32) -> bool {
+        if self.ram.page_index(paddr).is_some() {
+            return self.write_physical(Agent::Vcpu(vcpu.cpu.id), paddr, data, Some(running));
+        }
+        let now = self.now();
+        let id = usize::from(vcpu.cpu.id);
+        let mut done = 0;
+        while done < data.len() {
+            let at = paddr + done as u64;
+            let n = piece(at, data.len() - done);
+            let mut bytes = [0; 8];
+            bytes[..n].copy_from_slice(&data[done..done + n]);
+            self.bus
+                .mmio_write(id, at, n, u64::from_le_bytes(bytes), now);
+            done += n;
+        }
+        false
+    }
+}
+
+/// Size of the naturally aligned device access at `paddr` when `left` bytes remain.
+fn piece(paddr: u64, left: usize) -> usize {
+    [8, 4, 2]
+        .into_iter()
+        .find(|&n| left >= n && paddr % n as u64 == 0)
+        .unwrap_or(1)
+}
+
+/// Physical memory as a vCPU's page walker reaches it.
+struct Walker<'a> {
+    engine: &'a mut Engine,
+    agent: u8,
+}
+
+impl Walker<'_> {
+    fn read<const N: usize>(&mut self, paddr: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        if let Some(page) = self.engine.ram.page_index(paddr) {
+            self.engine.acquire(self.agent, page, HandOffKind::Read);
+        }
+        self.engine.ram.read(paddr, &mut bytes);
+        bytes
+    }
+
+    fn write(&mut self, paddr: u64, data: &[u8]) {
+        // The bits are part of an access that is still being made; a block that they invalidate ends
+        // with its instruction in any case, because table entries are not executed from.
+        self.engine
+            .write_physical(Agent::Vcpu(self.agent), paddr, data, None);
+    }
+}
+
+impl PhysicalMemory for Walker<'_> {
+    fn read_u32(&mut self, paddr: u64) -> u32 {
+        u32::from_le_bytes(self.read(paddr))
+    }
+    fn read_u64(&mut self, paddr: u64) -> u64 {
+        u64::from_le_bytes(self.read(paddr))
+    }
+    fn write_u32(&mut self, paddr: u64, value: u32) {
+        self.write(paddr, &value.to_le_bytes());
+    }
+    fn write_u64(&mut self, paddr: u64, value: u64) {
+        self.write(paddr, &value.to_le_bytes());
+    }
+}
+
+/// Linear memory for the semantics in `cpu`, as one vCPU sees it.
+pub struct View {
+    pub vcpu: *mut Vcpu,
+    pub engine: *mut Engine,
+}
+
+impl View {
+    fn parts(
+        &mut self,
+        linear: u64,
+        size: usize,
+        access: Access,
+        privilege: Privilege,
+    ) -> Result<[(u64, usize); 2], Exception> {
+        // SAFETY: a `View` is made by the engine for the duration of one instruction, from pointers
+        // that stay valid for it; no other reference is used meanwhile.
+        let (vcpu, engine) = unsafe { (&*self.vcpu, &mut *self.engine) };
+        let wrap = |a: u64| {
+            if vcpu.cpu.long_mode() {
+                a
+            } else {
+                a & 0xffff_ffff
+            }
+        };
+        let linear = wrap(linear);
+        let room = ((PAGE_SIZE - (linear & PAGE_MASK)) as usize).min(size);
+        let first = engine.translate(vcpu, linear, access, privilege)?;
+        let mut parts = [(first.paddr | linear & PAGE_MASK, room), (0, 0)];
+        if room < size {
+            let next = wrap(linear.wrapping_add(room as u64));
+            let second = engine.translate(vcpu, next, access, privilege)?;
+            parts[1] = (second.paddr, size - room);
+        }
+        Ok(parts)
+    }
+
+    /// Reads up to 4 KiB.
+    pub fn read_bytes(
+        &mut self,
+        linear: u64,
+        out: &mut [u8],
+        privilege: Privilege,
+    ) -> Result<(), Exception> {
+        // SAFETY: as in `parts`.
+        let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
+        engine.data_breakpoint(vcpu, linear, out.len(), false);
+        let mut done = 0;
+        for (paddr, len) in self.parts(linear, out.len(), Access::Read, privilege)? {
+            if len > 0 {
+                // SAFETY: as in `parts`.
+                let (vcpu, engine) = unsafe { (&*self.vcpu, &mut *self.engine) };
+                engine.load(vcpu, paddr, &mut out[done..done + len]);
+                done += len;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes up to 4 KiB.
+    pub fn write_bytes(
+        &mut self,
+        linear: u64,
+        data: &[u8],
+        privilege: Privilege,
+    ) -> Result<(), Exception> {
+        let mut done = 0;
+        for (paddr, len) in self.parts(linear, data.len(), Access::Write, privilege)? {
+            if len > 0 {
+                // SAFETY: as in `parts`.
+                let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
+                let running = vcpu.run.site_block;
+                if engine.store(vcpu, paddr, &data[done..done + len], running) {
+                    engine.helper_stop = true;
+                }
+                done += len;
+            }
+        }
+        // SAFETY: as in `parts`.
+        let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
+        engine.data_breakpoint(vcpu, linear, data.len(), true);
+        Ok(())
+    }
+}
+
+impl View {
+    /// Reads within one page if it is RAM; false if it is not.
+    pub fn read_ram(&mut self, linear: u64, out: &mut [u8]) -> Result<bool, Exception> {
+        let [(paddr, len), _] = self.parts(linear, out.len(), Access::Read, Privilege::Current)?;
+        // SAFETY: as in `parts`.
+        let (vcpu, engine) = unsafe { (&*self.vcpu, &mut *self.engine) };
+        if len != out.len()
+            || engine.ram.page_index(paddr).is_none()
+            || engine.breakpoint_in_page(&vcpu.cpu, linear)
+        {
+            return Ok(false);
+        }
+        engine.load(vcpu, paddr, out);
+        Ok(true)
+    }
+
+    /// Writes within one page if it is RAM; false if it is not.
+    pub fn write_ram(&mut self, linear: u64, data: &[u8]) -> Result<bool, Exception> {
+        let [(paddr, len), _] =
+            self.parts(linear, data.len(), Access::Write, Privilege::Current)?;
+        // SAFETY: as in `parts`.
+        let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
+        let Some(page) = engine.ram.page_index(paddr) else {
+            return Ok(false);
+        };
+        // Where code or a watchpoint could be hit, iterations are done one by one.
+        let special = engine.pages.info[page]
+            .flags
+            .intersects(PageFlags::CODE | PageFlags::WATCHED);
+        if len != data.len() || special || engine.breakpoint_in_page(&vcpu.cpu, linear) {
+            return Ok(false);
+        }
+        let running = vcpu.run.site_block;
+        engine.store(vcpu, paddr, data, running);
+        Ok(true)
+    }
+}
+
+impl LinearMemory for View {
+    fn read(
+        &mut self,
+        _cpu: &CpuState,
+        linear: u64,
+        size: usize,
+        privilege: Privilege,
+    ) -> Result<u64, Exception> {
+        let mut bytes = [0; 8];
+        self.read_bytes(linear, &mut bytes[..size], privilege)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn write(
+        &mut self,
+        _cpu: &CpuState,
+        linear: u64,
+        size: usize,
+        value: u64,
+        privilege: Privilege,
+    ) -> Result<(), Exception> {
+        self.write_bytes(linear, &value.to_le_bytes()[..size], privilege)
+    }
+
+    fn probe_write(
+        &mut self,
+        _cpu: &CpuState,
+        linear: u64,
+        len: usize,
+        privilege: Privilege,
+    ) -> Result<(), Exception> {
+        self.parts(linear, len.max(1), Access::Write, privilege)
+            .map(|_| ())
+    }
+
+    fn translation_changed(&mut self) {
+        // SAFETY: as in `parts`.
+        let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
+        engine.flush_tlb(vcpu, true);
+    }
+}

@@ -1,0 +1,273 @@
+//! PUSH, POP, CALL, RET and LEAVE: the instructions that access memory through RSP.
+//!
+//! The stack pointer moves together with the access: its update is part of the region that the slow
+//! path repeats, so that a fault leaves it alone and a store that ends the block does not.
+
+use iced_x86::{Instruction, OpKind, Register};
+
+use super::asm::{Reg, W16, W32, W64};
+use super::copy::{number, segment_index};
+use super::emit::Emitter;
+use super::site::AccessKind;
+use super::vcpu::{at, GUEST_RSP, HOST, T0, T1};
+use crate::cpu::state::{gpr, sreg};
+
+/// Bytes that a stack instruction moves.
+fn operand_size(insn: &Instruction) -> usize {
+    insn.stack_pointer_increment().unsigned_abs() as usize
+}
+
+impl Emitter<'_> {
+    /// T0 = linear address of the stack pointer plus `adjust`.
+    fn stack_address(&mut self, adjust: i32, size: usize, kind: AccessKind) {
+        let width = if self.request.mode.stack_size() == 8 {
+            W64
+        } else {
+            W32
+        };
+        if adjust == 0 {
+            self.hot.mov_rr(width, T0, GUEST_RSP);
+        } else {
+            self.hot
+                .mem(&[0x8d], width, T0, Some(GUEST_RSP), None, adjust);
+        }
+        if self.request.mode.stack_size() == 2 {
+            self.hot.rr(&[0x0f, 0xb7], W32, T0, T0);
+        }
+        self.segment(sreg::SS, size, kind);
+    }
+
+    /// Adds to the stack pointer in its current size, without touching flags or T1's value when the
+    /// stack is 32 or 64 bits wide.
+    fn move_stack(&mut self, by: i32) {
+        match self.request.mode.stack_size() {
+            8 => self
+                .hot
+                .mem(&[0x8d], W64, GUEST_RSP, Some(GUEST_RSP), None, by),
+            4 => self
+                .hot
+                .mem(&[0x8d], W32, GUEST_RSP, Some(GUEST_RSP), None, by),
+            _ => {
+                self.hot.mem(&[0x8d], W32, T0, Some(GUEST_RSP), None, by);
+                self.hot.rr(&[0x8b], W16, GUEST_RSP, T0);
+            }
+        }
+    }
+
+    /// Pushes T1 or a host register; flags and the source survive.
+    fn push_register(&mut self, source: Reg, size: usize, load: Option<usize>) {
+        let by = -(size as i32);
+        self.stack_address(by, size, AccessKind::Write);
+        let access = self.begin_access(size, AccessKind::Write, true);
+        if let Some(slot) = load {
+            self.hot.load(W64, source, slot);
+        }
+        let width = match size {
+            2 => W16,
+            4 => W32,
+            _ => W64,
+        };
+        self.hot.mem(&[0x89], width, source, Some(T0), None, 0);
+        self.move_stack(by);
+        self.end_access(access);
+    }
+
+    /// Reads `size` bytes at the address in T0 into the scratch word.
+    fn load_scratch(&mut self, size: usize, stack: bool) {
+        let access = self.begin_access(size, AccessKind::Read, stack);
+        self.move_t1(access, size, false);
+        if size == 2 {
+            self.hot.rr(&[0x0f, 0xb7], W32, T1, T1);
+        }
+        self.hot.store(W64, T1, at::SCRATCH);
+    }
+
+    pub(super) fn push(&mut self, insn: &Instruction) {
+        let size = operand_size(insn);
+        match insn.op0_kind() {
+            OpKind::Register => {
+                let guest = number(insn.op0_register());
+                match HOST[guest] {
+                    Some(host) => self.push_register(host, size, None),
+                    None => self.push_register(T1, size, Some(at::gpr(guest))),
+                }
+            }
+            OpKind::Memory => {
+                self.address_of(insn, size, AccessKind::Read, None);
+                self.load_scratch(size, insn.memory_segment() == Register::SS);
+                self.push_register(T1, size, Some(at::SCRATCH));
+            }
+            _ => {
+                let value = insn.immediate(0);
+                self.push_immediate(value, size);
+            }
+        }
+    }
+
+    fn push_immediate(&mut self, value: u64, size: usize) {
+        let by = -(size as i32);
+        self.stack_address(by, size, AccessKind::Write);
+        let access = self.begin_access(size, AccessKind::Write, true);
+        self.hot.mov_imm(T1, value);
+        let width = match size {
+            2 => W16,
+            4 => W32,
+            _ => W64,
+        };
+        self.hot.mem(&[0x89], width, T1, Some(T0), None, 0);
+        self.move_stack(by);
+        self.end_access(access);
+    }
+
+    pub(super) fn pop(&mut self, insn: &Instruction) {
+        let size = operand_size(insn);
+        self.stack_address(0, size, AccessKind::Read);
+        if insn.op0_kind() == OpKind::Register {
+            let access = self.begin_access(size, AccessKind::Read, true);
+            self.move_t1(access, size, false);
+            self.move_stack(size as i32);
+            self.write_register(number(insn.op0_register()), size, T1);
+            return;
+        }
+        self.load_scratch(size, true);
+        // The address is computed with the stack pointer after the pop.
+        let mut target = *insn;
+        if number_or_none(insn.memory_base()) == Some(gpr::RSP) {
+            let disp = insn.memory_displacement64().wrapping_add(size as u64);
+            target.set_memory_displacement64(disp);
+        }
+        self.address_of(&target, size, AccessKind::Write, None);
+        let stack = segment_index(insn.memory_segment()) == sreg::SS;
+        let access = self.begin_access(size, AccessKind::Write, stack);
+        self.hot.load(W64, T1, at::SCRATCH);
+        let width = match size {
+            2 => W16,
+            4 => W32,
+            _ => W64,
+        };
+        self.hot.mem(&[0x89], width, T1, Some(T0), None, 0);
+        self.move_stack(size as i32);
+        self.end_access(access);
+    }
+
+    /// LEAVE: RSP = RBP, then POP RBP.
+    pub(super) fn leave_frame(&mut self, insn: &Instruction) {
+        let size = operand_size_of_leave(insn);
+        let stack = self.request.mode.stack_size();
+        let frame = HOST[gpr::RBP].expect("RBP lives in a host register");
+        self.hot
+            .mov_rr(if stack == 8 { W64 } else { W32 }, T0, frame);
+        if stack == 2 {
+            self.hot.rr(&[0x0f, 0xb7], W32, T0, T0);
+        }
+        self.segment(sreg::SS, size, AccessKind::Read);
+        let access = self.begin_access(size, AccessKind::Read, true);
+        self.move_t1(access, size, false);
+        match stack {
+            8 => self
+                .hot
+                .mem(&[0x8d], W64, GUEST_RSP, Some(frame), None, size as i32),
+            4 => self
+                .hot
+                .mem(&[0x8d], W32, GUEST_RSP, Some(frame), None, size as i32),
+            _ => {
+                self.hot
+                    .mem(&[0x8d], W32, T0, Some(frame), None, size as i32);
+                self.hot.rr(&[0x8b], W16, GUEST_RSP, T0);
+            }
+        }
+        self.write_register(gpr::RBP, size, T1);
+    }
+
+    pub(super) fn call(&mut self, insn: &Instruction) {
+        self.push_immediate(insn.next_ip(), operand_size(insn));
+        self.flags_to_ax();
+        self.jump_to(insn.near_branch_target());
+    }
+
+    /// Reads the target of an indirect jump or call into the scratch word or says which host register
+    /// holds it.
+    fn target(&mut self, insn: &Instruction) -> Option<usize> {
+        if insn.op0_kind() == OpKind::Register {
+            return Some(number(insn.op0_register()));
+        }
+        let size = insn.memory_size().size();
+        self.address_of(insn, size, AccessKind::Read, None);
+        self.load_scratch(size, insn.memory_segment() == Register::SS);
+        None
+    }
+
+    /// T0 = the target, in the size of the instruction pointer.
+    fn load_target(&mut self, register: Option<usize>, size: usize) {
+        match register {
+            Some(guest) => self.read_register(T0, guest),
+            None => self.hot.load(W64, T0, at::SCRATCH),
+        }
+        self.truncate_target(size);
+    }
+
+    fn truncate_target(&mut self, size: usize) {
+        match size {
+            2 => self.hot.rr(&[0x0f, 0xb7], W32, T0, T0),
+            4 => self.hot.rr(&[0x8b], W32, T0, T0),
+            _ => {}
+        }
+    }
+
+    pub(super) fn indirect_jump(&mut self, insn: &Instruction) {
+        let target = self.target(insn);
+        let size = target_size(insn);
+        self.load_target(target, size);
+        self.jump_indirect();
+    }
+
+    pub(super) fn indirect_call(&mut self, insn: &Instruction) {
+        let size = target_size(insn);
+        let mut target = self.target(insn);
+        if target == Some(gpr::RSP) {
+            // The target is the stack pointer before the push.
+            self.hot.store(W64, GUEST_RSP, at::SCRATCH);
+            target = None;
+        }
+        self.push_immediate(insn.next_ip(), operand_size(insn));
+        self.load_target(target, size);
+        self.jump_indirect();
+    }
+
+    pub(super) fn ret(&mut self, insn: &Instruction) {
+        let extra = if insn.op_count() == 1 {
+            i32::from(insn.immediate16())
+        } else {
+            0
+        };
+        let size = operand_size(insn) - extra as usize;
+        self.stack_address(0, size, AccessKind::Read);
+        let access = self.begin_access(size, AccessKind::Read, true);
+        self.move_t1(access, size, false);
+        self.move_stack(size as i32 + extra);
+        self.hot.mov_rr(W64, T0, T1);
+        self.truncate_target(size);
+        self.jump_indirect();
+    }
+}
+
+fn number_or_none(register: Register) -> Option<usize> {
+    register.is_gpr().then(|| number(register))
+}
+
+/// Bytes of the instruction pointer that an indirect jump or call sets.
+fn target_size(insn: &Instruction) -> usize {
+    match insn.op0_kind() {
+        OpKind::Register => insn.op0_register().size(),
+        _ => insn.memory_size().size(),
+    }
+}
+
+fn operand_size_of_leave(insn: &Instruction) -> usize {
+    use iced_x86::Code;
+    match insn.code() {
+        Code::Leavew => 2,
+        Code::Leaved => 4,
+        _ => 8,
+    }
+}

@@ -1,0 +1,217 @@
+//! A vCPU as translated code sees it: the guest's registers, its TLB and jump cache, and the few
+//! words through which code and the dispatcher talk. The GS base points here while code runs.
+
+use std::alloc::{alloc_zeroed, handle_alloc_error, Layout};
+use std::mem::offset_of;
+
+use super::asm::{self, Reg};
+use crate::cpu::exception::Exception;
+use crate::cpu::state::{gpr, CpuState};
+use crate::memory::tlb::{Tlb, TlbEntry, ENTRY_SHIFT, TABLES};
+
+/// Host registers by guest register. Four guest registers live in memory; host RAX holds the saved
+/// status flags, R10 and R11 are temporary, RSP is the host's stack.
+///
+/// RAX cannot keep its name because LAHF and SAHF need it, and RSP cannot because helpers and
+/// signals need a stack. The four in memory are those that kernel code uses least.
+pub const HOST: [Option<Reg>; 16] = [
+    Some(asm::R9),  // rax
+    Some(asm::RCX), // rcx
+    Some(asm::RDX), // rdx
+    Some(asm::RBX), // rbx
+    Some(asm::R15), // rsp
+    Some(asm::RBP), // rbp
+    Some(asm::RSI), // rsi
+    Some(asm::RDI), // rdi
+    Some(asm::R8),  // r8
+    None,           // r9
+    None,           // r10
+    None,           // r11
+    Some(asm::R12), // r12
+    Some(asm::R13), // r13
+    Some(asm::R14), // r14
+    None,           // r15
+];
+
+/// Guest RAX and RSP.
+pub const GUEST_RAX: Reg = asm::R9;
+pub const GUEST_RSP: Reg = asm::R15;
+/// Temporaries: the effective, then host, address of a memory operand; and a second one.
+pub const T0: Reg = asm::R10;
+pub const T1: Reg = asm::R11;
+
+/// log2 of the number of jump-cache entries.
+pub const JUMP_BITS: u32 = 12;
+
+/// A jump-cache entry: where code for a pc in a mode starts.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct JumpEntry {
+    /// pc XOR [`super::mode::Mode::key`], or a value that no pc gives.
+    pub key: u64,
+    /// Host address of the code.
+    pub code: u64,
+}
+
+/// A key that no canonical pc in any mode gives: the mode part has 15 bits.
+pub const NO_KEY: u64 = 0x7fff_8000_0000_0000;
+
+/// Why translated code came back to the dispatcher.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// A direct jump that is not chained yet; `exit_slot` tells which.
+    Chain = 0,
+    /// An indirect jump that the jump cache does not know; rip is set.
+    Lookup = 1,
+    /// The budget does not suffice for the next block; rip is set.
+    Budget = 2,
+    /// A memory access raised `fault`.
+    Fault = 3,
+    /// A helper has run and ended the block; `helper_flow` tells how.
+    Helper = 4,
+    /// A store into the running block, or a stop inside it; rip is set.
+    Stopped = 5,
+    /// A host signal became the guest exception `fault`.
+    Signal = 6,
+    /// The end of a partial block (`resume`) was reached.
+    Partial = 7,
+}
+
+/// The words that translated code and the dispatcher share.
+#[repr(C, align(64))]
+pub struct RunState {
+    /// Instructions that may still run; the next block runs if its length fits.
+    pub budget: i64,
+    /// Saved status flags: AH as of LAHF, AL as of SETO.
+    pub flags_ax: u64,
+    /// This structure's own vCPU.
+    pub this: u64,
+    pub host_rsp: u64,
+    /// [`super::mode::Mode::key`] of the running mode.
+    pub jump_key: u64,
+    pub exit: u32,
+    pub exit_slot: u32,
+    /// Block whose slow path or helper is running.
+    pub site_block: u32,
+    /// Packed [`super::site::Site`] of a signal or exit.
+    pub site: u32,
+    /// The guest's FPU state is in the host's FPU.
+    /// A word for values on their way between two accesses.
+    pub scratch: u64,
+    /// The guest's FPU state is in the host's FPU.
+    pub fpu_live: u8,
+    pub fpu_was_live: u8,
+    pub _pad: [u8; 2],
+    pub host_mxcsr: u32,
+    /// Data breakpoints that the current instruction hit, as in DR6.
+    pub debug_hits: u64,
+    pub signal: super::signals::Caught,
+    pub fault: Option<Exception>,
+    pub engine: *mut super::engine::Engine,
+    /// Where a special access takes place; used at the offset that keeps the guest's alignment.
+    pub bounce: Bounce,
+    pub access: super::slow::PendingAccess,
+}
+
+#[repr(C, align(64))]
+pub struct Bounce(pub [u8; 192]);
+
+/// A vCPU.
+#[repr(C, align(64))]
+pub struct Vcpu {
+    pub cpu: CpuState,
+    pub run: RunState,
+    pub tlb: Tlb,
+    pub jumps: [JumpEntry; 1 << JUMP_BITS],
+    pub fetch: super::fetch::FetchTlb,
+}
+
+impl Vcpu {
+    /// A vCPU in its power-on state for a machine with `pages` pages of RAM.
+    pub fn new(id: u8, pages: usize) -> Box<Self> {
+        let layout = Layout::new::<Self>();
+        // SAFETY: all-zero bytes are valid for every field that is read before it is initialised
+        // below: the Vecs inside `tlb` and `fetch` are overwritten with `ptr::write`, never dropped
+        // as zeroes; `Option<Exception>`, integers and raw pointers accept zero.
+        let mut this = unsafe {
+            let raw = alloc_zeroed(layout).cast::<Self>();
+            if raw.is_null() {
+                handle_alloc_error(layout);
+            }
+            Tlb::init(&raw mut (*raw).tlb, pages);
+            (&raw mut (*raw).cpu).write(CpuState::reset(id));
+            (&raw mut (*raw).run.fault).write(None);
+            (&raw mut (*raw).run.access).write(super::slow::PendingAccess::default());
+            (&raw mut (*raw).fetch).write(super::fetch::FetchTlb::default());
+            Box::from_raw(raw)
+        };
+        this.run.this = &raw const *this as u64;
+        this.clear_jumps();
+        this
+    }
+
+    /// Forgets where code is.
+    pub fn clear_jumps(&mut self) {
+        self.jumps.fill(JumpEntry {
+            key: NO_KEY,
+            code: 0,
+        });
+    }
+}
+
+/// Index of a pc in the jump cache.
+#[inline]
+pub fn jump_index(pc: u64) -> usize {
+    pc as usize & ((1 << JUMP_BITS) - 1)
+}
+
+/// Offsets from the GS base, for emitted code.
+pub mod at {
+    use super::*;
+
+    pub const fn gpr(index: usize) -> usize {
+        offset_of!(Vcpu, cpu) + offset_of!(CpuState, gpr) + 8 * index
+    }
+    pub const RIP: usize = offset_of!(Vcpu, cpu) + offset_of!(CpuState, rip);
+    pub const RFLAGS: usize = offset_of!(Vcpu, cpu) + offset_of!(CpuState, rflags);
+    pub const FPU: usize = offset_of!(Vcpu, cpu) + offset_of!(CpuState, fpu);
+    pub const fn segment_base(index: usize) -> usize {
+        offset_of!(Vcpu, cpu)
+            + offset_of!(CpuState, seg)
+            + index * size_of::<crate::cpu::state::Segment>()
+    }
+    const RUN: usize = offset_of!(Vcpu, run);
+    pub const BUDGET: usize = RUN + offset_of!(RunState, budget);
+    pub const FLAGS_AX: usize = RUN + offset_of!(RunState, flags_ax);
+    pub const THIS: usize = RUN + offset_of!(RunState, this);
+    pub const HOST_RSP: usize = RUN + offset_of!(RunState, host_rsp);
+    pub const JUMP_KEY: usize = RUN + offset_of!(RunState, jump_key);
+    pub const EXIT: usize = RUN + offset_of!(RunState, exit);
+    pub const EXIT_SLOT: usize = RUN + offset_of!(RunState, exit_slot);
+    pub const SITE_BLOCK: usize = RUN + offset_of!(RunState, site_block);
+    pub const SITE: usize = RUN + offset_of!(RunState, site);
+    pub const SCRATCH: usize = RUN + offset_of!(RunState, scratch);
+    pub const FPU_LIVE: usize = RUN + offset_of!(RunState, fpu_live);
+    pub const FPU_WAS_LIVE: usize = RUN + offset_of!(RunState, fpu_was_live);
+    pub const HOST_MXCSR: usize = RUN + offset_of!(RunState, host_mxcsr);
+    const TLB: usize = offset_of!(Vcpu, tlb) + offset_of!(Tlb, entries);
+    /// Tags and host page of slot 0 of a table.
+    pub const fn tlb(table: usize, field: usize) -> usize {
+        TLB + (TABLES[table].0 << ENTRY_SHIFT) + field
+    }
+    pub const TAG_READ: usize = offset_of!(TlbEntry, read);
+    pub const TAG_WRITE: usize = offset_of!(TlbEntry, write);
+    pub const TLB_HOST: usize = offset_of!(TlbEntry, host);
+    pub const JUMP: usize = offset_of!(Vcpu, jumps);
+    pub const JUMP_CODE: usize = JUMP + offset_of!(JumpEntry, code);
+}
+
+/// Guest registers that live in host registers, with their numbers.
+pub fn mapped() -> impl Iterator<Item = (usize, Reg)> {
+    HOST.iter()
+        .enumerate()
+        .filter_map(|(g, h)| h.map(|h| (g, h)))
+}
+
+const _: () = assert!(gpr::RSP == 4 && size_of::<TlbEntry>() == 1 << ENTRY_SHIFT);
