@@ -14,6 +14,7 @@ pub mod io;
 pub mod ioapic;
 pub mod lapic;
 pub mod lapic_bus;
+pub mod lapic_msr;
 pub mod misc;
 pub mod pci;
 pub mod pic;
