@@ -17,6 +17,7 @@ pub mod lapic_bus;
 pub mod lapic_msr;
 pub mod misc;
 pub mod pci;
+pub mod pci_function;
 pub mod pic;
 pub mod pit;
 pub mod pm;
