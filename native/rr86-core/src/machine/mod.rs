@@ -15,6 +15,8 @@ pub mod ioapic;
 pub mod lapic;
 pub mod lapic_bus;
 pub mod lapic_msr;
+#[cfg(test)]
+mod legacy_tests;
 pub mod misc;
 pub mod pci;
 pub mod pci_function;
