@@ -457,7 +457,7 @@ impl Board {
 
     /// Delivers messages and brings the cached answers up to date.
     fn refresh(&mut self) {
-        for message in std::mem::take(&mut self.messages) {
+        for message in self.messages.drain(..) {
             lapic_bus::deliver(&mut self.lapics, &message, &mut self.signals);
         }
         let extint = self.pic.irq();

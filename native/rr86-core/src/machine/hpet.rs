@@ -16,7 +16,8 @@ pub const TICK: u64 = 10;
 pub const TIMERS: usize = 3;
 
 /// Period of 10 ns in femtoseconds, vendor 8086, legacy capable, 64-bit, three timers, revision 1.
-const CAPABILITIES: u64 = TICK * 1_000_000 << 32 | 0x8086 << 16 | 1 << 15 | 1 << 13 | 2 << 8 | 1;
+const CAPABILITIES: u64 =
+    ((TICK * 1_000_000) << 32) | (0x8086 << 16) | (1 << 15) | (1 << 13) | (2 << 8) | 1;
 
 const ENABLE: u64 = 1;
 const LEGACY: u64 = 2;

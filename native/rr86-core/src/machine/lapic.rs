@@ -718,3 +718,7 @@ impl State for Lapic {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "lapic_tests.rs"]
+mod tests;

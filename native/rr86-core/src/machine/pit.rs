@@ -138,7 +138,7 @@ impl Channel {
         };
         let value = (value % wrap) as u16;
         if self.bcd {
-            (value / 1000) << 12 | (value / 100 % 10) << 8 | (value / 10 % 10) << 4 | value % 10
+            (value / 1000) << 12 | (value / 100 % 10) << 8 | (value / 10 % 10) << 4 | (value % 10)
         } else {
             value
         }
@@ -339,7 +339,7 @@ impl Pit {
         match port {
             0x40..=0x42 => self.channels[usize::from(port & 3)].read(now),
             0x61 => {
-                let refresh = now / REFRESH_NANOSECONDS & 1 != 0;
+                let refresh = (now / REFRESH_NANOSECONDS) & 1 != 0;
                 u8::from(self.channels[2].gate)
                     | u8::from(self.speaker) << 1
                     | u8::from(refresh) << 4
