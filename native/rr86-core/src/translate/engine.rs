@@ -21,7 +21,8 @@ use super::vcpu::{Exit, Vcpu};
 use crate::cpu::cpuid::CpuidTable;
 use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
-use crate::cpu::state::CpuState;
+use crate::cpu::msr::index;
+use crate::cpu::state::{CpuState, RFlags};
 use crate::memory::pages::{HandOff, HandOffKind, PageFlags, Pages, DEVICE, NOBODY, SHARED};
 use crate::memory::ram::GuestRam;
 use crate::memory::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
@@ -83,6 +84,8 @@ pub enum StopCause {
     Watch { paddr: u64 },
     /// Before the first instruction of an interrupt handler.
     Interrupt { vector: u8 },
+    /// The instruction count was reached.
+    Moment,
 }
 
 /// Counters; none of them influences the run.
@@ -238,6 +241,15 @@ impl Engine {
             let mut vcpu = Vcpu::new(id as u8, pages);
             vcpu.run.engine = this;
             vcpu.run.host_mxcsr = 0x1f80;
+            let msr = &mut vcpu.cpu.msr;
+            for (slot, index) in [
+                (&mut msr.feature_control, index::FEATURE_CONTROL),
+                (&mut msr.bios_sign_id, index::BIOS_SIGN_ID),
+                (&mut msr.misc_enable, index::MISC_ENABLE),
+                (&mut msr.pat, index::PAT),
+            ] {
+                *slot = engine.model.msr(index).unwrap_or(*slot);
+            }
             engine.vcpus.push(Box::into_raw(vcpu));
         }
         Ok(engine)
@@ -563,6 +575,25 @@ impl Engine {
         vcpu.tlb.flush(keep_global);
         vcpu.fetch.clear();
         vcpu.clear_jumps();
+    }
+
+    /// INIT of a vCPU: its state, and everything cached about it.
+    pub fn init_vcpu(&mut self, index: usize) {
+        self.resume[index] = None;
+        // SAFETY: the pointer is valid, no code runs, and no other reference to the vCPU exists.
+        let vcpu = unsafe { &mut *self.vcpus[index] };
+        vcpu.cpu.init();
+        self.flush_tlb(vcpu, false);
+    }
+
+    /// After a device access: comes back soon if the board wants something, or if an interrupt can now
+    /// be delivered. Without this, the moment of delivery would depend on when the dispatcher is next
+    /// entered, which is not part of the machine.
+    pub(super) fn after_bus(&mut self, vcpu: &mut Vcpu) {
+        let open = vcpu.cpu.rflags & RFlags::IF.bits() != 0;
+        if self.bus.has_signals() || open && self.bus.pending_interrupt(usize::from(vcpu.cpu.id)) {
+            self.request_exit(vcpu);
+        }
     }
 
     /// Digest of RAM. Takes the right of unnoticed writes away, so that the next one is noticed.

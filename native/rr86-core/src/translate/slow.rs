@@ -78,7 +78,12 @@ pub unsafe extern "sysv64" fn access(vcpu: *mut Vcpu, linear: u64, site: u32) ->
     engine.note_position(vcpu, site);
     let mode = engine.blocks.get(vcpu.run.site_block).mode;
     match engine.resolve(vcpu, linear, usize::from(site.size), site.kind, mode) {
-        Ok(result) => result,
+        Ok(result) => {
+            if result.host == vcpu.run.bounce.0[(linear & 63) as usize..].as_ptr() as u64 {
+                engine.after_bus(vcpu);
+            }
+            result
+        }
         Err(mut exception) => {
             // A non-canonical address on the stack is #SS(0) (SDM vol. 1, section 3.3.7.1).
             if site.stack && exception.vector == vector::GP {
@@ -112,9 +117,7 @@ pub unsafe extern "sysv64" fn commit(vcpu: *mut Vcpu, rflags: u64, site: u32) ->
         at += len;
     }
     stop |= engine.data_breakpoint(vcpu, pending.linear, usize::from(site.size), true);
-    if engine.bus.has_signals() {
-        engine.request_exit(vcpu);
-    }
+    engine.after_bus(vcpu);
     if !stop {
         return 1;
     }

@@ -157,9 +157,7 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     let result = run(&mut context);
     let flow = context.flow;
     v.run.flags_ax = flags_to_ax(v.cpu.rflags);
-    if engine.bus.has_signals() {
-        engine.request_exit(v);
-    }
+    engine.after_bus(v);
     match result {
         Err(exception) => {
             v.cpu.rip = rip;
