@@ -146,9 +146,7 @@ impl Recorder {
     /// When the trace cannot be written; the machine has stopped at a slice boundary.
     pub fn run(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, TraceError> {
         conditions.arm(&mut self.machine);
-        let result = self.drive(limit, conditions);
-        Conditions::disarm(&mut self.machine);
-        result
+        self.drive(limit, conditions)
     }
 
     fn drive(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, TraceError> {

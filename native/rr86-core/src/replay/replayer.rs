@@ -82,9 +82,7 @@ impl Replayer {
     /// [`ReplayError`] when the trace is damaged or the machine does something else than recorded.
     pub fn run(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, ReplayError> {
         conditions.arm(&mut self.machine);
-        let result = self.drive(limit, conditions);
-        Conditions::disarm(&mut self.machine);
-        result
+        self.drive(limit, conditions)
     }
 
     fn drive(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, ReplayError> {

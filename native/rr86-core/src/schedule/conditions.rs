@@ -38,7 +38,7 @@ impl Conditions {
         }
     }
 
-    /// Arms the machine for these conditions.
+    /// Arms the machine for these conditions, and for no others. They stay armed.
     pub fn arm(&self, machine: &mut Machine) {
         let mut hooks = Hooks::default();
         let mut watches = Vec::new();
@@ -64,11 +64,6 @@ impl Conditions {
                 _ => None,
             })
             .min();
-    }
-
-    /// Takes the conditions off the machine.
-    pub fn disarm(machine: &mut Machine) {
-        Self::default().arm(machine);
     }
 
     /// Which condition a stop of the engine fulfils.

@@ -69,6 +69,7 @@ pub struct Request<'a> {
 /// Instructions before which the debugger wants to be asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hooks {
+    /// Sorted.
     pub rips: Vec<u64>,
     /// Every INT3.
     pub int3: bool,
@@ -149,7 +150,7 @@ impl Emitter<'_> {
             self.index = index;
             let (insn, class) = insns[index];
             let hooks = self.request.hooks;
-            if hooks.rips.contains(&insn.ip()) || hooks.int3 && insn.mnemonic() == Mnemonic::Int3 {
+            if hooks.rips.binary_search(&insn.ip()).is_ok() || hooks.int3 && insn.mnemonic() == Mnemonic::Int3 {
                 self.hook();
             }
             self.instruction(&insn, class);
