@@ -1,5 +1,6 @@
 //! The machine: one class for plain runs, recordings and replays.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -150,7 +151,7 @@ impl Machine {
         self.driver().machine()?.load(paddr, data).map_err(errors::machine)
     }
 
-    fn set_registers(&mut self, vcpu: usize, values: Vec<(String, u64)>) -> PyResult<()> {
+    fn set_registers(&mut self, vcpu: usize, values: BTreeMap<String, u64>) -> PyResult<()> {
         let machine = self.driver().machine()?;
         for (name, value) in values {
             machine.set_register(vcpu, &name, value).map_err(errors::machine)?;
