@@ -7,10 +7,30 @@ use rr86_core::record;
 use rr86_core::replay::ReplayError;
 use rr86_core::schedule;
 
-create_exception!(rr86._native, NativeError, PyException, "Any failure of the core.");
-create_exception!(rr86._native, TraceError, NativeError, "A trace file that cannot be read.");
-create_exception!(rr86._native, DivergenceError, NativeError, "A replay left the recorded path.");
-create_exception!(rr86._native, HostError, NativeError, "The host lacks something.");
+create_exception!(
+    rr86._native,
+    NativeError,
+    PyException,
+    "Any failure of the core."
+);
+create_exception!(
+    rr86._native,
+    TraceError,
+    NativeError,
+    "A trace file that cannot be read."
+);
+create_exception!(
+    rr86._native,
+    DivergenceError,
+    NativeError,
+    "A replay left the recorded path."
+);
+create_exception!(
+    rr86._native,
+    HostError,
+    NativeError,
+    "The host lacks something."
+);
 
 pub fn machine(error: schedule::MachineError) -> PyErr {
     match error {

@@ -28,7 +28,9 @@ impl Driver {
         match self {
             Self::Record(r) => Ok(&mut r.machine),
             Self::Replay(r) => Ok(&mut r.machine),
-            Self::Gone => Err(NativeError::new_err("this machine could not start its replay")),
+            Self::Gone => Err(NativeError::new_err(
+                "this machine could not start its replay",
+            )),
         }
     }
 }
@@ -72,7 +74,10 @@ fn parse(rows: &[ConditionRow], patterns: &[Vec<u8>]) -> PyResult<Vec<Condition>
                 "rip" => Condition::Rip(*a),
                 "int3" => Condition::Int3,
                 "icount" => Condition::Icount(*a),
-                "write" => Condition::Write { paddr: *a, length: (*b).clamp(1, 1 << 30) },
+                "write" => Condition::Write {
+                    paddr: *a,
+                    length: (*b).clamp(1, 1 << 30),
+                },
                 "irq" => Condition::Interrupt(byte()?),
                 "console" => {
                     let index = usize::try_from(*a).ok().filter(|&i| i < patterns.len());
@@ -81,9 +86,7 @@ fn parse(rows: &[ConditionRow], patterns: &[Vec<u8>]) -> PyResult<Vec<Condition>
                     })?;
                     Condition::Console(patterns[index].clone())
                 }
-                other => {
-                    return Err(NativeError::new_err(format!("unknown condition {other:?}")))
-                }
+                other => return Err(NativeError::new_err(format!("unknown condition {other:?}"))),
             })
         })
         .collect()
@@ -91,7 +94,9 @@ fn parse(rows: &[ConditionRow], patterns: &[Vec<u8>]) -> PyResult<Vec<Condition>
 
 impl Machine {
     fn driver(&mut self) -> &mut Driver {
-        self.driver.get_mut().unwrap_or_else(PoisonError::into_inner)
+        self.driver
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -134,7 +139,10 @@ impl Machine {
             start_time,
             fw_cfg,
             fw_cfg_files,
-            blocks: BlockLimits { instructions: max_block, capacity: block_capacity.max(1) },
+            blocks: BlockLimits {
+                instructions: max_block,
+                capacity: block_capacity.max(1),
+            },
         })
         .map_err(errors::machine)?;
         let recorder = Recorder::new(machine, Scheduler::new(seed, quantum));
@@ -148,13 +156,18 @@ impl Machine {
     }
 
     fn load(&mut self, paddr: u64, data: &[u8]) -> PyResult<()> {
-        self.driver().machine()?.load(paddr, data).map_err(errors::machine)
+        self.driver()
+            .machine()?
+            .load(paddr, data)
+            .map_err(errors::machine)
     }
 
     fn set_registers(&mut self, vcpu: usize, values: BTreeMap<String, u64>) -> PyResult<()> {
         let machine = self.driver().machine()?;
         for (name, value) in values {
-            machine.set_register(vcpu, &name, value).map_err(errors::machine)?;
+            machine
+                .set_register(vcpu, &name, value)
+                .map_err(errors::machine)?;
         }
         Ok(())
     }
@@ -168,9 +181,13 @@ impl Machine {
         let Driver::Record(recorder) = self.driver() else {
             return Err(NativeError::new_err("a replaying machine cannot record"));
         };
-        let images: Vec<(String, &[u8])> =
-            images.iter().map(|(name, data)| (name.clone(), data.as_slice())).collect();
-        recorder.record_to(Path::new(path), header, &images).map_err(errors::trace)
+        let images: Vec<(String, &[u8])> = images
+            .iter()
+            .map(|(name, data)| (name.clone(), data.as_slice()))
+            .collect();
+        recorder
+            .record_to(Path::new(path), header, &images)
+            .map_err(errors::trace)
     }
 
     fn finish_recording(&mut self, footer: &[u8]) -> PyResult<()> {
@@ -178,7 +195,9 @@ impl Machine {
         let Driver::Record(recorder) = self.driver() else {
             return Err(NativeError::new_err("this machine is not recording"));
         };
-        recorder.finish(reason, code, &detail, footer).map_err(errors::trace)
+        recorder
+            .finish(reason, code, &detail, footer)
+            .map_err(errors::trace)
     }
 
     #[pyo3(signature = (path, verify=true))]
@@ -217,12 +236,17 @@ impl Machine {
             self.rows = conditions;
             self.patterns = console_patterns;
         }
-        let driver = self.driver.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let driver = self
+            .driver
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
         let conditions = &mut self.conditions;
         let stop = py.detach(|| match driver {
             Driver::Record(r) => r.run(max_instructions, conditions).map_err(errors::trace),
             Driver::Replay(r) => r.run(max_instructions, conditions).map_err(errors::replay),
-            Driver::Gone => Err(NativeError::new_err("this machine could not start its replay")),
+            Driver::Gone => Err(NativeError::new_err(
+                "this machine could not start its replay",
+            )),
         })?;
         let vcpu = match (&*self.driver(), stop) {
             (_, Stop::Ended(Ending::TripleFault { vcpu })) => vcpu,
@@ -238,7 +262,14 @@ impl Machine {
         self.last = (number, code, detail.clone());
         let info = PyDict::new(py);
         info.set_item("reason", name)?;
-        info.set_item("condition", if let Stop::Condition(i) = stop { i as i64 } else { -1 })?;
+        info.set_item(
+            "condition",
+            if let Stop::Condition(i) = stop {
+                i as i64
+            } else {
+                -1
+            },
+        )?;
         info.set_item("vcpu", vcpu)?;
         info.set_item("icount", icount)?;
         info.set_item("time_ns", time_ns)?;
@@ -268,12 +299,18 @@ impl Machine {
                 r.console_input(data);
                 Ok(())
             }
-            _ => Err(NativeError::new_err("a replay takes its input from the trace")),
+            _ => Err(NativeError::new_err(
+                "a replay takes its input from the trace",
+            )),
         }
     }
 
     fn registers<'py>(&mut self, py: Python<'py>, vcpu: usize) -> PyResult<Bound<'py, PyDict>> {
-        let all = self.driver().machine()?.registers(vcpu).map_err(errors::machine)?;
+        let all = self
+            .driver()
+            .machine()?
+            .registers(vcpu)
+            .map_err(errors::machine)?;
         let registers = PyDict::new(py);
         for (name, value) in all {
             registers.set_item(name, value)?;
@@ -295,7 +332,9 @@ impl Machine {
     ) -> PyResult<Bound<'py, PyBytes>> {
         let machine = self.driver().machine()?;
         if length as u64 > machine.engine.ram.size() {
-            return Err(NativeError::new_err(format!("{length} bytes are more than the RAM has")));
+            return Err(NativeError::new_err(format!(
+                "{length} bytes are more than the RAM has"
+            )));
         }
         let mut bytes = vec![0; length];
         machine.engine.ram.read(paddr, &mut bytes);
@@ -314,7 +353,9 @@ impl Machine {
         let mut bytes = Vec::new();
         while bytes.len() < length {
             let at = address.wrapping_add(bytes.len() as u64);
-            let Some(paddr) = peek(machine, vcpu, at) else { break };
+            let Some(paddr) = peek(machine, vcpu, at) else {
+                break;
+            };
             let room = (4096 - (at & 4095)) as usize;
             let n = room.min(length - bytes.len());
             let start = bytes.len();

@@ -25,7 +25,9 @@ fn block<'py>(fields: &Bound<'py, PyDict>, b: &Block) -> PyResult<()> {
 fn fields<'py>(py: Python<'py>, event: &Event) -> PyResult<(&'static str, Bound<'py, PyDict>)> {
     let f = PyDict::new(py);
     let kind = match event {
-        Event::Slice { instructions, stop, .. } => {
+        Event::Slice {
+            instructions, stop, ..
+        } => {
             f.set_item("instructions", instructions)?;
             f.set_item("stop", stop.code())?;
             "slice"
@@ -53,7 +55,13 @@ fn fields<'py>(py: Python<'py>, event: &Event) -> PyResult<(&'static str, Bound<
             block(&f, b)?;
             "link"
         }
-        Event::Invalidate { id, by, paddr, len, reason } => {
+        Event::Invalidate {
+            id,
+            by,
+            paddr,
+            len,
+            reason,
+        } => {
             f.set_item("id", id)?;
             f.set_item("by", by)?;
             f.set_item("paddr", paddr)?;
@@ -65,7 +73,13 @@ fn fields<'py>(py: Python<'py>, event: &Event) -> PyResult<(&'static str, Bound<
             f.set_item("reason", reason)?;
             "flush"
         }
-        Event::HandOff { page, from, to, access, lines } => {
+        Event::HandOff {
+            page,
+            from,
+            to,
+            access,
+            lines,
+        } => {
             f.set_item("page", page)?;
             f.set_item("from", from)?;
             f.set_item("to", to)?;
@@ -78,7 +92,12 @@ fn fields<'py>(py: Python<'py>, event: &Event) -> PyResult<(&'static str, Bound<
             f.set_item("value", PyBytes::new(py, value.as_bytes()))?;
             "cross-write"
         }
-        Event::Stop { reason, code, detail, .. } => {
+        Event::Stop {
+            reason,
+            code,
+            detail,
+            ..
+        } => {
             f.set_item("reason", reason)?;
             f.set_item("code", code)?;
             f.set_item("detail", PyBytes::new(py, detail.as_bytes()))?;
@@ -92,7 +111,9 @@ fn fields<'py>(py: Python<'py>, event: &Event) -> PyResult<(&'static str, Bound<
 impl TraceReader {
     #[new]
     fn new(path: &str) -> PyResult<Self> {
-        replay::TraceReader::open(Path::new(path)).map(Self).map_err(errors::trace)
+        replay::TraceReader::open(Path::new(path))
+            .map(Self)
+            .map_err(errors::trace)
     }
 
     fn header<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {

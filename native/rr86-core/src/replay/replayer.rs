@@ -9,7 +9,7 @@ use crate::schedule::{Conditions, Decision, Machine, SliceReport, Wait};
 
 /// The replay left the recorded path.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("the replay diverged: {component} differs at instruction {icount}, vCPU {vcpu}: {what}")]
+#[error("{component} differs at instruction {icount}, vCPU {vcpu}: {what}")]
 pub struct Divergence {
     /// "schedule", "time", "ram", "cpu0", "blocks", a device, …
     pub component: String,

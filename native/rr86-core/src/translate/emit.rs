@@ -150,7 +150,9 @@ impl Emitter<'_> {
             self.index = index;
             let (insn, class) = insns[index];
             let hooks = self.request.hooks;
-            if hooks.rips.binary_search(&insn.ip()).is_ok() || hooks.int3 && insn.mnemonic() == Mnemonic::Int3 {
+            if hooks.rips.binary_search(&insn.ip()).is_ok()
+                || hooks.int3 && insn.mnemonic() == Mnemonic::Int3
+            {
                 self.hook();
             }
             self.instruction(&insn, class);

@@ -176,6 +176,8 @@ pub struct Engine {
     pub(super) partial_targets: Vec<u64>,
     pub(super) partial_traps: Option<(usize, BlockId, Vec<Trap>)>,
     pub(super) partial_end: Option<Resume>,
+    /// A direct jump that was followed and could be linked.
+    pub(super) link: Option<(BlockId, usize)>,
 }
 
 // SAFETY: the vCPU pointers are owned by the engine alone (made by `Box::into_raw`, freed in `drop`),
@@ -235,6 +237,7 @@ impl Engine {
             partial_targets: Vec::new(),
             partial_traps: None,
             partial_end: None,
+            link: None,
         });
         let this: *mut Self = &raw mut *engine;
         for id in 0..vcpus {
@@ -500,6 +503,9 @@ impl Engine {
             .ranges()
             .filter_map(|(at, _)| self.ram.page_index(at))
             .collect();
+        if self.link.is_some_and(|(from, _)| from == id) {
+            self.link = None;
+        }
         self.code_map.remove(&block.code_offset);
         let patches = self.blocks.remove(id, pages.into_iter());
         for (at, target) in patches {
@@ -560,6 +566,7 @@ impl Engine {
     }
 
     fn forget_code(&mut self) {
+        self.link = None;
         self.code.clear();
         self.code_map.clear();
         self.partial_traps = None;
