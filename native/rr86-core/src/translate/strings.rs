@@ -251,8 +251,9 @@ fn iterate(c: &mut Context<'_>, s: &Shape) -> Result {
             };
         }
         Kind::Compare => {
-            let a = c.load(source, s.size)?;
+            // The second operand comes first where both fault.
             let b = c.load(destination, s.size)?;
+            let a = c.load(source, s.size)?;
             c.set_flags(STATUS_FLAGS, compare_flags(a, b, s.size));
         }
         Kind::Scan => {
