@@ -37,8 +37,7 @@ pub struct Ranges {
 }
 
 impl Ranges {
-    /// Adds a range behind the others.
-    pub fn add(&mut self, start: usize, end: usize) {
+    fn add(&mut self, start: usize, end: usize) {
         self.ranges[self.count] = (start, end);
         self.count += 1;
     }

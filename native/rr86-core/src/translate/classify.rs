@@ -151,11 +151,19 @@ pub fn waits(insn: &Instruction) -> bool {
     let mmx_register =
         (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Register && insn.op_register(i).is_mm());
     mmx_register
-        || uses_fpu(insn) == Some(false)
+        || is_x87(insn)
             && !matches!(
                 insn.mnemonic(),
                 M::Fnstcw | M::Fnstsw | M::Fnstenv | M::Fnsave | M::Fnclex | M::Fninit
             )
+}
+
+/// Whether an instruction is one of the x87 unit's.
+pub fn is_x87(insn: &Instruction) -> bool {
+    use CpuidFeature as F;
+    insn.cpuid_features()
+        .iter()
+        .any(|f| matches!(f, F::FPU | F::FPU287 | F::FPU387))
 }
 
 /// Whether a string instruction is repeated.

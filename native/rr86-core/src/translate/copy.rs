@@ -262,8 +262,10 @@ impl Emitter<'_> {
                 OpAccess::ReadWrite | OpAccess::ReadCondWrite => AccessKind::Modify,
                 _ => AccessKind::Read,
             };
-            // A masked or conditional store must not store what it did not write.
-            let kind = if access[i as usize] == OpAccess::CondWrite {
+            // A conditional store must not store what it did not write, and neither must an x87 store
+            // that an unmasked exception suppresses.
+            let suppressed = kind == AccessKind::Write && super::classify::is_x87(&op);
+            let kind = if suppressed || access[i as usize] == OpAccess::CondWrite {
                 AccessKind::Modify
             } else {
                 kind

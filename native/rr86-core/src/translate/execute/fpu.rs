@@ -44,6 +44,16 @@ impl Context<'_> {
         Ok(())
     }
 
+    /// Checks both ends of a range that is to be written, in the order in which processors do it.
+    fn probe_first_and_last(&mut self, linear: u64, len: usize) -> Result {
+        use crate::cpu::memory::LinearMemory;
+        let last = linear.wrapping_add(len as u64 - 1);
+        self.with_memory(|cpu, mem| {
+            mem.probe_write(cpu, linear, 1, Privilege::Current)?;
+            mem.probe_write(cpu, last, 1, Privilege::Current)
+        })
+    }
+
     fn requested(&self) -> u64 {
         self.v.cpu.gpr[gpr::RAX] & 0xffff_ffff | self.v.cpu.gpr[gpr::RDX] << 32
     }
@@ -117,9 +127,8 @@ pub fn execute(c: &mut Context<'_>) -> Result {
                 fpu::fnstenv(&c.v.cpu, size, &mut image)
             };
             let at = c.address(len, AccessKind::Write)?;
-            let mut written = fpu::Ranges::default();
-            written.add(0, len);
-            c.write_ranges(at, &image, &written, len)?;
+            c.probe_first_and_last(at, len)?;
+            c.write_block(at, &image[..len])?;
             if save {
                 fpu::fninit(c.cpu());
             } else {
@@ -190,11 +199,12 @@ fn masked_move(c: &mut Context<'_>) -> Result {
     let at =
         crate::translate::slow::linear_address(&c.v.cpu, number, offset, len, AccessKind::Write)?;
     use crate::cpu::memory::LinearMemory;
-    // Faults do not depend on the mask (the SDM leaves that open).
-    c.with_memory(|cpu, mem| mem.probe_write(cpu, at, len, Privilege::Current))?;
+    // The x87 state changes even if the access faults.
     if !wide {
         fpu::enter_mmx(c.cpu());
     }
+    // Faults do not depend on the mask (the SDM leaves that open).
+    c.with_memory(|cpu, mem| mem.probe_write(cpu, at, len, Privilege::Current))?;
     for n in (0..len).filter(|&n| mask[n] & 0x80 != 0) {
         c.save(at.wrapping_add(n as u64), 1, u64::from(data[n]))?;
     }
