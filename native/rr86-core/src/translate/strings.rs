@@ -251,9 +251,18 @@ fn iterate(c: &mut Context<'_>, s: &Shape) -> Result {
             };
         }
         Kind::Compare => {
-            // The second operand comes first where both fault.
+            // Where both fault, processors report the second operand, but for REPE CMPSB.
+            let source_first = s.size == 1 && c.insn.has_repe_prefix();
+            let early = if source_first {
+                Some(c.load(source, s.size)?)
+            } else {
+                None
+            };
             let b = c.load(destination, s.size)?;
-            let a = c.load(source, s.size)?;
+            let a = match early {
+                Some(a) => a,
+                None => c.load(source, s.size)?,
+            };
             c.set_flags(STATUS_FLAGS, compare_flags(a, b, s.size));
         }
         Kind::Scan => {
