@@ -120,6 +120,7 @@ fn run(context: &mut Context<'_>) -> Result {
         | M::Fnstenv
         | M::Fstenv
         | M::Fldenv
+        | M::Wait
         | M::Maskmovq
         | M::Maskmovdqu => fpu::execute(context),
         M::Jmp
