@@ -202,8 +202,8 @@ fn may_trap(insn: &Instruction, fpu: bool) -> bool {
 /// Status flags that the host may change, defined or not. RCL and RCR by a whole number of turns leave
 /// CF alone but compute OF, which the instruction tables do not tell.
 fn modified_flags(insn: &Instruction) -> u32 {
-    let full_turns = matches!(insn.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr)
-        && !shifts_by_nothing(insn);
+    let full_turns =
+        matches!(insn.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) && !shifts_by_nothing(insn);
     let turned = if full_turns {
         RflagsBits::CF | RflagsBits::OF
     } else {
