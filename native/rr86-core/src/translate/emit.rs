@@ -62,6 +62,8 @@ pub struct Request<'a> {
     pub stop: usize,
     /// Where the debugger wants to be asked.
     pub hooks: &'a Hooks,
+    /// Compare the source with memory at entry.
+    pub checked: bool,
     /// Host address at which the code will run.
     pub address: u64,
 }
@@ -146,6 +148,13 @@ impl Emitter<'_> {
         let rip = insns[start].0.ip();
         Self::store_rip(&mut self.cold, rip);
         self.leave(Stream::Cold, Exit::Budget);
+        if self.request.checked {
+            self.note_block(Stream::Hot);
+            self.index = start;
+            let site = self.site();
+            self.hot.mov_imm(T1, u64::from(site.pack()));
+            self.call_stub(Stream::Hot, self.stubs.entered);
+        }
         for index in start..stop {
             self.index = index;
             let (insn, class) = insns[index];
