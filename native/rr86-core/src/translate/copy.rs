@@ -339,7 +339,7 @@ impl Emitter<'_> {
                 let temp = match free.pop() {
                     Some(temp) => temp,
                     None => {
-                        assert!(!wrap, "an instruction needs too many temporaries: {insn}");
+                        assert!(!wrap, "an instruction needs too many temporaries: {insn:?}");
                         self.free_rax();
                         asm::RAX
                     }
@@ -430,7 +430,7 @@ impl Emitter<'_> {
                     b
                 });
             }
-            Err(e) => unreachable!("a rewritten instruction always encodes: {op}: {e}"),
+            Err(e) => unreachable!("a rewritten instruction always encodes: {op:?}: {e}"),
         }
     }
 
