@@ -55,7 +55,6 @@ class Machine:
         fw_cfg_files: Sequence[tuple[str, bytes]] = (),
         max_block: int = 64,
         block_capacity: int = 262_144,
-        exit_on_reset: bool = True,
     ) -> None:
         """`cpuid` rows are (leaf, subleaf or -1 for "any", eax, ebx, ecx, edx); an exact subleaf
         goes before -1, and a leaf without a row reads as zeros. `msrs` are (index, value after

@@ -75,7 +75,6 @@ class Placement:
             "fw_cfg_files": self.fw_cfg_files,
             "max_block": spec.max_block,
             "block_capacity": spec.block_capacity,
-            "exit_on_reset": spec.exit_on_reset,
         }
 
     def apply(self, machine: LoadTarget) -> None:

@@ -70,7 +70,6 @@ class BoardSpec:
     """Most instructions that a block may hold."""
     block_capacity: int = 262_144
     """Blocks that the cache holds before it is flushed."""
-    exit_on_reset: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):

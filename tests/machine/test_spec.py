@@ -49,7 +49,6 @@ def test_formatted_sizes_are_read_back(size: int) -> None:
         ({"vcpus": "4"}, "vcpus must be of type int"),
         ({"vcpus": True}, "vcpus must be of type int"),
         ({"memory": 512.0 * MIB}, "memory must be of type int"),
-        ({"exit_on_reset": 1}, "exit_on_reset must be of type bool"),
     ],
 )
 def test_bad_settings_are_refused_by_name(change: dict[str, Any], message: str) -> None:

@@ -1,9 +1,20 @@
 //! `rr86._native`: the thin face of `rr86-core` for Python. Conversion and error mapping only.
 
+mod errors;
+mod machine;
+mod trace;
+
 use pyo3::prelude::*;
 
 #[pymodule]
 mod _native {
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+    #[pymodule_export]
+    use super::errors::{DivergenceError, HostError, NativeError, TraceError};
+    #[pymodule_export]
+    use super::machine::Machine;
+    #[pymodule_export]
+    use super::trace::TraceReader;
 }

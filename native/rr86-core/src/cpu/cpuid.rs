@@ -41,6 +41,8 @@ pub struct CpuidTable {
     pub efer_mask: u64,
     /// XCR0 bits that may be set.
     pub xcr0_mask: u64,
+    /// Values of model-specific registers after reset, as far as the model states them.
+    msrs: Vec<(u32, u64)>,
 }
 
 /// Register of a CPUID result.
@@ -73,6 +75,7 @@ impl Feature {
     pub const XSAVE: Self = Self(1, 0, Register::Ecx, 26);
     pub const FSGSBASE: Self = Self(7, 0, Register::Ebx, 0);
     pub const TSC_ADJUST: Self = Self(7, 0, Register::Ebx, 1);
+    pub const BHI_CTRL: Self = Self(7, 2, Register::Edx, 4);
     pub const SMEP: Self = Self(7, 0, Register::Ebx, 7);
     pub const SMAP: Self = Self(7, 0, Register::Ebx, 20);
     pub const UMIP: Self = Self(7, 0, Register::Ecx, 2);
@@ -112,6 +115,19 @@ const CR4_FEATURES: &[(Cr4, Feature)] = &[
 const XCR0_POSSIBLE: u64 = 7;
 
 impl CpuidTable {
+    /// States values of model-specific registers.
+    pub fn set_msrs(&mut self, msrs: Vec<(u32, u64)>) {
+        self.msrs = msrs;
+    }
+
+    /// What the model states for a model-specific register.
+    pub fn msr(&self, index: u32) -> Option<u64> {
+        self.msrs
+            .iter()
+            .find(|(i, _)| *i == index)
+            .map(|&(_, value)| value)
+    }
+
     /// A table of these rows, in any order. Of two rows for the same leaf and subleaf the first
     /// counts.
     pub fn new(rows: impl IntoIterator<Item = CpuidRow>) -> Self {
@@ -122,6 +138,7 @@ impl CpuidTable {
             cr4_mask: Cr4::PCE.bits(),
             efer_mask: 0,
             xcr0_mask: 0,
+            msrs: Vec::new(),
         };
         for (bit, feature) in CR4_FEATURES {
             if table.has(*feature) {

@@ -110,7 +110,10 @@ fn read(cpu: &CpuState, model: &CpuidTable, msr: u32, tsc: u64) -> Option<u64> {
         index::BIOS_SIGN_ID => Some(m.bios_sign_id),
         index::PLATFORM_INFO => Some(model.bus_ratio() << 8),
         index::MTRR_CAP => when(Feature::MTRR, MTRR_CAP_VALUE),
-        index::ARCH_CAPABILITIES => when(Feature::ARCH_CAPABILITIES, ARCH_CAPABILITIES_VALUE),
+        index::ARCH_CAPABILITIES => when(
+            Feature::ARCH_CAPABILITIES,
+            model.msr(msr).unwrap_or(ARCH_CAPABILITIES_VALUE),
+        ),
         index::SYSENTER_CS => when(Feature::SEP, m.sysenter_cs),
         index::SYSENTER_ESP => when(Feature::SEP, m.sysenter_esp),
         index::SYSENTER_EIP => when(Feature::SEP, m.sysenter_eip),
@@ -154,6 +157,9 @@ fn spec_ctrl_mask(model: &CpuidTable) -> u64 {
     }
     if model.has(Feature::SSBD) {
         mask |= 1 << 2;
+    }
+    if model.has(Feature::BHI_CTRL) {
+        mask |= 1 << 10;
     }
     mask
 }

@@ -327,6 +327,7 @@ impl Board {
     }
 
     /// The INTA cycle: takes the vector to deliver. The local APIC goes before the 8259 pair.
+    /// Timers due by now have to be fired before, by [`Board::advance`].
     pub fn acknowledge_interrupt(&mut self, vcpu: usize) -> Option<u8> {
         let vector = match self.lapics[vcpu].acknowledge() {
             Some(vector) => Some(vector),

@@ -1,3 +1,5 @@
+//! Behaviour of one local APIC: priorities, timer, errors, destinations and MSR faults.
+
 use super::super::lapic_msr::GeneralProtection;
 use super::*;
 

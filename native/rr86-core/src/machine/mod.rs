@@ -6,6 +6,7 @@
 //! routes what they ask for.
 
 pub mod board;
+mod bus;
 pub mod device;
 pub mod fw_cfg;
 pub mod hpet;

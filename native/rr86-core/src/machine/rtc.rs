@@ -341,7 +341,7 @@ impl Rtc {
         if self.cmos[REG_B] & B_BINARY != 0 {
             value
         } else {
-            value / 10 << 4 | value % 10
+            ((value / 10) << 4) | (value % 10)
         }
     }
 

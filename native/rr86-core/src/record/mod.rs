@@ -14,3 +14,9 @@ pub mod writer;
 pub use error::TraceError;
 pub use event::{Access, Block, Event, SliceEnd, Value, NO_VCPU};
 pub use writer::TraceWriter;
+
+mod observe;
+mod recorder;
+
+pub use observe::{event as observed_event, slice_end};
+pub use recorder::{Recorder, Stop, CONSOLE};

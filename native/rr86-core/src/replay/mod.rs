@@ -1,6 +1,7 @@
 //! The replaying side of a trace: reading the file that `crate::record` wrote.
 
 pub mod reader;
+mod replayer;
 pub mod scan;
 pub mod stream;
 pub mod summary;
@@ -13,3 +14,5 @@ pub use summary::{KindSummary, Summary};
 mod size_tests;
 #[cfg(test)]
 mod tests;
+
+pub use replayer::{Divergence, ReplayError, Replayer};

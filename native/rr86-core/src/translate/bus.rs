@@ -4,7 +4,7 @@ use std::any::Any;
 
 /// Devices and interrupt controllers, as an instruction reaches them. `now` is virtual time in
 /// nanoseconds.
-pub trait Bus: Any {
+pub trait Bus: Any + Send {
     fn io_read(&mut self, vcpu: usize, port: u16, size: usize, now: u64) -> u32;
     fn io_write(&mut self, vcpu: usize, port: u16, size: usize, value: u32, now: u64);
     fn mmio_read(&mut self, vcpu: usize, paddr: u64, size: usize, now: u64) -> u64;

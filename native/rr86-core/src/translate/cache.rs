@@ -6,6 +6,7 @@
 
 use super::emit::{Slot, Trap};
 use super::mode::Mode;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Index of a block in the cache.
 pub type BlockId = u32;
@@ -40,6 +41,11 @@ pub struct Block {
 }
 
 impl Block {
+    fn digest(&self) -> u64 {
+        let place = self.paddr ^ self.rip.rotate_left(32) ^ u64::from(self.mode.0) << 20;
+        xxh3_64_with_seed(&self.bytes, place ^ self.second.unwrap_or(0))
+    }
+
     /// Physical ranges of the source bytes.
     pub fn ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let len = self.bytes.len() as u64;
@@ -65,6 +71,8 @@ pub struct Blocks {
     by_page: Vec<Vec<BlockId>>,
     live: usize,
     next_serial: u64,
+    /// Wrapping sum of the digests of all blocks that exist.
+    sum: u64,
 }
 
 fn bucket(paddr: u64, rip: u64, mode: Mode) -> usize {
@@ -82,7 +90,13 @@ impl Blocks {
             by_page: vec![Vec::new(); pages],
             live: 0,
             next_serial: 0,
+            sum: 0,
         }
+    }
+
+    /// Digest of the set of blocks: places, modes and source bytes, whatever their order.
+    pub fn digest(&self) -> u64 {
+        self.sum
     }
 
     /// Number of blocks that exist.
@@ -172,6 +186,7 @@ impl Blocks {
         };
         self.next_serial += 1;
         self.live += 1;
+        self.sum = self.sum.wrapping_add(block.digest());
         let id = match self.free.pop() {
             Some(id) => {
                 self.blocks[id as usize] = block;
@@ -231,6 +246,7 @@ impl Blocks {
         let place = bucket(block.paddr, block.rip, block.mode);
         let next = block.next;
         block.live = false;
+        self.sum = self.sum.wrapping_sub(block.digest());
         self.live -= 1;
         if self.buckets[place] == id {
             self.buckets[place] = next;
@@ -266,5 +282,6 @@ impl Blocks {
         self.buckets.fill(NONE);
         self.by_page.iter_mut().for_each(Vec::clear);
         self.live = 0;
+        self.sum = 0;
     }
 }

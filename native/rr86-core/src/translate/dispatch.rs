@@ -46,7 +46,8 @@ impl Engine {
         // SAFETY: the pointers are valid for the engine's life; `dispatch` and what it calls use them
         // one at a time, as described at the top of `engine`.
         unsafe {
-            (*this).icount_base = (*this).icount() as i64 + budget as i64;
+            (*vcpu).run.icount_base = (*this).icount() as i64 + budget as i64;
+            (*this).set_tsc_offset(&mut *vcpu);
             (*vcpu).run.budget = budget as i64;
             (*vcpu).run.flags_ax = super::slow::flags_to_ax((*vcpu).cpu.rflags);
             let start = (*this).icount();
@@ -96,10 +97,20 @@ impl Engine {
                 if single && v.cpu.dr[7] & 0xff != 0 && engine.execution_breakpoint(v) {
                     continue;
                 }
+                if resume.is_none() && !exact && engine.icount() != start && !engine.fits(v, mode) {
+                    return RunEnd::Budget;
+                }
+                let link = engine.link.take();
                 let code = match resume {
                     Some(resume) => engine.partial(v, resume, exact),
                     None => match engine.lookup(v, mode) {
-                        Ok(id) => engine.ready(v, id, exact, start),
+                        Ok(id) => {
+                            let code = engine.ready(v, id, exact);
+                            if code.is_some() {
+                                engine.chain(link, id);
+                            }
+                            code
+                        }
                         Err(fault) => {
                             engine.deliver_fault(v, fault);
                             if v.cpu.activity == Activity::Shutdown {
@@ -222,7 +233,7 @@ impl Engine {
     fn after(&mut self, v: &mut Vcpu) -> Option<RunEnd> {
         let exit = v.run.exit;
         if exit == Exit::Chain as u32 {
-            self.chain(v);
+            self.follow(v);
             return None;
         }
         if exit == Exit::Partial as u32 {
@@ -259,8 +270,8 @@ impl Engine {
         None
     }
 
-    /// Follows a direct jump for the first time, and links it if it may stay linked.
-    fn chain(&mut self, v: &mut Vcpu) {
+    /// Follows a direct jump that is not linked yet.
+    fn follow(&mut self, v: &mut Vcpu) {
         let from = v.run.site_block;
         let slot = v.run.exit_slot as usize;
         let block = self.blocks.get(from);
@@ -269,24 +280,52 @@ impl Engine {
             v.cpu.rip = self.partial_targets[slot];
             return;
         }
-        let link = block.slots[slot];
-        v.cpu.rip = link.target;
-        let mode = Mode::of(&v.cpu);
-        if link.patch.is_none() || self.exit_requested {
-            return;
+        v.cpu.rip = block.slots[slot].target;
+        if block.slots[slot].patch.is_some() && self.blocks.is_live(from) {
+            self.link = Some((from, slot));
         }
-        // A fault in the lookup is met again, and delivered, by the dispatcher.
-        let Ok(to) = self.lookup(v, mode) else { return };
-        if !self.blocks.is_live(from) || self.blocks.get(from).code == 0 {
-            return;
-        }
-        self.ensure_code(to);
+    }
+
+    /// Links the jump that was just followed to the block that it led to.
+    fn chain(&mut self, link: Option<(BlockId, usize)>, to: BlockId) {
+        let Some((from, slot)) = link else { return };
         let (source, target) = (self.blocks.get(from), self.blocks.get(to));
-        if source.code == 0 || target.second.is_some() || target.mode != source.mode {
+        if !self.blocks.is_live(from)
+            || source.code == 0
+            || target.second.is_some()
+            || target.mode != source.mode
+            || source.slots[slot].target != target.rip
+        {
             return;
         }
         if let Some((at, target)) = self.blocks.link(from, slot, to) {
             self.code.patch_rel32(at, target);
+        }
+    }
+
+    /// Whether the next block is sure to fit what is left of the budget. Asked between the blocks of a
+    /// slice, and without any effect, so that a slice ends as if the question had not been asked: the
+    /// replayer, which knows where the slice ends, does not ask it.
+    fn fits(&self, v: &Vcpu, mode: Mode) -> bool {
+        let budget = v.run.budget;
+        if budget >= self.limits.instructions as i64 {
+            return true;
+        }
+        let linear = self.fetch_address(v);
+        let Some(page) = v.fetch.get(linear, v.cpu.cpl == 3) else {
+            return false;
+        };
+        let paddr = page | linear & PAGE_MASK;
+        let rip = v.cpu.rip;
+        if let Some(id) = self.blocks.find(paddr, None, rip, mode) {
+            return i64::from(self.blocks.get(id).count) <= budget;
+        }
+        let room = (PAGE_SIZE - (linear & PAGE_MASK)) as usize;
+        let mut bytes = [0u8; PAGE_SIZE as usize];
+        self.ram.read(paddr, &mut bytes[..room]);
+        match shape::cut(&bytes[..room], rip, mode, self.limits.instructions, false) {
+            Shape::Block(block) => block.len() as i64 <= budget,
+            Shape::Crosses => false,
         }
     }
 
@@ -452,7 +491,7 @@ impl Engine {
 
     /// Host address to enter a block at, or `None` when the budget forbids it. With `exact`, as much of
     /// the block as fits.
-    fn ready(&mut self, v: &mut Vcpu, id: BlockId, exact: bool, start: u64) -> Option<u64> {
+    fn ready(&mut self, v: &mut Vcpu, id: BlockId, exact: bool) -> Option<u64> {
         let count = i64::from(self.blocks.get(id).count);
         if v.run.budget < count {
             if exact {
@@ -465,11 +504,8 @@ impl Engine {
                     true,
                 );
             }
-            if self.icount() != start {
-                return None;
-            }
-            // A slice makes progress however short it is.
-            self.icount_base += count - v.run.budget;
+            // A slice makes progress however short it is: this is its first block.
+            v.run.icount_base += count - v.run.budget;
             v.run.budget = count;
         }
         self.ensure_code(id);

@@ -14,14 +14,15 @@ use super::bus::Bus;
 use super::cache::{BlockId, Blocks};
 use super::codebuf::CodeBuffer;
 use super::emit::{Hooks, Trap};
-use super::execute::Flow;
+use super::execute::{Flow, HelperCounts};
 use super::site::Site;
 use super::stubs::{self, Stubs};
 use super::vcpu::{Exit, Vcpu};
 use crate::cpu::cpuid::CpuidTable;
 use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
-use crate::cpu::state::CpuState;
+use crate::cpu::msr::index;
+use crate::cpu::state::{CpuState, RFlags};
 use crate::memory::pages::{HandOff, HandOffKind, PageFlags, Pages, DEVICE, NOBODY, SHARED};
 use crate::memory::ram::GuestRam;
 use crate::memory::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
@@ -83,6 +84,8 @@ pub enum StopCause {
     Watch { paddr: u64 },
     /// Before the first instruction of an interrupt handler.
     Interrupt { vector: u8 },
+    /// The instruction count was reached.
+    Moment,
 }
 
 /// Counters; none of them influences the run.
@@ -141,6 +144,7 @@ pub struct Engine {
     pub bus: Box<dyn Bus>,
     pub model: CpuidTable,
     pub stats: Stats,
+    pub helpers: HelperCounts,
     pub(super) vcpus: Vec<*mut Vcpu>,
     pub(super) code: CodeBuffer,
     pub(super) stubs: Stubs,
@@ -148,8 +152,6 @@ pub struct Engine {
     pub(super) limits: BlockLimits,
     /// Retired instructions of all vCPUs at the last position that was noted.
     icount: u64,
-    /// icount = base − budget of the running vCPU − instructions of the block still to come.
-    pub(super) icount_base: i64,
     /// Nanoseconds that virtual time has jumped ahead of the instruction count.
     pub skipped_ns: u64,
     pub(super) exit_requested: bool,
@@ -173,6 +175,8 @@ pub struct Engine {
     pub(super) partial_targets: Vec<u64>,
     pub(super) partial_traps: Option<(usize, BlockId, Vec<Trap>)>,
     pub(super) partial_end: Option<Resume>,
+    /// A direct jump that was followed and could be linked.
+    pub(super) link: Option<(BlockId, usize)>,
 }
 
 // SAFETY: the vCPU pointers are owned by the engine alone (made by `Box::into_raw`, freed in `drop`),
@@ -209,13 +213,13 @@ impl Engine {
             bus,
             model,
             stats: Stats::default(),
+            helpers: HelperCounts::new(),
             vcpus: Vec::new(),
             code,
             stubs,
             info: InstructionInfoFactory::new(),
             limits,
             icount: 0,
-            icount_base: 0,
             skipped_ns: 0,
             exit_requested: false,
             flow: Flow::Next,
@@ -232,12 +236,22 @@ impl Engine {
             partial_targets: Vec::new(),
             partial_traps: None,
             partial_end: None,
+            link: None,
         });
         let this: *mut Self = &raw mut *engine;
         for id in 0..vcpus {
             let mut vcpu = Vcpu::new(id as u8, pages);
             vcpu.run.engine = this;
             vcpu.run.host_mxcsr = 0x1f80;
+            let msr = &mut vcpu.cpu.msr;
+            for (slot, index) in [
+                (&mut msr.feature_control, index::FEATURE_CONTROL),
+                (&mut msr.bios_sign_id, index::BIOS_SIGN_ID),
+                (&mut msr.misc_enable, index::MISC_ENABLE),
+                (&mut msr.pat, index::PAT),
+            ] {
+                *slot = engine.model.msr(index).unwrap_or(*slot);
+            }
             engine.vcpus.push(Box::into_raw(vcpu));
         }
         Ok(engine)
@@ -279,13 +293,24 @@ impl Engine {
     /// Notes the moment of the instruction at `site` of the running block.
     #[inline]
     pub(super) fn note_position(&mut self, vcpu: &Vcpu, site: Site) {
-        self.icount = (self.icount_base - vcpu.run.budget - i64::from(site.remaining)) as u64;
+        self.icount = (vcpu.run.icount_base - vcpu.run.budget - i64::from(site.remaining)) as u64;
+    }
+
+    /// Brings what translated code computes the TSC from up to date.
+    pub(super) fn set_tsc_offset(&self, vcpu: &mut Vcpu) {
+        vcpu.run.tsc_offset = self.skipped_ns.wrapping_add(vcpu.cpu.msr.tsc_adjust);
+    }
+
+    /// Says whether PAUSE ends a run of this vCPU, because others could use the time.
+    pub fn set_pause_exits(&mut self, index: usize, exits: bool) {
+        // SAFETY: the pointer is valid, and no code runs.
+        unsafe { (*self.vcpus[index]).run.pause_exits = u8::from(exits) };
     }
 
     /// Notes the moment between two blocks.
     #[inline]
     pub(super) fn note_boundary(&mut self, vcpu: &Vcpu) {
-        self.icount = (self.icount_base - vcpu.run.budget) as u64;
+        self.icount = (vcpu.run.icount_base - vcpu.run.budget) as u64;
     }
 
     /// Makes the running code come back at the next block boundary.
@@ -293,7 +318,7 @@ impl Engine {
         if !self.exit_requested {
             self.exit_requested = true;
             vcpu.run.budget -= EXIT_REQUEST;
-            self.icount_base -= EXIT_REQUEST;
+            vcpu.run.icount_base -= EXIT_REQUEST;
         }
     }
 
@@ -301,7 +326,7 @@ impl Engine {
         if self.exit_requested {
             self.exit_requested = false;
             vcpu.run.budget += EXIT_REQUEST;
-            self.icount_base += EXIT_REQUEST;
+            vcpu.run.icount_base += EXIT_REQUEST;
         }
     }
 
@@ -488,6 +513,9 @@ impl Engine {
             .ranges()
             .filter_map(|(at, _)| self.ram.page_index(at))
             .collect();
+        if self.link.is_some_and(|(from, _)| from == id) {
+            self.link = None;
+        }
         self.code_map.remove(&block.code_offset);
         let patches = self.blocks.remove(id, pages.into_iter());
         for (at, target) in patches {
@@ -548,6 +576,7 @@ impl Engine {
     }
 
     fn forget_code(&mut self) {
+        self.link = None;
         self.code.clear();
         self.code_map.clear();
         self.partial_traps = None;
@@ -563,6 +592,25 @@ impl Engine {
         vcpu.tlb.flush(keep_global);
         vcpu.fetch.clear();
         vcpu.clear_jumps();
+    }
+
+    /// INIT of a vCPU: its state, and everything cached about it.
+    pub fn init_vcpu(&mut self, index: usize) {
+        self.resume[index] = None;
+        // SAFETY: the pointer is valid, no code runs, and no other reference to the vCPU exists.
+        let vcpu = unsafe { &mut *self.vcpus[index] };
+        vcpu.cpu.init();
+        self.flush_tlb(vcpu, false);
+    }
+
+    /// After a device access: comes back soon if the board wants something, or if an interrupt can now
+    /// be delivered. Without this, the moment of delivery would depend on when the dispatcher is next
+    /// entered, which is not part of the machine.
+    pub(super) fn after_bus(&mut self, vcpu: &mut Vcpu) {
+        let open = vcpu.cpu.rflags & RFlags::IF.bits() != 0;
+        if self.bus.has_signals() || open && self.bus.pending_interrupt(usize::from(vcpu.cpu.id)) {
+            self.request_exit(vcpu);
+        }
     }
 
     /// Digest of RAM. Takes the right of unnoticed writes away, so that the next one is noticed.

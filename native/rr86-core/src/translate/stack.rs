@@ -55,7 +55,7 @@ impl Emitter<'_> {
     }
 
     /// Pushes T1 or a host register; flags and the source survive.
-    fn push_register(&mut self, source: Reg, size: usize, load: Option<usize>) {
+    pub(super) fn push_register(&mut self, source: Reg, size: usize, load: Option<usize>) {
         let by = -(size as i32);
         self.stack_address(by, size, AccessKind::Write);
         let access = self.begin_access(size, AccessKind::Write, true);

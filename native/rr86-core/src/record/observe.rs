@@ -1,0 +1,71 @@
+//! What the engine observed, in the vocabulary of traces.
+
+use super::event::{Access, Block, Event, SliceEnd, NO_VCPU};
+use crate::memory::pages::{HandOffKind, DEVICE, NOBODY, SHARED};
+use crate::schedule::SliceStop;
+use crate::translate::engine::Observed;
+
+/// The event that tells of an observation.
+pub fn event(observed: &Observed) -> Event {
+    let agent = |a: u8| {
+        if matches!(a, DEVICE | NOBODY | SHARED) {
+            NO_VCPU
+        } else {
+            a
+        }
+    };
+    match *observed {
+        Observed::Link {
+            serial,
+            vcpu,
+            rip,
+            paddr,
+            len,
+            mode,
+            digest,
+        } => Event::Link(Block {
+            id: serial,
+            vcpu,
+            pc: rip,
+            paddr,
+            len,
+            mode,
+            digest,
+        }),
+        Observed::Invalidate {
+            serial,
+            by,
+            paddr,
+            len,
+        } => Event::Invalidate {
+            id: serial,
+            by: agent(by),
+            paddr,
+            len,
+            reason: 0,
+        },
+        Observed::Flush { vcpu } => Event::Flush { vcpu, reason: 0 },
+        Observed::HandOff(h) => Event::HandOff {
+            page: h.page,
+            from: agent(h.from),
+            to: agent(h.to),
+            access: match h.kind {
+                HandOffKind::Read => Access::Read,
+                HandOffKind::Write => Access::Write,
+            },
+            // Which lines were written is not tracked; all of them may have been.
+            lines: u64::MAX,
+        },
+    }
+}
+
+/// The trace's word for why a slice ended.
+pub fn slice_end(stop: SliceStop) -> SliceEnd {
+    match stop {
+        SliceStop::Quantum => SliceEnd::Quantum,
+        SliceStop::Pause => SliceEnd::Pause,
+        SliceStop::Halt => SliceEnd::Halt,
+        SliceStop::Deadline => SliceEnd::Deadline,
+        SliceStop::Ended(_) => SliceEnd::Exit,
+    }
+}

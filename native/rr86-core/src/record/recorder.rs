@@ -1,0 +1,263 @@
+//! The recorder: a machine, a scheduler that decides, and a trace that keeps what was decided. Without
+//! a trace it just runs the machine.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::event::{Event, SliceEnd};
+use super::observe;
+use super::{TraceError, TraceWriter};
+use crate::schedule::{Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
+
+/// Instructions between two sets of digests.
+pub const DIGEST_INTERVAL: u64 = 100_000_000;
+/// `Input.source` of the serial console.
+pub const CONSOLE: u8 = 0;
+
+/// Why a run came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The condition with this index holds.
+    Condition(usize),
+    /// About as many instructions as asked for have run.
+    Limit,
+    /// The machine ended.
+    Ended(Ending),
+    /// The end of the replayed trace.
+    End,
+    /// Every vCPU waits, and nothing but input could wake one.
+    Deadlock,
+}
+
+/// Names of components, shared by all digest events of a trace.
+#[derive(Default)]
+pub struct Names(Vec<Arc<str>>);
+
+impl Names {
+    /// The digest event of a machine now.
+    pub fn event(&mut self, digests: Vec<(String, u64)>) -> Event {
+        let list = digests
+            .into_iter()
+            .map(|(name, value)| {
+                let known = self.0.iter().find(|n| ***n == *name).cloned();
+                let name = known.unwrap_or_else(|| {
+                    let name: Arc<str> = name.into();
+                    self.0.push(name.clone());
+                    name
+                });
+                (name, value)
+            })
+            .collect();
+        Event::Digests { list }
+    }
+}
+
+pub struct Recorder {
+    pub machine: Machine,
+    scheduler: Scheduler,
+    writer: Option<TraceWriter>,
+    names: Names,
+    next_digest: u64,
+    input: Vec<u8>,
+    console: Vec<u8>,
+    /// vCPU of the last slice.
+    pub vcpu: usize,
+    pub slices: u64,
+}
+
+impl Recorder {
+    pub fn new(machine: Machine, scheduler: Scheduler) -> Self {
+        Self {
+            machine,
+            scheduler,
+            writer: None,
+            names: Names::default(),
+            next_digest: 0,
+            input: Vec::new(),
+            console: Vec::new(),
+            vcpu: 0,
+            slices: 0,
+        }
+    }
+
+    /// Starts a trace.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn record_to(
+        &mut self,
+        path: &Path,
+        header: &[u8],
+        images: &[(String, &[u8])],
+    ) -> Result<(), TraceError> {
+        self.writer = Some(TraceWriter::create(path, header, images)?);
+        Ok(())
+    }
+
+    /// Bytes in the trace file.
+    pub fn trace_bytes(&self) -> u64 {
+        self.writer.as_ref().map_or(0, TraceWriter::bytes_written)
+    }
+
+    /// Queues bytes for the console; they arrive at the next slice boundary.
+    pub fn console_input(&mut self, data: &[u8]) {
+        self.input.extend_from_slice(data);
+    }
+
+    /// Console output since the last call.
+    pub fn take_console(&mut self) -> Vec<u8> {
+        self.console
+            .extend(self.machine.board().take_serial_output());
+        std::mem::take(&mut self.console)
+    }
+
+    fn push(&mut self, icount: u64, event: &Event) -> Result<(), TraceError> {
+        match &mut self.writer {
+            Some(writer) => writer.push(icount, event),
+            None => Ok(()),
+        }
+    }
+
+    fn push_digests(&mut self) -> Result<(), TraceError> {
+        if self.writer.is_none() {
+            return Ok(());
+        }
+        let digests = self.machine.digests();
+        let event = self.names.event(digests);
+        self.push(self.machine.engine.icount(), &event)
+    }
+
+    fn drain(&mut self) -> Result<(), TraceError> {
+        let observed = std::mem::take(&mut self.machine.engine.observed);
+        if let Some(writer) = &mut self.writer {
+            for (icount, o) in &observed {
+                writer.push(*icount, &observe::event(o))?;
+            }
+        }
+        // Keep the allocation.
+        self.machine.engine.observed = observed;
+        self.machine.engine.observed.clear();
+        Ok(())
+    }
+
+    /// Runs until a condition holds, the machine ends, or about `limit` instructions have retired.
+    ///
+    /// # Errors
+    /// When the trace cannot be written; the machine has stopped at a slice boundary.
+    pub fn run(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, TraceError> {
+        conditions.arm(&mut self.machine);
+        self.drive(limit, conditions)
+    }
+
+    fn drive(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, TraceError> {
+        let end = self.machine.engine.icount().saturating_add(limit);
+        loop {
+            let report = if self.machine.inside_slice() {
+                self.machine.resume()
+            } else {
+                if let Some(ending) = self.machine.ending() {
+                    return Ok(Stop::Ended(ending));
+                }
+                let icount = self.machine.engine.icount();
+                if icount >= end {
+                    return Ok(Stop::Limit);
+                }
+                if icount >= self.next_digest {
+                    self.next_digest = icount + DIGEST_INTERVAL;
+                    self.push_digests()?;
+                }
+                if !self.input.is_empty() {
+                    let bytes = std::mem::take(&mut self.input);
+                    self.machine.console_input(&bytes);
+                    self.push(
+                        icount,
+                        &Event::Input {
+                            source: CONSOLE,
+                            bytes,
+                        },
+                    )?;
+                }
+                match self.machine.prepare() {
+                    Wait::Ready => {}
+                    Wait::Skipped(to_ns) => {
+                        self.push(icount, &Event::TimeSkip { to_ns })?;
+                        continue;
+                    }
+                    Wait::Deadlock => return Ok(Stop::Deadlock),
+                    Wait::Ended(ending) => return Ok(Stop::Ended(ending)),
+                }
+                let decision = self.scheduler.next(&self.machine.runnable());
+                self.vcpu = decision.vcpu;
+                self.machine.run_slice(decision)
+            };
+            match report {
+                SliceReport::Done {
+                    vcpu,
+                    start,
+                    instructions,
+                    stop,
+                } => {
+                    self.drain()?;
+                    self.slices += 1;
+                    let stop = observe::slice_end(stop);
+                    self.push(
+                        start,
+                        &Event::Slice {
+                            vcpu: vcpu as u8,
+                            instructions,
+                            stop,
+                        },
+                    )?;
+                    let output = self.machine.board().take_serial_output();
+                    self.console.extend_from_slice(&output);
+                    if let Some(index) = conditions.console(&output) {
+                        return Ok(Stop::Condition(index));
+                    }
+                }
+                SliceReport::Stopped(cause) => {
+                    if let Some(index) = conditions.index_of(&self.machine, self.vcpu, cause) {
+                        return Ok(Stop::Condition(index));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Closes the trace: what is left of the current slice, the final digests, the reason, the footer.
+    ///
+    /// # Errors
+    /// When the trace cannot be written.
+    pub fn finish(
+        &mut self,
+        reason: u8,
+        code: u32,
+        detail: &str,
+        footer: &[u8],
+    ) -> Result<(), TraceError> {
+        self.drain()?;
+        if let Some((vcpu, start, instructions)) = self.machine.current_slice() {
+            let stop = SliceEnd::Exit;
+            self.push(
+                start,
+                &Event::Slice {
+                    vcpu: vcpu as u8,
+                    instructions,
+                    stop,
+                },
+            )?;
+        }
+        self.push_digests()?;
+        let icount = self.machine.engine.icount();
+        let stop = Event::Stop {
+            vcpu: self.vcpu as u8,
+            reason,
+            code,
+            detail: detail.to_string(),
+        };
+        self.push(icount, &stop)?;
+        match self.writer.take() {
+            Some(writer) => writer.finish(footer),
+            None => Ok(()),
+        }
+    }
+}

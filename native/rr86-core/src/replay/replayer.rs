@@ -1,0 +1,246 @@
+//! The replayer: a machine that is fed decisions and inputs from a trace, and compared with what the
+//! recorder saw.
+
+use thiserror::Error;
+
+use super::stream::EventStream;
+use crate::record::{observed_event, Event, Stop, TraceError, CONSOLE};
+use crate::schedule::{Conditions, Decision, Machine, SliceReport, Wait};
+
+/// The replay left the recorded path.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{component} differs at instruction {icount}, vCPU {vcpu}: {what}")]
+pub struct Divergence {
+    /// "schedule", "time", "ram", "cpu0", "blocks", a device, …
+    pub component: String,
+    pub icount: u64,
+    pub vcpu: u8,
+    pub what: String,
+}
+
+/// Why a replay cannot go on.
+#[derive(Debug, Error)]
+pub enum ReplayError {
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    #[error(transparent)]
+    Divergence(#[from] Divergence),
+}
+
+pub struct Replayer {
+    pub machine: Machine,
+    events: EventStream,
+    verify: bool,
+    /// Recorded observations of the slice that is about to run or under way.
+    expected: Vec<(u64, Event)>,
+    /// The slice under way: how many instructions it has in the recording.
+    recorded: u64,
+    console: Vec<u8>,
+    pub vcpu: usize,
+    pub slices: u64,
+    finished: bool,
+}
+
+impl Replayer {
+    /// A replay of `events` on `machine`, which is set up as the recorder's was.
+    pub fn new(mut machine: Machine, events: EventStream, verify: bool) -> Self {
+        machine.cut_at_deadlines = false;
+        machine.exact = true;
+        Self {
+            machine,
+            events,
+            verify,
+            expected: Vec::new(),
+            recorded: 0,
+            console: Vec::new(),
+            vcpu: 0,
+            slices: 0,
+            finished: false,
+        }
+    }
+
+    /// Console output since the last call.
+    pub fn take_console(&mut self) -> Vec<u8> {
+        self.console
+            .extend(self.machine.board().take_serial_output());
+        std::mem::take(&mut self.console)
+    }
+
+    fn diverged(&self, component: &str, what: String) -> ReplayError {
+        Divergence {
+            component: component.to_string(),
+            icount: self.machine.engine.icount(),
+            vcpu: self.vcpu as u8,
+            what,
+        }
+        .into()
+    }
+
+    /// Runs until a condition holds, the trace ends, or about `limit` instructions have retired.
+    ///
+    /// # Errors
+    /// [`ReplayError`] when the trace is damaged or the machine does something else than recorded.
+    pub fn run(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, ReplayError> {
+        conditions.arm(&mut self.machine);
+        self.drive(limit, conditions)
+    }
+
+    fn drive(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, ReplayError> {
+        let end = self.machine.engine.icount().saturating_add(limit);
+        loop {
+            let report = if self.machine.inside_slice() {
+                self.machine.resume()
+            } else {
+                if self.machine.engine.icount() >= end {
+                    return Ok(Stop::Limit);
+                }
+                match self.next_slice()? {
+                    Some(decision) => self.machine.run_slice(decision),
+                    None => {
+                        return Ok(match self.machine.ending() {
+                            Some(ending) => Stop::Ended(ending),
+                            None => Stop::End,
+                        })
+                    }
+                }
+            };
+            match report {
+                SliceReport::Done {
+                    vcpu, instructions, ..
+                } => {
+                    self.slices += 1;
+                    self.check_slice(vcpu, instructions)?;
+                    let output = self.machine.board().take_serial_output();
+                    self.console.extend_from_slice(&output);
+                    if let Some(index) = conditions.console(&output) {
+                        return Ok(Stop::Condition(index));
+                    }
+                }
+                SliceReport::Stopped(cause) => {
+                    if let Some(index) = conditions.index_of(&self.machine, self.vcpu, cause) {
+                        return Ok(Stop::Condition(index));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Follows the trace up to the next slice.
+    fn next_slice(&mut self) -> Result<Option<Decision>, ReplayError> {
+        if self.finished {
+            return Ok(None);
+        }
+        loop {
+            let Some(next) = self.events.next() else {
+                self.finished = true;
+                return Ok(None);
+            };
+            let (icount, event) = next?;
+            match event {
+                Event::Slice {
+                    vcpu, instructions, ..
+                } => {
+                    self.vcpu = usize::from(vcpu);
+                    match self.machine.prepare() {
+                        Wait::Ready => {}
+                        other => {
+                            let what = format!("the recording ran a slice here, but: {other:?}");
+                            return Err(self.diverged("schedule", what));
+                        }
+                    }
+                    if self.machine.runnable().get(self.vcpu) != Some(&true) {
+                        let what = format!("vCPU {vcpu} cannot run here");
+                        return Err(self.diverged("schedule", what));
+                    }
+                    if icount != self.machine.engine.icount() {
+                        let what = format!("the recorded slice starts at {icount}");
+                        return Err(self.diverged("schedule", what));
+                    }
+                    self.recorded = instructions;
+                    return Ok(Some(Decision {
+                        vcpu: self.vcpu,
+                        budget: instructions,
+                    }));
+                }
+                Event::TimeSkip { to_ns } => match self.machine.prepare() {
+                    Wait::Skipped(to) if to == to_ns => {}
+                    other => {
+                        let what = format!("recorded a jump to {to_ns} ns, replayed {other:?}");
+                        return Err(self.diverged("time", what));
+                    }
+                },
+                Event::Input {
+                    source: CONSOLE,
+                    bytes,
+                } => self.machine.console_input(&bytes),
+                Event::Input { .. } => {}
+                Event::Digests { list } => self.check_digests(&list)?,
+                Event::Stop { .. } => {}
+                other => self.expected.push((icount, other)),
+            }
+        }
+    }
+
+    fn check_slice(&mut self, vcpu: usize, instructions: u64) -> Result<(), ReplayError> {
+        if instructions != self.recorded {
+            let what = format!(
+                "vCPU {vcpu} ran {instructions} instructions where {} were recorded",
+                self.recorded
+            );
+            return Err(self.diverged("schedule", what));
+        }
+        let observed = std::mem::take(&mut self.machine.engine.observed);
+        let expected = std::mem::take(&mut self.expected);
+        if self.verify {
+            let mut recorded = expected.iter();
+            for (icount, o) in &observed {
+                let got = (*icount, observed_event(o));
+                let want = recorded.next();
+                if want != Some(&got) {
+                    return Err(self.mismatch(want, Some(&got)));
+                }
+            }
+            if let Some(want) = recorded.next() {
+                return Err(self.mismatch(Some(want), None));
+            }
+        }
+        self.machine.engine.observed = observed;
+        self.machine.engine.observed.clear();
+        Ok(())
+    }
+
+    fn mismatch(&self, want: Option<&(u64, Event)>, got: Option<&(u64, Event)>) -> ReplayError {
+        let kind = match want.or(got).map(|(_, e)| e) {
+            Some(Event::HandOff { .. }) => "pages",
+            _ => "blocks",
+        };
+        let show = |side: Option<&(u64, Event)>| {
+            side.map_or("nothing".to_string(), |(at, e)| format!("{e:?} at {at}"))
+        };
+        let icount = [want, got].into_iter().flatten().map(|(at, _)| *at).min();
+        Divergence {
+            component: kind.to_string(),
+            icount: icount.unwrap_or_else(|| self.machine.engine.icount()),
+            vcpu: self.vcpu as u8,
+            what: format!("recorded {}, replayed {}", show(want), show(got)),
+        }
+        .into()
+    }
+
+    fn check_digests(&mut self, list: &[(std::sync::Arc<str>, u64)]) -> Result<(), ReplayError> {
+        if !self.verify {
+            return Ok(());
+        }
+        for (name, value) in self.machine.digests() {
+            match list.iter().find(|(n, _)| **n == *name) {
+                Some((_, recorded)) if *recorded == value => {}
+                Some((_, recorded)) => {
+                    let what = format!("digest {value:016x}, recorded {recorded:016x}");
+                    return Err(self.diverged(&name, what));
+                }
+                None => return Err(self.diverged(&name, "no digest was recorded".to_string())),
+            }
+        }
+        Ok(())
+    }
+}

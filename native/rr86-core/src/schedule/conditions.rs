@@ -1,0 +1,120 @@
+//! Conditions on which a run stops, for recording and replaying alike. They observe; they never change
+//! which blocks exist or where slices end.
+
+use super::machine::Machine;
+use crate::translate::emit::Hooks;
+use crate::translate::engine::StopCause;
+
+/// One condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Before the instruction at this address, on any vCPU.
+    Rip(u64),
+    /// Before an INT3.
+    Int3,
+    /// Before the n-th instruction of the machine, counted from 0.
+    Icount(u64),
+    /// After an instruction wrote any of these bytes of physical memory.
+    Write { paddr: u64, length: u64 },
+    /// Before the first instruction of the handler of this interrupt.
+    Interrupt(u8),
+    /// The console has printed these bytes; checked at the end of each slice.
+    Console(Vec<u8>),
+}
+
+/// Several conditions, and which of them has come true.
+#[derive(Clone, Debug, Default)]
+pub struct Conditions {
+    list: Vec<Condition>,
+    /// The last bytes of console output, as many as the longest pattern could still need.
+    tail: Vec<u8>,
+}
+
+impl Conditions {
+    pub fn new(list: Vec<Condition>) -> Self {
+        Self {
+            list,
+            tail: Vec::new(),
+        }
+    }
+
+    /// Arms the machine for these conditions, and for no others. They stay armed.
+    pub fn arm(&self, machine: &mut Machine) {
+        let mut hooks = Hooks::default();
+        let mut watches = Vec::new();
+        let mut vectors = Vec::new();
+        for condition in &self.list {
+            match *condition {
+                Condition::Rip(rip) => hooks.rips.push(rip),
+                Condition::Int3 => hooks.int3 = true,
+                Condition::Write { paddr, length } => watches.push((paddr, length)),
+                Condition::Interrupt(vector) => vectors.push(vector),
+                Condition::Icount(_) | Condition::Console(_) => {}
+            }
+        }
+        hooks.rips.sort_unstable();
+        hooks.rips.dedup();
+        machine.engine.set_stops(hooks, watches, &vectors);
+        let now = machine.engine.icount();
+        machine.stop_at = self
+            .list
+            .iter()
+            .filter_map(|c| match c {
+                Condition::Icount(at) if *at > now => Some(*at),
+                _ => None,
+            })
+            .min();
+    }
+
+    /// Which condition a stop of the engine fulfils.
+    pub fn index_of(&self, machine: &Machine, vcpu: usize, cause: StopCause) -> Option<usize> {
+        let cpu = machine.engine.cpu(vcpu);
+        let position = |f: &dyn Fn(&Condition) -> bool| self.list.iter().position(f);
+        match cause {
+            StopCause::Hook => position(&|c| *c == Condition::Rip(cpu.rip))
+                .or_else(|| position(&|c| *c == Condition::Int3)),
+            StopCause::Watch { paddr } => position(&|c| match *c {
+                Condition::Write { paddr: at, length } => {
+                    paddr < at.saturating_add(length) && at < paddr.saturating_add(64)
+                }
+                _ => false,
+            }),
+            StopCause::Interrupt { vector } => position(&|c| *c == Condition::Interrupt(vector)),
+            StopCause::Moment => position(&|c| *c == Condition::Icount(machine.engine.icount())),
+        }
+    }
+
+    /// Which console condition holds now that the console has printed `output`.
+    pub fn console(&mut self, output: &[u8]) -> Option<usize> {
+        if output.is_empty() {
+            return None;
+        }
+        self.tail.extend_from_slice(output);
+        let tail = &self.tail;
+        let found = self.list.iter().position(|c| match c {
+            Condition::Console(text) => {
+                !text.is_empty() && tail.windows(text.len()).any(|w| w == text.as_slice())
+            }
+            _ => false,
+        });
+        let longest = self
+            .list
+            .iter()
+            .map(|c| {
+                if let Condition::Console(text) = c {
+                    text.len()
+                } else {
+                    0
+                }
+            })
+            .max()
+            .unwrap_or(0);
+        if found.is_some() {
+            self.tail.clear();
+        } else {
+            let keep = longest.saturating_sub(1).min(self.tail.len());
+            self.tail.drain(..self.tail.len() - keep);
+        }
+        found
+    }
+}

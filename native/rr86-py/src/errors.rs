@@ -1,0 +1,51 @@
+//! Errors of the core as Python exceptions; the messages are the core's own.
+
+use pyo3::create_exception;
+use pyo3::exceptions::PyException;
+use pyo3::PyErr;
+use rr86_core::record;
+use rr86_core::replay::ReplayError;
+use rr86_core::schedule;
+
+create_exception!(
+    rr86._native,
+    NativeError,
+    PyException,
+    "Any failure of the core."
+);
+create_exception!(
+    rr86._native,
+    TraceError,
+    NativeError,
+    "A trace file that cannot be read."
+);
+create_exception!(
+    rr86._native,
+    DivergenceError,
+    NativeError,
+    "A replay left the recorded path."
+);
+create_exception!(
+    rr86._native,
+    HostError,
+    NativeError,
+    "The host lacks something."
+);
+
+pub fn machine(error: schedule::MachineError) -> PyErr {
+    match error {
+        schedule::MachineError::Host(e) => HostError::new_err(e.to_string()),
+        other => NativeError::new_err(other.to_string()),
+    }
+}
+
+pub fn trace(error: record::TraceError) -> PyErr {
+    TraceError::new_err(error.to_string())
+}
+
+pub fn replay(error: ReplayError) -> PyErr {
+    match error {
+        ReplayError::Trace(e) => trace(e),
+        ReplayError::Divergence(e) => DivergenceError::new_err(e.to_string()),
+    }
+}

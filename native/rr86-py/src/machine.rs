@@ -1,0 +1,435 @@
+//! The machine: one class for plain runs, recordings and replays.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use rr86_core::cpu::cpuid::CpuidRow;
+use rr86_core::cpu::paging;
+use rr86_core::record::{Recorder, Stop};
+use rr86_core::replay::{Replayer, TraceReader};
+use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Scheduler};
+use rr86_core::translate::engine::BlockLimits;
+
+use crate::errors::{self, NativeError};
+
+/// What drives the machine.
+enum Driver {
+    Record(Box<Recorder>),
+    Replay(Box<Replayer>),
+    /// In transition; seen only after a failed `replay_from`.
+    Gone,
+}
+
+impl Driver {
+    fn machine(&mut self) -> PyResult<&mut schedule::Machine> {
+        match self {
+            Self::Record(r) => Ok(&mut r.machine),
+            Self::Replay(r) => Ok(&mut r.machine),
+            Self::Gone => Err(NativeError::new_err(
+                "this machine could not start its replay",
+            )),
+        }
+    }
+}
+
+type ConditionRow = (String, u64, u64);
+
+#[pyclass(module = "rr86._native")]
+pub struct Machine {
+    /// Only ever reached through `get_mut`: the lock is there because the class must be `Sync`.
+    driver: Mutex<Driver>,
+    rows: Vec<ConditionRow>,
+    patterns: Vec<Vec<u8>>,
+    conditions: Conditions,
+    /// The last stop, for the trace's closing event.
+    last: (u8, u32, String),
+}
+
+/// (name, number in the trace, code) of a stop.
+fn describe(stop: Stop) -> (&'static str, u8, u32) {
+    match stop {
+        Stop::Condition(_) => ("condition", 1, 0),
+        Stop::Limit => ("limit", 2, 0),
+        Stop::Ended(Ending::PowerOff) => ("poweroff", 3, 0),
+        Stop::Ended(Ending::Reset) => ("reset", 4, 0),
+        // The core has the exit status (v << 1 | 1); what the guest wrote is v.
+        Stop::Ended(Ending::DebugExit(status)) => ("debug-exit", 5, status >> 1),
+        Stop::Ended(Ending::TripleFault { .. }) => ("triple-fault", 6, 0),
+        Stop::End => ("end", 7, 0),
+        Stop::Deadlock => ("deadlock", 8, 0),
+    }
+}
+
+fn parse(rows: &[ConditionRow], patterns: &[Vec<u8>]) -> PyResult<Vec<Condition>> {
+    rows.iter()
+        .map(|(kind, a, b)| {
+            let byte = || {
+                u8::try_from(*a)
+                    .map_err(|_| NativeError::new_err(format!("{a} is not an interrupt vector")))
+            };
+            Ok(match kind.as_str() {
+                "rip" => Condition::Rip(*a),
+                "int3" => Condition::Int3,
+                "icount" => Condition::Icount(*a),
+                "write" => Condition::Write {
+                    paddr: *a,
+                    length: (*b).clamp(1, 1 << 30),
+                },
+                "irq" => Condition::Interrupt(byte()?),
+                "console" => {
+                    let index = usize::try_from(*a).ok().filter(|&i| i < patterns.len());
+                    let index = index.ok_or_else(|| {
+                        NativeError::new_err(format!("there is no console pattern {a}"))
+                    })?;
+                    Condition::Console(patterns[index].clone())
+                }
+                other => return Err(NativeError::new_err(format!("unknown condition {other:?}"))),
+            })
+        })
+        .collect()
+}
+
+impl Machine {
+    fn driver(&mut self) -> &mut Driver {
+        self.driver
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl Machine {
+    #[new]
+    #[pyo3(signature = (*, memory, vcpus, cpuid, msrs=Vec::new(), seed=0, quantum=100_000,
+        start_time=1_700_000_000, fw_cfg=Vec::new(), fw_cfg_files=Vec::new(), max_block=64,
+        block_capacity=262_144))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        memory: u64,
+        vcpus: usize,
+        cpuid: Vec<(u32, i64, u32, u32, u32, u32)>,
+        msrs: Vec<(u32, u64)>,
+        seed: u64,
+        quantum: u64,
+        start_time: i64,
+        fw_cfg: Vec<(u16, Vec<u8>)>,
+        fw_cfg_files: Vec<(String, Vec<u8>)>,
+        max_block: usize,
+        block_capacity: usize,
+    ) -> PyResult<Self> {
+        let cpuid = cpuid
+            .into_iter()
+            .map(|(leaf, subleaf, eax, ebx, ecx, edx)| CpuidRow {
+                leaf,
+                subleaf: u32::try_from(subleaf).ok(),
+                eax,
+                ebx,
+                ecx,
+                edx,
+            })
+            .collect();
+        let machine = schedule::Machine::new(MachineConfig {
+            memory,
+            vcpus,
+            cpuid,
+            msrs,
+            start_time,
+            fw_cfg,
+            fw_cfg_files,
+            blocks: BlockLimits {
+                instructions: max_block,
+                capacity: block_capacity.max(1),
+            },
+        })
+        .map_err(errors::machine)?;
+        let recorder = Recorder::new(machine, Scheduler::new(seed, quantum));
+        Ok(Self {
+            driver: Mutex::new(Driver::Record(Box::new(recorder))),
+            rows: Vec::new(),
+            patterns: Vec::new(),
+            conditions: Conditions::default(),
+            last: (0, 0, String::new()),
+        })
+    }
+
+    fn load(&mut self, paddr: u64, data: &[u8]) -> PyResult<()> {
+        self.driver()
+            .machine()?
+            .load(paddr, data)
+            .map_err(errors::machine)
+    }
+
+    fn set_registers(&mut self, vcpu: usize, values: BTreeMap<String, u64>) -> PyResult<()> {
+        let machine = self.driver().machine()?;
+        for (name, value) in values {
+            machine
+                .set_register(vcpu, &name, value)
+                .map_err(errors::machine)?;
+        }
+        Ok(())
+    }
+
+    fn record_to(
+        &mut self,
+        path: &str,
+        header: &[u8],
+        images: Vec<(String, Vec<u8>)>,
+    ) -> PyResult<()> {
+        let Driver::Record(recorder) = self.driver() else {
+            return Err(NativeError::new_err("a replaying machine cannot record"));
+        };
+        let images: Vec<(String, &[u8])> = images
+            .iter()
+            .map(|(name, data)| (name.clone(), data.as_slice()))
+            .collect();
+        recorder
+            .record_to(Path::new(path), header, &images)
+            .map_err(errors::trace)
+    }
+
+    fn finish_recording(&mut self, footer: &[u8]) -> PyResult<()> {
+        let (reason, code, detail) = self.last.clone();
+        let Driver::Record(recorder) = self.driver() else {
+            return Err(NativeError::new_err("this machine is not recording"));
+        };
+        recorder
+            .finish(reason, code, &detail, footer)
+            .map_err(errors::trace)
+    }
+
+    #[pyo3(signature = (path, verify=true))]
+    fn replay_from(&mut self, path: &str, verify: bool) -> PyResult<()> {
+        let reader = TraceReader::open(Path::new(path)).map_err(errors::trace)?;
+        match std::mem::replace(self.driver(), Driver::Gone) {
+            Driver::Record(recorder) => {
+                let replayer = Replayer::new(recorder.machine, reader.stream(), verify);
+                *self.driver() = Driver::Replay(Box::new(replayer));
+                Ok(())
+            }
+            other => {
+                *self.driver() = other;
+                Err(NativeError::new_err("this machine is replaying already"))
+            }
+        }
+    }
+
+    fn trace_bytes(&mut self) -> u64 {
+        match self.driver() {
+            Driver::Record(r) => r.trace_bytes(),
+            _ => 0,
+        }
+    }
+
+    #[pyo3(signature = (max_instructions, conditions=Vec::new(), console_patterns=Vec::new()))]
+    fn run<'py>(
+        &mut self,
+        py: Python<'py>,
+        max_instructions: u64,
+        conditions: Vec<ConditionRow>,
+        console_patterns: Vec<Vec<u8>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        if conditions != self.rows || console_patterns != self.patterns {
+            self.conditions = Conditions::new(parse(&conditions, &console_patterns)?);
+            self.rows = conditions;
+            self.patterns = console_patterns;
+        }
+        let driver = self
+            .driver
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        let conditions = &mut self.conditions;
+        let stop = py.detach(|| match driver {
+            Driver::Record(r) => r.run(max_instructions, conditions).map_err(errors::trace),
+            Driver::Replay(r) => r.run(max_instructions, conditions).map_err(errors::replay),
+            Driver::Gone => Err(NativeError::new_err(
+                "this machine could not start its replay",
+            )),
+        })?;
+        let vcpu = match (&*self.driver(), stop) {
+            (_, Stop::Ended(Ending::TripleFault { vcpu })) => vcpu,
+            (Driver::Record(r), _) => r.vcpu,
+            (Driver::Replay(r), _) => r.vcpu,
+            (Driver::Gone, _) => 0,
+        };
+        let (name, number, code) = describe(stop);
+        let machine = self.driver().machine()?;
+        let (icount, time_ns) = (machine.engine.icount(), machine.engine.now());
+        let rip = machine.engine.cpu(vcpu).rip;
+        let detail = format!("{name} at instruction {icount}, vCPU {vcpu}, rip {rip:#x}");
+        self.last = (number, code, detail.clone());
+        let info = PyDict::new(py);
+        info.set_item("reason", name)?;
+        info.set_item(
+            "condition",
+            if let Stop::Condition(i) = stop {
+                i as i64
+            } else {
+                -1
+            },
+        )?;
+        info.set_item("vcpu", vcpu)?;
+        info.set_item("icount", icount)?;
+        info.set_item("time_ns", time_ns)?;
+        info.set_item("rip", rip)?;
+        info.set_item("code", code)?;
+        info.set_item("detail", detail)?;
+        Ok(info)
+    }
+
+    fn console_output<'py>(&mut self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        let bytes = match self.driver() {
+            Driver::Record(r) => r.take_console(),
+            Driver::Replay(r) => r.take_console(),
+            Driver::Gone => Vec::new(),
+        };
+        PyBytes::new(py, &bytes)
+    }
+
+    fn debugcon_output<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = self.driver().machine()?.board().take_debugcon_output();
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    fn console_input(&mut self, data: &[u8]) -> PyResult<()> {
+        match self.driver() {
+            Driver::Record(r) => {
+                r.console_input(data);
+                Ok(())
+            }
+            _ => Err(NativeError::new_err(
+                "a replay takes its input from the trace",
+            )),
+        }
+    }
+
+    fn registers<'py>(&mut self, py: Python<'py>, vcpu: usize) -> PyResult<Bound<'py, PyDict>> {
+        let all = self
+            .driver()
+            .machine()?
+            .registers(vcpu)
+            .map_err(errors::machine)?;
+        let registers = PyDict::new(py);
+        for (name, value) in all {
+            registers.set_item(name, value)?;
+        }
+        Ok(registers)
+    }
+
+    fn fpu_state<'py>(&mut self, py: Python<'py>, vcpu: usize) -> PyResult<Bound<'py, PyBytes>> {
+        let machine = self.driver().machine()?;
+        machine.check_vcpu(vcpu).map_err(errors::machine)?;
+        Ok(PyBytes::new(py, &machine.engine.cpu(vcpu).fpu.0))
+    }
+
+    fn read_physical<'py>(
+        &mut self,
+        py: Python<'py>,
+        paddr: u64,
+        length: usize,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let machine = self.driver().machine()?;
+        if length as u64 > machine.engine.ram.size() {
+            return Err(NativeError::new_err(format!(
+                "{length} bytes are more than the RAM has"
+            )));
+        }
+        let mut bytes = vec![0; length];
+        machine.engine.ram.read(paddr, &mut bytes);
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    fn read_virtual<'py>(
+        &mut self,
+        py: Python<'py>,
+        vcpu: usize,
+        address: u64,
+        length: usize,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let machine = self.driver().machine()?;
+        machine.check_vcpu(vcpu).map_err(errors::machine)?;
+        let mut bytes = Vec::new();
+        while bytes.len() < length {
+            let at = address.wrapping_add(bytes.len() as u64);
+            let Some(paddr) = peek(machine, vcpu, at) else {
+                break;
+            };
+            let room = (4096 - (at & 4095)) as usize;
+            let n = room.min(length - bytes.len());
+            let start = bytes.len();
+            bytes.resize(start + n, 0);
+            machine.engine.ram.read(paddr, &mut bytes[start..]);
+        }
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    fn translate(&mut self, vcpu: usize, address: u64) -> PyResult<Option<u64>> {
+        let machine = self.driver().machine()?;
+        machine.check_vcpu(vcpu).map_err(errors::machine)?;
+        Ok(peek(machine, vcpu, address))
+    }
+
+    fn digests<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let digests = PyDict::new(py);
+        for (name, value) in self.driver().machine()?.digests() {
+            digests.set_item(name, value)?;
+        }
+        Ok(digests)
+    }
+
+    fn stats<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let slices = match self.driver() {
+            Driver::Record(r) => r.slices,
+            Driver::Replay(r) => r.slices,
+            Driver::Gone => 0,
+        };
+        let engine = &self.driver().machine()?.engine;
+        let s = engine.stats;
+        let stats = PyDict::new(py);
+        for (name, value) in [
+            ("instructions", engine.icount()),
+            ("skipped_ns", engine.skipped_ns),
+            ("slices", slices),
+            ("blocks", engine.blocks.len() as u64),
+            ("blocks_translated", s.blocks_translated),
+            ("instructions_translated", s.instructions_translated),
+            ("blocks_invalidated", s.blocks_invalidated),
+            ("block_flushes", s.block_flushes),
+            ("code_drops", s.code_drops),
+            ("dispatches", s.dispatches),
+            ("lookups", s.lookups),
+            ("slow_accesses", s.slow_accesses),
+            ("bounced_accesses", s.bounced_accesses),
+            ("tlb_fills", s.tlb_fills),
+            ("tlb_flushes", s.tlb_flushes),
+            ("page_walks", s.page_walks),
+            ("helper_calls", s.helper_calls),
+            ("hand_offs", s.hand_offs),
+            ("exceptions", s.exceptions),
+            ("interrupts", s.interrupts),
+        ] {
+            stats.set_item(name, value)?;
+        }
+        for (mnemonic, calls) in engine.helpers.sorted() {
+            stats.set_item(format!("helper_{mnemonic}"), calls)?;
+        }
+        Ok(stats)
+    }
+}
+
+/// Where a linear address lies, without setting accessed bits.
+fn peek(machine: &schedule::Machine, vcpu: usize, address: u64) -> Option<u64> {
+    let ram = &machine.engine.ram;
+    let mut read = |paddr: u64, size: usize| {
+        let mut bytes = [0; 8];
+        ram.read(paddr, &mut bytes[..size]);
+        u64::from_le_bytes(bytes)
+    };
+    let cpu = machine.engine.cpu(vcpu);
+    if !cpu.paging() {
+        return Some(address);
+    }
+    paging::peek(cpu, &mut read, address)
+}

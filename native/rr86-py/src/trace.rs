@@ -1,0 +1,180 @@
+//! Trace files for Python: headers, images and events.
+
+use std::path::Path;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList};
+use rr86_core::record::{Access, Block, Event};
+use rr86_core::replay;
+
+use crate::errors;
+
+#[pyclass(frozen, module = "rr86._native")]
+pub struct TraceReader(replay::TraceReader);
+
+fn block<'py>(fields: &Bound<'py, PyDict>, b: &Block) -> PyResult<()> {
+    fields.set_item("id", b.id)?;
+    fields.set_item("pc", b.pc)?;
+    fields.set_item("paddr", b.paddr)?;
+    fields.set_item("len", b.len)?;
+    fields.set_item("mode", b.mode)?;
+    fields.set_item("digest", b.digest)
+}
+
+/// Kind and fields of an event.
+fn fields<'py>(py: Python<'py>, event: &Event) -> PyResult<(&'static str, Bound<'py, PyDict>)> {
+    let f = PyDict::new(py);
+    let kind = match event {
+        Event::Slice {
+            instructions, stop, ..
+        } => {
+            f.set_item("instructions", instructions)?;
+            f.set_item("stop", stop.code())?;
+            "slice"
+        }
+        Event::TimeSkip { to_ns } => {
+            f.set_item("to_ns", to_ns)?;
+            "time-skip"
+        }
+        Event::Input { source, bytes } => {
+            f.set_item("source", source)?;
+            f.set_item("bytes", PyBytes::new(py, bytes))?;
+            "input"
+        }
+        Event::Digests { list } => {
+            for (name, value) in list {
+                f.set_item(&**name, value)?;
+            }
+            "digests"
+        }
+        Event::Fetch(b) => {
+            block(&f, b)?;
+            "fetch"
+        }
+        Event::Link(b) => {
+            block(&f, b)?;
+            "link"
+        }
+        Event::Invalidate {
+            id,
+            by,
+            paddr,
+            len,
+            reason,
+        } => {
+            f.set_item("id", id)?;
+            f.set_item("by", by)?;
+            f.set_item("paddr", paddr)?;
+            f.set_item("len", len)?;
+            f.set_item("reason", reason)?;
+            "invalidate"
+        }
+        Event::Flush { reason, .. } => {
+            f.set_item("reason", reason)?;
+            "flush"
+        }
+        Event::HandOff {
+            page,
+            from,
+            to,
+            access,
+            lines,
+        } => {
+            f.set_item("page", page)?;
+            f.set_item("from", from)?;
+            f.set_item("to", to)?;
+            f.set_item("write", u8::from(*access == Access::Write))?;
+            f.set_item("lines", lines)?;
+            "hand-off"
+        }
+        Event::CrossWrite { paddr, value, .. } => {
+            f.set_item("paddr", paddr)?;
+            f.set_item("value", PyBytes::new(py, value.as_bytes()))?;
+            "cross-write"
+        }
+        Event::Stop {
+            reason,
+            code,
+            detail,
+            ..
+        } => {
+            f.set_item("reason", reason)?;
+            f.set_item("code", code)?;
+            f.set_item("detail", PyBytes::new(py, detail.as_bytes()))?;
+            "stop"
+        }
+    };
+    Ok((kind, f))
+}
+
+#[pymethods]
+impl TraceReader {
+    #[new]
+    fn new(path: &str) -> PyResult<Self> {
+        replay::TraceReader::open(Path::new(path))
+            .map(Self)
+            .map_err(errors::trace)
+    }
+
+    fn header<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, self.0.header())
+    }
+
+    fn footer<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let footer = self.0.footer().map_err(errors::trace)?;
+        Ok(footer.map(|f| PyBytes::new(py, &f)))
+    }
+
+    fn images(&self) -> Vec<(String, u64, String)> {
+        self.0
+            .images()
+            .iter()
+            .map(|i| (i.name.clone(), i.len, format!("{:032x}", i.hash)))
+            .collect()
+    }
+
+    fn image<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyBytes>> {
+        let content = py.detach(|| self.0.image(name)).map_err(errors::trace)?;
+        Ok(PyBytes::new(py, &content))
+    }
+
+    fn complete(&self) -> bool {
+        self.0.complete()
+    }
+
+    fn damage(&self) -> Option<String> {
+        self.0.damage().map(ToString::to_string)
+    }
+
+    fn summary<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let s = self.0.summary().map_err(errors::trace)?;
+        let d = PyDict::new(py);
+        d.set_item("file_bytes", s.file_bytes)?;
+        d.set_item("image_bytes", s.image_bytes)?;
+        d.set_item("event_bytes", s.event_bytes)?;
+        d.set_item("event_raw_bytes", s.event_raw_bytes)?;
+        d.set_item("chunks", s.chunks)?;
+        d.set_item("events", s.events)?;
+        d.set_item("last_icount", s.last_icount)?;
+        for kind in &s.kinds {
+            let name = kind.kind.name();
+            d.set_item(format!("{name}_events"), kind.events)?;
+            d.set_item(format!("{name}_bytes"), kind.stored_bytes)?;
+        }
+        Ok(d)
+    }
+
+    fn chunk_count(&self) -> usize {
+        self.0.chunk_count()
+    }
+
+    fn events<'py>(&self, py: Python<'py>, chunk: usize) -> PyResult<Bound<'py, PyList>> {
+        let events = py.detach(|| self.0.chunk(chunk)).map_err(errors::trace)?;
+        let list = PyList::empty(py);
+        for (icount, event) in &events {
+            let (kind, fields) = fields(py, event)?;
+            list.append((kind, *icount, event.vcpu(), fields))?;
+        }
+        Ok(list)
+    }
+}
