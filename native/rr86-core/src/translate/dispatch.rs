@@ -301,6 +301,8 @@ impl Engine {
         let (source, target) = (self.blocks.get(from), self.blocks.get(to));
         if !self.blocks.is_live(from)
             || source.code == 0
+            // Only a part of the target may have been made.
+            || target.code == 0
             || target.second.is_some()
             || target.mode != source.mode
             || source.slots[slot].target != target.rip

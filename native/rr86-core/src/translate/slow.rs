@@ -220,6 +220,14 @@ pub fn linear_address(
     Ok(offset.wrapping_add(segment.base) & 0xffff_ffff)
 }
 
+/// #GP(0) when the last byte of an access is not canonical, which comes before any page fault.
+fn check_end(cpu: &CpuState, linear: u64, size: usize) -> Result<(), Exception> {
+    if cpu.long_mode() && !is_canonical(linear.wrapping_add(size.max(1) as u64 - 1)) {
+        return Err(Exception::gp(0));
+    }
+    Ok(())
+}
+
 fn kind_of(kind: AccessKind) -> Access {
     if kind.writes() {
         Access::Write
@@ -316,6 +324,7 @@ impl Engine {
         } else {
             linear & 0xffff_ffff
         };
+        check_end(&vcpu.cpu, linear, size)?;
         let room = (PAGE_SIZE - (linear & PAGE_MASK)) as usize;
         let first = self.translate(vcpu, linear, kind_of(kind), Privilege::Current)?;
         let paddr = first.paddr | linear & PAGE_MASK;
@@ -573,6 +582,7 @@ impl View {
             }
         };
         let linear = wrap(linear);
+        check_end(&vcpu.cpu, linear, size)?;
         let room = ((PAGE_SIZE - (linear & PAGE_MASK)) as usize).min(size);
         let first = engine.translate(vcpu, linear, access, privilege)?;
         let mut parts = [(first.paddr | linear & PAGE_MASK, room), (0, 0)];

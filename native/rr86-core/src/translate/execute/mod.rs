@@ -125,6 +125,7 @@ fn run(context: &mut Context<'_>) -> Result {
         | M::Maskmovdqu => fpu::execute(context),
         M::Jmp
         | M::Call
+        | M::Ret
         | M::Retf
         | M::Iret
         | M::Iretd
