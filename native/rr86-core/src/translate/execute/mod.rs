@@ -96,6 +96,7 @@ fn run(context: &mut Context<'_>) -> Result {
         | M::Fnstenv
         | M::Fstenv
         | M::Fldenv
+        | M::Wait
         | M::Maskmovq
         | M::Maskmovdqu => fpu::execute(context),
         M::Jmp
