@@ -162,6 +162,15 @@ fn general_form(insn: &Instruction) -> Instruction {
     general
 }
 
+/// Bytes of memory that the host may touch. MOVSXD with a 16-bit operand size reads two bytes on Intel
+/// and four on AMD; four are checked everywhere.
+fn memory_bytes(op: &Instruction) -> usize {
+    match op.code() {
+        Code::Movsxd_r16_rm16 => 4,
+        _ => op.memory_size().size().max(1),
+    }
+}
+
 /// Shifts and rotates that leave flags as they are when the count is 0.
 fn count_in_cl(insn: &Instruction) -> bool {
     use Mnemonic as M;
@@ -202,8 +211,8 @@ fn may_trap(insn: &Instruction, fpu: bool) -> bool {
 /// Status flags that the host may change, defined or not. RCL and RCR by a whole number of turns leave
 /// CF alone but compute OF, which the instruction tables do not tell.
 fn modified_flags(insn: &Instruction) -> u32 {
-    let full_turns = matches!(insn.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr)
-        && !shifts_by_nothing(insn);
+    let full_turns =
+        matches!(insn.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) && !shifts_by_nothing(insn);
     let turned = if full_turns {
         RflagsBits::CF | RflagsBits::OF
     } else {
@@ -256,7 +265,7 @@ impl Emitter<'_> {
         let bit_offset = memory.is_some() && is_bit_test(&op) && op.op1_kind() == OpKind::Register;
         let mut pending = None;
         if let Some(i) = memory {
-            let size = op.memory_size().size().max(1);
+            let size = memory_bytes(&op);
             let kind = match access[i as usize] {
                 OpAccess::Write | OpAccess::CondWrite => AccessKind::Write,
                 OpAccess::ReadWrite | OpAccess::ReadCondWrite => AccessKind::Modify,
@@ -459,10 +468,7 @@ impl Emitter<'_> {
             self.hot.load(W64, T1, at::gpr(guest));
         }
         self.hot.mem(load, width, asm::RAX, Some(T0), None, 0);
-        if size == 1 && (4..8).contains(&host.0) {
-            // SPL, BPL, SIL and DIL need a REX prefix; T0 as the base brings one.
-            debug_assert!(T0.0 >= 8);
-        }
+        // SPL, BPL, SIL and DIL need a REX prefix; T0 as the base brings one.
         self.hot.mem(store, width, host, Some(T0), None, 0);
         if size == 1 {
             self.hot.u8(0x40 | (host.0 >> 3) << 2);
@@ -523,6 +529,22 @@ impl Emitter<'_> {
             if address_size(insn) == 2 {
                 self.hot.rr(&[0x0f, 0xb7], W32, T0, T0);
             }
+        }
+        self.segment(segment_index(insn.memory_segment()), size, kind);
+    }
+
+    /// Emits the linear address of `insn`'s memory operand plus `adjust` into T0.
+    pub(super) fn address_after(
+        &mut self,
+        insn: &Instruction,
+        adjust: i32,
+        size: usize,
+        kind: AccessKind,
+    ) {
+        self.offset_of(insn, T0);
+        if adjust != 0 {
+            let width = if address_size(insn) == 8 { W64 } else { W32 };
+            self.hot.mem(&[0x8d], width, T0, Some(T0), None, adjust);
         }
         self.segment(segment_index(insn.memory_segment()), size, kind);
     }
@@ -641,18 +663,11 @@ pub fn address_size(insn: &Instruction) -> usize {
     } else if index != Register::None && index.is_gpr() {
         index.size()
     } else {
+        // A displacement alone: the decoder gives it the size of the address.
         match insn.memory_displ_size() {
             2 => 2,
             8 => 8,
-            // A 32-bit displacement alone: sign-extended in 64-bit addressing. The decoder has done
-            // that already, so a value above 32 bits is the sign.
-            _ => {
-                if insn.code_size() == iced_x86::CodeSize::Code64 {
-                    8
-                } else {
-                    4
-                }
-            }
+            _ => 4,
         }
     }
 }
