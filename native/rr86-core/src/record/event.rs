@@ -25,6 +25,8 @@ pub enum SliceEnd {
     Exit,
     /// The vCPU was switched out between two steps of the block protocol.
     Window,
+    /// The vCPU shut down (triple fault) in the instruction after those that are counted.
+    Shutdown,
     /// A reason of a later format version; never one of the codes above.
     Other(u8),
 }
@@ -39,6 +41,7 @@ impl SliceEnd {
             SliceEnd::Deadline => 3,
             SliceEnd::Exit => 4,
             SliceEnd::Window => 5,
+            SliceEnd::Shutdown => 6,
             SliceEnd::Other(code) => code,
         }
     }
@@ -52,6 +55,7 @@ impl SliceEnd {
             3 => SliceEnd::Deadline,
             4 => SliceEnd::Exit,
             5 => SliceEnd::Window,
+            6 => SliceEnd::Shutdown,
             other => SliceEnd::Other(other),
         }
     }

@@ -4,7 +4,7 @@
 use thiserror::Error;
 
 use super::stream::EventStream;
-use crate::record::{observed_event, Event, Stop, TraceError, CONSOLE};
+use crate::record::{observed_event, Event, SliceEnd, Stop, TraceError, CONSOLE};
 use crate::schedule::{Conditions, Decision, Machine, SliceReport, Wait};
 
 /// The replay left the recorded path.
@@ -138,7 +138,9 @@ impl Replayer {
             let (icount, event) = next?;
             match event {
                 Event::Slice {
-                    vcpu, instructions, ..
+                    vcpu,
+                    instructions,
+                    stop,
                 } => {
                     self.vcpu = usize::from(vcpu);
                     match self.machine.prepare() {
@@ -159,7 +161,8 @@ impl Replayer {
                     self.recorded = instructions;
                     return Ok(Some(Decision {
                         vcpu: self.vcpu,
-                        budget: instructions,
+                        // The instruction that shuts a vCPU down never retires.
+                        budget: instructions.saturating_add((stop == SliceEnd::Shutdown).into()),
                     }));
                 }
                 Event::TimeSkip { to_ns } => match self.machine.prepare() {

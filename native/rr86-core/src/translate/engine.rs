@@ -166,6 +166,10 @@ pub struct Engine {
     pub(super) stopped: Option<StopCause>,
     /// Moment of a hook that has already stopped the run.
     pub(super) passed_hook: Option<u64>,
+    /// Moment of the last fault.
+    pub(super) faulted_at: Option<u64>,
+    /// Moment of each vCPU's last interrupt or NMI.
+    pub(super) interrupted_at: Vec<Option<u64>>,
     /// What happened since the recorder last looked, with its icount.
     pub observed: Vec<(u64, Observed)>,
     pub(super) gs: Option<u64>,
@@ -230,6 +234,8 @@ impl Engine {
             stop_vectors: [0; 4],
             stopped: None,
             passed_hook: None,
+            faulted_at: None,
+            interrupted_at: vec![None; vcpus],
             observed: Vec::new(),
             gs: None,
             code_map: BTreeMap::new(),
