@@ -217,7 +217,8 @@ impl Translated {
                 Span {
                     budget,
                     exact,
-                    beyond: (!exact).then_some(0),
+                    beyond: 0,
+                    fitting: !exact,
                     start: self.engine.icount(),
                 },
             );

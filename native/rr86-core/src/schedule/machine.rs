@@ -405,7 +405,8 @@ impl Machine {
                     let span = Span {
                         budget,
                         exact: exact || self.exact,
-                        beyond: (!self.exact).then(|| slice.left.saturating_sub(budget)),
+                        beyond: slice.left.saturating_sub(budget),
+                        fitting: !self.exact,
                         start: slice.start,
                     };
                     let others = self.others_can_run(slice.vcpu);

@@ -448,7 +448,7 @@ pub mod shape {
             return false;
         }
         let mut decoder = Decoder::new(mode.bits(), &bytes[1..15], OPTIONS);
-        decoder.decode();
+        let _ = decoder.decode();
         decoder.last_error() == DecoderError::NoMoreBytes
     }
 

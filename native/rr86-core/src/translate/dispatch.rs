@@ -42,9 +42,11 @@ pub struct Span {
     pub budget: u64,
     /// To the instruction, if need be into a block.
     pub exact: bool,
-    /// The slice decides by itself where it ends: before a block that does not fit `budget` and this
-    /// many instructions more. `None` when `budget` is known to be right.
-    pub beyond: Option<u64>,
+    /// Instructions that the slice has left after the budget: it is the debugger who stops there.
+    pub beyond: u64,
+    /// The slice ends before a block that does not fit all of this; otherwise its length is known to
+    /// be right.
+    pub fitting: bool,
     /// Instruction count at which the slice began; its first block runs whether it fits or not.
     pub start: u64,
 }
@@ -65,6 +67,9 @@ impl Engine {
             (*vcpu).run.icount_base = (*this).icount() as i64 + budget as i64;
             (*this).set_tsc_offset(&mut *vcpu);
             (*vcpu).run.budget = budget as i64;
+            (*this).beyond = span.beyond;
+            // Another vCPU may see another page there.
+            (*this).link = None;
             (*vcpu).run.flags_ax = super::slow::flags_to_ax((*vcpu).cpu.rflags);
             let start = (*this).icount();
             let end = Self::dispatch(this, vcpu, span);
@@ -93,11 +98,12 @@ impl Engine {
                 if let Some(cause) = engine.stopped.take() {
                     return RunEnd::Stopped(cause);
                 }
-                if engine.bus.has_signals() {
-                    return RunEnd::Signals;
-                }
                 let index = usize::from(v.cpu.id);
                 let resume = engine.resume[index];
+                // Inside a block only a debugger stops; what else there is waits for its end.
+                if resume.is_none() && engine.bus.has_signals() {
+                    return RunEnd::Signals;
+                }
                 if resume.is_none() {
                     if let Some(end) = engine.interrupts(v) {
                         return end;
@@ -114,27 +120,32 @@ impl Engine {
                 if single && v.cpu.dr[7] & 0xff != 0 && engine.execution_breakpoint(v) {
                     continue;
                 }
-                if let (Some(beyond), None) = (span.beyond, resume) {
+                if span.fitting && resume.is_none() {
                     let now = engine.icount();
                     // A fault is part of the slice in which it was raised only if an instruction
                     // follows: a decision counts instructions, and cannot tell otherwise.
                     let must = now == span.start || engine.faulted_at == Some(now);
-                    if !must && !engine.fits(v, mode, beyond) {
+                    if !must && !engine.fits(v, mode, span.beyond) {
                         return RunEnd::Budget;
                     }
                 }
-                let link = engine.link.take();
                 let code = match resume {
-                    Some(resume) => engine.partial(v, resume, exact),
+                    Some(resume) => {
+                        engine.link = None;
+                        engine.partial(v, resume, exact)
+                    }
                     None => match engine.lookup(v, mode) {
                         Ok(id) => {
                             let code = engine.ready(v, id, exact);
+                            // Not before: a flush on the way here has dropped what it names.
+                            let link = engine.link.take();
                             if code.is_some() {
                                 engine.chain(link, id);
                             }
                             code
                         }
                         Err(fault) => {
+                            engine.link = None;
                             engine.deliver_fault(v, fault);
                             if v.cpu.activity == Activity::Shutdown {
                                 return RunEnd::TripleFault;

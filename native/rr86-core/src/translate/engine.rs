@@ -166,6 +166,8 @@ pub struct Engine {
     pub(super) stopped: Option<StopCause>,
     /// Moment of a hook that has already stopped the run.
     pub(super) passed_hook: Option<u64>,
+    /// What the slice has left after the running budget.
+    pub(super) beyond: u64,
     /// Moment of the last fault.
     pub(super) faulted_at: Option<u64>,
     /// Moment of each vCPU's last interrupt or NMI.
@@ -234,6 +236,7 @@ impl Engine {
             stop_vectors: [0; 4],
             stopped: None,
             passed_hook: None,
+            beyond: 0,
             faulted_at: None,
             interrupted_at: vec![None; vcpus],
             observed: Vec::new(),
@@ -356,6 +359,18 @@ impl Engine {
             self.resume[usize::from(vcpu.cpu.id)] = Some(Resume {
                 block: vcpu.run.site_block,
                 index,
+            });
+        }
+    }
+
+    /// Has the repeated instruction at the end of the running block, of which a debugger's stop has
+    /// cut off some iterations, go on in that block, as it would have without the stop.
+    pub(super) fn resume_repeated(&mut self, vcpu: &Vcpu) {
+        let id = vcpu.run.site_block;
+        if self.blocks.is_live(id) {
+            self.resume[usize::from(vcpu.cpu.id)] = Some(Resume {
+                block: id,
+                index: usize::from(self.blocks.get(id).count) - 1,
             });
         }
     }
