@@ -141,6 +141,10 @@ class Recorder:
         if error is None:
             self.finish()
             return
+        if type(error).__name__ == "PanicException":
+            # A bug in the core has left the machine in an unknown state; the trace keeps what was
+            # written before.
+            return
         # What went wrong first (a full disk, say) is what the caller has to hear about; a trace
         # without its footer still replays up to its last whole chunk.
         with contextlib.suppress(Exception):
@@ -226,9 +230,8 @@ class Recorder:
                 statistics=statistics,
             )
             self.machine.finish_recording(footer.pack())
-            self._recording = Recording(
-                self.path, self.stop, statistics, self.machine.trace_bytes(), offset
-            )
+            size = self.path.stat().st_size
+            self._recording = Recording(self.path, self.stop, statistics, size, offset)
         return self._recording
 
 

@@ -8,8 +8,9 @@ use super::event::{Event, SliceEnd};
 use super::observe;
 use super::{TraceError, TraceWriter};
 use crate::schedule::{Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
+use crate::translate::engine::StopCause;
 
-/// Instructions between two sets of digests.
+/// Instructions between two sets of digests, and the most that a chunk covers.
 pub const DIGEST_INTERVAL: u64 = 100_000_000;
 /// `Input.source` of the serial console.
 pub const CONSOLE: u8 = 0;
@@ -118,6 +119,18 @@ impl Recorder {
         }
     }
 
+    /// Ends the chunk under way and hands it over for writing, so that a recorder that is killed loses
+    /// no more than what ran since.
+    ///
+    /// # Errors
+    /// When the trace cannot be written.
+    pub fn seal(&mut self) -> Result<(), TraceError> {
+        match &mut self.writer {
+            Some(writer) => writer.seal(),
+            None => Ok(()),
+        }
+    }
+
     fn push_digests(&mut self) -> Result<(), TraceError> {
         if self.writer.is_none() {
             return Ok(());
@@ -165,6 +178,7 @@ impl Recorder {
                 if icount >= self.next_digest {
                     self.next_digest = icount + DIGEST_INTERVAL;
                     self.push_digests()?;
+                    self.seal()?;
                 }
                 if !self.input.is_empty() {
                     let bytes = std::mem::take(&mut self.input);
@@ -208,6 +222,13 @@ impl Recorder {
                             stop,
                         },
                     )?;
+                    let output = self.machine.board().take_serial_output();
+                    self.console.extend_from_slice(&output);
+                    if let Some(index) = conditions.console(&output) {
+                        return Ok(Stop::Condition(index));
+                    }
+                }
+                SliceReport::Stopped(StopCause::Output) => {
                     let output = self.machine.board().take_serial_output();
                     self.console.extend_from_slice(&output);
                     if let Some(index) = conditions.console(&output) {

@@ -422,6 +422,7 @@ impl Machine {
                 // The moment has come, whatever else has; the slice goes on from here.
                 self.stop_at = None;
                 self.slice = Some(slice);
+                self.engine.continuing |= self.engine.icount() != start;
                 self.after_stop = end.filter(|&e| e != RunEnd::Budget);
                 return SliceReport::Stopped(StopCause::Moment);
             }

@@ -51,20 +51,24 @@ impl Engine {
             (*vcpu).run.budget = budget as i64;
             (*vcpu).run.flags_ax = super::slow::flags_to_ax((*vcpu).cpu.rflags);
             let start = (*this).icount();
-            let end = Self::dispatch(this, vcpu, exact);
+            let progress = std::mem::take(&mut (*this).continuing);
+            let end = Self::dispatch(this, vcpu, exact, progress);
             (*this).clear_exit_request(&mut *vcpu);
             (*this).note_boundary(&*vcpu);
             sync_flags(&mut *vcpu);
             (*this).leave_thread();
+            if matches!(end, RunEnd::Stopped(_)) {
+                (*this).continuing = progress || (*this).icount() != start;
+            }
             ((*this).icount() - start, end)
         }
     }
 
-    /// The loop of `run`.
+    /// The loop of `run`; `progress` says that this slice has run something before.
     ///
     /// # Safety
     /// Both pointers are valid, and the GS base points to `vcpu`.
-    unsafe fn dispatch(this: *mut Self, vcpu: *mut Vcpu, exact: bool) -> RunEnd {
+    unsafe fn dispatch(this: *mut Self, vcpu: *mut Vcpu, exact: bool, progress: bool) -> RunEnd {
         // SAFETY: (all of this function) by its contract; each borrow ends before code runs.
         unsafe {
             let start = (*this).icount();
@@ -97,7 +101,11 @@ impl Engine {
                 if single && v.cpu.dr[7] & 0xff != 0 && engine.execution_breakpoint(v) {
                     continue;
                 }
-                if resume.is_none() && !exact && engine.icount() != start && !engine.fits(v, mode) {
+                if resume.is_none()
+                    && !exact
+                    && (progress || engine.icount() != start)
+                    && !engine.fits(v, mode)
+                {
                     return RunEnd::Budget;
                 }
                 let link = engine.link.take();

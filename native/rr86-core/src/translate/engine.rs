@@ -84,6 +84,8 @@ pub enum StopCause {
     Watch { paddr: u64 },
     /// Before the first instruction of an interrupt handler.
     Interrupt { vector: u8 },
+    /// After an OUT to the watched port.
+    Output,
     /// The instruction count was reached.
     Moment,
 }
@@ -163,6 +165,9 @@ pub struct Engine {
     pub(super) hooks: Hooks,
     pub(super) watches: Vec<(u64, u64)>,
     pub(super) stop_vectors: [u64; 4],
+    pub(super) stop_port: Option<u16>,
+    /// The next run goes on where the debugger stopped one that had made progress.
+    pub(crate) continuing: bool,
     pub(super) stopped: Option<StopCause>,
     /// Moment of a hook that has already stopped the run.
     pub(super) passed_hook: Option<u64>,
@@ -228,6 +233,8 @@ impl Engine {
             hooks: Hooks::default(),
             watches: Vec::new(),
             stop_vectors: [0; 4],
+            stop_port: None,
+            continuing: false,
             stopped: None,
             passed_hook: None,
             observed: Vec::new(),
@@ -639,7 +646,14 @@ impl Engine {
     // ---- the debugger ----------------------------------------------------------------------------
 
     /// Sets what the debugger waits for. Blocks stay; their code is made again.
-    pub fn set_stops(&mut self, hooks: Hooks, watches: Vec<(u64, u64)>, vectors: &[u8]) {
+    pub fn set_stops(
+        &mut self,
+        hooks: Hooks,
+        watches: Vec<(u64, u64)>,
+        vectors: &[u8],
+        port: Option<u16>,
+    ) {
+        self.stop_port = port;
         self.stop_vectors = [0; 4];
         for &v in vectors {
             self.stop_vectors[usize::from(v >> 6)] |= 1 << (v & 63);
