@@ -65,6 +65,8 @@ class Recording:
     stop: Stop | None
     statistics: Mapping[str, int] = field(default_factory=dict)
     trace_bytes: int = 0
+    # How many of `trace_bytes` are the kernel and the other images.
+    image_bytes: int = 0
     kaslr_offset: int | None = None
 
 
@@ -215,13 +217,18 @@ class Recorder:
         return self.machine.stats()
 
     def finish(self) -> Recording:
-        """Close the trace; doing it twice is harmless."""
+        """Close the trace; doing it twice is harmless.
+
+        A slice in which a condition stopped the run is completed first, so look at the guest
+        before. The trace then reaches a little beyond the stop, and a replay can stop there too.
+        """
         if self._recording is None:
+            from rr86._native import TraceReader
+
             # Reading symbols takes most of a second; LSTAR lets those who need them do it later.
             offset = self.inspector.symbols.offset
             registers = (self.machine.registers(vcpu) for vcpu in range(self.spec.vcpus))
             lstar = next((each["lstar"] for each in registers if each["lstar"]), 0)
-            self._execution.drain()
             statistics = self.machine.stats()
             footer = Footer(
                 kaslr_offset=offset,
@@ -230,8 +237,16 @@ class Recorder:
                 statistics=statistics,
             )
             self.machine.finish_recording(footer.pack())
-            size = self.path.stat().st_size
-            self._recording = Recording(self.path, self.stop, statistics, size, offset)
+            self._execution.drain()
+            sizes = TraceReader(str(self.path)).summary()
+            self._recording = Recording(
+                self.path,
+                self.stop,
+                statistics,
+                sizes["file_bytes"],
+                sizes["image_bytes"],
+                offset,
+            )
         return self._recording
 
 

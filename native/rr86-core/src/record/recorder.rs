@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::event::{Event, SliceEnd};
+use super::event::Event;
 use super::observe;
 use super::{TraceError, TraceWriter};
 use crate::schedule::{Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
@@ -244,7 +244,9 @@ impl Recorder {
         }
     }
 
-    /// Closes the trace: what is left of the current slice, the final digests, the reason, the footer.
+    /// Closes the trace: the final digests, the reason, the footer. A slice that a condition stopped runs to
+    /// its end first, so that the recorded slices are those that were decided on, and a replay can reach
+    /// the condition's moment and stop there too.
     ///
     /// # Errors
     /// When the trace cannot be written.
@@ -255,17 +257,8 @@ impl Recorder {
         detail: &str,
         footer: &[u8],
     ) -> Result<(), TraceError> {
-        self.drain()?;
-        if let Some((vcpu, start, instructions)) = self.machine.current_slice() {
-            let stop = SliceEnd::Exit;
-            self.push(
-                start,
-                &Event::Slice {
-                    vcpu: vcpu as u8,
-                    instructions,
-                    stop,
-                },
-            )?;
+        if self.machine.inside_slice() {
+            self.run(0, &mut Conditions::default())?;
         }
         self.push_digests()?;
         let icount = self.machine.engine.icount();
