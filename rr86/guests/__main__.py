@@ -48,8 +48,8 @@ def main() -> int:
     counts = trace.summary()
     print(f"  {stop.describe()}")
     print(f"  {replayed:.2f} s; console output equal: {session.console == bytes(console)}")
-    shown = ("slice", "hand-off", "cross-write", "fetch", "invalidate", "digests")
-    print("  events: " + ", ".join(f"{counts.get(kind, 0):,} {kind}" for kind in shown) + "\n")
+    shown = ("slice", "hand-off", "link", "invalidate", "digests")
+    print("  events: " + ", ".join(f"{counts.get(f"{kind}_events", 0):,} {kind}" for kind in shown) + "\n")
     same = session.console == bytes(console) and recording.stop is not None
     same = same and stop.icount == recording.stop.icount
     if not same:
