@@ -3,6 +3,7 @@
 
 pub mod case;
 pub mod compare;
+pub mod engine;
 pub mod flipped;
 pub mod forms;
 pub mod generate;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use rr86_differential::case::{Subject, SubjectError};
+use rr86_differential::engine::{Setup, Translated};
 use rr86_differential::forms::{Family, Forms, Model};
 use rr86_differential::generate::Generator;
 use rr86_differential::native::Native;
@@ -15,8 +16,10 @@ const USAGE: &str = "usage: rr86-differential [options]
   --count N           number of cases (default 100000)
   --families A,B      integer, control, string, x87, mmx, sse, state (default all)
   --only TEXT         forms whose name contains TEXT
-  --subject NAME      native (a second child of the host CPU), kvm (a guest at CPL 3)
-                      or flipped (wrong on purpose)
+  --subject NAME      engine (the translator, the default), native (a second child of the host
+                      CPU), kvm (a guest at CPL 3) or flipped (wrong on purpose)
+  --block-length N    most instructions in a block of the translator (default 64)
+  --stretch N         run the translator N instructions at a time
   --strict            flags that the SDM leaves undefined must be equal as well
   --undefined-reads   let instructions read undefined flags
   --movbe             the CPU model has MOVBE
@@ -30,6 +33,7 @@ struct Arguments {
     families: BTreeSet<Family>,
     only: Option<String>,
     subject: String,
+    setup: Setup,
     model: Model,
     undefined_reads: bool,
     excluded: bool,
@@ -47,7 +51,8 @@ fn arguments() -> Result<Arguments, String> {
         },
         families: Family::ALL.into(),
         only: None,
-        subject: "native".into(),
+        subject: "engine".into(),
+        setup: Setup::default(),
         model: Model::default(),
         undefined_reads: false,
         excluded: false,
@@ -73,6 +78,8 @@ fn arguments() -> Result<Arguments, String> {
             }
             "--only" => parsed.only = Some(value()?),
             "--subject" => parsed.subject = value()?,
+            "--block-length" => parsed.setup.block_length = number(value()?)?.clamp(1, 64) as usize,
+            "--stretch" => parsed.setup.stretch = number(value()?)?,
             "--strict" => parsed.options.strict = true,
             "--undefined-reads" => parsed.undefined_reads = true,
             "--movbe" => parsed.model.movbe = true,
@@ -86,10 +93,11 @@ fn arguments() -> Result<Arguments, String> {
     Ok(parsed)
 }
 
-/// Subjects by name. An engine is plugged in here.
-fn subject(name: &str) -> Result<Box<dyn Subject>, String> {
+/// Subjects by name.
+fn subject(name: &str, setup: Setup) -> Result<Box<dyn Subject>, String> {
     let text = |error: SubjectError| error.to_string();
     match name {
+        "engine" => Ok(Box::new(Translated::new(setup).map_err(text)?)),
         "native" => Ok(Box::new(Native::new().map_err(text)?)),
         "kvm" => Ok(Box::new(rr86_differential::kvm::Kvm::new().map_err(text)?)),
         "flipped" => Ok(Box::new(rr86_differential::flipped::Flipped::new(
@@ -118,7 +126,7 @@ fn run() -> Result<bool, String> {
         print!("{}", rr86_differential::undefined::measure(&mut native));
         return Ok(true);
     }
-    let mut subject = subject(&arguments.subject)?;
+    let mut subject = subject(&arguments.subject, arguments.setup)?;
     if let Some(path) = &arguments.replay {
         let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
         let case =

@@ -412,6 +412,9 @@ impl Machine {
         ] {
             stats.set_item(name, value)?;
         }
+        for (mnemonic, calls) in engine.helpers.sorted() {
+            stats.set_item(format!("helper_{mnemonic}"), calls)?;
+        }
         Ok(stats)
     }
 }

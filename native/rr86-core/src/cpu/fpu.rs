@@ -374,11 +374,41 @@ pub fn xrstor(
     Ok(())
 }
 
+/// Top of the x87 stack.
+fn top(area: &[u8; XSAVE_SIZE]) -> usize {
+    usize::from((get_u16(area, 2) >> 11) & 7)
+}
+
+/// Moves ST0–ST7 to where they belong after the top of the stack was `old` and has changed: the
+/// physical registers keep their contents, and the area holds them from the top on.
+fn turn_stack(area: &mut [u8; XSAVE_SIZE], old: usize) {
+    let by = (top(area) + 8 - old) & 7;
+    area[ST..XMM].rotate_left(16 * by);
+}
+
+/// Place in the area of MMX register `number`, which is a physical x87 register.
+pub fn mmx_offset(cpu: &CpuState, number: usize) -> usize {
+    ST + 16 * ((number + 8 - top(&cpu.fpu.0)) & 7)
+}
+
+/// What every MMX instruction but EMMS does to the x87 state: the top of the stack is 0 and all
+/// registers are valid.
+pub fn enter_mmx(cpu: &mut CpuState) {
+    let XsaveArea(area) = &mut cpu.fpu;
+    let old = top(area);
+    let fsw = get_u16(area, 2) & !0x3800;
+    put_u16(area, 2, fsw);
+    area[4] = 0xff;
+    turn_stack(area, old);
+}
+
 /// FNINIT: control, status and tags; the registers keep their contents.
 pub fn fninit(cpu: &mut CpuState) {
     let XsaveArea(area) = &mut cpu.fpu;
+    let old = top(area);
     area[..24].fill(0);
     put_u16(area, 0, FCW_INITIAL);
+    turn_stack(area, old);
 }
 
 /// The layout of an x87 environment: operand size and mode decide (SDM vol. 1, figures 8-9 to
@@ -412,7 +442,7 @@ pub const FSAVE_MAX: usize = 108;
 
 /// The full tag word: 0 valid, 1 zero, 2 special, 3 empty, two bits for each physical register.
 fn full_tags(area: &[u8; XSAVE_SIZE]) -> u16 {
-    let top = usize::from((get_u16(area, 2) >> 11) & 7);
+    let top = top(area);
     let mut tags = 0;
     for physical in 0..8 {
         let tag = if area[4] & (1 << physical) == 0 {
@@ -494,6 +524,7 @@ fn load_environment(cpu: &mut CpuState, environment: Environment, image: &[u8]) 
             (join(word(3), word(4)), word(4), join(word(5), word(6)))
         }
     };
+    let old = top(area);
     put_u16(area, 0, get_u16(image, 0));
     put_u16(area, 2, get_u16(image, slot));
     area[4] = (0..8).fold(0, |mask, n| {
@@ -508,6 +539,7 @@ fn load_environment(cpu: &mut CpuState, environment: Environment, image: &[u8]) 
     put_u64(area, 8, u64::from(fip));
     put_u64(area, 16, u64::from(fdp));
     normalise_control(area);
+    turn_stack(area, old);
 }
 
 /// FNSTENV with operands of `size` bytes (2 or 4): fills [`environment_size`] bytes of the image.

@@ -122,6 +122,50 @@ fn uses_fpu(insn: &Instruction) -> Option<bool> {
     fpu
 }
 
+/// Instructions that raise #GP(0) for an operand that is not aligned to its size, before anything is
+/// known of its page: those with 16 bytes, but for the few that are there to load and store unaligned
+/// operands (SDM vol. 1, table 15-6).
+pub fn needs_alignment(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    let memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
+    memory
+        && insn.memory_size().size() == 16
+        && !matches!(
+            insn.mnemonic(),
+            M::Movups
+                | M::Movupd
+                | M::Movdqu
+                | M::Lddqu
+                | M::Pcmpistri
+                | M::Pcmpistrm
+                | M::Pcmpestri
+                | M::Pcmpestri64
+                | M::Pcmpestrm
+                | M::Pcmpestrm64
+        )
+}
+
+/// Instructions that report an x87 exception that is pending (SDM vol. 1, section 8.3.12).
+pub fn waits(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    let mmx_register =
+        (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Register && insn.op_register(i).is_mm());
+    mmx_register
+        || is_x87(insn)
+            && !matches!(
+                insn.mnemonic(),
+                M::Fnstcw | M::Fnstsw | M::Fnstenv | M::Fnsave | M::Fnclex | M::Fninit
+            )
+}
+
+/// Whether an instruction is one of the x87 unit's.
+pub fn is_x87(insn: &Instruction) -> bool {
+    use CpuidFeature as F;
+    insn.cpuid_features()
+        .iter()
+        .any(|f| matches!(f, F::FPU | F::FPU287 | F::FPU387))
+}
+
 /// Whether a string instruction is repeated.
 pub fn repeated(insn: &Instruction) -> bool {
     insn.has_rep_prefix() || insn.has_repne_prefix()
@@ -137,7 +181,9 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
         M::Nop | M::Reservednop | M::Endbr32 | M::Endbr64 | M::Rdsspd | M::Rdsspq => Class::Nop,
         M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => Class::Nop,
         M::Prefetch | M::Prefetchw | M::Prefetchwt1 => Class::Nop,
-        M::Lfence | M::Mfence | M::Sfence | M::Clflush => Class::Nop,
+        M::Lfence | M::Mfence | M::Sfence => Class::Nop,
+        M::Wait if mode.fpu_off() => Class::Helper,
+        M::Wait => Class::CopyFpu,
         M::Ud0 | M::Ud1 | M::Ud2 => Class::Raise(Exception::ud()),
         M::Lea => Class::Lea,
         M::Push => match insn.code() {
@@ -190,7 +236,8 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
         | M::Cmpsq => string(insn),
         M::Movsd | M::Cmpsd if insn.is_string_instruction() => string(insn),
         M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => Class::HelperEnd,
-        M::Cpuid
+        M::Clflush
+        | M::Cpuid
         | M::Rdtsc
         | M::Rdtscp
         | M::Rdmsr
@@ -320,7 +367,7 @@ fn fpu_checked(insn: &Instruction, mode: Mode, class: Class) -> Class {
     let sse = uses_fpu(insn) == Some(true);
     if sse && (mode.emulated_fpu() || !mode.sse()) {
         Class::Raise(Exception::ud())
-    } else if mode.fpu_off() && !(insn.mnemonic() == Mnemonic::Wait && mode.emulated_fpu()) {
+    } else if mode.fpu_off() {
         Class::Raise(Exception::new(vector::NM))
     } else {
         class

@@ -68,7 +68,9 @@ fn implicit_rax(insn: &Instruction) -> bool {
         | M::Cmpxchg8b
         | M::Cmpxchg16b
         | M::Pcmpestri
-        | M::Pcmpestrm => true,
+        | M::Pcmpestri64
+        | M::Pcmpestrm
+        | M::Pcmpestrm64 => true,
         M::Imul => insn.op_count() == 1,
         M::Fnstsw | M::Fstsw => insn.op0_kind() == OpKind::Register,
         _ => false,
@@ -191,7 +193,23 @@ fn leaves_flags_by_result(insn: &Instruction) -> bool {
 }
 
 fn may_trap(insn: &Instruction, fpu: bool) -> bool {
-    fpu || matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
+    fpu || matches!(
+        insn.mnemonic(),
+        Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b
+    )
+}
+
+/// Status flags that the host may change, defined or not. RCL and RCR by a whole number of turns leave
+/// CF alone but compute OF, which the instruction tables do not tell.
+fn modified_flags(insn: &Instruction) -> u32 {
+    let full_turns = matches!(insn.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr)
+        && !shifts_by_nothing(insn);
+    let turned = if full_turns {
+        RflagsBits::CF | RflagsBits::OF
+    } else {
+        0
+    };
+    insn.rflags_modified() & STATUS | turned
 }
 
 /// A guest register that passes through a temporary.
@@ -222,7 +240,7 @@ impl Emitter<'_> {
                 OpAccess::None
             }
         });
-        let modified = op.rflags_modified() & STATUS;
+        let modified = modified_flags(&op);
         let needs_flags = op.rflags_read() & STATUS != 0
             || (modified != 0 && modified != STATUS)
             || (op.rflags_undefined() & STATUS != 0 && !leaves_flags_by_result(&op))
@@ -244,8 +262,10 @@ impl Emitter<'_> {
                 OpAccess::ReadWrite | OpAccess::ReadCondWrite => AccessKind::Modify,
                 _ => AccessKind::Read,
             };
-            // A masked or conditional store must not store what it did not write.
-            let kind = if access[i as usize] == OpAccess::CondWrite {
+            // A conditional store must not store what it did not write, and neither must an x87 store
+            // that an unmasked exception suppresses.
+            let suppressed = kind == AccessKind::Write && super::classify::is_x87(&op);
+            let kind = if suppressed || access[i as usize] == OpAccess::CondWrite {
                 AccessKind::Modify
             } else {
                 kind

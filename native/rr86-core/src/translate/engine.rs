@@ -14,7 +14,7 @@ use super::bus::Bus;
 use super::cache::{BlockId, Blocks};
 use super::codebuf::CodeBuffer;
 use super::emit::{Hooks, Trap};
-use super::execute::Flow;
+use super::execute::{Flow, HelperCounts};
 use super::site::Site;
 use super::stubs::{self, Stubs};
 use super::vcpu::{Exit, Vcpu};
@@ -144,6 +144,7 @@ pub struct Engine {
     pub bus: Box<dyn Bus>,
     pub model: CpuidTable,
     pub stats: Stats,
+    pub helpers: HelperCounts,
     pub(super) vcpus: Vec<*mut Vcpu>,
     pub(super) code: CodeBuffer,
     pub(super) stubs: Stubs,
@@ -214,6 +215,7 @@ impl Engine {
             bus,
             model,
             stats: Stats::default(),
+            helpers: HelperCounts::new(),
             vcpus: Vec::new(),
             code,
             stubs,

@@ -5,11 +5,13 @@
 //! the copied instruction runs on it, and `commit` then makes the store happen. So no instruction
 //! needs a second description for the special cases.
 
+use super::classify::{needs_alignment, shape, waits};
 use super::engine::{Agent, Engine};
 use super::mode::Mode;
 use super::site::{AccessKind, Site};
 use super::vcpu::{Exit, Vcpu};
 use crate::cpu::exception::{vector, Exception};
+use crate::cpu::fpu;
 use crate::cpu::memory::{LinearMemory, PhysicalMemory, Privilege};
 use crate::cpu::paging::is_canonical;
 use crate::cpu::paging::{self, Access, Permissions, Translation};
@@ -65,6 +67,18 @@ fn fault(vcpu: &mut Vcpu, engine: &Engine, site: Site, exception: Exception) {
     vcpu.run.exit = Exit::Fault as u32;
 }
 
+/// What an instruction raises before its access can fault, for those where the host would find out only
+/// when the access has been made: a pending x87 exception, or a misaligned SSE operand.
+fn earlier_fault(vcpu: &Vcpu, engine: &Engine, site: Site, linear: u64) -> Option<Exception> {
+    let block = engine.blocks.get(vcpu.run.site_block);
+    let offset = usize::from(site.offset);
+    let insn = shape::single(&block.bytes[offset..], block.rip, block.mode);
+    if waits(&insn) && fpu::pending_x87_error(&vcpu.cpu) {
+        return Some(Exception::new(vector::MF));
+    }
+    (linear & 15 != 0 && needs_alignment(&insn)).then(|| Exception::gp(0))
+}
+
 /// Called by translated code: makes an access possible.
 ///
 /// # Safety
@@ -85,6 +99,10 @@ pub unsafe extern "sysv64" fn access(vcpu: *mut Vcpu, linear: u64, site: u32) ->
             result
         }
         Err(mut exception) => {
+            if let Some(earlier) = earlier_fault(vcpu, engine, site, linear) {
+                fault(vcpu, engine, site, earlier);
+                return LEAVE;
+            }
             // A non-canonical address on the stack is #SS(0) (SDM vol. 1, section 3.3.7.1).
             if site.stack && exception.vector == vector::GP {
                 exception.vector = vector::SS;

@@ -251,8 +251,18 @@ fn iterate(c: &mut Context<'_>, s: &Shape) -> Result {
             };
         }
         Kind::Compare => {
-            let a = c.load(source, s.size)?;
+            // Where both fault, processors report the second operand, but for REPE CMPSB.
+            let source_first = s.size == 1 && c.insn.has_repe_prefix();
+            let early = if source_first {
+                Some(c.load(source, s.size)?)
+            } else {
+                None
+            };
             let b = c.load(destination, s.size)?;
+            let a = match early {
+                Some(a) => a,
+                None => c.load(source, s.size)?,
+            };
             c.set_flags(STATUS_FLAGS, compare_flags(a, b, s.size));
         }
         Kind::Scan => {

@@ -32,11 +32,26 @@ impl Context<'_> {
         extent: usize,
     ) -> Result {
         use crate::cpu::memory::LinearMemory;
-        self.with_memory(|cpu, mem| mem.probe_write(cpu, linear, extent, Privilege::Current))?;
+        // The last byte is checked first, as processors do.
+        let last = linear.wrapping_add(extent as u64 - 1);
+        self.with_memory(|cpu, mem| {
+            mem.probe_write(cpu, last, 1, Privilege::Current)?;
+            mem.probe_write(cpu, linear, extent, Privilege::Current)
+        })?;
         for (start, end) in ranges.iter() {
             self.write_block(linear.wrapping_add(start as u64), &image[start..end])?;
         }
         Ok(())
+    }
+
+    /// Checks both ends of a range that is to be written, in the order in which processors do it.
+    fn probe_first_and_last(&mut self, linear: u64, len: usize) -> Result {
+        use crate::cpu::memory::LinearMemory;
+        let last = linear.wrapping_add(len as u64 - 1);
+        self.with_memory(|cpu, mem| {
+            mem.probe_write(cpu, linear, 1, Privilege::Current)?;
+            mem.probe_write(cpu, last, 1, Privilege::Current)
+        })
     }
 
     fn requested(&self) -> u64 {
@@ -75,6 +90,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             let at = c.address(fpu::FXSAVE_SIZE, AccessKind::Read)?;
             fpu::check_fxsave(&c.v.cpu, at)?;
             let mut image = [0; fpu::FXSAVE_SIZE];
+            c.load(at.wrapping_add(fpu::FXSAVE_SIZE as u64 - 1), 1)?;
             c.read_block(at, &mut image)?;
             fpu::fxrstor(c.cpu(), rex_w, &image)
         }
@@ -111,6 +127,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
                 fpu::fnstenv(&c.v.cpu, size, &mut image)
             };
             let at = c.address(len, AccessKind::Write)?;
+            c.probe_first_and_last(at, len)?;
             c.write_block(at, &image[..len])?;
             if save {
                 fpu::fninit(c.cpu());
@@ -126,6 +143,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             let len = fpu::environment_size(size) + if restore { 80 } else { 0 };
             let mut image = [0; fpu::FSAVE_MAX];
             let at = c.address(len, AccessKind::Read)?;
+            c.load(at.wrapping_add(len as u64 - 1), 1)?;
             c.read_block(at, &mut image[..len])?;
             if restore {
                 fpu::frstor(c.cpu(), size, &image);
@@ -133,6 +151,10 @@ pub fn execute(c: &mut Context<'_>) -> Result {
                 fpu::fldenv(c.cpu(), size, &image);
             }
             Ok(())
+        }
+        M::Wait => {
+            fpu::check_wait(&c.v.cpu)?;
+            pending_error(c)
         }
         _ => masked_move(c),
     }
@@ -149,9 +171,17 @@ fn pending_error(c: &Context<'_>) -> Result {
 /// MASKMOVQ and MASKMOVDQU: stores the bytes of the first operand whose mask byte has its top bit set.
 fn masked_move(c: &mut Context<'_>) -> Result {
     let wide = c.insn.mnemonic() == M::Maskmovdqu;
-    let (len, start) = if wide { (16, 160) } else { (8, 32) };
+    let len = if wide { 16 } else { 8 };
+    if !wide {
+        pending_error(c)?;
+    }
     let vector = |c: &Context<'_>, operand: u32| -> [u8; 16] {
-        let at = start + 16 * c.insn.op_register(operand).number();
+        let number = c.insn.op_register(operand).number();
+        let at = if wide {
+            160 + 16 * number
+        } else {
+            fpu::mmx_offset(&c.v.cpu, number)
+        };
         c.v.cpu.fpu.0[at..at + 16]
             .try_into()
             .expect("sixteen bytes")
@@ -168,16 +198,13 @@ fn masked_move(c: &mut Context<'_>) -> Result {
         .unwrap_or(crate::cpu::state::sreg::DS);
     let at =
         crate::translate::slow::linear_address(&c.v.cpu, number, offset, len, AccessKind::Write)?;
-    if !wide {
-        // MMX instructions leave the x87 stack tagged valid with its top at 0.
-        let area = &mut c.v.cpu.fpu.0;
-        area[3] &= !0x38;
-        area[4] = 0xff;
-    }
     use crate::cpu::memory::LinearMemory;
-    if mask[..len].iter().any(|m| m & 0x80 != 0) {
-        c.with_memory(|cpu, mem| mem.probe_write(cpu, at, len, Privilege::Current))?;
+    // The x87 state changes even if the access faults.
+    if !wide {
+        fpu::enter_mmx(c.cpu());
     }
+    // Faults do not depend on the mask (the SDM leaves that open).
+    c.with_memory(|cpu, mem| mem.probe_write(cpu, at, len, Privilege::Current))?;
     for n in (0..len).filter(|&n| mask[n] & 0x80 != 0) {
         c.save(at.wrapping_add(n as u64), 1, u64::from(data[n]))?;
     }

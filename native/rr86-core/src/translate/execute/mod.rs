@@ -20,6 +20,30 @@ use crate::cpu::exception::Exception;
 use crate::cpu::interrupt::Event;
 use iced_x86::{Instruction, Mnemonic as M};
 
+/// Helper calls by instruction.
+pub struct HelperCounts(Vec<u64>);
+
+impl HelperCounts {
+    pub(super) fn new() -> Self {
+        Self(vec![0; iced_x86::Mnemonic::values().count()])
+    }
+
+    fn count(&mut self, mnemonic: iced_x86::Mnemonic) {
+        self.0[mnemonic as usize] += 1;
+    }
+
+    /// (mnemonic, calls), most calls first.
+    pub fn sorted(&self) -> Vec<(String, u64)> {
+        let mut all: Vec<(String, u64)> = iced_x86::Mnemonic::values()
+            .zip(&self.0)
+            .filter(|(_, &calls)| calls > 0)
+            .map(|(m, &calls)| (format!("{m:?}").to_lowercase(), calls))
+            .collect();
+        all.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        all
+    }
+}
+
 /// How to go on after a helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
@@ -96,6 +120,7 @@ fn run(context: &mut Context<'_>) -> Result {
         | M::Fnstenv
         | M::Fstenv
         | M::Fldenv
+        | M::Wait
         | M::Maskmovq
         | M::Maskmovdqu => fpu::execute(context),
         M::Jmp
@@ -147,6 +172,7 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     let rip = block.rip.wrapping_add(offset as u64);
     let insn = shape::single(&block.bytes[offset..], rip, block.mode);
     v.cpu.rip = rip;
+    engine.helpers.count(insn.mnemonic());
     engine.helper_stop = false;
     let mut context = Context {
         v,

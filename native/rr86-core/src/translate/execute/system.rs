@@ -64,6 +64,11 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             cpu.gpr[gpr::RCX] = u64::from(x);
             cpu.gpr[gpr::RDX] = u64::from(d);
         }
+        M::Clflush => {
+            // There is no cache; what remains is the check of a read of one byte.
+            let at = c.address(1, crate::translate::site::AccessKind::Read)?;
+            c.with_memory(|_, mem| mem.read_ram(at, &mut [0]))?;
+        }
         M::Rdtsc => {
             control::check_rdtsc(&c.v.cpu)?;
             let tsc = c.tsc();

@@ -186,21 +186,19 @@ fn enter(c: &mut Context<'_>) -> Result {
     c.with_memory(|cpu, mem| {
         let old = cpu.gpr[gpr::RSP];
         let mut stack = Stack::current(cpu);
-        // All is read before anything is written, so that a fault leaves no trace.
-        let mut values = vec![cpu.gpr[gpr::RBP]];
+        // As on processors, what was pushed before a fault stays in memory; the registers do not change.
+        stack.push(cpu, mem, &[cpu.gpr[gpr::RBP]], size, FULL)?;
+        let frame = stack.pointer;
         let mut frames = stack_at(cpu, cpu.gpr[gpr::RBP]);
         for _ in 1..level {
             frames.skip((size as u64).wrapping_neg());
             let mut at = stack_at(cpu, frames.pointer);
-            values.push(at.pop(cpu, mem, size)?);
+            let value = at.pop(cpu, mem, size)?;
+            stack.push(cpu, mem, &[value], size, FULL)?;
         }
-        let mut after_first = Stack::current(cpu);
-        after_first.skip((size as u64).wrapping_neg());
-        let frame = after_first.pointer;
         if level > 0 {
-            values.push(frame);
+            stack.push(cpu, mem, &[frame], size, FULL)?;
         }
-        stack.push(cpu, mem, &values, size, FULL)?;
         stack.skip(bytes.wrapping_neg());
         // The processor checks that the new top of the stack could be written.
         let top = stack.rsp(old);
