@@ -25,11 +25,9 @@ demo: install
 
 test: test-core test-python
 
-# Without the bindings: they hold no logic, and would need a Python to link with. The harness comes apart, so
-# that its wider choice of the decoder's features does not rebuild the core.
+# Without the bindings: they hold no logic, and would need a Python to link with.
 test-core:
-	cargo test $(CARGO_FLAGS) -p rr86-core
-	cargo test $(CARGO_FLAGS) -p rr86-differential
+	cargo test $(CARGO_FLAGS) --workspace --exclude rr86-py
 
 test-python: install-dev
 	$(PYTHON) -m pytest $(ARGS)

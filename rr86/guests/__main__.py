@@ -6,8 +6,12 @@ Run it as `python -m rr86.guests`, or as `make demo`.
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rr86.guests import demo_folder
+
+if TYPE_CHECKING:
+    from rr86.replay.stop import Stop
 
 VCPUS = 4
 TRACE = Path("build/demo.rr86")
@@ -16,6 +20,12 @@ TRACE = Path("build/demo.rr86")
 def _show(console: bytes) -> None:
     for line in console.decode("utf-8", "replace").strip().splitlines():
         print(f"    {line.rstrip()}")
+
+
+def _moment(stop: "Stop | None") -> str:
+    if stop is None:
+        return "the guest never ran"
+    return f"{stop.reason} after {stop.icount:,} instructions, {stop.time_ns / 1e6:.3f} ms for it"
 
 
 def main() -> int:
@@ -36,7 +46,7 @@ def main() -> int:
     )
     recorded = time.monotonic() - started
     _show(console)
-    print(f"\n  {recording.stop.describe() if recording.stop else 'never ran'}")
+    print(f"\n  {_moment(recording.stop)}")
     print(f"  {recorded:.2f} s, {recording.trace_bytes:,} bytes in {TRACE}\n")
 
     print("Replaying it from the trace alone, every digest checked:\n", flush=True)
@@ -46,7 +56,7 @@ def main() -> int:
     stop = session.run()
     replayed = time.monotonic() - started
     counts = trace.summary()
-    print(f"  {stop.describe()}")
+    print(f"  {_moment(stop)}")
     print(f"  {replayed:.2f} s; console output equal: {session.console == bytes(console)}")
     shown = ("slice", "hand-off", "link", "invalidate", "digests")
     print("  events: " + ", ".join(f"{counts.get(f"{kind}_events", 0):,} {kind}" for kind in shown) + "\n")
