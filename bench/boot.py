@@ -1,6 +1,6 @@
 """Boots a guest plain, recording, replaying, and in QEMU where it is installed; prints the medians.
 
-    python -m bench.boot --kernel vmlinuz --initrd initrd.gz --append "console=ttyS0 panic=-1" --smp 4
+    python -m bench.boot --smp 4 --kernel vmlinuz --initrd initrd.gz
 
 Each variant runs to the guest's own power-off. Without a kernel the demo guest of the package is
 booted: that shows that the benchmark works, and how long it takes to start a machine, not more.

@@ -31,7 +31,7 @@ def _moment(stop: "Stop | None") -> str:
 def main() -> int:
     """Record, replay, compare; the exit status says whether they agree."""
     from rr86.record.recorder import record
-    from rr86.replay.trace import open_trace
+    from rr86.replay.trace import EVENT_KINDS, open_trace
 
     TRACE.parent.mkdir(exist_ok=True)
     console = bytearray()
@@ -44,25 +44,24 @@ def main() -> int:
         output=TRACE,
         console=console.extend,
     )
-    recorded = time.monotonic() - started
-    _show(console)
+    seconds = time.monotonic() - started
+    _show(bytes(console))
     print(f"\n  {_moment(recording.stop)}")
-    print(f"  {recorded:.2f} s, {recording.trace_bytes:,} bytes in {TRACE}\n")
+    print(f"  {seconds:.2f} s, {recording.trace_bytes:,} bytes in {TRACE}\n")
 
     print("Replaying it from the trace alone, every digest checked:\n", flush=True)
     started = time.monotonic()
     trace = open_trace(TRACE)
     session = trace.session()
     stop = session.run()
-    replayed = time.monotonic() - started
+    seconds = time.monotonic() - started
     counts = trace.summary()
+    kinds = [(kind, counts.get(f"{kind}_events", 0)) for kind in EVENT_KINDS]
+    equal = session.console == bytes(console)
     print(f"  {_moment(stop)}")
-    print(f"  {replayed:.2f} s; console output equal: {session.console == bytes(console)}")
-    shown = ("slice", "hand-off", "link", "invalidate", "digests")
-    print("  events: " + ", ".join(f"{counts.get(f"{kind}_events", 0):,} {kind}" for kind in shown) + "\n")
-    same = session.console == bytes(console) and recording.stop is not None
-    same = same and stop.icount == recording.stop.icount
-    if not same:
+    print(f"  {seconds:.2f} s; console output {'equal' if equal else 'DIFFERENT'}")
+    print("  events: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds if count) + "\n")
+    if not equal or recording.stop is None or stop.icount != recording.stop.icount:
         print("The replay differs from the recording. That should never happen.", file=sys.stderr)
         return 1
     print("The replay ran the same instructions in the same order. Look further with:\n")
