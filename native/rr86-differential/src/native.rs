@@ -61,6 +61,7 @@ static SHARED: AtomicPtr<Shared> = AtomicPtr::new(ptr::null_mut());
 pub struct Native {
     shared: *mut Shared,
     child: Option<Child>,
+    writable_code: bool,
 }
 
 struct Child {
@@ -98,7 +99,15 @@ impl Native {
         Ok(Self {
             shared: shared.cast(),
             child: None,
+            writable_code: false,
         })
+    }
+
+    /// The same with a code region that user code may write. A case may only change its own code.
+    pub fn with_writable_code() -> Result<Self, SubjectError> {
+        let mut native = Self::new()?;
+        native.writable_code = true;
+        Ok(native)
     }
 
     fn start(&mut self) -> Result<(), SubjectError> {
@@ -119,7 +128,7 @@ impl Native {
         let pid = unsafe { libc::fork() };
         if pid == 0 {
             // SAFETY: this is the child, which owns the descriptors and the shared memory.
-            unsafe { child_main(self.shared, request[0], response[1]) }
+            unsafe { child_main(self.shared, request[0], response[1], self.writable_code) }
         }
         // SAFETY: these ends belong to the child.
         unsafe {
@@ -299,7 +308,12 @@ unsafe fn map(fd: i32, address: u64, offset: usize, size: usize, protection: i32
 }
 
 /// The child: sets up memory, handlers and the filter, then raises the first exception.
-unsafe fn child_main(shared: *mut Shared, request: i32, response: i32) -> ! {
+unsafe fn child_main(
+    shared: *mut Shared,
+    request: i32,
+    response: i32,
+    writable_code: bool,
+) -> ! {
     use layout::*;
     // SAFETY: the calls below only touch this process; each failure ends it.
     unsafe {
@@ -320,7 +334,9 @@ unsafe fn child_main(shared: *mut Shared, request: i32, response: i32) -> ! {
             libc::_exit(91);
         }
         let both = libc::PROT_READ | libc::PROT_WRITE;
-        map(fd, CODE, 0, CODE_SIZE, libc::PROT_READ | libc::PROT_EXEC);
+        let write = if writable_code { libc::PROT_WRITE } else { 0 };
+        let protection = libc::PROT_READ | libc::PROT_EXEC | write;
+        map(fd, CODE, 0, CODE_SIZE, protection);
         (*shared).code_alias = map(fd, 0, 0, CODE_SIZE, both);
         (*shared).arena_alias = map(fd, 0, CODE_SIZE, ARENA_SIZE, both);
         for page in (0..ARENA_SIZE / PAGE).filter(|&page| mapped(page)) {

@@ -301,6 +301,11 @@ impl Machine {
             .collect()
     }
 
+    fn others_can_run(&self, vcpu: usize) -> bool {
+        (0..self.engine.vcpu_count())
+            .any(|v| v != vcpu && self.engine.cpu(v).activity == Activity::Active)
+    }
+
     /// Serves the board's signals.
     fn serve(&mut self) {
         while self.board().has_signals() {
@@ -398,6 +403,9 @@ impl Machine {
                 None if exact && budget == 0 => (0, None),
                 None => {
                     let exact = exact || self.exact;
+                    let others = self.others_can_run(slice.vcpu);
+                    self.engine
+                        .set_pause_exits(slice.vcpu, self.cut_at_deadlines && others);
                     let (count, end) = self.engine.run(slice.vcpu, budget, exact);
                     (count, Some(end))
                 }
@@ -428,12 +436,7 @@ impl Machine {
                     return done(self, stop);
                 }
                 RunEnd::Pause => {
-                    let others = self
-                        .runnable()
-                        .iter()
-                        .enumerate()
-                        .any(|(v, &can)| can && v != slice.vcpu);
-                    if slice.left == 0 || self.cut_at_deadlines && others {
+                    if slice.left == 0 || self.cut_at_deadlines {
                         return done(self, SliceStop::Pause);
                     }
                 }

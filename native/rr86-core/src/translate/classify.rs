@@ -148,8 +148,8 @@ pub fn needs_alignment(insn: &Instruction) -> bool {
 /// Instructions that report an x87 exception that is pending (SDM vol. 1, section 8.3.12).
 pub fn waits(insn: &Instruction) -> bool {
     use Mnemonic as M;
-    let mmx_register =
-        (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Register && insn.op_register(i).is_mm());
+    let mmx_register = (0..insn.op_count())
+        .any(|i| insn.op_kind(i) == OpKind::Register && insn.op_register(i).is_mm());
     mmx_register
         || is_x87(insn)
             && !matches!(

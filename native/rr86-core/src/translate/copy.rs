@@ -162,6 +162,15 @@ fn general_form(insn: &Instruction) -> Instruction {
     general
 }
 
+/// Bytes of memory that the host may touch. MOVSXD with a 16-bit operand size reads two bytes on Intel
+/// and four on AMD; four are checked everywhere.
+fn memory_bytes(op: &Instruction) -> usize {
+    match op.code() {
+        Code::Movsxd_r16_rm16 => 4,
+        _ => op.memory_size().size().max(1),
+    }
+}
+
 /// Shifts and rotates that leave flags as they are when the count is 0.
 fn count_in_cl(insn: &Instruction) -> bool {
     use Mnemonic as M;
@@ -202,8 +211,8 @@ fn may_trap(insn: &Instruction, fpu: bool) -> bool {
 /// Status flags that the host may change, defined or not. RCL and RCR by a whole number of turns leave
 /// CF alone but compute OF, which the instruction tables do not tell.
 fn modified_flags(insn: &Instruction) -> u32 {
-    let full_turns = matches!(insn.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr)
-        && !shifts_by_nothing(insn);
+    let full_turns =
+        matches!(insn.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) && !shifts_by_nothing(insn);
     let turned = if full_turns {
         RflagsBits::CF | RflagsBits::OF
     } else {
@@ -256,7 +265,7 @@ impl Emitter<'_> {
         let bit_offset = memory.is_some() && is_bit_test(&op) && op.op1_kind() == OpKind::Register;
         let mut pending = None;
         if let Some(i) = memory {
-            let size = op.memory_size().size().max(1);
+            let size = memory_bytes(&op);
             let kind = match access[i as usize] {
                 OpAccess::Write | OpAccess::CondWrite => AccessKind::Write,
                 OpAccess::ReadWrite | OpAccess::ReadCondWrite => AccessKind::Modify,
@@ -523,6 +532,22 @@ impl Emitter<'_> {
             if address_size(insn) == 2 {
                 self.hot.rr(&[0x0f, 0xb7], W32, T0, T0);
             }
+        }
+        self.segment(segment_index(insn.memory_segment()), size, kind);
+    }
+
+    /// Emits the linear address of `insn`'s memory operand plus `adjust` into T0.
+    pub(super) fn address_after(
+        &mut self,
+        insn: &Instruction,
+        adjust: i32,
+        size: usize,
+        kind: AccessKind,
+    ) {
+        self.offset_of(insn, T0);
+        if adjust != 0 {
+            let width = if address_size(insn) == 8 { W64 } else { W32 };
+            self.hot.mem(&[0x8d], width, T0, Some(T0), None, adjust);
         }
         self.segment(segment_index(insn.memory_segment()), size, kind);
     }

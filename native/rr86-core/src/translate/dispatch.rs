@@ -46,7 +46,8 @@ impl Engine {
         // SAFETY: the pointers are valid for the engine's life; `dispatch` and what it calls use them
         // one at a time, as described at the top of `engine`.
         unsafe {
-            (*this).icount_base = (*this).icount() as i64 + budget as i64;
+            (*vcpu).run.icount_base = (*this).icount() as i64 + budget as i64;
+            (*this).set_tsc_offset(&mut *vcpu);
             (*vcpu).run.budget = budget as i64;
             (*vcpu).run.flags_ax = super::slow::flags_to_ax((*vcpu).cpu.rflags);
             let start = (*this).icount();
@@ -504,7 +505,7 @@ impl Engine {
                 );
             }
             // A slice makes progress however short it is: this is its first block.
-            self.icount_base += count - v.run.budget;
+            v.run.icount_base += count - v.run.budget;
             v.run.budget = count;
         }
         self.ensure_code(id);

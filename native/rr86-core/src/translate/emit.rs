@@ -13,7 +13,7 @@ use super::classify::Class;
 use super::mode::Mode;
 use super::site::{AccessKind, Site};
 use super::stubs::Stubs;
-use super::vcpu::{at, jump_index, Exit, T0, T1};
+use super::vcpu::{at, jump_index, Exit, JUMP_BITS, T0, T1};
 use crate::memory::tlb::{MmuIndex, ENTRY_SHIFT, TABLES};
 use crate::memory::{PAGE_SHIFT, PAGE_SIZE};
 
@@ -191,7 +191,12 @@ impl Emitter<'_> {
             Class::IndirectJump => self.indirect_jump(insn),
             Class::IndirectCall => self.indirect_call(insn),
             Class::Return => self.ret(insn),
-            Class::Helper => self.helper(false),
+            Class::Helper => {
+                if !self.inline(insn) {
+                    self.helper(false);
+                }
+            }
+            Class::HelperEnd if insn.mnemonic() == Mnemonic::Pause => self.pause(insn),
             Class::HelperEnd | Class::Raise(_) => self.helper(true),
         }
     }
@@ -287,7 +292,7 @@ impl Emitter<'_> {
     }
 
     /// Calls the current instruction's helper.
-    fn helper(&mut self, ends: bool) {
+    pub(super) fn helper(&mut self, ends: bool) {
         self.free_host_flags();
         self.note_block(Stream::Hot);
         let mut site = self.site();
@@ -497,8 +502,11 @@ impl Emitter<'_> {
         if self.request.mode.code_flat() && !self.request.mode.one() {
             self.hot.load(W64, T1, at::JUMP_KEY);
             self.hot.rr(&[0x33], W64, T1, T0);
-            self.hot.alu_imm(4, W32, T0, jump_index(u64::MAX) as i32);
-            self.hot.raw(&[0x41, 0xc1, 0xe2, 4]); // shl r10d, 4
+            // The index of `jump_index`, times the size of an entry.
+            self.hot.raw(&[0x45, 0x69, 0xd2]); // imul r10d, r10d, imm32
+            self.hot.u32(super::vcpu::JUMP_HASH);
+            self.hot.raw(&[0x41, 0xc1, 0xea, 28 - JUMP_BITS as u8]); // shr r10d, imm8
+            self.hot.alu_imm(4, W32, T0, ((1 << JUMP_BITS) - 1) << 4);
             self.hot.gs_at(&[0x3b], W64, T1, T0, at::JUMP);
             let miss = self.hot.jcc(cc::NE);
             self.hot.gs_at(&[0xff], W32, Reg(4), T0, at::JUMP_CODE);

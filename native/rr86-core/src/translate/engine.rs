@@ -152,8 +152,6 @@ pub struct Engine {
     pub(super) limits: BlockLimits,
     /// Retired instructions of all vCPUs at the last position that was noted.
     icount: u64,
-    /// icount = base − budget of the running vCPU − instructions of the block still to come.
-    pub(super) icount_base: i64,
     /// Nanoseconds that virtual time has jumped ahead of the instruction count.
     pub skipped_ns: u64,
     pub(super) exit_requested: bool,
@@ -222,7 +220,6 @@ impl Engine {
             info: InstructionInfoFactory::new(),
             limits,
             icount: 0,
-            icount_base: 0,
             skipped_ns: 0,
             exit_requested: false,
             flow: Flow::Next,
@@ -296,13 +293,24 @@ impl Engine {
     /// Notes the moment of the instruction at `site` of the running block.
     #[inline]
     pub(super) fn note_position(&mut self, vcpu: &Vcpu, site: Site) {
-        self.icount = (self.icount_base - vcpu.run.budget - i64::from(site.remaining)) as u64;
+        self.icount = (vcpu.run.icount_base - vcpu.run.budget - i64::from(site.remaining)) as u64;
+    }
+
+    /// Brings what translated code computes the TSC from up to date.
+    pub(super) fn set_tsc_offset(&self, vcpu: &mut Vcpu) {
+        vcpu.run.tsc_offset = self.skipped_ns.wrapping_add(vcpu.cpu.msr.tsc_adjust);
+    }
+
+    /// Says whether PAUSE ends a run of this vCPU, because others could use the time.
+    pub fn set_pause_exits(&mut self, index: usize, exits: bool) {
+        // SAFETY: the pointer is valid, and no code runs.
+        unsafe { (*self.vcpus[index]).run.pause_exits = u8::from(exits) };
     }
 
     /// Notes the moment between two blocks.
     #[inline]
     pub(super) fn note_boundary(&mut self, vcpu: &Vcpu) {
-        self.icount = (self.icount_base - vcpu.run.budget) as u64;
+        self.icount = (vcpu.run.icount_base - vcpu.run.budget) as u64;
     }
 
     /// Makes the running code come back at the next block boundary.
@@ -310,7 +318,7 @@ impl Engine {
         if !self.exit_requested {
             self.exit_requested = true;
             vcpu.run.budget -= EXIT_REQUEST;
-            self.icount_base -= EXIT_REQUEST;
+            vcpu.run.icount_base -= EXIT_REQUEST;
         }
     }
 
@@ -318,7 +326,7 @@ impl Engine {
         if self.exit_requested {
             self.exit_requested = false;
             vcpu.run.budget += EXIT_REQUEST;
-            self.icount_base += EXIT_REQUEST;
+            vcpu.run.icount_base += EXIT_REQUEST;
         }
     }
 

@@ -18,6 +18,7 @@ pub mod emit;
 pub mod engine;
 pub mod execute;
 pub mod fetch;
+mod inline;
 pub mod mode;
 pub mod signals;
 pub mod site;

@@ -19,6 +19,8 @@ impl Mode {
     const SSE: u32 = 1 << 7;
     const AC: u32 = 1 << 8;
     const EM: u32 = 1 << 10;
+    const RING0: u32 = 1 << 11;
+    const NO_TSC: u32 = 1 << 12;
     /// The block is one instruction: in an interrupt shadow, single-stepped by the guest, or under
     /// the guest's own hardware breakpoints.
     pub const ONE: u32 = 1 << 9;
@@ -55,6 +57,11 @@ impl Mode {
             bits |= Self::USER;
         } else if cpu.cr4 & Cr4::SMAP.bits() != 0 && cpu.rflags & RFlags::AC.bits() != 0 {
             bits |= Self::AC;
+        }
+        if cpu.cpl == 0 && !cpu.v8086() {
+            bits |= Self::RING0;
+        } else if cpu.cr4 & Cr4::TSD.bits() != 0 {
+            bits |= Self::NO_TSC;
         }
         if cpu.cr0 & (Cr0::TS | Cr0::EM).bits() != 0 {
             bits |= Self::NO_FPU;
@@ -96,6 +103,13 @@ impl Mode {
     }
     pub fn user(self) -> bool {
         self.0 & Self::USER != 0
+    }
+    pub fn ring0(self) -> bool {
+        self.0 & Self::RING0 != 0
+    }
+    /// RDTSC is allowed.
+    pub fn tsc(self) -> bool {
+        self.0 & Self::NO_TSC == 0
     }
     /// DS, ES and SS span all of memory from 0, so that offsets are linear addresses.
     pub fn flat(self) -> bool {

@@ -17,7 +17,7 @@ use crate::cpu::paging::is_canonical;
 use crate::cpu::paging::{self, Access, Permissions, Translation};
 use crate::cpu::state::{sreg, CpuState, STATUS_FLAGS};
 use crate::memory::pages::{HandOffKind, PageFlags};
-use crate::memory::tlb::{Fill, MmuIndex};
+use crate::memory::tlb::{slot_of, Fill, MmuIndex};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 
 /// A store in the bounce buffer that has not happened yet.
@@ -489,6 +489,54 @@ impl View {
         Ok(parts)
     }
 
+    /// Host address of an access that the TLB allows without further care.
+    fn quick(
+        &self,
+        linear: u64,
+        size: usize,
+        write: bool,
+        privilege: Privilege,
+    ) -> Option<*mut u8> {
+        // SAFETY: as in `parts`.
+        let vcpu = unsafe { &*self.vcpu };
+        let mmu = match privilege {
+            // With SMAP, an implicit access ignores RFLAGS.AC.
+            Privilege::System => MmuIndex::Supervisor,
+            Privilege::Current => Mode::of(&vcpu.cpu).mmu(),
+        };
+        let entry = &vcpu.tlb.entries[slot_of(mmu, linear)];
+        let tag = if write { entry.write } else { entry.read };
+        let offset = linear.wrapping_sub(tag);
+        (offset <= PAGE_SIZE - size as u64).then(|| (entry.host + offset) as *mut u8)
+    }
+
+    /// Fills the TLB for an access to one page of RAM; `None` if it is anything else.
+    fn fill(
+        &mut self,
+        linear: u64,
+        size: usize,
+        kind: AccessKind,
+        privilege: Privilege,
+    ) -> Option<*mut u8> {
+        // SAFETY: as in `parts`.
+        let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
+        if privilege == Privilege::System || size as u64 > PAGE_SIZE - (linear & PAGE_MASK) {
+            return None;
+        }
+        let mode = Mode::of(&vcpu.cpu);
+        let linear = if mode.code64() {
+            linear
+        } else {
+            linear & 0xffff_ffff
+        };
+        let translation = engine
+            .translate(vcpu, linear, kind_of(kind), privilege)
+            .ok()?;
+        engine
+            .direct(vcpu, linear, &translation, kind, mode.mmu())
+            .map(|host| host as *mut u8)
+    }
+
     /// Reads up to 4 KiB.
     pub fn read_bytes(
         &mut self,
@@ -496,6 +544,14 @@ impl View {
         out: &mut [u8],
         privilege: Privilege,
     ) -> Result<(), Exception> {
+        let quick = self
+            .quick(linear, out.len(), false, privilege)
+            .or_else(|| self.fill(linear, out.len(), AccessKind::Read, privilege));
+        if let Some(host) = quick {
+            // SAFETY: the TLB maps the page that holds all of these bytes to RAM of the guest.
+            unsafe { std::ptr::copy_nonoverlapping(host, out.as_mut_ptr(), out.len()) };
+            return Ok(());
+        }
         // SAFETY: as in `parts`.
         let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
         engine.data_breakpoint(vcpu, linear, out.len(), false);
@@ -518,6 +574,15 @@ impl View {
         data: &[u8],
         privilege: Privilege,
     ) -> Result<(), Exception> {
+        let quick = self
+            .quick(linear, data.len(), true, privilege)
+            .or_else(|| self.fill(linear, data.len(), AccessKind::Write, privilege));
+        if let Some(host) = quick {
+            // SAFETY: the TLB maps the page that holds all of these bytes to RAM of the guest, and has a
+            // tag for writing only where a write needs no further care.
+            unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), host, data.len()) };
+            return Ok(());
+        }
         let mut done = 0;
         for (paddr, len) in self.parts(linear, data.len(), Access::Write, privilege)? {
             if len > 0 {
@@ -540,6 +605,13 @@ impl View {
 impl View {
     /// Reads within one page if it is RAM; false if it is not.
     pub fn read_ram(&mut self, linear: u64, out: &mut [u8]) -> Result<bool, Exception> {
+        if self
+            .quick(linear, out.len(), false, Privilege::Current)
+            .is_some()
+        {
+            self.read_bytes(linear, out, Privilege::Current)?;
+            return Ok(true);
+        }
         let [(paddr, len), _] = self.parts(linear, out.len(), Access::Read, Privilege::Current)?;
         // SAFETY: as in `parts`.
         let (vcpu, engine) = unsafe { (&*self.vcpu, &mut *self.engine) };

@@ -55,7 +55,7 @@ impl Emitter<'_> {
     }
 
     /// Pushes T1 or a host register; flags and the source survive.
-    fn push_register(&mut self, source: Reg, size: usize, load: Option<usize>) {
+    pub(super) fn push_register(&mut self, source: Reg, size: usize, load: Option<usize>) {
         let by = -(size as i32);
         self.stack_address(by, size, AccessKind::Write);
         let access = self.begin_access(size, AccessKind::Write, true);
@@ -131,12 +131,12 @@ impl Emitter<'_> {
         }
         self.load_scratch(size, true);
         // The address is computed with the stack pointer after the pop.
-        let mut target = *insn;
-        if number_or_none(insn.memory_base()) == Some(gpr::RSP) {
-            let disp = insn.memory_displacement64().wrapping_add(size as u64);
-            target.set_memory_displacement64(disp);
-        }
-        self.address_of(&target, size, AccessKind::Write, None);
+        let adjust = if number_or_none(insn.memory_base()) == Some(gpr::RSP) {
+            size as i32
+        } else {
+            0
+        };
+        self.address_after(insn, adjust, size, AccessKind::Write);
         let stack = segment_index(insn.memory_segment()) == sreg::SS;
         let access = self.begin_access(size, AccessKind::Write, stack);
         self.hot.load(W64, T1, at::SCRATCH);

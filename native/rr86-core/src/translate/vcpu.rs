@@ -83,6 +83,10 @@ pub enum Exit {
 pub struct RunState {
     /// Instructions that may still run; the next block runs if its length fits.
     pub budget: i64,
+    /// Retired instructions = base − budget − instructions of the running block still to come.
+    pub icount_base: i64,
+    /// TSC − retired instructions.
+    pub tsc_offset: u64,
     /// Saved status flags: AH as of LAHF, AL as of SETO.
     pub flags_ax: u64,
     /// This structure's own vCPU.
@@ -102,7 +106,9 @@ pub struct RunState {
     /// The guest's FPU state is in the host's FPU.
     pub fpu_live: u8,
     pub fpu_was_live: u8,
-    pub _pad: [u8; 2],
+    /// PAUSE gives way to the scheduler.
+    pub pause_exits: u8,
+    pub _pad: [u8; 1],
     pub host_mxcsr: u32,
     /// Data breakpoints that the current instruction hit, as in DR6.
     pub debug_hits: u64,
@@ -163,8 +169,12 @@ impl Vcpu {
 /// Index of a pc in the jump cache.
 #[inline]
 pub fn jump_index(pc: u64) -> usize {
-    pc as usize & ((1 << JUMP_BITS) - 1)
+    ((pc as u32).wrapping_mul(JUMP_HASH) >> (32 - JUMP_BITS)) as usize
 }
+
+/// Multiplier that spreads pcs over the jump cache: functions start at multiples of 16, so the low
+/// bits alone would leave most of it unused.
+pub const JUMP_HASH: u32 = 0x9e37_79b1;
 
 /// Offsets from the GS base, for emitted code.
 pub mod at {
@@ -181,8 +191,14 @@ pub mod at {
             + offset_of!(CpuState, seg)
             + index * size_of::<crate::cpu::state::Segment>()
     }
+    pub const fn selector(index: usize) -> usize {
+        segment_base(index) + offset_of!(crate::cpu::state::Segment, selector)
+    }
     const RUN: usize = offset_of!(Vcpu, run);
     pub const BUDGET: usize = RUN + offset_of!(RunState, budget);
+    pub const ICOUNT_BASE: usize = RUN + offset_of!(RunState, icount_base);
+    pub const TSC_OFFSET: usize = RUN + offset_of!(RunState, tsc_offset);
+    pub const PAUSE_EXITS: usize = RUN + offset_of!(RunState, pause_exits);
     pub const FLAGS_AX: usize = RUN + offset_of!(RunState, flags_ax);
     pub const THIS: usize = RUN + offset_of!(RunState, this);
     pub const HOST_RSP: usize = RUN + offset_of!(RunState, host_rsp);

@@ -44,12 +44,13 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// Checks both ends of a range that is to be written, in the order in which processors do it.
-    fn probe_first_and_last(&mut self, linear: u64, len: usize) -> Result {
+    /// Checks both ends of an image that is to be written, in the order in which processors do it: the
+    /// control word with `size` bytes, then the last byte.
+    fn probe_first_and_last(&mut self, linear: u64, size: usize, len: usize) -> Result {
         use crate::cpu::memory::LinearMemory;
         let last = linear.wrapping_add(len as u64 - 1);
         self.with_memory(|cpu, mem| {
-            mem.probe_write(cpu, linear, 1, Privilege::Current)?;
+            mem.probe_write(cpu, linear, size, Privilege::Current)?;
             mem.probe_write(cpu, last, 1, Privilege::Current)
         })
     }
@@ -127,7 +128,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
                 fpu::fnstenv(&c.v.cpu, size, &mut image)
             };
             let at = c.address(len, AccessKind::Write)?;
-            c.probe_first_and_last(at, len)?;
+            c.probe_first_and_last(at, size, len)?;
             c.write_block(at, &image[..len])?;
             if save {
                 fpu::fninit(c.cpu());
@@ -143,6 +144,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             let len = fpu::environment_size(size) + if restore { 80 } else { 0 };
             let mut image = [0; fpu::FSAVE_MAX];
             let at = c.address(len, AccessKind::Read)?;
+            c.load(at, size)?;
             c.load(at.wrapping_add(len as u64 - 1), 1)?;
             c.read_block(at, &mut image[..len])?;
             if restore {

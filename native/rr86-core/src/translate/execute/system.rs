@@ -115,6 +115,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
                 let now = c.engine.now();
                 let effects = msr::wrmsr(&mut c.v.cpu, &c.engine.model, index, value, now)?;
                 c.apply(effects);
+                c.engine.set_tsc_offset(c.v);
             }
         }
         M::Cli => {

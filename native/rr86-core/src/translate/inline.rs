@@ -1,0 +1,88 @@
+//! Emitted code for system instructions that a kernel executes by the hundred thousand. Each does
+//! exactly what its helper in `execute` does, in the cases where that is simple; the helper has the
+//! rest.
+
+use iced_x86::{Instruction, Mnemonic as M, OpKind};
+
+use super::asm::{self, Reg, W32, W64};
+use super::classify::Class;
+use super::copy::number;
+use super::emit::Emitter;
+use super::vcpu::{at, GUEST_RAX, T0, T1};
+use crate::cpu::state::{RFlags, STATUS_FLAGS};
+
+impl Emitter<'_> {
+    /// Emits a helper instruction inline if there is code for it.
+    pub(super) fn inline(&mut self, insn: &Instruction) -> bool {
+        let mode = self.request.mode;
+        debug_assert_eq!(self.request.insns[self.index].1, Class::Helper);
+        match insn.mnemonic() {
+            M::Rdtsc if mode.tsc() => self.rdtsc(),
+            M::Cli if mode.ring0() => self.cli(),
+            M::Pushfq if mode.ring0() && mode.code64() => self.pushfq(),
+            M::Mov
+                if mode.code64()
+                    && insn.op0_kind() == OpKind::Register
+                    && insn.op0_register().size() >= 4
+                    && insn.op1_register().is_segment_register() =>
+            {
+                self.hot.gs(
+                    &[0x0f, 0xb7],
+                    W32,
+                    T0,
+                    at::selector(insn.op1_register().number()),
+                );
+                self.write_register(number(insn.op0_register()), 8, T0);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// PAUSE goes on with the next block unless the scheduler wants to know.
+    pub(super) fn pause(&mut self, insn: &Instruction) {
+        self.free_host_flags();
+        self.hot.gs_cmp_imm8(at::PAUSE_EXITS, 0);
+        let quiet = self.hot.jcc(asm::cc::E);
+        self.helper(true);
+        self.hot.patch_here(quiet);
+        self.jump_to(insn.next_ip());
+    }
+
+    /// The TSC is the instruction count up to here, plus an offset.
+    fn rdtsc(&mut self) {
+        self.free_host_flags();
+        let remaining = i32::from(self.site().remaining);
+        self.hot.load(W64, T0, at::ICOUNT_BASE);
+        self.hot.gs(&[0x2b], W64, T0, at::BUDGET);
+        self.hot.gs(&[0x03], W64, T0, at::TSC_OFFSET);
+        self.hot.alu_imm(5, W64, T0, remaining);
+        self.hot.rr(&[0x8b], W32, GUEST_RAX, T0);
+        self.hot.rorx(W64, T0, T0, 32);
+        self.hot.rr(&[0x8b], W32, asm::RDX, T0);
+    }
+
+    fn cli(&mut self) {
+        self.free_host_flags();
+        // IF is bit 1 of the second byte.
+        self.hot.gs(&[0x80], W32, Reg(4), at::RFLAGS + 1);
+        self.hot.u8(!(RFlags::IF.bits() >> 8) as u8);
+    }
+
+    /// The image of RFLAGS is put together from its stored part and the status flags in AX.
+    fn pushfq(&mut self) {
+        self.free_host_flags();
+        let kept = !(STATUS_FLAGS | RFlags::RF.bits() | RFlags::VM.bits()) as i32;
+        self.hot.load(W64, T0, at::RFLAGS);
+        self.hot.alu_imm(4, W64, T0, kept);
+        self.hot.rorx(W32, T1, asm::RAX, 8);
+        self.hot.alu_imm(4, W32, T1, 0xd5);
+        self.hot.rr(&[0x0b], W64, T0, T1);
+        self.hot.rr(&[0x8b], W32, T1, asm::RAX);
+        self.hot.alu_imm(4, W32, T1, 1);
+        self.hot.raw(&[0x41, 0xc1, 0xe3, 11]); // shl r11d, 11
+        self.hot.rr(&[0x0b], W64, T0, T1);
+        self.hot.store(W64, T0, at::SCRATCH);
+        self.push_register(T1, 8, Some(at::SCRATCH));
+    }
+}
