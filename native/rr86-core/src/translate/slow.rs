@@ -520,10 +520,14 @@ impl View {
     ) -> Option<*mut u8> {
         // SAFETY: as in `parts`.
         let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
-        if privilege == Privilege::System || size as u64 > PAGE_SIZE - (linear & PAGE_MASK) {
+        if size as u64 > PAGE_SIZE - (linear & PAGE_MASK) {
             return None;
         }
         let mode = Mode::of(&vcpu.cpu);
+        let mmu = match privilege {
+            Privilege::System => MmuIndex::Supervisor,
+            Privilege::Current => mode.mmu(),
+        };
         let linear = if mode.code64() {
             linear
         } else {
@@ -533,7 +537,7 @@ impl View {
             .translate(vcpu, linear, kind_of(kind), privilege)
             .ok()?;
         engine
-            .direct(vcpu, linear, &translation, kind, mode.mmu())
+            .direct(vcpu, linear, &translation, kind, mmu)
             .map(|host| host as *mut u8)
     }
 
@@ -603,47 +607,21 @@ impl View {
 }
 
 impl View {
-    /// Reads within one page if it is RAM; false if it is not.
-    pub fn read_ram(&mut self, linear: u64, out: &mut [u8]) -> Result<bool, Exception> {
-        if self
-            .quick(linear, out.len(), false, Privilege::Current)
-            .is_some()
-        {
-            self.read_bytes(linear, out, Privilege::Current)?;
-            return Ok(true);
-        }
-        let [(paddr, len), _] = self.parts(linear, out.len(), Access::Read, Privilege::Current)?;
-        // SAFETY: as in `parts`.
-        let (vcpu, engine) = unsafe { (&*self.vcpu, &mut *self.engine) };
-        if len != out.len()
-            || engine.ram.page_index(paddr).is_none()
-            || engine.breakpoint_in_page(&vcpu.cpu, linear)
-        {
-            return Ok(false);
-        }
-        engine.load(vcpu, paddr, out);
-        Ok(true)
+    /// Raises what a read would raise, without reading.
+    pub fn probe_read(&mut self, linear: u64, size: usize) -> Result<(), Exception> {
+        self.parts(linear, size, Access::Read, Privilege::Current)
+            .map(|_| ())
     }
 
-    /// Writes within one page if it is RAM; false if it is not.
-    pub fn write_ram(&mut self, linear: u64, data: &[u8]) -> Result<bool, Exception> {
-        let [(paddr, len), _] =
-            self.parts(linear, data.len(), Access::Write, Privilege::Current)?;
-        // SAFETY: as in `parts`.
-        let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
-        let Some(page) = engine.ram.page_index(paddr) else {
-            return Ok(false);
+    /// Host address of `size` bytes within one page of RAM that may be read, or written, as they are.
+    pub fn host(&mut self, linear: u64, size: usize, write: bool) -> Option<*mut u8> {
+        let kind = if write {
+            AccessKind::Write
+        } else {
+            AccessKind::Read
         };
-        // Where code or a watchpoint could be hit, iterations are done one by one.
-        let special = engine.pages.info[page]
-            .flags
-            .intersects(PageFlags::CODE | PageFlags::WATCHED);
-        if len != data.len() || special || engine.breakpoint_in_page(&vcpu.cpu, linear) {
-            return Ok(false);
-        }
-        let running = vcpu.run.site_block;
-        engine.store(vcpu, paddr, data, running);
-        Ok(true)
+        self.quick(linear, size, write, Privilege::Current)
+            .or_else(|| self.fill(linear, size, kind, Privilege::Current))
     }
 }
 

@@ -183,6 +183,12 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     let result = run(&mut context);
     let flow = context.flow;
     v.run.flags_ax = flags_to_ax(v.cpu.rflags);
+    if !ends && site.remaining > 1 {
+        // The shadow of STI covers an instruction of the same block, which nothing interrupts.
+        v.cpu.shadow = 0;
+    } else if v.cpu.shadow != 0 {
+        engine.request_exit(v);
+    }
     engine.after_bus(v);
     match result {
         Err(exception) => {
