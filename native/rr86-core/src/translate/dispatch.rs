@@ -389,10 +389,7 @@ impl Engine {
                 } else {
                     next & 0xffff_ffff
                 };
-                let next_page = match self.fetch_page(v, next) {
-                    Ok(page) => page,
-                    Err(fault) => return Err(fault),
-                };
+                let next_page = self.fetch_page(v, next)?;
                 second = Some(next_page);
                 if let Some(id) = self.blocks.find(paddr, second, rip, mode) {
                     return Ok(id);

@@ -146,9 +146,8 @@ impl Emitter<'_> {
         let rip = insns[start].0.ip();
         Self::store_rip(&mut self.cold, rip);
         self.leave(Stream::Cold, Exit::Budget);
-        for index in start..stop {
+        for (index, &(insn, class)) in insns.iter().enumerate().take(stop).skip(start) {
             self.index = index;
-            let (insn, class) = insns[index];
             let hooks = self.request.hooks;
             if hooks.rips.binary_search(&insn.ip()).is_ok()
                 || hooks.int3 && insn.mnemonic() == Mnemonic::Int3
