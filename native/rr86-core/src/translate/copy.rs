@@ -468,8 +468,10 @@ impl Emitter<'_> {
             self.hot.load(W64, T1, at::gpr(guest));
         }
         self.hot.mem(load, width, asm::RAX, Some(T0), None, 0);
-        // SPL, BPL, SIL and DIL need a REX prefix; T0 as the base brings one.
-        const { assert!(T0.0 >= 8) };
+        if size == 1 && (4..8).contains(&host.0) {
+            // SPL, BPL, SIL and DIL need a REX prefix; T0 as the base brings one.
+            debug_assert!(T0.0 >= 8);
+        }
         self.hot.mem(store, width, host, Some(T0), None, 0);
         if size == 1 {
             self.hot.u8(0x40 | (host.0 >> 3) << 2);
