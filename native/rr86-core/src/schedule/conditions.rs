@@ -18,6 +18,8 @@ pub enum Condition {
     Write { paddr: u64, length: u64 },
     /// Before the first instruction of the handler of this interrupt.
     Interrupt(u8),
+    /// Before a block runs that memory no longer holds.
+    Stale,
     /// The console has printed these bytes; checked at the end of each slice.
     Console(Vec<u8>),
 }
@@ -49,11 +51,14 @@ impl Conditions {
                 Condition::Int3 => hooks.int3 = true,
                 Condition::Write { paddr, length } => watches.push((paddr, length)),
                 Condition::Interrupt(vector) => vectors.push(vector),
-                Condition::Icount(_) | Condition::Console(_) => {}
+                Condition::Icount(_) | Condition::Console(_) | Condition::Stale => {}
             }
         }
         hooks.rips.sort_unstable();
         hooks.rips.dedup();
+        machine
+            .engine
+            .set_stop_on_stale(self.list.contains(&Condition::Stale));
         machine.engine.set_stops(hooks, watches, &vectors);
         let now = machine.engine.icount();
         machine.stop_at = self
@@ -80,6 +85,7 @@ impl Conditions {
                 _ => false,
             }),
             StopCause::Interrupt { vector } => position(&|c| *c == Condition::Interrupt(vector)),
+            StopCause::Stale => position(&|c| *c == Condition::Stale),
             StopCause::Moment => position(&|c| *c == Condition::Icount(machine.engine.icount())),
         }
     }

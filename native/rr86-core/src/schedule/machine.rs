@@ -16,6 +16,7 @@ use crate::cpu::state::{Activity, RFlags};
 use crate::machine::{Board, BoardConfig, Signal};
 use crate::translate::dispatch::RunEnd;
 use crate::translate::engine::{Agent, BlockLimits, Engine, HostError, StopCause};
+use crate::translate::windows::Window;
 
 /// What a machine is made of.
 #[derive(Clone, Debug)]
@@ -92,6 +93,8 @@ pub enum SliceStop {
     Halt,
     Deadline,
     Ended(Ending),
+    /// Switched out between two steps of the block protocol.
+    Window(Window),
 }
 
 /// What became of a slice.
@@ -261,6 +264,7 @@ impl Machine {
             all.push((name, xxh3_64(&bytes)));
         }
         all.push(("blocks".to_string(), self.engine.blocks.digest()));
+        all.push(("windows".to_string(), self.engine.windows_digest()));
         all.push(("time".to_string(), self.engine.now()));
         all
     }
@@ -352,6 +356,7 @@ impl Machine {
             deadline: false,
         };
         self.cut(&mut slice, now);
+        self.engine.slice_start = slice.start;
         self.slice = Some(slice);
         self.resume()
     }
@@ -406,6 +411,7 @@ impl Machine {
                     let others = self.others_can_run(slice.vcpu);
                     self.engine
                         .set_pause_exits(slice.vcpu, self.cut_at_deadlines && others);
+                    self.engine.open_windows(others);
                     let (count, end) = self.engine.run(slice.vcpu, budget, exact);
                     (count, Some(end))
                 }
@@ -464,6 +470,7 @@ impl Machine {
                     self.slice = Some(slice);
                     return SliceReport::Stopped(cause);
                 }
+                RunEnd::Window(window) => return done(self, SliceStop::Window(window)),
                 RunEnd::TripleFault => {
                     let ending = Ending::TripleFault { vcpu: slice.vcpu };
                     self.ending = Some(ending);
