@@ -29,6 +29,8 @@ pub enum SliceEnd {
     StoreWindow,
     /// The same, before the guard of an emptied page is dropped.
     UnguardWindow,
+    /// The vCPU shut down (triple fault) in the instruction after those that are counted.
+    Shutdown,
     /// A reason of a later format version; never one of the codes above.
     Other(u8),
 }
@@ -45,6 +47,7 @@ impl SliceEnd {
             SliceEnd::FetchWindow => 5,
             SliceEnd::StoreWindow => 6,
             SliceEnd::UnguardWindow => 7,
+            SliceEnd::Shutdown => 8,
             SliceEnd::Other(code) => code,
         }
     }
@@ -60,6 +63,7 @@ impl SliceEnd {
             5 => SliceEnd::FetchWindow,
             6 => SliceEnd::StoreWindow,
             7 => SliceEnd::UnguardWindow,
+            8 => SliceEnd::Shutdown,
             other => SliceEnd::Other(other),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::event::{Access, Block, Event, SliceEnd, NO_VCPU};
 use crate::memory::pages::{HandOffKind, DEVICE, NOBODY, SHARED};
-use crate::schedule::SliceStop;
+use crate::schedule::{Ending, SliceStop};
 use crate::translate::engine::Observed;
 use crate::translate::windows::Window;
 
@@ -93,6 +93,7 @@ pub fn slice_end(stop: SliceStop) -> SliceEnd {
         SliceStop::Pause => SliceEnd::Pause,
         SliceStop::Halt => SliceEnd::Halt,
         SliceStop::Deadline => SliceEnd::Deadline,
+        SliceStop::Ended(Ending::TripleFault { .. }) => SliceEnd::Shutdown,
         SliceStop::Ended(_) => SliceEnd::Exit,
         SliceStop::Window(Window::Fetch) => SliceEnd::FetchWindow,
         SliceStop::Window(Window::Store) => SliceEnd::StoreWindow,

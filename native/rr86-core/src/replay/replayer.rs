@@ -5,7 +5,7 @@ use crate::translate::windows::WindowPolicy;
 use thiserror::Error;
 
 use super::stream::EventStream;
-use crate::record::{observed_event, window, Event, Stop, TraceError, CONSOLE};
+use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE};
 use crate::schedule::{Conditions, Decision, Machine, SliceReport, Wait};
 
 /// The replay left the recorded path.
@@ -164,7 +164,8 @@ impl Replayer {
                     self.recorded = instructions;
                     return Ok(Some(Decision {
                         vcpu: self.vcpu,
-                        budget: instructions,
+                        // The instruction that shuts a vCPU down never retires.
+                        budget: instructions.saturating_add((stop == SliceEnd::Shutdown).into()),
                     }));
                 }
                 Event::TimeSkip { to_ns } => match self.machine.prepare() {

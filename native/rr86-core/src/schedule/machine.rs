@@ -14,7 +14,7 @@ use crate::cpu::registers::{self, RegisterError};
 use crate::cpu::save;
 use crate::cpu::state::{Activity, RFlags};
 use crate::machine::{Board, BoardConfig, Signal};
-use crate::translate::dispatch::RunEnd;
+use crate::translate::dispatch::{RunEnd, Span};
 use crate::translate::engine::{Agent, BlockLimits, Engine, HostError, StopCause};
 use crate::translate::windows::Window;
 
@@ -407,12 +407,18 @@ impl Machine {
                 Some(end) => (0, Some(end)),
                 None if exact && budget == 0 => (0, None),
                 None => {
-                    let exact = exact || self.exact;
+                    let span = Span {
+                        budget,
+                        exact: exact || self.exact,
+                        beyond: slice.left.saturating_sub(budget),
+                        fitting: !self.exact,
+                        start: slice.start,
+                    };
                     let others = self.others_can_run(slice.vcpu);
                     self.engine
                         .set_pause_exits(slice.vcpu, self.cut_at_deadlines && others);
                     self.engine.open_windows(others);
-                    let (count, end) = self.engine.run(slice.vcpu, budget, exact);
+                    let (count, end) = self.engine.run(slice.vcpu, span);
                     (count, Some(end))
                 }
             };
@@ -428,7 +434,9 @@ impl Machine {
                 // The moment has come, whatever else has; the slice goes on from here.
                 self.stop_at = None;
                 self.slice = Some(slice);
-                self.after_stop = end.filter(|&e| e != RunEnd::Budget);
+                // With the slice used up to a block's end, going on would look for interrupts anew.
+                let over = slice.left == 0 && self.engine.inside_block(vcpu).is_none();
+                self.after_stop = end.filter(|&e| e != RunEnd::Budget || over);
                 return SliceReport::Stopped(StopCause::Moment);
             }
             let Some(end) = end else { continue };

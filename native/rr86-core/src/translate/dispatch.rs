@@ -38,11 +38,29 @@ pub enum RunEnd {
     Window(Window),
 }
 
+/// How far a vCPU runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Instructions, counted in whole blocks.
+    pub budget: u64,
+    /// To the instruction, if need be into a block.
+    pub exact: bool,
+    /// Instructions that the slice has left after the budget: it is the debugger who stops there.
+    pub beyond: u64,
+    /// The slice ends before a block that does not fit all of this; otherwise its length is known to
+    /// be right.
+    pub fitting: bool,
+    /// Instruction count at which the slice began; its first block runs whether it fits or not.
+    pub start: u64,
+}
+
 impl Engine {
-    /// Runs a vCPU for up to `budget` instructions, counted in whole blocks; with `exact`, to the
-    /// instruction, if need be into a block. At least one block runs, unless `exact` forbids it.
-    /// Returns the instructions retired and why it stopped.
-    pub fn run(&mut self, index: usize, budget: u64, exact: bool) -> (u64, RunEnd) {
+    /// Runs a vCPU. Returns the instructions retired and why it stopped.
+    ///
+    /// Where a slice ends does not depend on the number of calls that it takes, so that the
+    /// debugger's stops do not move it.
+    pub fn run(&mut self, index: usize, span: Span) -> (u64, RunEnd) {
+        let budget = span.budget;
         let this: *mut Self = self;
         let vcpu = self.vcpus[index];
         self.enter_thread(vcpu);
@@ -52,11 +70,14 @@ impl Engine {
             (*vcpu).run.icount_base = (*this).icount() as i64 + budget as i64;
             (*this).set_tsc_offset(&mut *vcpu);
             (*vcpu).run.budget = budget as i64;
+            (*this).beyond = span.beyond;
+            // Another vCPU may see another page there.
+            (*this).link = None;
             (*vcpu).run.flags_ax = super::slow::flags_to_ax((*vcpu).cpu.rflags);
             let start = (*this).icount();
             (*this).current_vcpu = (*vcpu).cpu.id;
             (*this).finish_steps(&mut *vcpu);
-            let end = Self::dispatch(this, vcpu, exact);
+            let end = Self::dispatch(this, vcpu, span);
             (*this).clear_exit_request(&mut *vcpu);
             (*this).note_boundary(&*vcpu);
             sync_flags(&mut *vcpu);
@@ -69,10 +90,10 @@ impl Engine {
     ///
     /// # Safety
     /// Both pointers are valid, and the GS base points to `vcpu`.
-    unsafe fn dispatch(this: *mut Self, vcpu: *mut Vcpu, exact: bool) -> RunEnd {
+    unsafe fn dispatch(this: *mut Self, vcpu: *mut Vcpu, span: Span) -> RunEnd {
+        let exact = span.exact;
         // SAFETY: (all of this function) by its contract; each borrow ends before code runs.
         unsafe {
-            let start = (*this).icount();
             loop {
                 let engine = &mut *this;
                 let v = &mut *vcpu;
@@ -85,17 +106,23 @@ impl Engine {
                 if let Some(cause) = engine.stopped.take() {
                     return RunEnd::Stopped(cause);
                 }
-                if engine.bus.has_signals() {
-                    return RunEnd::Signals;
-                }
                 let index = usize::from(v.cpu.id);
                 let resume = engine.resume[index];
+                // Inside a block only a debugger stops; what else there is waits for its end.
+                if resume.is_none() && engine.bus.has_signals() {
+                    return RunEnd::Signals;
+                }
                 if resume.is_none() {
                     if let Some(end) = engine.interrupts(v) {
                         return end;
                     }
                 }
-                if v.run.budget <= 0 && !engine.expects_fetch() {
+                // A block that a slice has entered belongs to it, and a fetch window comes after all
+                // that the slice counts.
+                if v.run.budget <= 0
+                    && (exact || resume.is_none())
+                    && (resume.is_some() || !engine.expects_fetch())
+                {
                     return RunEnd::Budget;
                 }
                 let mode = Mode::of(&v.cpu);
@@ -105,22 +132,33 @@ impl Engine {
                 if single && v.cpu.dr[7] & 0xff != 0 && engine.execution_breakpoint(v) {
                     continue;
                 }
-                if resume.is_none() && !exact && engine.icount() != start && !engine.fits(v, mode) {
-                    return RunEnd::Budget;
+                if span.fitting && resume.is_none() {
+                    let now = engine.icount();
+                    // A fault is part of the slice in which it was raised only if an instruction
+                    // follows: a decision counts instructions, and cannot tell otherwise.
+                    let must = now == span.start || engine.faulted_at == Some(now);
+                    if !must && !engine.fits(v, mode, span.beyond) {
+                        return RunEnd::Budget;
+                    }
                 }
-                let link = engine.link.take();
                 let code = match resume {
-                    Some(resume) => engine.partial(v, resume, exact),
+                    Some(resume) => {
+                        engine.link = None;
+                        engine.partial(v, resume, exact)
+                    }
                     None => match engine.lookup(v, mode) {
                         Ok(None) => return RunEnd::Window(Window::Fetch),
                         Ok(Some(id)) => {
                             let code = engine.ready(v, id, exact);
+                            // Not before: a flush on the way here has dropped what it names.
+                            let link = engine.link.take();
                             if code.is_some() {
                                 engine.chain(link, id);
                             }
                             code
                         }
                         Err(fault) => {
+                            engine.link = None;
                             engine.deliver_fault(v, fault);
                             if v.cpu.activity == Activity::Shutdown {
                                 return RunEnd::TripleFault;
@@ -171,8 +209,14 @@ impl Engine {
             return None;
         }
         let index = usize::from(v.cpu.id);
+        // One at a time: after a stop right here, too, its handler's first block comes next.
+        let now = Some(self.icount());
+        if self.interrupted_at[index] == now {
+            return None;
+        }
         if v.cpu.nmi_pending != 0 && v.cpu.nmi_blocked == 0 {
             v.cpu.nmi_pending = 0;
+            self.interrupted_at[index] = now;
             return self.deliver(v, Event::Nmi);
         }
         if v.cpu.rflags & RFlags::IF.bits() == 0 || !self.bus.pending_interrupt(index) {
@@ -180,6 +224,7 @@ impl Engine {
         }
         let number = self.bus.acknowledge_interrupt(index)?;
         self.stats.interrupts += 1;
+        self.interrupted_at[index] = now;
         let end = self.deliver(v, Event::External(number));
         if end.is_none() && self.stop_vectors[usize::from(number >> 6)] >> (number & 63) & 1 != 0 {
             return Some(RunEnd::Stopped(StopCause::Interrupt { vector: number }));
@@ -195,6 +240,7 @@ impl Engine {
 
     fn deliver_fault(&mut self, v: &mut Vcpu, exception: Exception) {
         self.stats.exceptions += 1;
+        self.faulted_at = Some(self.icount());
         let rip = v.cpu.rip;
         self.deliver_at(v, Event::Exception(exception), rip);
     }
@@ -265,11 +311,10 @@ impl Engine {
                 Flow::Next => {}
                 Flow::Pause => return Some(RunEnd::Pause),
                 Flow::Halt => return Some(RunEnd::Halt),
-                Flow::Event(event) => {
+                Flow::Event(event, next) => {
                     self.clear_exit_request(v);
                     self.note_boundary(v);
-                    let rip = v.cpu.rip;
-                    self.deliver_at(v, event, rip);
+                    self.deliver_at(v, event, next);
                     if v.cpu.activity == Activity::Shutdown {
                         return Some(RunEnd::TripleFault);
                     }
@@ -317,8 +362,8 @@ impl Engine {
     /// Whether the next block is sure to fit what is left of the budget. Asked between the blocks of a
     /// slice, and without any effect, so that a slice ends as if the question had not been asked: the
     /// replayer, which knows where the slice ends, does not ask it.
-    fn fits(&self, v: &Vcpu, mode: Mode) -> bool {
-        let budget = v.run.budget;
+    fn fits(&self, v: &Vcpu, mode: Mode, beyond: u64) -> bool {
+        let budget = v.run.budget.saturating_add_unsigned(beyond);
         if budget >= self.limits.instructions as i64 {
             return true;
         }
@@ -401,7 +446,9 @@ impl Engine {
                 },
             ));
             let left = v.run.budget;
-            let progressed = self.icount() != self.slice_start;
+            // A fault belongs to a slice only with an instruction after it.
+            let progressed = self.icount() != self.slice_start
+                && self.faulted_at != Some(self.icount());
             if progressed && self.switch_in(Window::Fetch, left) {
                 self.under_way[usize::from(v.cpu.id)].fetched = Some(fetched);
                 return Ok(None);
@@ -569,8 +616,13 @@ impl Engine {
         let count = usize::from(self.blocks.get(resume.block).count);
         let left = (count - resume.index) as i64;
         let run = if exact { left.min(v.run.budget) } else { left };
-        if run > v.run.budget || run <= 0 {
+        if run <= 0 {
             return None;
+        }
+        if run > v.run.budget {
+            // The slice's first block, stopped inside; see `ready`.
+            v.run.icount_base += run - v.run.budget;
+            v.run.budget = run;
         }
         let stop = resume.index + run as usize;
         loop {

@@ -195,6 +195,12 @@ pub struct Engine {
     pub(super) stopped: Option<StopCause>,
     /// Moment of a hook that has already stopped the run.
     pub(super) passed_hook: Option<u64>,
+    /// What the slice has left after the running budget.
+    pub(super) beyond: u64,
+    /// Moment of the last fault.
+    pub(super) faulted_at: Option<u64>,
+    /// Moment of each vCPU's last interrupt or NMI.
+    pub(super) interrupted_at: Vec<Option<u64>>,
     /// What happened since the recorder last looked, with its icount.
     pub observed: Vec<(u64, Observed)>,
     pub(super) gs: Option<u64>,
@@ -273,6 +279,9 @@ impl Engine {
             stop_vectors: [0; 4],
             stopped: None,
             passed_hook: None,
+            beyond: 0,
+            faulted_at: None,
+            interrupted_at: vec![None; vcpus],
             observed: Vec::new(),
             gs: None,
             code_map: BTreeMap::new(),
@@ -425,6 +434,18 @@ impl Engine {
             index += 1;
         }
         index
+    }
+
+    /// Has the repeated instruction at the end of the running block, of which a debugger's stop has
+    /// cut off some iterations, go on in that block, as it would have without the stop.
+    pub(super) fn resume_repeated(&mut self, vcpu: &Vcpu) {
+        let id = vcpu.run.site_block;
+        if self.blocks.is_live(id) {
+            self.resume[usize::from(vcpu.cpu.id)] = Some(Resume {
+                block: id,
+                index: usize::from(self.blocks.get(id).count) - 1,
+            });
+        }
     }
 
     // ---- pages ---------------------------------------------------------------------------------

@@ -51,8 +51,8 @@ pub enum Flow {
     Next,
     Pause,
     Halt,
-    /// Deliver this; rip is where it returns to.
-    Event(Event),
+    /// Deliver this, which returns to that address.
+    Event(Event, u64),
 }
 
 /// A helper at work: the vCPU, the engine, and the instruction.
@@ -172,6 +172,7 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     let offset = usize::from(site.offset);
     let rip = block.rip.wrapping_add(offset as u64);
     let insn = shape::single(&block.bytes[offset..], rip, block.mode);
+    let too_long = shape::too_long(&insn, &block.bytes[offset..], block.mode);
     v.cpu.rip = rip;
     engine.helpers.count(insn.mnemonic());
     engine.helper_stop = false;
@@ -181,7 +182,11 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
         insn: &insn,
         flow: Flow::Next,
     };
-    let result = run(&mut context);
+    let result = if too_long {
+        Err(Exception::gp(0))
+    } else {
+        run(&mut context)
+    };
     let flow = context.flow;
     v.run.flags_ax = flags_to_ax(v.cpu.rflags);
     if !ends && site.remaining > 1 {

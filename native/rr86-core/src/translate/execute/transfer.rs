@@ -121,21 +121,19 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             c.apply(e);
         }
         M::Int => {
-            c.v.cpu.rip = next;
-            c.flow = Flow::Event(Event::Software(c.insn.immediate8()));
+            c.flow = Flow::Event(Event::Software(c.insn.immediate8()), next);
         }
         M::Int3 => {
-            c.v.cpu.rip = next;
-            c.flow = Flow::Event(Event::Int3);
+            c.flow = Flow::Event(Event::Int3, next);
         }
         M::Int1 => {
-            c.v.cpu.rip = next;
-            c.flow = Flow::Event(Event::Icebp);
+            c.flow = Flow::Event(Event::Icebp, next);
         }
         M::Into => {
-            c.v.cpu.rip = next;
             if c.v.cpu.rflags & RFlags::OF.bits() != 0 {
-                c.flow = Flow::Event(Event::Into);
+                c.flow = Flow::Event(Event::Into, next);
+            } else {
+                c.v.cpu.rip = next;
             }
         }
         M::Loop | M::Loope | M::Loopne | M::Jcxz => count_branch(c),
