@@ -234,6 +234,7 @@ impl Engine {
 
     fn deliver(&mut self, v: &mut Vcpu, event: Event) -> Option<RunEnd> {
         let rip = v.cpu.rip;
+        self.serialised[usize::from(v.cpu.id)] = Some(self.icount());
         self.deliver_at(v, event, rip);
         (v.cpu.activity == Activity::Shutdown).then_some(RunEnd::TripleFault)
     }
@@ -447,8 +448,8 @@ impl Engine {
             ));
             let left = v.run.budget;
             // A fault belongs to a slice only with an instruction after it.
-            let progressed = self.icount() != self.slice_start
-                && self.faulted_at != Some(self.icount());
+            let progressed =
+                self.icount() != self.slice_start && self.faulted_at != Some(self.icount());
             if progressed && self.switch_in(Window::Fetch, left) {
                 self.under_way[usize::from(v.cpu.id)].fetched = Some(fetched);
                 return Ok(None);
