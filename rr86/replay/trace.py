@@ -27,6 +27,7 @@ EVENT_KINDS = (
     "flush",
     "hand-off",
     "cross-write",
+    "stale",
     "stop",
 )
 _NO_VCPU = 0xFF
