@@ -104,7 +104,7 @@ fn random_cases_of_every_family_agree() {
     for (seed, setup) in setups().into_iter().enumerate() {
         let options = Options {
             seed: 40 + seed as u64,
-            count: 5000,
+            count: 2000,
             strict: true,
             ..Options::default()
         };
@@ -316,7 +316,7 @@ fn memory_operands_agree_with_every_base_index_and_register() {
         for base in 0..16 {
             for index in 0..16u8 {
                 let scaled = (index != 4).then_some((index, (base + index) & 3));
-                for reg in [0, 1, 4, 9, 10, 15] {
+                for reg in [0, 4, 10] {
                     let rm = Rm::Memory(base, scaled, (ARENA + 0x800) as u32);
                     let (word, wide) = [(false, true), (false, false), (true, false)]
                         [usize::from(base ^ index ^ reg) % 3];

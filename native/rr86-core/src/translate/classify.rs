@@ -441,6 +441,17 @@ pub mod shape {
         Decoder::with_ip(mode.bits(), bytes, rip, OPTIONS).decode()
     }
 
+    /// Whether an invalid instruction is so because it has more than 15 bytes: #GP rather than #UD (SDM
+    /// vol. 3A, section 6.15). One byte less of a long one, which begins with prefixes, still goes on.
+    pub fn too_long(insn: &Instruction, bytes: &[u8], mode: Mode) -> bool {
+        if !insn.is_invalid() || insn.len() != 15 || bytes.len() < 15 {
+            return false;
+        }
+        let mut decoder = Decoder::new(mode.bits(), &bytes[1..15], OPTIONS);
+        let _ = decoder.decode();
+        decoder.last_error() == DecoderError::NoMoreBytes
+    }
+
     /// Cuts a block from `bytes`, which start at `rip` and reach to the end of the page, or (when
     /// `whole`) far enough for one instruction that crosses. A pure function of its arguments.
     pub fn cut(bytes: &[u8], rip: u64, mode: Mode, limit: usize, whole: bool) -> Shape {
