@@ -49,6 +49,12 @@ def command(
         int | None,
         typer.Option("--max-block", metavar="N", help="Most instructions in a block."),
     ] = None,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            "--schedule", metavar="NAME", help="How vCPUs take turns: uniform, random, pct, starve."
+        ),
+    ] = "uniform",
     block_protocol: Annotated[
         str,
         typer.Option(
@@ -112,6 +118,7 @@ def command(
     more: dict[str, int | str | None] = {
         "quantum": quantum,
         "max_block": max_block,
+        "schedule": schedule,
         "protocol": block_protocol,
         "window_bias": window_bias,
     }
