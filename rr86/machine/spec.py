@@ -86,8 +86,8 @@ class BoardSpec:
         _check_range("start_time", self.start_time, 0, 4_102_444_799)
         _check_range("seed", self.seed, 0, 2**64 - 1)
         _check_range("quantum", self.quantum, 1, 10**9)
-        _check_range("max_block", self.max_block, 1, 256)
-        _check_range("block_capacity", self.block_capacity, 1024, 1 << 22)
+        _check_range("max_block", self.max_block, 1, 64)
+        _check_range("block_capacity", self.block_capacity, 16, 1 << 22)
         for name in ("command_line", "kernel_name"):
             if "\0" in getattr(self, name):
                 raise SpecError(f"{name} must not contain a zero byte")

@@ -50,7 +50,8 @@ asm(".globl run_user, run_user_jump, back_to_kernel, by_sysret, by_sysret32, by_
     "u_swapgs: swapgs\n"
     "u_popf: pushfq\n orl $0x3200, (%rsp)\n andl $~0x200, (%rsp)\n popfq\n pushfq\n pop %rax\n int $0x80\n"
     ".code32\n"
-    "u_code32: push $0x11223344\n pop %eax\n inc %eax\n mov $u_word, %ecx\n .byte 0x48\n" /* dec %eax, not REX */
+    "u_code32: mov %ss, %ecx\n mov %ecx, %ds\n" /* the way to ring 3 took the kernel's DS away */
+    " push $0x11223344\n pop %eax\n inc %eax\n mov $u_word, %ecx\n .byte 0x48\n" /* dec %eax, not REX */
     " add (%ecx), %eax\n call 1f\n1: pop %edx\n mov %cs, %ebx\n int $0x80\n"
     ".code64\n.data\n.globl u_word\nu_word: .long 0x1000\n.text\n");
 extern u8 u_int80[], u_syscall[], u_after_syscall[], u_cli[], u_hlt[], u_in[], u_out[], u_read[], u_write[], u_cr[], u_spin[], u_code32[],

@@ -8,7 +8,7 @@
 use rr86_core::cpu::cpuid::CpuidTable;
 use rr86_core::cpu::state::{sreg, CpuState, Segment, TableRegister, XsaveArea};
 use rr86_core::translate::bus::Bus;
-use rr86_core::translate::dispatch::RunEnd;
+use rr86_core::translate::dispatch::{RunEnd, Span};
 use rr86_core::translate::engine::{Agent, BlockLimits, Engine};
 
 use crate::case::{
@@ -114,6 +114,7 @@ impl Translated {
     /// Builds the machine.
     pub fn new(setup: Setup) -> Result<Self, SubjectError> {
         let limits = BlockLimits {
+            protocol: rr86_core::translate::protocol::PROTOCOLS[0],
             instructions: setup.block_length,
             capacity: 4096,
         };
@@ -212,7 +213,16 @@ impl Translated {
                 0 => (left, false),
                 some => (some, true),
             };
-            let (done, end) = self.engine.run(0, budget, exact);
+            let (done, end) = self.engine.run(
+                0,
+                Span {
+                    budget,
+                    exact,
+                    beyond: 0,
+                    fitting: !exact,
+                    start: self.engine.icount(),
+                },
+            );
             left = left.saturating_sub(done.max(1));
             match end {
                 RunEnd::Halt => return Ok(()),

@@ -308,12 +308,7 @@ unsafe fn map(fd: i32, address: u64, offset: usize, size: usize, protection: i32
 }
 
 /// The child: sets up memory, handlers and the filter, then raises the first exception.
-unsafe fn child_main(
-    shared: *mut Shared,
-    request: i32,
-    response: i32,
-    writable_code: bool,
-) -> ! {
+unsafe fn child_main(shared: *mut Shared, request: i32, response: i32, writable_code: bool) -> ! {
     use layout::*;
     // SAFETY: the calls below only touch this process; each failure ends it.
     unsafe {

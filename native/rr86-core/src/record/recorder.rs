@@ -9,6 +9,7 @@ use super::observe;
 use super::{TraceError, TraceWriter};
 use crate::schedule::{Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
 use crate::translate::engine::StopCause;
+use crate::translate::windows::WindowPolicy;
 
 /// Instructions between two sets of digests, and the most that a chunk covers.
 pub const DIGEST_INTERVAL: u64 = 100_000_000;
@@ -79,6 +80,14 @@ impl Recorder {
             vcpu: 0,
             slices: 0,
         }
+    }
+
+    /// Switches vCPUs in the windows of the block protocol, with a probability of `bias` in 65,536 each.
+    pub fn set_window_bias(&mut self, seed: u64, bias: u32) {
+        let state = seed ^ 0xa5a5_5a5a_1234_5678;
+        self.machine
+            .engine
+            .set_windows(WindowPolicy::Draw { state, bias });
     }
 
     /// Starts a trace.

@@ -1,10 +1,11 @@
 //! The replayer: a machine that is fed decisions and inputs from a trace, and compared with what the
 //! recorder saw.
 
+use crate::translate::windows::WindowPolicy;
 use thiserror::Error;
 
 use super::stream::EventStream;
-use crate::record::{observed_event, Event, Stop, TraceError, CONSOLE};
+use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE};
 use crate::schedule::{Conditions, Decision, Machine, SliceReport, Wait};
 use crate::translate::engine::StopCause;
 
@@ -146,8 +147,12 @@ impl Replayer {
             let (icount, event) = next?;
             match event {
                 Event::Slice {
-                    vcpu, instructions, ..
+                    vcpu,
+                    instructions,
+                    stop,
                 } => {
+                    let policy = WindowPolicy::Expect(window(stop));
+                    self.machine.engine.set_windows(policy);
                     self.vcpu = usize::from(vcpu);
                     match self.machine.prepare() {
                         Wait::Ready => {}
@@ -167,7 +172,8 @@ impl Replayer {
                     self.recorded = instructions;
                     return Ok(Some(Decision {
                         vcpu: self.vcpu,
-                        budget: instructions,
+                        // The instruction that shuts a vCPU down never retires.
+                        budget: instructions.saturating_add((stop == SliceEnd::Shutdown).into()),
                     }));
                 }
                 Event::TimeSkip { to_ns } => match self.machine.prepare() {

@@ -21,6 +21,8 @@ pub enum Condition {
     Write { paddr: u64, length: u64 },
     /// Before the first instruction of the handler of this interrupt.
     Interrupt(u8),
+    /// Before a block runs that memory no longer holds.
+    Stale,
     /// After the OUT that sent the last of these bytes to the console. Bytes sent by OUTS or by stores are
     /// looked at when the slice ends.
     Console(Vec<u8>),
@@ -53,11 +55,14 @@ impl Conditions {
                 Condition::Int3 => hooks.int3 = true,
                 Condition::Write { paddr, length } => watches.push((paddr, length)),
                 Condition::Interrupt(vector) => vectors.push(vector),
-                Condition::Icount(_) | Condition::Console(_) => {}
+                Condition::Icount(_) | Condition::Console(_) | Condition::Stale => {}
             }
         }
         hooks.rips.sort_unstable();
         hooks.rips.dedup();
+        machine
+            .engine
+            .set_stop_on_stale(self.list.contains(&Condition::Stale));
         let port = self.list.iter().any(|c| matches!(c, Condition::Console(_)));
         machine
             .engine
@@ -88,6 +93,7 @@ impl Conditions {
             }),
             StopCause::Output => None,
             StopCause::Interrupt { vector } => position(&|c| *c == Condition::Interrupt(vector)),
+            StopCause::Stale => position(&|c| *c == Condition::Stale),
             StopCause::Moment => position(&|c| *c == Condition::Icount(machine.engine.icount())),
         }
     }

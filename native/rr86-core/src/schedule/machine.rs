@@ -14,8 +14,9 @@ use crate::cpu::registers::{self, RegisterError};
 use crate::cpu::save;
 use crate::cpu::state::{Activity, RFlags};
 use crate::machine::{Board, BoardConfig, Signal};
-use crate::translate::dispatch::RunEnd;
+use crate::translate::dispatch::{RunEnd, Span};
 use crate::translate::engine::{Agent, BlockLimits, Engine, HostError, StopCause};
+use crate::translate::windows::Window;
 
 /// What a machine is made of.
 #[derive(Clone, Debug)]
@@ -92,6 +93,8 @@ pub enum SliceStop {
     Halt,
     Deadline,
     Ended(Ending),
+    /// Switched out between two steps of the block protocol.
+    Window(Window),
 }
 
 /// What became of a slice.
@@ -261,6 +264,7 @@ impl Machine {
             all.push((name, xxh3_64(&bytes)));
         }
         all.push(("blocks".to_string(), self.engine.blocks.digest()));
+        all.push(("windows".to_string(), self.engine.windows_digest()));
         all.push(("time".to_string(), self.engine.now()));
         all
     }
@@ -352,6 +356,7 @@ impl Machine {
             deadline: false,
         };
         self.cut(&mut slice, now);
+        self.engine.slice_start = slice.start;
         self.slice = Some(slice);
         self.resume()
     }
@@ -396,11 +401,18 @@ impl Machine {
                 Some(end) => (0, Some(end)),
                 None if exact && budget == 0 => (0, None),
                 None => {
-                    let exact = exact || self.exact;
+                    let span = Span {
+                        budget,
+                        exact: exact || self.exact,
+                        beyond: slice.left.saturating_sub(budget),
+                        fitting: !self.exact,
+                        start: slice.start,
+                    };
                     let others = self.others_can_run(slice.vcpu);
                     self.engine
                         .set_pause_exits(slice.vcpu, self.cut_at_deadlines && others);
-                    let (count, end) = self.engine.run(slice.vcpu, budget, exact);
+                    self.engine.open_windows(others);
+                    let (count, end) = self.engine.run(slice.vcpu, span);
                     (count, Some(end))
                 }
             };
@@ -416,8 +428,9 @@ impl Machine {
                 // The moment has come, whatever else has; the slice goes on from here.
                 self.stop_at = None;
                 self.slice = Some(slice);
-                self.engine.continuing |= self.engine.icount() != start;
-                self.after_stop = end.filter(|&e| e != RunEnd::Budget);
+                // With the slice used up to a block's end, going on would look for interrupts anew.
+                let over = slice.left == 0 && self.engine.inside_block(vcpu).is_none();
+                self.after_stop = end.filter(|&e| e != RunEnd::Budget || over);
                 return SliceReport::Stopped(StopCause::Moment);
             }
             let Some(end) = end else { continue };
@@ -459,6 +472,7 @@ impl Machine {
                     self.slice = Some(slice);
                     return SliceReport::Stopped(cause);
                 }
+                RunEnd::Window(window) => return done(self, SliceStop::Window(window)),
                 RunEnd::TripleFault => {
                     let ending = Ending::TripleFault { vcpu: slice.vcpu };
                     self.ending = Some(ending);

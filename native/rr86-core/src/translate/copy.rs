@@ -468,10 +468,7 @@ impl Emitter<'_> {
             self.hot.load(W64, T1, at::gpr(guest));
         }
         self.hot.mem(load, width, asm::RAX, Some(T0), None, 0);
-        if size == 1 && (4..8).contains(&host.0) {
-            // SPL, BPL, SIL and DIL need a REX prefix; T0 as the base brings one.
-            debug_assert!(T0.0 >= 8);
-        }
+        // SPL, BPL, SIL and DIL need a REX prefix; T0 as the base brings one.
         self.hot.mem(store, width, host, Some(T0), None, 0);
         if size == 1 {
             self.hot.u8(0x40 | (host.0 >> 3) << 2);
@@ -666,18 +663,11 @@ pub fn address_size(insn: &Instruction) -> usize {
     } else if index != Register::None && index.is_gpr() {
         index.size()
     } else {
+        // A displacement alone: the decoder gives it the size of the address.
         match insn.memory_displ_size() {
             2 => 2,
             8 => 8,
-            // A 32-bit displacement alone: sign-extended in 64-bit addressing. The decoder has done
-            // that already, so a value above 32 bits is the sign.
-            _ => {
-                if insn.code_size() == iced_x86::CodeSize::Code64 {
-                    8
-                } else {
-                    4
-                }
-            }
+            _ => 4,
         }
     }
 }

@@ -11,6 +11,7 @@ use super::signals;
 use super::slow::{sync_flags, View};
 use super::stubs;
 use super::vcpu::{jump_index, Exit, JumpEntry, Vcpu};
+use super::windows::{Fetched, Window};
 use crate::cpu::exception::{vector, Exception};
 use crate::cpu::interrupt::{self, Event};
 use crate::cpu::memory::Privilege;
@@ -33,13 +34,33 @@ pub enum RunEnd {
     /// The debugger's stop, exact to the instruction.
     Stopped(StopCause),
     TripleFault,
+    /// Switched out between two steps of the block protocol.
+    Window(Window),
+}
+
+/// How far a vCPU runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Instructions, counted in whole blocks.
+    pub budget: u64,
+    /// To the instruction, if need be into a block.
+    pub exact: bool,
+    /// Instructions that the slice has left after the budget: it is the debugger who stops there.
+    pub beyond: u64,
+    /// The slice ends before a block that does not fit all of this; otherwise its length is known to
+    /// be right.
+    pub fitting: bool,
+    /// Instruction count at which the slice began; its first block runs whether it fits or not.
+    pub start: u64,
 }
 
 impl Engine {
-    /// Runs a vCPU for up to `budget` instructions, counted in whole blocks; with `exact`, to the
-    /// instruction, if need be into a block. At least one block runs, unless `exact` forbids it.
-    /// Returns the instructions retired and why it stopped.
-    pub fn run(&mut self, index: usize, budget: u64, exact: bool) -> (u64, RunEnd) {
+    /// Runs a vCPU. Returns the instructions retired and why it stopped.
+    ///
+    /// Where a slice ends does not depend on the number of calls that it takes, so that the
+    /// debugger's stops do not move it.
+    pub fn run(&mut self, index: usize, span: Span) -> (u64, RunEnd) {
+        let budget = span.budget;
         let this: *mut Self = self;
         let vcpu = self.vcpus[index];
         self.enter_thread(vcpu);
@@ -49,17 +70,18 @@ impl Engine {
             (*vcpu).run.icount_base = (*this).icount() as i64 + budget as i64;
             (*this).set_tsc_offset(&mut *vcpu);
             (*vcpu).run.budget = budget as i64;
+            (*this).beyond = span.beyond;
+            // Another vCPU may see another page there.
+            (*this).link = None;
             (*vcpu).run.flags_ax = super::slow::flags_to_ax((*vcpu).cpu.rflags);
             let start = (*this).icount();
-            let progress = std::mem::take(&mut (*this).continuing);
-            let end = Self::dispatch(this, vcpu, exact, progress);
+            (*this).current_vcpu = (*vcpu).cpu.id;
+            (*this).finish_steps(&mut *vcpu);
+            let end = Self::dispatch(this, vcpu, span);
             (*this).clear_exit_request(&mut *vcpu);
             (*this).note_boundary(&*vcpu);
             sync_flags(&mut *vcpu);
             (*this).leave_thread();
-            if matches!(end, RunEnd::Stopped(_)) {
-                (*this).continuing = progress || (*this).icount() != start;
-            }
             ((*this).icount() - start, end)
         }
     }
@@ -68,30 +90,39 @@ impl Engine {
     ///
     /// # Safety
     /// Both pointers are valid, and the GS base points to `vcpu`.
-    unsafe fn dispatch(this: *mut Self, vcpu: *mut Vcpu, exact: bool, progress: bool) -> RunEnd {
+    unsafe fn dispatch(this: *mut Self, vcpu: *mut Vcpu, span: Span) -> RunEnd {
+        let exact = span.exact;
         // SAFETY: (all of this function) by its contract; each borrow ends before code runs.
         unsafe {
-            let start = (*this).icount();
             loop {
                 let engine = &mut *this;
                 let v = &mut *vcpu;
                 engine.clear_exit_request(v);
                 engine.note_boundary(v);
                 engine.stats.dispatches += 1;
+                if let Some(window) = engine.in_window.take() {
+                    return RunEnd::Window(window);
+                }
                 if let Some(cause) = engine.stopped.take() {
                     return RunEnd::Stopped(cause);
                 }
-                if engine.bus.has_signals() {
-                    return RunEnd::Signals;
-                }
                 let index = usize::from(v.cpu.id);
                 let resume = engine.resume[index];
+                // Inside a block only a debugger stops; what else there is waits for its end.
+                if resume.is_none() && engine.bus.has_signals() {
+                    return RunEnd::Signals;
+                }
                 if resume.is_none() {
                     if let Some(end) = engine.interrupts(v) {
                         return end;
                     }
                 }
-                if v.run.budget <= 0 {
+                // A block that a slice has entered belongs to it, and a fetch window comes after all
+                // that the slice counts.
+                if v.run.budget <= 0
+                    && (exact || resume.is_none())
+                    && (resume.is_some() || !engine.expects_fetch())
+                {
                     return RunEnd::Budget;
                 }
                 let mode = Mode::of(&v.cpu);
@@ -101,25 +132,33 @@ impl Engine {
                 if single && v.cpu.dr[7] & 0xff != 0 && engine.execution_breakpoint(v) {
                     continue;
                 }
-                if resume.is_none()
-                    && !exact
-                    && (progress || engine.icount() != start)
-                    && !engine.fits(v, mode)
-                {
-                    return RunEnd::Budget;
+                if span.fitting && resume.is_none() {
+                    let now = engine.icount();
+                    // A fault is part of the slice in which it was raised only if an instruction
+                    // follows: a decision counts instructions, and cannot tell otherwise.
+                    let must = now == span.start || engine.faulted_at == Some(now);
+                    if !must && !engine.fits(v, mode, span.beyond) {
+                        return RunEnd::Budget;
+                    }
                 }
-                let link = engine.link.take();
                 let code = match resume {
-                    Some(resume) => engine.partial(v, resume, exact),
+                    Some(resume) => {
+                        engine.link = None;
+                        engine.partial(v, resume, exact)
+                    }
                     None => match engine.lookup(v, mode) {
-                        Ok(id) => {
+                        Ok(None) => return RunEnd::Window(Window::Fetch),
+                        Ok(Some(id)) => {
                             let code = engine.ready(v, id, exact);
+                            // Not before: a flush on the way here has dropped what it names.
+                            let link = engine.link.take();
                             if code.is_some() {
                                 engine.chain(link, id);
                             }
                             code
                         }
                         Err(fault) => {
+                            engine.link = None;
                             engine.deliver_fault(v, fault);
                             if v.cpu.activity == Activity::Shutdown {
                                 return RunEnd::TripleFault;
@@ -170,8 +209,14 @@ impl Engine {
             return None;
         }
         let index = usize::from(v.cpu.id);
+        // One at a time: after a stop right here, too, its handler's first block comes next.
+        let now = Some(self.icount());
+        if self.interrupted_at[index] == now {
+            return None;
+        }
         if v.cpu.nmi_pending != 0 && v.cpu.nmi_blocked == 0 {
             v.cpu.nmi_pending = 0;
+            self.interrupted_at[index] = now;
             return self.deliver(v, Event::Nmi);
         }
         if v.cpu.rflags & RFlags::IF.bits() == 0 || !self.bus.pending_interrupt(index) {
@@ -179,6 +224,7 @@ impl Engine {
         }
         let number = self.bus.acknowledge_interrupt(index)?;
         self.stats.interrupts += 1;
+        self.interrupted_at[index] = now;
         let end = self.deliver(v, Event::External(number));
         if end.is_none() && self.stop_vectors[usize::from(number >> 6)] >> (number & 63) & 1 != 0 {
             return Some(RunEnd::Stopped(StopCause::Interrupt { vector: number }));
@@ -194,6 +240,7 @@ impl Engine {
 
     fn deliver_fault(&mut self, v: &mut Vcpu, exception: Exception) {
         self.stats.exceptions += 1;
+        self.faulted_at = Some(self.icount());
         let rip = v.cpu.rip;
         self.deliver_at(v, Event::Exception(exception), rip);
     }
@@ -264,11 +311,10 @@ impl Engine {
                 Flow::Next => {}
                 Flow::Pause => return Some(RunEnd::Pause),
                 Flow::Halt => return Some(RunEnd::Halt),
-                Flow::Event(event) => {
+                Flow::Event(event, next) => {
                     self.clear_exit_request(v);
                     self.note_boundary(v);
-                    let rip = v.cpu.rip;
-                    self.deliver_at(v, event, rip);
+                    self.deliver_at(v, event, next);
                     if v.cpu.activity == Activity::Shutdown {
                         return Some(RunEnd::TripleFault);
                     }
@@ -300,6 +346,8 @@ impl Engine {
         let (source, target) = (self.blocks.get(from), self.blocks.get(to));
         if !self.blocks.is_live(from)
             || source.code == 0
+            // Only a part of the target may have been made.
+            || target.code == 0
             || target.second.is_some()
             || target.mode != source.mode
             || source.slots[slot].target != target.rip
@@ -314,8 +362,8 @@ impl Engine {
     /// Whether the next block is sure to fit what is left of the budget. Asked between the blocks of a
     /// slice, and without any effect, so that a slice ends as if the question had not been asked: the
     /// replayer, which knows where the slice ends, does not ask it.
-    fn fits(&self, v: &Vcpu, mode: Mode) -> bool {
-        let budget = v.run.budget;
+    fn fits(&self, v: &Vcpu, mode: Mode, beyond: u64) -> bool {
+        let budget = v.run.budget.saturating_add_unsigned(beyond);
         if budget >= self.limits.instructions as i64 {
             return true;
         }
@@ -361,8 +409,9 @@ impl Engine {
         Ok(page)
     }
 
-    /// Finds the block at rip, or makes it.
-    fn lookup(&mut self, v: &mut Vcpu, mode: Mode) -> Result<BlockId, Exception> {
+    /// Finds the block at rip, or makes it. `None` when the vCPU is to be switched out between the
+    /// fetch of the block's bytes and its link.
+    fn lookup(&mut self, v: &mut Vcpu, mode: Mode) -> Result<Option<BlockId>, Exception> {
         self.stats.lookups += 1;
         let rip = v.cpu.rip;
         if !mode.code64() && rip > u64::from(v.cpu.seg[sreg::CS].limit) {
@@ -372,43 +421,79 @@ impl Engine {
         let page = self.fetch_page(v, linear)?;
         let paddr = page | linear & PAGE_MASK;
         if let Some(id) = self.blocks.find(paddr, None, rip, mode) {
-            return Ok(id);
+            return Ok(Some(id));
         }
-        let offset = (linear & PAGE_MASK) as usize;
-        let room = PAGE_SIZE as usize - offset;
-        let mut bytes = [0u8; PAGE_SIZE as usize];
-        let known_crossing = self.blocks.crossing(paddr, rip, mode);
-        let mut second = None;
-        let block = if known_crossing {
-            None
-        } else {
-            self.ram.read(paddr, &mut bytes[..room]);
-            match shape::cut(&bytes[..room], rip, mode, self.limits.instructions, false) {
-                Shape::Block(block) => Some((block, room)),
-                Shape::Crosses => None,
-            }
+        let fetched = match self.fetch(v, mode, linear, paddr)? {
+            Ok(fetched) => fetched,
+            Err(id) => return Ok(Some(id)),
         };
-        let (block, _) = match block {
-            Some(block) => block,
-            None => {
-                let next = linear - linear % PAGE_SIZE + PAGE_SIZE;
+        if self.protocol.fetch_window {
+            let Fetched {
+                rip,
+                paddr,
+                ref bytes,
+                ..
+            } = fetched;
+            self.observed.push((
+                self.icount(),
+                Observed::Fetch {
+                    vcpu: v.cpu.id,
+                    rip,
+                    paddr,
+                    len: bytes.len() as u16,
+                    mode: mode.0,
+                    digest: xxh3_64(bytes) as u32,
+                },
+            ));
+            let left = v.run.budget;
+            // A fault belongs to a slice only with an instruction after it.
+            let progressed = self.icount() != self.slice_start
+                && self.faulted_at != Some(self.icount());
+            if progressed && self.switch_in(Window::Fetch, left) {
+                self.under_way[usize::from(v.cpu.id)].fetched = Some(fetched);
+                return Ok(None);
+            }
+        }
+        Ok(Some(self.link(v.cpu.id, &fetched)))
+    }
+
+    /// Reads the bytes of the block at rip; or finds that it exists after all, as one that goes on in
+    /// a second page.
+    fn fetch(
+        &mut self,
+        v: &mut Vcpu,
+        mode: Mode,
+        linear: u64,
+        paddr: u64,
+    ) -> Result<Result<Fetched, BlockId>, Exception> {
+        let rip = v.cpu.rip;
+        let room = PAGE_SIZE as usize - (linear & PAGE_MASK) as usize;
+        let mut bytes = [0u8; PAGE_SIZE as usize + 15];
+        let mut second = None;
+        self.ram.read(paddr, &mut bytes[..room]);
+        let cut = if self.blocks.crossing(paddr, rip, mode) {
+            Shape::Crosses
+        } else {
+            shape::cut(&bytes[..room], rip, mode, self.limits.instructions, false)
+        };
+        let block = match cut {
+            Shape::Block(block) => block,
+            Shape::Crosses => {
+                let next = linear - linear % PAGE_SIZE;
+                let next = next.wrapping_add(PAGE_SIZE);
                 let next = if mode.code64() {
                     next
                 } else {
                     next & 0xffff_ffff
                 };
-                let next_page = match self.fetch_page(v, next) {
-                    Ok(page) => page,
-                    Err(fault) => return Err(fault),
-                };
-                second = Some(next_page);
-                if let Some(id) = self.blocks.find(paddr, second, rip, mode) {
-                    return Ok(id);
+                let next_page = self.fetch_page(v, next)?;
+                if let Some(id) = self.blocks.find(paddr, Some(next_page), rip, mode) {
+                    return Ok(Err(id));
                 }
-                self.ram.read(paddr, &mut bytes[..room]);
+                second = Some(next_page);
                 self.ram.read(next_page, &mut bytes[room..room + 15]);
                 match shape::cut(&bytes[..room + 15], rip, mode, 1, true) {
-                    Shape::Block(block) => (block, room + 15),
+                    Shape::Block(block) => block,
                     Shape::Crosses => unreachable!("fifteen bytes hold an instruction"),
                 }
             }
@@ -416,42 +501,38 @@ impl Engine {
         let len: usize = block.iter().map(|(i, _)| i.len().max(1)).sum();
         if len <= room {
             second = None;
-            if let Some(id) = self.blocks.find(paddr, None, rip, mode) {
-                return Ok(id);
-            }
         }
-        if self.blocks.len() >= self.limits.capacity {
-            self.flush_blocks(v.cpu.id);
-        }
-        self.stats.blocks_translated += 1;
-        self.stats.instructions_translated += block.len() as u64;
-        let pages: Vec<usize> = std::iter::once(paddr)
-            .chain(second)
-            .filter_map(|at| self.ram.page_index(at))
-            .collect();
-        let id = self.blocks.insert(
+        Ok(Ok(Fetched {
             rip,
+            linear,
             paddr,
             second,
             mode,
-            &bytes[..len],
-            block.len() as u8,
-            pages.into_iter(),
-        );
-        self.guard(id);
-        self.observed.push((
-            self.icount(),
-            Observed::Link {
-                serial: self.blocks.get(id).serial,
-                vcpu: v.cpu.id,
-                rip: linear,
-                paddr,
-                len: len as u16,
-                mode: mode.0,
-                digest: xxh3_64(&bytes[..len]) as u32,
-            },
-        ));
-        Ok(id)
+            bytes: bytes[..len].to_vec(),
+            count: block.len() as u8,
+            icount: self.icount(),
+        }))
+    }
+
+    /// Makes a block's code again, with its entry checked, and sends those who jump to its old code at
+    /// `old` there.
+    pub(super) fn redirect(&mut self, id: BlockId, old: usize) {
+        let count = usize::from(self.blocks.get(id).count);
+        let code = self.generate(id, 0, count);
+        match self.code.append(&code.bytes) {
+            Some(offset) => {
+                self.code.patch_jump(old, offset);
+                let address = self.code.address(offset);
+                self.code_map.insert(offset, id);
+                // Slots keep their numbers; links of the old code stay with the old code.
+                let patches = self.blocks.replace_code(id, address, offset, code);
+                for (at, target) in patches {
+                    self.code.patch_rel32(at, target);
+                }
+            }
+            // All code goes, and comes back checked.
+            None => self.drop_code(),
+        }
     }
 
     /// Makes sure that a block has host code.
@@ -492,6 +573,7 @@ impl Engine {
             start,
             stop,
             hooks: &self.hooks,
+            checked: start == 0 && block.checked,
             address: self.code.next_address(),
         };
         emit::translate(request, self.stubs, &mut self.info)
@@ -534,8 +616,13 @@ impl Engine {
         let count = usize::from(self.blocks.get(resume.block).count);
         let left = (count - resume.index) as i64;
         let run = if exact { left.min(v.run.budget) } else { left };
-        if run > v.run.budget || run <= 0 {
+        if run <= 0 {
             return None;
+        }
+        if run > v.run.budget {
+            // The slice's first block, stopped inside; see `ready`.
+            v.run.icount_base += run - v.run.budget;
+            v.run.budget = run;
         }
         let stop = resume.index + run as usize;
         loop {

@@ -62,7 +62,7 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
             }
         }
         let place = SIGNALS.iter().position(|&s| s == signal).unwrap_or(0);
-        let previous = (*(&raw const PREVIOUS))[place].assume_init();
+        let previous = PREVIOUS[place].assume_init();
         match previous.sa_sigaction {
             libc::SIG_DFL | libc::SIG_IGN => {
                 // Let the default action happen when the instruction runs again.

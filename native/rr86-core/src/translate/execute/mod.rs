@@ -51,8 +51,8 @@ pub enum Flow {
     Next,
     Pause,
     Halt,
-    /// Deliver this; rip is where it returns to.
-    Event(Event),
+    /// Deliver this, which returns to that address.
+    Event(Event, u64),
 }
 
 /// A helper at work: the vCPU, the engine, and the instruction.
@@ -125,6 +125,7 @@ fn run(context: &mut Context<'_>) -> Result {
         | M::Maskmovdqu => fpu::execute(context),
         M::Jmp
         | M::Call
+        | M::Ret
         | M::Retf
         | M::Iret
         | M::Iretd
@@ -171,6 +172,7 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     let offset = usize::from(site.offset);
     let rip = block.rip.wrapping_add(offset as u64);
     let insn = shape::single(&block.bytes[offset..], rip, block.mode);
+    let too_long = shape::too_long(&insn, &block.bytes[offset..], block.mode);
     v.cpu.rip = rip;
     engine.helpers.count(insn.mnemonic());
     engine.helper_stop = false;
@@ -180,9 +182,19 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
         insn: &insn,
         flow: Flow::Next,
     };
-    let result = run(&mut context);
+    let result = if too_long {
+        Err(Exception::gp(0))
+    } else {
+        run(&mut context)
+    };
     let flow = context.flow;
     v.run.flags_ax = flags_to_ax(v.cpu.rflags);
+    if !ends && site.remaining > 1 {
+        // The shadow of STI covers an instruction of the same block, which nothing interrupts.
+        v.cpu.shadow = 0;
+    } else if v.cpu.shadow != 0 {
+        engine.request_exit(v);
+    }
     engine.after_bus(v);
     match result {
         Err(exception) => {
@@ -261,6 +273,39 @@ pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
     engine.resume[usize::from(v.cpu.id)] = Some(Resume {
         block: v.run.site_block,
         index,
+    });
+    1
+}
+
+/// Called by translated code at the entry of a block that may be stale. Returns 0 to go on.
+///
+/// # Safety
+/// As for [`helper`].
+pub unsafe extern "sysv64" fn entered(vcpu: *mut Vcpu, site: u32) -> u32 {
+    // SAFETY: by the contract of this function.
+    let (v, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).run.engine) };
+    let site = Site::unpack(site);
+    let id = v.run.site_block;
+    if !engine.is_stale(id) {
+        return 0;
+    }
+    engine.note_position(v, site);
+    let moment = engine.icount();
+    let passed = engine.passed_hook == Some(moment);
+    if !passed {
+        engine.note_stale_entry(v.cpu.id, id);
+    }
+    if !engine.stop_on_stale || passed {
+        return 0;
+    }
+    engine.passed_hook = Some(moment);
+    engine.stopped = Some(StopCause::Stale);
+    v.cpu.rip = engine.blocks.get(id).rip;
+    v.run.budget += i64::from(site.remaining);
+    v.run.exit = Exit::Stopped as u32;
+    engine.resume[usize::from(v.cpu.id)] = Some(Resume {
+        block: id,
+        index: 0,
     });
     1
 }

@@ -21,7 +21,7 @@ impl Context<'_> {
         self.v.cpu.gpr[gpr::RDX] = value >> 32;
     }
 
-    fn from_edx_eax(&self) -> u64 {
+    fn edx_eax_value(&self) -> u64 {
         self.v.cpu.gpr[gpr::RAX] & 0xffff_ffff | self.v.cpu.gpr[gpr::RDX] << 32
     }
 
@@ -67,7 +67,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         M::Clflush => {
             // There is no cache; what remains is the check of a read of one byte.
             let at = c.address(1, crate::translate::site::AccessKind::Read)?;
-            c.with_memory(|_, mem| mem.read_ram(at, &mut [0]))?;
+            c.with_memory(|_, mem| mem.probe_read(at, 1))?;
         }
         M::Rdtsc => {
             control::check_rdtsc(&c.v.cpu)?;
@@ -102,7 +102,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         }
         M::Wrmsr => {
             let index = c.ecx();
-            let value = c.from_edx_eax();
+            let value = c.edx_eax_value();
             if is_apic_msr(index) {
                 segment::require_ring0(&c.v.cpu)?;
                 let now = c.engine.now();
@@ -176,7 +176,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             c.edx_eax(value);
         }
         M::Xsetbv => {
-            let (ecx, value) = (c.ecx(), c.from_edx_eax());
+            let (ecx, value) = (c.ecx(), c.edx_eax_value());
             let effects = control::xsetbv(&mut c.v.cpu, &c.engine.model, ecx, value)?;
             c.apply(effects);
         }

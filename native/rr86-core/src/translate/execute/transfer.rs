@@ -71,6 +71,13 @@ impl Context<'_> {
 pub fn execute(c: &mut Context<'_>) -> Result {
     let next = c.insn.next_ip();
     let size = far_size(c.insn.code());
+    // Near transfers come here only to raise what their target makes them raise.
+    if c.insn.is_jmp_near_indirect()
+        || c.insn.is_call_near_indirect()
+        || c.insn.mnemonic() == M::Ret
+    {
+        return Err(Exception::gp(0));
+    }
     match c.insn.mnemonic() {
         M::Jmp => {
             let (selector, target) = c.far_pointer(size)?;
@@ -114,21 +121,19 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             c.apply(e);
         }
         M::Int => {
-            c.v.cpu.rip = next;
-            c.flow = Flow::Event(Event::Software(c.insn.immediate8()));
+            c.flow = Flow::Event(Event::Software(c.insn.immediate8()), next);
         }
         M::Int3 => {
-            c.v.cpu.rip = next;
-            c.flow = Flow::Event(Event::Int3);
+            c.flow = Flow::Event(Event::Int3, next);
         }
         M::Int1 => {
-            c.v.cpu.rip = next;
-            c.flow = Flow::Event(Event::Icebp);
+            c.flow = Flow::Event(Event::Icebp, next);
         }
         M::Into => {
-            c.v.cpu.rip = next;
             if c.v.cpu.rflags & RFlags::OF.bits() != 0 {
-                c.flow = Flow::Event(Event::Into);
+                c.flow = Flow::Event(Event::Into, next);
+            } else {
+                c.v.cpu.rip = next;
             }
         }
         M::Loop | M::Loope | M::Loopne | M::Jcxz => count_branch(c),
