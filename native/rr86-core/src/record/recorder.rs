@@ -58,6 +58,8 @@ pub struct Recorder {
     pub machine: Machine,
     scheduler: Scheduler,
     writer: Option<TraceWriter>,
+    /// Length of the trace once it is closed.
+    closed_bytes: u64,
     names: Names,
     next_digest: u64,
     input: Vec<u8>,
@@ -73,6 +75,7 @@ impl Recorder {
             machine,
             scheduler,
             writer: None,
+            closed_bytes: 0,
             names: Names::default(),
             next_digest: 0,
             input: Vec::new(),
@@ -106,7 +109,9 @@ impl Recorder {
 
     /// Bytes in the trace file.
     pub fn trace_bytes(&self) -> u64 {
-        self.writer.as_ref().map_or(0, TraceWriter::bytes_written)
+        self.writer
+            .as_ref()
+            .map_or(self.closed_bytes, TraceWriter::bytes_written)
     }
 
     /// Queues bytes for the console; they arrive at the next slice boundary.
@@ -278,9 +283,9 @@ impl Recorder {
             detail: detail.to_string(),
         };
         self.push(icount, &stop)?;
-        match self.writer.take() {
-            Some(writer) => writer.finish(footer),
-            None => Ok(()),
+        if let Some(writer) = self.writer.take() {
+            self.closed_bytes = writer.finish(footer)?;
         }
+        Ok(())
     }
 }

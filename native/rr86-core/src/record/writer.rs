@@ -131,12 +131,13 @@ impl TraceWriter {
         self.shared.written.load(Ordering::Relaxed)
     }
 
-    /// Writes what is left, the footer and the index, and closes the file.
-    pub fn finish(mut self, footer: &[u8]) -> Result<(), TraceError> {
+    /// Writes what is left, the footer and the index, and closes the file. Returns its length.
+    pub fn finish(mut self, footer: &[u8]) -> Result<u64, TraceError> {
         too_large("a footer", footer.len() as u64, format::MAX_RAW as u64)?;
         self.seal()?;
         self.send(Job::Finish(footer.to_vec()))?;
-        self.join()
+        self.join()?;
+        Ok(self.bytes_written())
     }
 
     /// Makes every later write fail.
