@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,7 +116,7 @@ def test_another_seed_makes_another_schedule(
 @pytest.mark.parametrize("options", [{"max_block": 1}, {"max_block": 3}, {"block_capacity": 16}])
 @pytest.mark.parametrize("name", [*SMALL, "textpoke"])
 def test_guests_pass_with_short_blocks_and_small_caches(
-    name: str, options: dict[str, int], tmp_path: Path
+    name: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     guest = MANIFEST[name]
     append = "rounds=4" if name == "textpoke" else guest.append
@@ -152,7 +153,9 @@ def interrupts_and_writes(recorded: Recorded) -> list[str]:
     return [*writes, *vectors]
 
 
-def run_through(session: rr86.ReplaySession, conditions: list[str], most: int) -> tuple[int, rr86.Stop]:
+def run_through(
+    session: rr86.ReplaySession, conditions: list[str], most: int
+) -> tuple[int, rr86.Stop]:
     """Stop at `conditions` up to `most` times, then run freely to the end."""
     stops = 0
     stop = session.run(conditions)
