@@ -333,6 +333,8 @@ impl Engine {
         let (source, target) = (self.blocks.get(from), self.blocks.get(to));
         if !self.blocks.is_live(from)
             || source.code == 0
+            // A part of a block may run before the whole has code.
+            || target.code == 0
             || target.second.is_some()
             || target.mode != source.mode
             || source.slots[slot].target != target.rip
