@@ -224,6 +224,8 @@ impl Recorder {
     }
 
     /// Closes the trace: what is left of the current slice, the final digests, the reason, the footer.
+    /// A run that was stopped before an instruction executes that instruction, so that a replay can
+    /// stop there as well.
     ///
     /// # Errors
     /// When the trace cannot be written.
@@ -234,9 +236,22 @@ impl Recorder {
         detail: &str,
         footer: &[u8],
     ) -> Result<(), TraceError> {
+        let settled = self.machine.settle();
         self.drain()?;
-        if let Some((vcpu, start, instructions)) = self.machine.current_slice() {
-            let stop = SliceEnd::Exit;
+        let under_way = self
+            .machine
+            .current_slice()
+            .map(|(vcpu, start, instructions)| (vcpu, start, instructions, SliceEnd::Exit));
+        let last = match settled {
+            Some(SliceReport::Done {
+                vcpu,
+                start,
+                instructions,
+                stop,
+            }) => Some((vcpu, start, instructions, observe::slice_end(stop))),
+            _ => under_way,
+        };
+        if let Some((vcpu, start, instructions, stop)) = last {
             self.push(
                 start,
                 &Event::Slice {

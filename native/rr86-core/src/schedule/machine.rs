@@ -15,6 +15,7 @@ use crate::cpu::save;
 use crate::cpu::state::{Activity, RFlags};
 use crate::machine::{Board, BoardConfig, Signal};
 use crate::translate::dispatch::{RunEnd, Span};
+use crate::translate::emit::Hooks;
 use crate::translate::engine::{Agent, BlockLimits, Engine, HostError, StopCause};
 
 /// What a machine is made of.
@@ -125,6 +126,8 @@ pub struct Machine {
     /// How the engine ended at a stop by instruction count, still to be acted upon.
     after_stop: Option<RunEnd>,
     ending: Option<Ending>,
+    /// The slice under way is stopped at an instruction count.
+    at_moment: bool,
     /// Whether timers may cut slices short; a replayer's decisions are already cut.
     pub cut_at_deadlines: bool,
     /// Run decisions to the instruction; a recorded slice may end inside a block when the debugger
@@ -173,6 +176,7 @@ impl Machine {
             cut_at_deadlines: true,
             exact: false,
             stop_at: None,
+            at_moment: false,
         })
     }
 
@@ -386,12 +390,27 @@ impl Machine {
         self.slice.is_some()
     }
 
+    /// Brings a slice that a debugger has stopped inside to a moment that an instruction count alone
+    /// describes, with the next instruction to retire, so that a recording can end there: what came
+    /// before that instruction (a block that was made, a fault that was delivered) has no number of
+    /// its own. `None` when there is nothing to do.
+    pub fn settle(&mut self) -> Option<SliceReport> {
+        self.slice?;
+        if self.at_moment && self.after_stop.is_none() {
+            return None;
+        }
+        self.engine.set_stops(Hooks::default(), Vec::new(), &[]);
+        self.stop_at = Some(self.engine.icount() + 1);
+        Some(self.resume())
+    }
+
     /// Goes on with a slice that was stopped inside.
     ///
     /// # Panics
     /// If no slice is under way.
     pub fn resume(&mut self) -> SliceReport {
         let mut slice = self.slice.take().expect("a slice is under way");
+        self.at_moment = false;
         loop {
             let before = self.engine.icount();
             let (budget, exact) = match self.stop_at {
@@ -427,6 +446,7 @@ impl Machine {
             if exact && self.stop_at == Some(self.engine.icount()) {
                 // The moment has come, whatever else has; the slice goes on from here.
                 self.stop_at = None;
+                self.at_moment = true;
                 self.slice = Some(slice);
                 // With the slice used up to a block's end, going on would look for interrupts anew.
                 let over = slice.left == 0 && self.engine.inside_block(vcpu).is_none();

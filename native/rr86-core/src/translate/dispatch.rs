@@ -129,6 +129,7 @@ impl Engine {
                         return RunEnd::Budget;
                     }
                 }
+                engine.partial_end = None;
                 let code = match resume {
                     Some(resume) => {
                         engine.link = None;

@@ -355,11 +355,20 @@ impl Engine {
         vcpu.run.exit = Exit::Stopped as u32;
         if left > 0 && self.blocks.is_live(vcpu.run.site_block) {
             // Only the debugger stopped it: the rest of the block is still to come.
-            let index = usize::from(block.count) - left as usize;
+            let index = self.running_end(vcpu.run.site_block) - left as usize;
             self.resume[usize::from(vcpu.cpu.id)] = Some(Resume {
                 block: vcpu.run.site_block,
                 index,
             });
+        }
+    }
+
+    /// Number of instructions of the running block up to where its code ends now: all of them, unless
+    /// it is a part that ends earlier.
+    pub(super) fn running_end(&self, block: BlockId) -> usize {
+        match self.partial_end {
+            Some(end) => end.index,
+            None => usize::from(self.blocks.get(block).count),
         }
     }
 
