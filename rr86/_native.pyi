@@ -1,7 +1,17 @@
 """The native core: one machine with its vCPUs, and trace files. See docs/architecture.md."""
 
 from collections.abc import Sequence
-from typing import TypedDict, final
+from typing import Self, TypedDict, final, type_check_only
+
+__all__ = [
+    "VERSION",
+    "DivergenceError",
+    "HostError",
+    "Machine",
+    "NativeError",
+    "TraceError",
+    "TraceReader",
+]
 
 VERSION: str
 
@@ -17,6 +27,7 @@ class DivergenceError(NativeError):
 class HostError(NativeError):
     """The host lacks something that the engine or the guest's CPU model needs."""
 
+@type_check_only
 class StopInfo(TypedDict):
     """Why `run` returned, and where."""
 
@@ -31,7 +42,7 @@ class StopInfo(TypedDict):
     rip: int
     # exit status that the guest wrote, for "debug-exit"; otherwise 0
     code: int
-    # one line for a person
+    # more about it, for a person; mostly empty
     detail: str
 
 @final
@@ -41,21 +52,23 @@ class Machine:
     Nothing here reads the host's clock. All methods raise `NativeError` on failure.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         memory: int,
         vcpus: int,
         cpuid: Sequence[tuple[int, int, int, int, int, int]],
-        msrs: Sequence[tuple[int, int]] = (),
+        msrs: Sequence[tuple[int, int]] = ...,
         seed: int = 0,
         quantum: int = 100_000,
         start_time: int = 1_700_000_000,
-        fw_cfg: Sequence[tuple[int, bytes]] = (),
-        fw_cfg_files: Sequence[tuple[str, bytes]] = (),
+        fw_cfg: Sequence[tuple[int, bytes]] = ...,
+        fw_cfg_files: Sequence[tuple[str, bytes]] = ...,
         max_block: int = 64,
         block_capacity: int = 262_144,
-    ) -> None:
+        block_protocol: str = "precise",
+        window_bias: int = 8192,
+    ) -> Self:
         """`cpuid` rows are (leaf, subleaf or -1 for "any", eax, ebx, ecx, edx); an exact subleaf
         goes before -1, and a leaf without a row reads as zeros. `msrs` are (index, value after
         reset) for every vCPU; an index that the core does not know otherwise is a read-only
@@ -75,6 +88,9 @@ class Machine:
         """Start a trace at `path`: msgpack `header`, images by content hash, then events."""
     def finish_recording(self, footer: bytes) -> None:
         """Close the trace properly; `footer` is msgpack metadata known only at the end."""
+    def seal_trace(self) -> None:
+        """End the chunk under way and hand it over for writing: a recorder that is killed later
+        loses only what follows. Happens by itself every 100 million instructions."""
     def replay_from(self, path: str, verify: bool = True) -> None:
         """Take decisions and inputs from the trace at `path`."""
     def trace_bytes(self) -> int:
@@ -84,18 +100,19 @@ class Machine:
     def run(
         self,
         max_instructions: int,
-        conditions: Sequence[tuple[str, int, int]] = (),
-        console_patterns: Sequence[bytes] = (),
+        conditions: Sequence[tuple[str, int, int]] = ...,
+        console_patterns: Sequence[bytes] = ...,
     ) -> StopInfo:
         """Run until a condition holds, the machine stops, or about `max_instructions` have retired.
 
         Runs with the GIL released. A "limit" stop may overshoot by one slice and never changes the
         course of the run. Conditions are (kind, a, b):
         ("rip", address, 0): before the instruction at this address executes, on any vCPU;
-        ("int3", 0, 0): before an INT3 (CC) executes; ("icount", n, 0): before the n-th instruction
+        ("int3", 0, 0): before an INT3 (CC) executes; ("stale", 0, 0): before a block executes
+        whose source bytes memory no longer holds; ("icount", n, 0): before the n-th instruction
         (counted from 0, all vCPUs); ("write", paddr, length): after an instruction wrote there;
         ("irq", vector, 0): before the first instruction of this vector's handler;
-        ("console", index, 0): after the instruction that sent the last byte of
+        ("console", index, 0): after the OUT that sent the last byte of
         `console_patterns[index]` to COM1 (matched over all bytes sent since the last match).
         Calling `run` again continues from the stop without stopping at the same moment again.
         """
@@ -128,7 +145,7 @@ class Machine:
 class TraceReader:
     """A trace file, read chunk by chunk. Raises `TraceError`, naming the chunk, on damage."""
 
-    def __init__(self, path: str) -> None: ...
+    def __new__(cls, path: str) -> Self: ...
     def header(self) -> bytes:
         """The msgpack header as written."""
     def footer(self) -> bytes | None:
@@ -138,8 +155,11 @@ class TraceReader:
     def image(self, name: str) -> bytes: ...
     def complete(self) -> bool:
         """Whether the recording was closed properly."""
+    def damage(self) -> str | None:
+        """Where and why the readable part ends, if that is before the file does."""
     def summary(self) -> dict[str, int]:
-        """File size, image bytes, event bytes, chunks, events by kind, last icount, last time."""
+        """file_bytes, image_bytes and event_bytes as stored, event_raw_bytes, chunks, events,
+        last_icount; for each kind that occurs KIND_events and KIND_bytes."""
     def chunk_count(self) -> int: ...
     def events(self, chunk: int) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
         """(kind, icount, vcpu, fields) of every event of a chunk, in order."""

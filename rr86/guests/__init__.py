@@ -1,6 +1,6 @@
 """Guests that ship inside the package: `demo`, a small multi-vCPU Multiboot guest with its source.
 
-The image is what `rr86 demo` and the documentation run, so that a first recording needs no kernel.
+`python -m rr86.guests` records and replays it, so that a first recording needs no kernel.
 """
 
 from __future__ import annotations

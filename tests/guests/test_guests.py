@@ -151,7 +151,9 @@ def interrupts_and_writes(recorded: Recorded) -> list[str]:
     return [*writes, *vectors]
 
 
-def run_through(session: rr86.ReplaySession, conditions: list[str], most: int) -> tuple[int, rr86.Stop]:
+def run_through(
+    session: rr86.ReplaySession, conditions: list[str], most: int
+) -> tuple[int, rr86.Stop]:
     """Stop at `conditions` up to `most` times, then run freely to the end."""
     stops = 0
     stop = session.run(conditions)
@@ -271,9 +273,7 @@ def test_sessions_of_one_trace_do_not_disturb_each_other(
         assert_same_run(finished(session, session.run()), recorded.outcome)
 
 
-@pytest.mark.parametrize(
-    "until", ["irq=0x40", "write=0x8000:64", "icount=123457", "console=vCPUs"]
-)
+@pytest.mark.parametrize("until", ["irq=0x40", "write=0x8000:64", "icount=123457", "console=vCPUs"])
 @pytest.mark.parametrize("name", SMP)
 def test_a_recording_that_ended_at_a_condition_replays_to_it(
     name: str, until: str, tmp_path: Path

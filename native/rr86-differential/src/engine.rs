@@ -114,6 +114,7 @@ impl Translated {
     /// Builds the machine.
     pub fn new(setup: Setup) -> Result<Self, SubjectError> {
         let limits = BlockLimits {
+            protocol: rr86_core::translate::protocol::PROTOCOLS[0],
             instructions: setup.block_length,
             capacity: 4096,
         };

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict};
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
@@ -12,6 +13,7 @@ use rr86_core::record::{Recorder, Stop};
 use rr86_core::replay::{Replayer, TraceReader};
 use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Scheduler};
 use rr86_core::translate::engine::BlockLimits;
+use rr86_core::translate::protocol::Protocol;
 
 use crate::errors::{self, NativeError};
 
@@ -73,6 +75,7 @@ fn parse(rows: &[ConditionRow], patterns: &[Vec<u8>]) -> PyResult<Vec<Condition>
             Ok(match kind.as_str() {
                 "rip" => Condition::Rip(*a),
                 "int3" => Condition::Int3,
+                "stale" => Condition::Stale,
                 "icount" => Condition::Icount(*a),
                 "write" => Condition::Write {
                     paddr: *a,
@@ -105,7 +108,7 @@ impl Machine {
     #[new]
     #[pyo3(signature = (*, memory, vcpus, cpuid, msrs=Vec::new(), seed=0, quantum=100_000,
         start_time=1_700_000_000, fw_cfg=Vec::new(), fw_cfg_files=Vec::new(), max_block=64,
-        block_capacity=262_144))]
+        block_capacity=262_144, block_protocol="precise", window_bias=8192))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         memory: u64,
@@ -119,7 +122,12 @@ impl Machine {
         fw_cfg_files: Vec<(String, Vec<u8>)>,
         max_block: usize,
         block_capacity: usize,
+        block_protocol: &str,
+        window_bias: u32,
     ) -> PyResult<Self> {
+        let protocol = Protocol::named(block_protocol).ok_or_else(|| {
+            NativeError::new_err(format!("there is no block protocol {block_protocol:?}"))
+        })?;
         let cpuid = cpuid
             .into_iter()
             .map(|(leaf, subleaf, eax, ebx, ecx, edx)| CpuidRow {
@@ -142,10 +150,12 @@ impl Machine {
             blocks: BlockLimits {
                 instructions: max_block,
                 capacity: block_capacity.max(1),
+                protocol,
             },
         })
         .map_err(errors::machine)?;
-        let recorder = Recorder::new(machine, Scheduler::new(seed, quantum));
+        let mut recorder = Recorder::new(machine, Scheduler::new(seed, quantum));
+        recorder.set_window_bias(seed, window_bias);
         Ok(Self {
             driver: Mutex::new(Driver::Record(Box::new(recorder))),
             rows: Vec::new(),
@@ -176,14 +186,14 @@ impl Machine {
         &mut self,
         path: &str,
         header: &[u8],
-        images: Vec<(String, Vec<u8>)>,
+        images: Vec<(String, PyBackedBytes)>,
     ) -> PyResult<()> {
         let Driver::Record(recorder) = self.driver() else {
             return Err(NativeError::new_err("a replaying machine cannot record"));
         };
         let images: Vec<(String, &[u8])> = images
             .iter()
-            .map(|(name, data)| (name.clone(), data.as_slice()))
+            .map(|(name, data)| (name.clone(), &data[..]))
             .collect();
         recorder
             .record_to(Path::new(path), header, &images)
@@ -198,6 +208,13 @@ impl Machine {
         recorder
             .finish(reason, code, &detail, footer)
             .map_err(errors::trace)
+    }
+
+    fn seal_trace(&mut self) -> PyResult<()> {
+        match self.driver() {
+            Driver::Record(r) => r.seal().map_err(errors::trace),
+            _ => Ok(()),
+        }
     }
 
     #[pyo3(signature = (path, verify=true))]
@@ -275,7 +292,7 @@ impl Machine {
         info.set_item("time_ns", time_ns)?;
         info.set_item("rip", rip)?;
         info.set_item("code", code)?;
-        info.set_item("detail", detail)?;
+        info.set_item("detail", "")?;
         Ok(info)
     }
 
@@ -396,6 +413,8 @@ impl Machine {
             ("blocks_translated", s.blocks_translated),
             ("instructions_translated", s.instructions_translated),
             ("blocks_invalidated", s.blocks_invalidated),
+            ("stale_blocks", s.stale_blocks),
+            ("stale_entries", s.stale_entries),
             ("block_flushes", s.block_flushes),
             ("code_drops", s.code_drops),
             ("dispatches", s.dispatches),

@@ -73,6 +73,11 @@ fn fields<'py>(py: Python<'py>, event: &Event) -> PyResult<(&'static str, Bound<
             f.set_item("reason", reason)?;
             "flush"
         }
+        Event::Stale { id, what, .. } => {
+            f.set_item("id", id)?;
+            f.set_item("what", what)?;
+            "stale"
+        }
         Event::HandOff {
             page,
             from,

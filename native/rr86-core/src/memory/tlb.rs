@@ -44,12 +44,14 @@ pub struct TlbEntry {
     pub page: u32,
     /// Next slot of this vCPU that maps the same page.
     next: u16,
-    /// 1: in use, 2: global translation.
+    /// 1: in use, 2: global translation, 4: unguarded.
     flags: u16,
 }
 
 const USED: u16 = 1;
 const GLOBAL: u16 = 2;
+/// A block protocol has dropped the guard of this entry's page although the page has code.
+const UNGUARDED: u16 = 4;
 
 /// Result of a page walk that may be cached.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +61,8 @@ pub struct Fill {
     pub read: bool,
     pub write: bool,
     pub global: bool,
+    /// Writes go unchecked although the page has code.
+    pub unguarded: bool,
 }
 
 /// The tables of one vCPU. Translated code reads `entries` directly.
@@ -139,7 +143,9 @@ impl Tlb {
             host: fill.host,
             page: fill.page,
             next: *head,
-            flags: USED | if fill.global { GLOBAL } else { 0 },
+            flags: USED
+                | if fill.global { GLOBAL } else { 0 }
+                | if fill.unguarded { UNGUARDED } else { 0 },
         };
         *head = slot as u16;
     }
@@ -209,6 +215,35 @@ impl Tlb {
         self.for_page(page, |entry, miss| entry.write = miss);
     }
 
+    /// Guards a page: no write passes unchecked any more.
+    pub fn guard_page(&mut self, page: usize) {
+        self.for_page(page, |entry, miss| {
+            entry.write = miss;
+            entry.flags &= !UNGUARDED;
+        });
+    }
+
+    /// Drops the guard of a page in the entry for an address, if there is one. `coded` says that the
+    /// page has code after all.
+    pub fn unguard(&mut self, mmu: MmuIndex, address: u64, page: usize, coded: bool) -> bool {
+        let entry = &mut self.entries[slot_of(mmu, address)];
+        let tag = address >> PAGE_SHIFT << PAGE_SHIFT;
+        let here = entry.flags & USED != 0 && entry.page as usize == page;
+        if !here || entry.read != tag && entry.write != tag {
+            return false;
+        }
+        if coded {
+            entry.flags |= UNGUARDED;
+        }
+        true
+    }
+
+    /// Whether writes through the entry for an address go unchecked although the page has code.
+    pub fn is_unguarded(&self, mmu: MmuIndex, address: u64, page: usize) -> bool {
+        let entry = &self.entries[slot_of(mmu, address)];
+        entry.flags & (USED | UNGUARDED) == USED | UNGUARDED && entry.page as usize == page
+    }
+
     /// Takes all rights to a RAM page away.
     pub fn revoke_page(&mut self, page: usize) {
         self.for_page(page, |entry, miss| {
@@ -246,6 +281,7 @@ mod tests {
             read: true,
             write: true,
             global,
+            unguarded: false,
         }
     }
 

@@ -23,8 +23,12 @@ pub enum SliceEnd {
     Deadline,
     /// The machine stopped: power-off, reset, triple fault, debug-exit, a stop condition.
     Exit,
-    /// The vCPU was switched out between two steps of the block protocol.
-    Window,
+    /// The vCPU was switched out between a block's fetch and its link.
+    FetchWindow,
+    /// The same, between a store's check and its commit.
+    StoreWindow,
+    /// The same, before the guard of an emptied page is dropped.
+    UnguardWindow,
     /// The vCPU shut down (triple fault) in the instruction after those that are counted.
     Shutdown,
     /// A reason of a later format version; never one of the codes above.
@@ -40,8 +44,10 @@ impl SliceEnd {
             SliceEnd::Halt => 2,
             SliceEnd::Deadline => 3,
             SliceEnd::Exit => 4,
-            SliceEnd::Window => 5,
-            SliceEnd::Shutdown => 6,
+            SliceEnd::FetchWindow => 5,
+            SliceEnd::StoreWindow => 6,
+            SliceEnd::UnguardWindow => 7,
+            SliceEnd::Shutdown => 8,
             SliceEnd::Other(code) => code,
         }
     }
@@ -54,8 +60,10 @@ impl SliceEnd {
             2 => SliceEnd::Halt,
             3 => SliceEnd::Deadline,
             4 => SliceEnd::Exit,
-            5 => SliceEnd::Window,
-            6 => SliceEnd::Shutdown,
+            5 => SliceEnd::FetchWindow,
+            6 => SliceEnd::StoreWindow,
+            7 => SliceEnd::UnguardWindow,
+            8 => SliceEnd::Shutdown,
             other => SliceEnd::Other(other),
         }
     }
@@ -163,6 +171,9 @@ pub enum Event {
     },
     /// The whole block cache was emptied.
     Flush { vcpu: u8, reason: u8 },
+    /// A block no longer matches memory and is still there. `what`: 0 it never did since its link
+    /// (born stale), 1 it was overwritten later (survived), 2 it was executed for the first time.
+    Stale { id: u64, vcpu: u8, what: u8 },
     /// A page changed hands. `from` may be [`NO_VCPU`]; bit n of `lines` says that the 64-byte
     /// line n was written since the page's last hand-off.
     HandOff {
@@ -199,8 +210,9 @@ impl Kind {
     pub const HAND_OFF: Kind = Kind(9);
     pub const CROSS_WRITE: Kind = Kind(10);
     pub const STOP: Kind = Kind(11);
+    pub const STALE: Kind = Kind(12);
     /// One more than the highest kind of this version.
-    pub const COUNT: usize = 12;
+    pub const COUNT: usize = 13;
 
     /// The kind's name as users see it.
     pub fn name(self) -> &'static str {
@@ -216,6 +228,7 @@ impl Kind {
             Kind::HAND_OFF => "hand-off",
             Kind::CROSS_WRITE => "cross-write",
             Kind::STOP => "stop",
+            Kind::STALE => "stale",
             _ => "unknown",
         }
     }
@@ -236,6 +249,7 @@ impl Event {
             Event::HandOff { .. } => Kind::HAND_OFF,
             Event::CrossWrite { .. } => Kind::CROSS_WRITE,
             Event::Stop { .. } => Kind::STOP,
+            Event::Stale { .. } => Kind::STALE,
         }
     }
 
@@ -245,6 +259,7 @@ impl Event {
         match self {
             Event::Slice { vcpu, .. }
             | Event::Flush { vcpu, .. }
+            | Event::Stale { vcpu, .. }
             | Event::CrossWrite { vcpu, .. }
             | Event::Stop { vcpu, .. }
             | Event::Invalidate { by: vcpu, .. }

@@ -18,5 +18,5 @@ pub use writer::TraceWriter;
 mod observe;
 mod recorder;
 
-pub use observe::{event as observed_event, slice_end};
+pub use observe::{event as observed_event, slice_end, window};
 pub use recorder::{Recorder, Stop, CONSOLE};

@@ -4,6 +4,7 @@ use super::event::{Access, Block, Event, SliceEnd, NO_VCPU};
 use crate::memory::pages::{HandOffKind, DEVICE, NOBODY, SHARED};
 use crate::schedule::{Ending, SliceStop};
 use crate::translate::engine::Observed;
+use crate::translate::windows::Window;
 
 /// The event that tells of an observation.
 pub fn event(observed: &Observed) -> Event {
@@ -32,6 +33,32 @@ pub fn event(observed: &Observed) -> Event {
             mode,
             digest,
         }),
+        Observed::Fetch {
+            vcpu,
+            rip,
+            paddr,
+            len,
+            mode,
+            digest,
+        } => Event::Fetch(Block {
+            id: 0,
+            vcpu,
+            pc: rip,
+            paddr,
+            len,
+            mode,
+            digest,
+        }),
+        Observed::Stale { serial, vcpu, born } => Event::Stale {
+            id: serial,
+            vcpu,
+            what: u8::from(!born),
+        },
+        Observed::StaleEntry { serial, vcpu } => Event::Stale {
+            id: serial,
+            vcpu,
+            what: 2,
+        },
         Observed::Invalidate {
             serial,
             by,
@@ -68,5 +95,18 @@ pub fn slice_end(stop: SliceStop) -> SliceEnd {
         SliceStop::Deadline => SliceEnd::Deadline,
         SliceStop::Ended(Ending::TripleFault { .. }) => SliceEnd::Shutdown,
         SliceStop::Ended(_) => SliceEnd::Exit,
+        SliceStop::Window(Window::Fetch) => SliceEnd::FetchWindow,
+        SliceStop::Window(Window::Store) => SliceEnd::StoreWindow,
+        SliceStop::Window(Window::Unguard) => SliceEnd::UnguardWindow,
+    }
+}
+
+/// The window in which a recorded slice ended.
+pub fn window(stop: SliceEnd) -> Option<Window> {
+    match stop {
+        SliceEnd::FetchWindow => Some(Window::Fetch),
+        SliceEnd::StoreWindow => Some(Window::Store),
+        SliceEnd::UnguardWindow => Some(Window::Unguard),
+        _ => None,
     }
 }

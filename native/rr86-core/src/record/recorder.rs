@@ -4,12 +4,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::event::{Event, SliceEnd};
+use super::event::Event;
 use super::observe;
 use super::{TraceError, TraceWriter};
 use crate::schedule::{Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
+use crate::translate::engine::StopCause;
+use crate::translate::windows::WindowPolicy;
 
-/// Instructions between two sets of digests.
+/// Instructions between two sets of digests, and the most that a chunk covers.
 pub const DIGEST_INTERVAL: u64 = 100_000_000;
 /// `Input.source` of the serial console.
 pub const CONSOLE: u8 = 0;
@@ -56,6 +58,8 @@ pub struct Recorder {
     pub machine: Machine,
     scheduler: Scheduler,
     writer: Option<TraceWriter>,
+    /// Length of the trace once it is closed.
+    closed_bytes: u64,
     names: Names,
     next_digest: u64,
     input: Vec<u8>,
@@ -71,6 +75,7 @@ impl Recorder {
             machine,
             scheduler,
             writer: None,
+            closed_bytes: 0,
             names: Names::default(),
             next_digest: 0,
             input: Vec::new(),
@@ -78,6 +83,14 @@ impl Recorder {
             vcpu: 0,
             slices: 0,
         }
+    }
+
+    /// Switches vCPUs in the windows of the block protocol, with a probability of `bias` in 65,536 each.
+    pub fn set_window_bias(&mut self, seed: u64, bias: u32) {
+        let state = seed ^ 0xa5a5_5a5a_1234_5678;
+        self.machine
+            .engine
+            .set_windows(WindowPolicy::Draw { state, bias });
     }
 
     /// Starts a trace.
@@ -96,7 +109,9 @@ impl Recorder {
 
     /// Bytes in the trace file.
     pub fn trace_bytes(&self) -> u64 {
-        self.writer.as_ref().map_or(0, TraceWriter::bytes_written)
+        self.writer
+            .as_ref()
+            .map_or(self.closed_bytes, TraceWriter::bytes_written)
     }
 
     /// Queues bytes for the console; they arrive at the next slice boundary.
@@ -114,6 +129,18 @@ impl Recorder {
     fn push(&mut self, icount: u64, event: &Event) -> Result<(), TraceError> {
         match &mut self.writer {
             Some(writer) => writer.push(icount, event),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the chunk under way and hands it over for writing, so that a recorder that is killed loses
+    /// no more than what ran since.
+    ///
+    /// # Errors
+    /// When the trace cannot be written.
+    pub fn seal(&mut self) -> Result<(), TraceError> {
+        match &mut self.writer {
+            Some(writer) => writer.seal(),
             None => Ok(()),
         }
     }
@@ -165,6 +192,7 @@ impl Recorder {
                 if icount >= self.next_digest {
                     self.next_digest = icount + DIGEST_INTERVAL;
                     self.push_digests()?;
+                    self.seal()?;
                 }
                 if !self.input.is_empty() {
                     let bytes = std::mem::take(&mut self.input);
@@ -214,6 +242,13 @@ impl Recorder {
                         return Ok(Stop::Condition(index));
                     }
                 }
+                SliceReport::Stopped(StopCause::Output) => {
+                    let output = self.machine.board().take_serial_output();
+                    self.console.extend_from_slice(&output);
+                    if let Some(index) = conditions.console(&output) {
+                        return Ok(Stop::Condition(index));
+                    }
+                }
                 SliceReport::Stopped(cause) => {
                     if let Some(index) = conditions.index_of(&self.machine, self.vcpu, cause) {
                         return Ok(Stop::Condition(index));
@@ -223,9 +258,9 @@ impl Recorder {
         }
     }
 
-    /// Closes the trace: what is left of the current slice, the final digests, the reason, the footer.
-    /// A run that was stopped before an instruction executes that instruction, so that a replay can
-    /// stop there as well.
+    /// Closes the trace: the final digests, the reason, the footer. A slice that a condition stopped runs to
+    /// its end first, so that the recorded slices are those that were decided on, and a replay can reach
+    /// the condition's moment and stop there too.
     ///
     /// # Errors
     /// When the trace cannot be written.
@@ -236,30 +271,8 @@ impl Recorder {
         detail: &str,
         footer: &[u8],
     ) -> Result<(), TraceError> {
-        let settled = self.machine.settle();
-        self.drain()?;
-        let under_way = self
-            .machine
-            .current_slice()
-            .map(|(vcpu, start, instructions)| (vcpu, start, instructions, SliceEnd::Exit));
-        let last = match settled {
-            Some(SliceReport::Done {
-                vcpu,
-                start,
-                instructions,
-                stop,
-            }) => Some((vcpu, start, instructions, observe::slice_end(stop))),
-            _ => under_way,
-        };
-        if let Some((vcpu, start, instructions, stop)) = last {
-            self.push(
-                start,
-                &Event::Slice {
-                    vcpu: vcpu as u8,
-                    instructions,
-                    stop,
-                },
-            )?;
+        if self.machine.inside_slice() {
+            self.run(0, &mut Conditions::default())?;
         }
         self.push_digests()?;
         let icount = self.machine.engine.icount();
@@ -270,9 +283,9 @@ impl Recorder {
             detail: detail.to_string(),
         };
         self.push(icount, &stop)?;
-        match self.writer.take() {
-            Some(writer) => writer.finish(footer),
-            None => Ok(()),
+        if let Some(writer) = self.writer.take() {
+            self.closed_bytes = writer.finish(footer)?;
         }
+        Ok(())
     }
 }

@@ -1,11 +1,13 @@
 //! The replayer: a machine that is fed decisions and inputs from a trace, and compared with what the
 //! recorder saw.
 
+use crate::translate::windows::WindowPolicy;
 use thiserror::Error;
 
 use super::stream::EventStream;
-use crate::record::{observed_event, Event, SliceEnd, Stop, TraceError, CONSOLE};
+use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE};
 use crate::schedule::{Conditions, Decision, Machine, SliceReport, Wait};
+use crate::translate::engine::StopCause;
 
 /// The replay left the recorded path.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -116,6 +118,13 @@ impl Replayer {
                         return Ok(Stop::Condition(index));
                     }
                 }
+                SliceReport::Stopped(StopCause::Output) => {
+                    let output = self.machine.board().take_serial_output();
+                    self.console.extend_from_slice(&output);
+                    if let Some(index) = conditions.console(&output) {
+                        return Ok(Stop::Condition(index));
+                    }
+                }
                 SliceReport::Stopped(cause) => {
                     if let Some(index) = conditions.index_of(&self.machine, self.vcpu, cause) {
                         return Ok(Stop::Condition(index));
@@ -142,6 +151,8 @@ impl Replayer {
                     instructions,
                     stop,
                 } => {
+                    let policy = WindowPolicy::Expect(window(stop));
+                    self.machine.engine.set_windows(policy);
                     self.vcpu = usize::from(vcpu);
                     match self.machine.prepare() {
                         Wait::Ready => {}

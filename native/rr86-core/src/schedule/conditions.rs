@@ -5,6 +5,9 @@ use super::machine::Machine;
 use crate::translate::emit::Hooks;
 use crate::translate::engine::StopCause;
 
+/// Data register of the console's serial port.
+const CONSOLE_PORT: u16 = 0x3f8;
+
 /// One condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
@@ -18,7 +21,10 @@ pub enum Condition {
     Write { paddr: u64, length: u64 },
     /// Before the first instruction of the handler of this interrupt.
     Interrupt(u8),
-    /// The console has printed these bytes; checked at the end of each slice.
+    /// Before a block runs that memory no longer holds.
+    Stale,
+    /// After the OUT that sent the last of these bytes to the console. Bytes sent by OUTS or by stores are
+    /// looked at when the slice ends.
     Console(Vec<u8>),
 }
 
@@ -49,12 +55,18 @@ impl Conditions {
                 Condition::Int3 => hooks.int3 = true,
                 Condition::Write { paddr, length } => watches.push((paddr, length)),
                 Condition::Interrupt(vector) => vectors.push(vector),
-                Condition::Icount(_) | Condition::Console(_) => {}
+                Condition::Icount(_) | Condition::Console(_) | Condition::Stale => {}
             }
         }
         hooks.rips.sort_unstable();
         hooks.rips.dedup();
-        machine.engine.set_stops(hooks, watches, &vectors);
+        machine
+            .engine
+            .set_stop_on_stale(self.list.contains(&Condition::Stale));
+        let port = self.list.iter().any(|c| matches!(c, Condition::Console(_)));
+        machine
+            .engine
+            .set_stops(hooks, watches, &vectors, port.then_some(CONSOLE_PORT));
         let now = machine.engine.icount();
         machine.stop_at = self
             .list
@@ -79,7 +91,9 @@ impl Conditions {
                 }
                 _ => false,
             }),
+            StopCause::Output => None,
             StopCause::Interrupt { vector } => position(&|c| *c == Condition::Interrupt(vector)),
+            StopCause::Stale => position(&|c| *c == Condition::Stale),
             StopCause::Moment => position(&|c| *c == Condition::Icount(machine.engine.icount())),
         }
     }

@@ -15,8 +15,8 @@ use crate::cpu::save;
 use crate::cpu::state::{Activity, RFlags};
 use crate::machine::{Board, BoardConfig, Signal};
 use crate::translate::dispatch::{RunEnd, Span};
-use crate::translate::emit::Hooks;
 use crate::translate::engine::{Agent, BlockLimits, Engine, HostError, StopCause};
+use crate::translate::windows::Window;
 
 /// What a machine is made of.
 #[derive(Clone, Debug)]
@@ -93,6 +93,8 @@ pub enum SliceStop {
     Halt,
     Deadline,
     Ended(Ending),
+    /// Switched out between two steps of the block protocol.
+    Window(Window),
 }
 
 /// What became of a slice.
@@ -126,8 +128,6 @@ pub struct Machine {
     /// How the engine ended at a stop by instruction count, still to be acted upon.
     after_stop: Option<RunEnd>,
     ending: Option<Ending>,
-    /// The slice under way is stopped at an instruction count.
-    at_moment: bool,
     /// Whether timers may cut slices short; a replayer's decisions are already cut.
     pub cut_at_deadlines: bool,
     /// Run decisions to the instruction; a recorded slice may end inside a block when the debugger
@@ -176,7 +176,6 @@ impl Machine {
             cut_at_deadlines: true,
             exact: false,
             stop_at: None,
-            at_moment: false,
         })
     }
 
@@ -265,6 +264,7 @@ impl Machine {
             all.push((name, xxh3_64(&bytes)));
         }
         all.push(("blocks".to_string(), self.engine.blocks.digest()));
+        all.push(("windows".to_string(), self.engine.windows_digest()));
         all.push(("time".to_string(), self.engine.now()));
         all
     }
@@ -356,6 +356,7 @@ impl Machine {
             deadline: false,
         };
         self.cut(&mut slice, now);
+        self.engine.slice_start = slice.start;
         self.slice = Some(slice);
         self.resume()
     }
@@ -374,12 +375,6 @@ impl Machine {
         }
     }
 
-    /// The vCPU, start and instructions so far of a slice that is under way.
-    pub fn current_slice(&self) -> Option<(usize, u64, u64)> {
-        self.slice
-            .map(|s| (s.vcpu, s.start, self.engine.icount() - s.start))
-    }
-
     /// Why the machine ended, if it has.
     pub fn ending(&self) -> Option<Ending> {
         self.ending
@@ -390,27 +385,12 @@ impl Machine {
         self.slice.is_some()
     }
 
-    /// Brings a slice that a debugger has stopped inside to a moment that an instruction count alone
-    /// describes, with the next instruction to retire, so that a recording can end there: what came
-    /// before that instruction (a block that was made, a fault that was delivered) has no number of
-    /// its own. `None` when there is nothing to do.
-    pub fn settle(&mut self) -> Option<SliceReport> {
-        self.slice?;
-        if self.at_moment && self.after_stop.is_none() {
-            return None;
-        }
-        self.engine.set_stops(Hooks::default(), Vec::new(), &[]);
-        self.stop_at = Some(self.engine.icount() + 1);
-        Some(self.resume())
-    }
-
     /// Goes on with a slice that was stopped inside.
     ///
     /// # Panics
     /// If no slice is under way.
     pub fn resume(&mut self) -> SliceReport {
         let mut slice = self.slice.take().expect("a slice is under way");
-        self.at_moment = false;
         loop {
             let before = self.engine.icount();
             let (budget, exact) = match self.stop_at {
@@ -431,6 +411,7 @@ impl Machine {
                     let others = self.others_can_run(slice.vcpu);
                     self.engine
                         .set_pause_exits(slice.vcpu, self.cut_at_deadlines && others);
+                    self.engine.open_windows(others);
                     let (count, end) = self.engine.run(slice.vcpu, span);
                     (count, Some(end))
                 }
@@ -446,7 +427,6 @@ impl Machine {
             if exact && self.stop_at == Some(self.engine.icount()) {
                 // The moment has come, whatever else has; the slice goes on from here.
                 self.stop_at = None;
-                self.at_moment = true;
                 self.slice = Some(slice);
                 // With the slice used up to a block's end, going on would look for interrupts anew.
                 let over = slice.left == 0 && self.engine.inside_block(vcpu).is_none();
@@ -492,6 +472,7 @@ impl Machine {
                     self.slice = Some(slice);
                     return SliceReport::Stopped(cause);
                 }
+                RunEnd::Window(window) => return done(self, SliceStop::Window(window)),
                 RunEnd::TripleFault => {
                     let ending = Ending::TripleFault { vcpu: slice.vcpu };
                     self.ending = Some(ending);

@@ -211,6 +211,12 @@ impl Asm {
         }
     }
 
+    /// `op reg, count` on 64 bits, of the 0xc1 group (`/ext`): 4 shl, 5 shr, 7 sar.
+    pub fn shift_imm(&mut self, ext: u8, reg: Reg, count: u8) {
+        self.rex(W64, 0, 0, reg.0, false);
+        self.raw(&[0xc1, 0xc0 | ext << 3 | reg.0 & 7, count]);
+    }
+
     /// `op qword gs:[disp], imm` of the 0x81 group.
     pub fn gs_alu_imm(&mut self, ext: u8, width: Width, disp: usize, imm: i32) {
         let small = i8::try_from(imm);

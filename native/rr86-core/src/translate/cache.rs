@@ -38,6 +38,12 @@ pub struct Block {
     outgoing: [BlockId; 2],
     next: BlockId,
     live: bool,
+    /// Its source changed and the protocol left it in place.
+    pub marked: bool,
+    /// Entries compare the source with memory.
+    pub checked: bool,
+    /// It has been entered while it was stale.
+    pub entered_stale: bool,
 }
 
 impl Block {
@@ -183,6 +189,9 @@ impl Blocks {
             outgoing: [NONE; 2],
             next: self.buckets[place],
             live: true,
+            marked: false,
+            checked: false,
+            entered_stale: false,
         };
         self.next_serial += 1;
         self.live += 1;
@@ -242,6 +251,12 @@ impl Blocks {
     pub fn remove(&mut self, id: BlockId, pages: impl Iterator<Item = usize>) -> Patches {
         let mut patches = Patches::new();
         self.unlink(id, &mut patches);
+        self.take_out(id, pages);
+        self.free.push(id);
+        patches
+    }
+
+    fn take_out(&mut self, id: BlockId, pages: impl Iterator<Item = usize>) {
         let block = &mut self.blocks[id as usize];
         let place = bucket(block.paddr, block.rip, block.mode);
         let next = block.next;
@@ -260,8 +275,56 @@ impl Blocks {
         for page in pages {
             self.by_page[page].retain(|&b| b != id);
         }
-        self.free.push(id);
-        patches
+    }
+
+    /// Takes a block out of the tables only: what leads to its code still does, and its number is not
+    /// used again.
+    pub fn bury(&mut self, id: BlockId, pages: impl Iterator<Item = usize>) {
+        self.take_out(id, pages);
+    }
+
+    /// Blocks whose second page starts at this physical address.
+    pub fn crossing_into(&self, page: u64) -> Vec<BlockId> {
+        (0..self.blocks.len() as BlockId)
+            .filter(|&id| {
+                let block = &self.blocks[id as usize];
+                block.live && block.second == Some(page)
+            })
+            .collect()
+    }
+
+    /// Gives a block new code. Its own jumps are not linked yet; jumps to it are rewritten to lead to the
+    /// new code.
+    pub fn replace_code(
+        &mut self,
+        id: BlockId,
+        address: u64,
+        offset: usize,
+        code: super::emit::Code,
+    ) -> Patches {
+        for slot in 0..2 {
+            let to = std::mem::replace(&mut self.blocks[id as usize].outgoing[slot], NONE);
+            if to != NONE {
+                self.blocks[to as usize]
+                    .incoming
+                    .retain(|&l| l != (id, slot as u8));
+            }
+        }
+        let block = &mut self.blocks[id as usize];
+        block.code = address;
+        block.code_offset = offset;
+        block.code_len = code.bytes.len() as u32;
+        block.slots = code.slots;
+        block.traps = code.traps;
+        let incoming = block.incoming.clone();
+        incoming
+            .into_iter()
+            .filter_map(|(from, slot)| {
+                let source = &self.blocks[from as usize];
+                let at = source.slots.get(slot as usize)?.patch?;
+                (source.code != 0).then_some((source.code_offset + at as usize, offset))
+            })
+            .collect()
     }
 
     /// Forgets all host code, keeping the blocks.

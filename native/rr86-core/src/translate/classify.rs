@@ -243,6 +243,7 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
         | M::Rdmsr
         | M::Rdpmc
         | M::Cli
+        | M::Sti
         | M::Pushf
         | M::Pushfd
         | M::Pushfq
@@ -321,7 +322,6 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
         | M::Lss
         | M::Lfs
         | M::Lgs
-        | M::Sti
         | M::Popf
         | M::Popfd
         | M::Popfq
@@ -423,7 +423,7 @@ fn is_plain(insn: &Instruction) -> bool {
 pub mod shape {
     use super::{classify, Class};
     use crate::translate::mode::Mode;
-    use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+    use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic};
 
     /// LZCNT and TZCNT are not in the CPU model, so their encodings are BSR and BSF.
     const OPTIONS: u32 = DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD;
@@ -468,7 +468,10 @@ pub mod shape {
             }
             let class = classify(&insn, mode);
             block.push((insn, class));
-            if class.ends_block() {
+            // An interrupt may be taken after the instruction that follows STI, so that one is the
+            // block's last.
+            let after_sti = block.len() > 1 && block[block.len() - 2].0.mnemonic() == Mnemonic::Sti;
+            if class.ends_block() || after_sti {
                 break;
             }
         }

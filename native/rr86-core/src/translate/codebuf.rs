@@ -119,6 +119,14 @@ impl CodeBuffer {
         unsafe { self.write.add(at).cast::<i32>().write_unaligned(rel) };
     }
 
+    /// Overwrites the code at `at` with a jump to `target` (both offsets).
+    pub fn patch_jump(&mut self, at: usize, target: usize) {
+        assert!(at + 5 <= self.used);
+        // SAFETY: the byte is inside the used part of the writable mapping, and the code is not running.
+        unsafe { self.write.add(at).write(0xe9) };
+        self.patch_rel32(at + 1, target);
+    }
+
     /// Bytes of code in use.
     pub fn used(&self) -> usize {
         self.used

@@ -11,6 +11,7 @@ use super::signals;
 use super::slow::{sync_flags, View};
 use super::stubs;
 use super::vcpu::{jump_index, Exit, JumpEntry, Vcpu};
+use super::windows::{Fetched, Window};
 use crate::cpu::exception::{vector, Exception};
 use crate::cpu::interrupt::{self, Event};
 use crate::cpu::memory::Privilege;
@@ -33,6 +34,8 @@ pub enum RunEnd {
     /// The debugger's stop, exact to the instruction.
     Stopped(StopCause),
     TripleFault,
+    /// Switched out between two steps of the block protocol.
+    Window(Window),
 }
 
 /// How far a vCPU runs.
@@ -72,6 +75,8 @@ impl Engine {
             (*this).link = None;
             (*vcpu).run.flags_ax = super::slow::flags_to_ax((*vcpu).cpu.rflags);
             let start = (*this).icount();
+            (*this).current_vcpu = (*vcpu).cpu.id;
+            (*this).finish_steps(&mut *vcpu);
             let end = Self::dispatch(this, vcpu, span);
             (*this).clear_exit_request(&mut *vcpu);
             (*this).note_boundary(&*vcpu);
@@ -81,7 +86,7 @@ impl Engine {
         }
     }
 
-    /// The loop of `run`.
+    /// The loop of `run`; `progress` says that this slice has run something before.
     ///
     /// # Safety
     /// Both pointers are valid, and the GS base points to `vcpu`.
@@ -95,6 +100,9 @@ impl Engine {
                 engine.clear_exit_request(v);
                 engine.note_boundary(v);
                 engine.stats.dispatches += 1;
+                if let Some(window) = engine.in_window.take() {
+                    return RunEnd::Window(window);
+                }
                 if let Some(cause) = engine.stopped.take() {
                     return RunEnd::Stopped(cause);
                 }
@@ -109,8 +117,12 @@ impl Engine {
                         return end;
                     }
                 }
-                // A block that a slice has entered belongs to it.
-                if v.run.budget <= 0 && (exact || resume.is_none()) {
+                // A block that a slice has entered belongs to it, and a fetch window comes after all
+                // that the slice counts.
+                if v.run.budget <= 0
+                    && (exact || resume.is_none())
+                    && (resume.is_some() || !engine.expects_fetch())
+                {
                     return RunEnd::Budget;
                 }
                 let mode = Mode::of(&v.cpu);
@@ -129,14 +141,14 @@ impl Engine {
                         return RunEnd::Budget;
                     }
                 }
-                engine.partial_end = None;
                 let code = match resume {
                     Some(resume) => {
                         engine.link = None;
                         engine.partial(v, resume, exact)
                     }
                     None => match engine.lookup(v, mode) {
-                        Ok(id) => {
+                        Ok(None) => return RunEnd::Window(Window::Fetch),
+                        Ok(Some(id)) => {
                             let code = engine.ready(v, id, exact);
                             // Not before: a flush on the way here has dropped what it names.
                             let link = engine.link.take();
@@ -334,7 +346,7 @@ impl Engine {
         let (source, target) = (self.blocks.get(from), self.blocks.get(to));
         if !self.blocks.is_live(from)
             || source.code == 0
-            // A part of a block may run before the whole has code.
+            // Only a part of the target may have been made.
             || target.code == 0
             || target.second.is_some()
             || target.mode != source.mode
@@ -397,8 +409,9 @@ impl Engine {
         Ok(page)
     }
 
-    /// Finds the block at rip, or makes it.
-    fn lookup(&mut self, v: &mut Vcpu, mode: Mode) -> Result<BlockId, Exception> {
+    /// Finds the block at rip, or makes it. `None` when the vCPU is to be switched out between the
+    /// fetch of the block's bytes and its link.
+    fn lookup(&mut self, v: &mut Vcpu, mode: Mode) -> Result<Option<BlockId>, Exception> {
         self.stats.lookups += 1;
         let rip = v.cpu.rip;
         if !mode.code64() && rip > u64::from(v.cpu.seg[sreg::CS].limit) {
@@ -408,43 +421,79 @@ impl Engine {
         let page = self.fetch_page(v, linear)?;
         let paddr = page | linear & PAGE_MASK;
         if let Some(id) = self.blocks.find(paddr, None, rip, mode) {
-            return Ok(id);
+            return Ok(Some(id));
         }
-        let offset = (linear & PAGE_MASK) as usize;
-        let room = PAGE_SIZE as usize - offset;
-        let mut bytes = [0u8; PAGE_SIZE as usize];
-        let known_crossing = self.blocks.crossing(paddr, rip, mode);
-        let mut second = None;
-        let block = if known_crossing {
-            None
-        } else {
-            self.ram.read(paddr, &mut bytes[..room]);
-            match shape::cut(&bytes[..room], rip, mode, self.limits.instructions, false) {
-                Shape::Block(block) => Some((block, room)),
-                Shape::Crosses => None,
-            }
+        let fetched = match self.fetch(v, mode, linear, paddr)? {
+            Ok(fetched) => fetched,
+            Err(id) => return Ok(Some(id)),
         };
-        let (block, _) = match block {
-            Some(block) => block,
-            None => {
-                let next = linear - linear % PAGE_SIZE + PAGE_SIZE;
+        if self.protocol.fetch_window {
+            let Fetched {
+                rip,
+                paddr,
+                ref bytes,
+                ..
+            } = fetched;
+            self.observed.push((
+                self.icount(),
+                Observed::Fetch {
+                    vcpu: v.cpu.id,
+                    rip,
+                    paddr,
+                    len: bytes.len() as u16,
+                    mode: mode.0,
+                    digest: xxh3_64(bytes) as u32,
+                },
+            ));
+            let left = v.run.budget;
+            // A fault belongs to a slice only with an instruction after it.
+            let progressed =
+                self.icount() != self.slice_start && self.faulted_at != Some(self.icount());
+            if progressed && self.switch_in(Window::Fetch, left) {
+                self.under_way[usize::from(v.cpu.id)].fetched = Some(fetched);
+                return Ok(None);
+            }
+        }
+        Ok(Some(self.link(v.cpu.id, &fetched)))
+    }
+
+    /// Reads the bytes of the block at rip; or finds that it exists after all, as one that goes on in
+    /// a second page.
+    fn fetch(
+        &mut self,
+        v: &mut Vcpu,
+        mode: Mode,
+        linear: u64,
+        paddr: u64,
+    ) -> Result<Result<Fetched, BlockId>, Exception> {
+        let rip = v.cpu.rip;
+        let room = PAGE_SIZE as usize - (linear & PAGE_MASK) as usize;
+        let mut bytes = [0u8; PAGE_SIZE as usize + 15];
+        let mut second = None;
+        self.ram.read(paddr, &mut bytes[..room]);
+        let cut = if self.blocks.crossing(paddr, rip, mode) {
+            Shape::Crosses
+        } else {
+            shape::cut(&bytes[..room], rip, mode, self.limits.instructions, false)
+        };
+        let block = match cut {
+            Shape::Block(block) => block,
+            Shape::Crosses => {
+                let next = linear - linear % PAGE_SIZE;
+                let next = next.wrapping_add(PAGE_SIZE);
                 let next = if mode.code64() {
                     next
                 } else {
                     next & 0xffff_ffff
                 };
-                let next_page = match self.fetch_page(v, next) {
-                    Ok(page) => page,
-                    Err(fault) => return Err(fault),
-                };
-                second = Some(next_page);
-                if let Some(id) = self.blocks.find(paddr, second, rip, mode) {
-                    return Ok(id);
+                let next_page = self.fetch_page(v, next)?;
+                if let Some(id) = self.blocks.find(paddr, Some(next_page), rip, mode) {
+                    return Ok(Err(id));
                 }
-                self.ram.read(paddr, &mut bytes[..room]);
+                second = Some(next_page);
                 self.ram.read(next_page, &mut bytes[room..room + 15]);
                 match shape::cut(&bytes[..room + 15], rip, mode, 1, true) {
-                    Shape::Block(block) => (block, room + 15),
+                    Shape::Block(block) => block,
                     Shape::Crosses => unreachable!("fifteen bytes hold an instruction"),
                 }
             }
@@ -452,42 +501,38 @@ impl Engine {
         let len: usize = block.iter().map(|(i, _)| i.len().max(1)).sum();
         if len <= room {
             second = None;
-            if let Some(id) = self.blocks.find(paddr, None, rip, mode) {
-                return Ok(id);
-            }
         }
-        if self.blocks.len() >= self.limits.capacity {
-            self.flush_blocks(v.cpu.id);
-        }
-        self.stats.blocks_translated += 1;
-        self.stats.instructions_translated += block.len() as u64;
-        let pages: Vec<usize> = std::iter::once(paddr)
-            .chain(second)
-            .filter_map(|at| self.ram.page_index(at))
-            .collect();
-        let id = self.blocks.insert(
+        Ok(Ok(Fetched {
             rip,
+            linear,
             paddr,
             second,
             mode,
-            &bytes[..len],
-            block.len() as u8,
-            pages.into_iter(),
-        );
-        self.guard(id);
-        self.observed.push((
-            self.icount(),
-            Observed::Link {
-                serial: self.blocks.get(id).serial,
-                vcpu: v.cpu.id,
-                rip: linear,
-                paddr,
-                len: len as u16,
-                mode: mode.0,
-                digest: xxh3_64(&bytes[..len]) as u32,
-            },
-        ));
-        Ok(id)
+            bytes: bytes[..len].to_vec(),
+            count: block.len() as u8,
+            icount: self.icount(),
+        }))
+    }
+
+    /// Makes a block's code again, with its entry checked, and sends those who jump to its old code at
+    /// `old` there.
+    pub(super) fn redirect(&mut self, id: BlockId, old: usize) {
+        let count = usize::from(self.blocks.get(id).count);
+        let code = self.generate(id, 0, count);
+        match self.code.append(&code.bytes) {
+            Some(offset) => {
+                self.code.patch_jump(old, offset);
+                let address = self.code.address(offset);
+                self.code_map.insert(offset, id);
+                // Slots keep their numbers; links of the old code stay with the old code.
+                let patches = self.blocks.replace_code(id, address, offset, code);
+                for (at, target) in patches {
+                    self.code.patch_rel32(at, target);
+                }
+            }
+            // All code goes, and comes back checked.
+            None => self.drop_code(),
+        }
     }
 
     /// Makes sure that a block has host code.
@@ -528,6 +573,7 @@ impl Engine {
             start,
             stop,
             hooks: &self.hooks,
+            checked: start == 0 && block.checked,
             address: self.code.next_address(),
         };
         emit::translate(request, self.stubs, &mut self.info)

@@ -13,7 +13,7 @@ use super::classify::Class;
 use super::mode::Mode;
 use super::site::{AccessKind, Site};
 use super::stubs::Stubs;
-use super::vcpu::{at, jump_index, Exit, JUMP_BITS, T0, T1};
+use super::vcpu::{at, jump_index, Exit, GUEST_RSP, JUMP_BITS, T0, T1};
 use crate::memory::tlb::{MmuIndex, ENTRY_SHIFT, TABLES};
 use crate::memory::{PAGE_SHIFT, PAGE_SIZE};
 
@@ -62,6 +62,8 @@ pub struct Request<'a> {
     pub stop: usize,
     /// Where the debugger wants to be asked.
     pub hooks: &'a Hooks,
+    /// Compare the source with memory at entry.
+    pub checked: bool,
     /// Host address at which the code will run.
     pub address: u64,
 }
@@ -146,6 +148,13 @@ impl Emitter<'_> {
         let rip = insns[start].0.ip();
         Self::store_rip(&mut self.cold, rip);
         self.leave(Stream::Cold, Exit::Budget);
+        if self.request.checked {
+            self.note_block(Stream::Hot);
+            self.index = start;
+            let site = self.site();
+            self.hot.mov_imm(T1, u64::from(site.pack()));
+            self.call_stub(Stream::Hot, self.stubs.entered);
+        }
         for (index, &(insn, class)) in insns.iter().enumerate().take(stop).skip(start) {
             self.index = index;
             let hooks = self.request.hooks;
@@ -494,8 +503,37 @@ impl Emitter<'_> {
         });
     }
 
-    /// Ends the block with a jump to the rip in T0; flags are in AX.
-    pub(super) fn jump_indirect(&mut self) {
+    /// Lets the helper of the current instruction raise #GP(0) when the target in `target` is not canonical:
+    /// the instruction itself faults, not the fetch. The other temporary and flags change. `undo` is added to
+    /// the stack pointer before.
+    pub(super) fn check_target(&mut self, target: Reg, undo: i32) {
+        if !self.request.mode.code64() {
+            return;
+        }
+        self.free_host_flags();
+        let other = if target == T0 { T1 } else { T0 };
+        self.hot.mov_rr(W64, other, target);
+        self.hot.shift_imm(4, other, 16);
+        self.hot.shift_imm(7, other, 16);
+        self.hot.rr(&[0x3b], W64, other, target);
+        let wrong = self.hot.jcc(cc::NE);
+        self.fixups
+            .push((Stream::Hot, wrong, Label::Cold(self.cold.len())));
+        if undo != 0 {
+            self.cold
+                .mem(&[0x8d], W64, GUEST_RSP, Some(GUEST_RSP), None, undo);
+        }
+        self.note_block(Stream::Cold);
+        let mut site = self.site();
+        site.size = self.index as u8;
+        site.stack = true;
+        self.cold.mov_imm(T1, u64::from(site.pack()));
+        self.call_stub(Stream::Cold, self.stubs.helper);
+    }
+
+    /// Ends the block with a jump to the rip in T0; flags are in AX. `undo` takes the stack pointer back
+    /// where the jump faults.
+    pub(super) fn jump_indirect(&mut self, undo: i32) {
         self.free_host_flags();
         self.hot.store(W64, T0, at::RIP);
         if self.request.mode.code_flat() && !self.request.mode.one() {
@@ -510,7 +548,10 @@ impl Emitter<'_> {
             let miss = self.hot.jcc(cc::NE);
             self.hot.gs_at(&[0xff], W32, Reg(4), T0, at::JUMP_CODE);
             self.hot.patch_here(miss);
+            // What the jump cache knows has been fetched before.
+            self.hot.load(W64, T0, at::RIP);
         }
+        self.check_target(T0, undo);
         self.leave(Stream::Hot, Exit::Lookup);
     }
 

@@ -4,7 +4,7 @@
 //! vCPU, so while code runs no Rust reference to either is alive; the stubs' entry points in `slow` and
 //! `execute` are where references begin again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use iced_x86::InstructionInfoFactory;
@@ -15,9 +15,11 @@ use super::cache::{BlockId, Blocks};
 use super::codebuf::CodeBuffer;
 use super::emit::{Hooks, Trap};
 use super::execute::{Flow, HelperCounts};
+use super::protocol::Protocol;
 use super::site::Site;
 use super::stubs::{self, Stubs};
 use super::vcpu::{Exit, Vcpu};
+use super::windows::{UnderWay, Window, WindowPolicy};
 use crate::cpu::cpuid::CpuidTable;
 use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
@@ -25,7 +27,7 @@ use crate::cpu::msr::index;
 use crate::cpu::state::{CpuState, RFlags};
 use crate::memory::pages::{HandOff, HandOffKind, PageFlags, Pages, DEVICE, NOBODY, SHARED};
 use crate::memory::ram::GuestRam;
-use crate::memory::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
+use crate::memory::PAGE_SHIFT;
 
 /// Added to a budget to make the next block boundary come back to the dispatcher.
 const EXIT_REQUEST: i64 = 1 << 40;
@@ -61,6 +63,27 @@ pub enum Observed {
         mode: u32,
         digest: u32,
     },
+    /// A block's bytes were read, ahead of its link.
+    Fetch {
+        vcpu: u8,
+        rip: u64,
+        paddr: u64,
+        len: u16,
+        mode: u32,
+        digest: u32,
+    },
+    /// A block no longer matches memory, and the protocol has left it in place. `born`: it never
+    /// did since it was linked.
+    Stale {
+        serial: u64,
+        vcpu: u8,
+        born: bool,
+    },
+    /// A stale block was entered; told once a block.
+    StaleEntry {
+        serial: u64,
+        vcpu: u8,
+    },
     /// A write removed a block.
     Invalidate {
         serial: u64,
@@ -84,8 +107,12 @@ pub enum StopCause {
     Watch { paddr: u64 },
     /// Before the first instruction of an interrupt handler.
     Interrupt { vector: u8 },
+    /// After an OUT to the watched port.
+    Output,
     /// The instruction count was reached.
     Moment,
+    /// Before a stale block runs.
+    Stale,
 }
 
 /// Counters; none of them influences the run.
@@ -94,6 +121,9 @@ pub struct Stats {
     pub blocks_translated: u64,
     pub instructions_translated: u64,
     pub blocks_invalidated: u64,
+    /// Blocks that a protocol let go stale, and executions of such blocks.
+    pub stale_blocks: u64,
+    pub stale_entries: u64,
     pub block_flushes: u64,
     pub code_drops: u64,
     pub dispatches: u64,
@@ -135,6 +165,7 @@ pub struct BlockLimits {
     pub instructions: usize,
     /// Most blocks before everything is flushed.
     pub capacity: usize,
+    pub protocol: Protocol,
 }
 
 pub struct Engine {
@@ -163,6 +194,7 @@ pub struct Engine {
     pub(super) hooks: Hooks,
     pub(super) watches: Vec<(u64, u64)>,
     pub(super) stop_vectors: [u64; 4],
+    pub(super) stop_port: Option<u16>,
     pub(super) stopped: Option<StopCause>,
     /// Moment of a hook that has already stopped the run.
     pub(super) passed_hook: Option<u64>,
@@ -183,6 +215,20 @@ pub struct Engine {
     pub(super) partial_end: Option<Resume>,
     /// A direct jump that was followed and could be linked.
     pub(super) link: Option<(BlockId, usize)>,
+    pub(super) protocol: Protocol,
+    pub(super) windows: WindowPolicy,
+    pub(super) windows_open: bool,
+    /// Instruction count at which the running slice began.
+    pub slice_start: u64,
+    /// The window in which the running vCPU is to be switched out.
+    pub(super) in_window: Option<Window>,
+    pub(super) under_way: Vec<UnderWay>,
+    /// Blocks that were invalidated and can still be reached.
+    pub(super) left_behind: Vec<BlockId>,
+    /// Pages with code to which some vCPU can write unchecked.
+    pub(super) leaky: BTreeSet<usize>,
+    pub(super) current_vcpu: u8,
+    pub(super) stop_on_stale: bool,
 }
 
 // SAFETY: the vCPU pointers are owned by the engine alone (made by `Box::into_raw`, freed in `drop`),
@@ -234,6 +280,7 @@ impl Engine {
             hooks: Hooks::default(),
             watches: Vec::new(),
             stop_vectors: [0; 4],
+            stop_port: None,
             stopped: None,
             passed_hook: None,
             beyond: 0,
@@ -246,6 +293,16 @@ impl Engine {
             partial_traps: None,
             partial_end: None,
             link: None,
+            protocol: limits.protocol,
+            windows: WindowPolicy::Closed,
+            windows_open: false,
+            slice_start: 0,
+            in_window: None,
+            under_way: vec![UnderWay::default(); vcpus],
+            left_behind: Vec::new(),
+            leaky: BTreeSet::new(),
+            current_vcpu: 0,
+            stop_on_stale: false,
         });
         let this: *mut Self = &raw mut *engine;
         for id in 0..vcpus {
@@ -331,6 +388,11 @@ impl Engine {
         }
     }
 
+    /// The budget without an exit request.
+    pub(super) fn plain_budget(&self, vcpu: &Vcpu) -> i64 {
+        vcpu.run.budget + if self.exit_requested { EXIT_REQUEST } else { 0 }
+    }
+
     pub(super) fn clear_exit_request(&mut self, vcpu: &mut Vcpu) {
         if self.exit_requested {
             self.exit_requested = false;
@@ -353,9 +415,11 @@ impl Engine {
         vcpu.cpu.rip = insn.next_ip();
         vcpu.run.budget += left;
         vcpu.run.exit = Exit::Stopped as u32;
-        if left > 0 && self.blocks.is_live(vcpu.run.site_block) {
-            // Only the debugger stopped it: the rest of the block is still to come.
-            let index = self.running_end(vcpu.run.site_block) - left as usize;
+        let count = usize::from(block.count);
+        let index = self.index_after(vcpu.run.site_block, offset);
+        let goes_on = self.blocks.is_live(vcpu.run.site_block) || self.protocol.same_block_ignored;
+        if index < count && goes_on {
+            // Only the debugger or a window stopped it: the rest of the block is still to come.
             self.resume[usize::from(vcpu.cpu.id)] = Some(Resume {
                 block: vcpu.run.site_block,
                 index,
@@ -363,13 +427,17 @@ impl Engine {
         }
     }
 
-    /// Number of instructions of the running block up to where its code ends now: all of them, unless
-    /// it is a part that ends earlier.
-    pub(super) fn running_end(&self, block: BlockId) -> usize {
-        match self.partial_end {
-            Some(end) => end.index,
-            None => usize::from(self.blocks.get(block).count),
+    /// Index of the instruction after the one at this offset of a block.
+    pub(super) fn index_after(&self, id: BlockId, offset: usize) -> usize {
+        let block = self.blocks.get(id);
+        let (mut at, mut index) = (0, 0);
+        while at <= offset {
+            let rip = block.rip.wrapping_add(at as u64);
+            let insn = super::classify::shape::single(&block.bytes[at..], rip, block.mode);
+            at += insn.len().max(1);
+            index += 1;
         }
+        index
     }
 
     /// Has the repeated instruction at the end of the running block, of which a debugger's stop has
@@ -428,162 +496,6 @@ impl Engine {
             .push((self.icount, Observed::HandOff(hand_off)));
     }
 
-    /// The one function through which guest RAM is written, whoever writes: it knows about code,
-    /// sharing, dirty pages and watchpoints. Bytes outside of RAM are dropped. Tells whether the block
-    /// `running` must end after its current instruction.
-    pub fn write_physical(
-        &mut self,
-        agent: Agent,
-        paddr: u64,
-        data: &[u8],
-        running: Option<BlockId>,
-    ) -> bool {
-        let mut stop = false;
-        let mut done = 0;
-        while done < data.len() {
-            let at = paddr + done as u64;
-            let offset = (at & PAGE_MASK) as usize;
-            let n = (data.len() - done).min(PAGE_SIZE as usize - offset);
-            if let Some(page) = self.ram.page_index(at) {
-                self.acquire(agent.number(), page, HandOffKind::Write);
-                self.pages.mark_dirty(page);
-                let flags = self.pages.info[page].flags;
-                if flags.contains(PageFlags::CODE) {
-                    stop |= self.invalidate(agent, page, at, n, running);
-                }
-                self.ram.page_mut(page)[offset..offset + n].copy_from_slice(&data[done..done + n]);
-                if flags.contains(PageFlags::WATCHED) {
-                    stop |= self.watched(at, n as u64);
-                }
-            }
-            done += n;
-        }
-        stop
-    }
-
-    fn watched(&mut self, paddr: u64, len: u64) -> bool {
-        let hit = self
-            .watches
-            .iter()
-            .any(|&(at, size)| paddr < at + size && at < paddr + len);
-        if hit {
-            self.stopped = Some(StopCause::Watch { paddr });
-        }
-        hit
-    }
-
-    /// Removes the blocks that were made from any of these bytes.
-    fn invalidate(
-        &mut self,
-        agent: Agent,
-        page: usize,
-        paddr: u64,
-        len: usize,
-        running: Option<BlockId>,
-    ) -> bool {
-        let lines = line_mask(paddr, len as u64);
-        if self.pages.info[page].code_lines & lines == 0 {
-            return false;
-        }
-        let hit: Vec<BlockId> = self
-            .blocks
-            .in_page(page)
-            .iter()
-            .copied()
-            .filter(|&id| {
-                self.blocks
-                    .get(id)
-                    .ranges()
-                    .any(|(start, size)| paddr < start + size && start < paddr + len as u64)
-            })
-            .collect();
-        let mut stop = false;
-        for id in hit {
-            let serial = self.blocks.get(id).serial;
-            self.observed.push((
-                self.icount,
-                Observed::Invalidate {
-                    serial,
-                    by: agent.number(),
-                    paddr,
-                    len: len as u32,
-                },
-            ));
-            stop |= running == Some(id);
-            self.remove_block(id);
-        }
-        self.recount_code_lines(page);
-        stop
-    }
-
-    /// What a page's remaining blocks still need guarded.
-    fn recount_code_lines(&mut self, page: usize) {
-        let start = self.ram.page_address(page);
-        let mut lines = 0;
-        for &id in self.blocks.in_page(page) {
-            for (at, len) in self.blocks.get(id).ranges() {
-                if at & !PAGE_MASK == start {
-                    lines |= line_mask(at, len);
-                }
-            }
-        }
-        let info = &mut self.pages.info[page];
-        info.code_lines = lines;
-        if lines == 0 {
-            info.flags -= PageFlags::CODE;
-        }
-    }
-
-    fn remove_block(&mut self, id: BlockId) {
-        self.stats.blocks_invalidated += 1;
-        let block = self.blocks.get(id);
-        let code = block.code;
-        let rip = block.rip;
-        let pages: Vec<usize> = block
-            .ranges()
-            .filter_map(|(at, _)| self.ram.page_index(at))
-            .collect();
-        if self.link.is_some_and(|(from, _)| from == id) {
-            self.link = None;
-        }
-        self.code_map.remove(&block.code_offset);
-        let patches = self.blocks.remove(id, pages.into_iter());
-        for (at, target) in patches {
-            self.code.patch_rel32(at, target);
-        }
-        for &vcpu in &self.vcpus {
-            // SAFETY: only the jump cache is touched, through the raw pointer.
-            let entry = unsafe { &mut (*vcpu).jumps[super::vcpu::jump_index(rip)] };
-            if entry.code == code {
-                entry.key = super::vcpu::NO_KEY;
-            }
-        }
-        for resume in &mut self.resume {
-            if resume.is_some_and(|r| r.block == id) {
-                *resume = None;
-            }
-        }
-    }
-
-    /// Marks a block's bytes as code, so that every write to their pages comes here.
-    pub(super) fn guard(&mut self, id: BlockId) {
-        let ranges: Vec<(u64, u64)> = self.blocks.get(id).ranges().collect();
-        for (at, len) in ranges {
-            let Some(page) = self.ram.page_index(at) else {
-                continue;
-            };
-            let info = &mut self.pages.info[page];
-            info.code_lines |= line_mask(at, len);
-            if !info.flags.contains(PageFlags::CODE) {
-                info.flags |= PageFlags::CODE;
-                for &vcpu in &self.vcpus {
-                    // SAFETY: only the TLB is touched, through the raw pointer.
-                    unsafe { (*vcpu).tlb.protect_page(page) };
-                }
-            }
-        }
-    }
-
     /// Removes every block because the cache is full.
     pub(super) fn flush_blocks(&mut self, by: u8) {
         self.stats.block_flushes += 1;
@@ -595,6 +507,8 @@ impl Engine {
             info.flags -= PageFlags::CODE;
         }
         self.resume.fill(None);
+        self.left_behind.clear();
+        self.leaky.clear();
         self.forget_code();
     }
 
@@ -627,6 +541,7 @@ impl Engine {
     /// INIT of a vCPU: its state, and everything cached about it.
     pub fn init_vcpu(&mut self, index: usize) {
         self.resume[index] = None;
+        self.under_way[index] = UnderWay::default();
         // SAFETY: the pointer is valid, no code runs, and no other reference to the vCPU exists.
         let vcpu = unsafe { &mut *self.vcpus[index] };
         vcpu.cpu.init();
@@ -668,8 +583,20 @@ impl Engine {
 
     // ---- the debugger ----------------------------------------------------------------------------
 
+    /// Whether to stop before a stale block runs.
+    pub fn set_stop_on_stale(&mut self, stop: bool) {
+        self.stop_on_stale = stop;
+    }
+
     /// Sets what the debugger waits for. Blocks stay; their code is made again.
-    pub fn set_stops(&mut self, hooks: Hooks, watches: Vec<(u64, u64)>, vectors: &[u8]) {
+    pub fn set_stops(
+        &mut self,
+        hooks: Hooks,
+        watches: Vec<(u64, u64)>,
+        vectors: &[u8],
+        port: Option<u16>,
+    ) {
+        self.stop_port = port;
         self.stop_vectors = [0; 4];
         for &v in vectors {
             self.stop_vectors[usize::from(v >> 6)] |= 1 << (v & 63);
@@ -746,13 +673,6 @@ impl Drop for Engine {
             drop(unsafe { Box::from_raw(vcpu) });
         }
     }
-}
-
-/// Bits of the 64-byte lines of a page that [paddr, paddr + len) touches; the range is in one page.
-pub fn line_mask(paddr: u64, len: u64) -> u64 {
-    let first = (paddr & PAGE_MASK) >> 6;
-    let last = ((paddr & PAGE_MASK) + len.max(1) - 1) >> 6;
-    (u64::MAX >> (63 - last.min(63))) & (u64::MAX << first)
 }
 
 /// Refuses a host without the instructions that translated code relies on.

@@ -18,6 +18,10 @@ impl Emitter<'_> {
         debug_assert_eq!(self.request.insns[self.index].1, Class::Helper);
         match insn.mnemonic() {
             M::Rdtsc if mode.tsc() => self.rdtsc(),
+            M::Rdtscp if mode.tsc() => {
+                self.rdtsc();
+                self.hot.load(W32, asm::RCX, at::TSC_AUX);
+            }
             M::Cli if mode.ring0() => self.cli(),
             M::Pushfq if mode.ring0() && mode.code64() => self.pushfq(),
             M::Mov

@@ -6,10 +6,13 @@
 //! needs a second description for the special cases.
 
 use super::classify::{needs_alignment, shape, waits};
+use super::coherence::Writer;
 use super::engine::{Agent, Engine};
 use super::mode::Mode;
+use super::protocol::Source;
 use super::site::{AccessKind, Site};
 use super::vcpu::{Exit, Vcpu};
+use super::windows::{Uncommitted, Unguard, Window};
 use crate::cpu::exception::{vector, Exception};
 use crate::cpu::fpu;
 use crate::cpu::memory::{LinearMemory, PhysicalMemory, Privilege};
@@ -28,6 +31,8 @@ pub struct PendingAccess {
     /// Physical address and length of each part; the second is for a page crossing.
     parts: [(u64, usize); 2],
     linear: u64,
+    /// A block protocol lets this write go unchecked although the page has code.
+    unguarded: bool,
 }
 
 /// What `access` gives back: the address to use, and whether the data must be committed.
@@ -124,16 +129,8 @@ pub unsafe extern "sysv64" fn commit(vcpu: *mut Vcpu, rflags: u64, site: u32) ->
     let site = Site::unpack(site);
     engine.note_position(vcpu, site);
     let pending = vcpu.run.access;
-    let mut at = pending.offset;
-    let mut stop = false;
-    for (paddr, len) in pending.parts {
-        if len == 0 {
-            continue;
-        }
-        let bytes = vcpu.run.bounce.0;
-        stop |= engine.store(vcpu, paddr, &bytes[at..at + len], vcpu.run.site_block);
-        at += len;
-    }
+    engine.current_vcpu = vcpu.cpu.id;
+    let mut stop = engine.finish_store(vcpu, site, &pending);
     stop |= engine.data_breakpoint(vcpu, pending.linear, usize::from(site.size), true);
     engine.after_bus(vcpu);
     if !stop {
@@ -223,6 +220,14 @@ pub fn linear_address(
     Ok(offset.wrapping_add(segment.base) & 0xffff_ffff)
 }
 
+/// #GP(0) when the last byte of an access is not canonical, which comes before any page fault.
+fn check_end(cpu: &CpuState, linear: u64, size: usize) -> Result<(), Exception> {
+    if cpu.long_mode() && !is_canonical(linear.wrapping_add(size.max(1) as u64 - 1)) {
+        return Err(Exception::gp(0));
+    }
+    Ok(())
+}
+
 fn kind_of(kind: AccessKind) -> Access {
     if kind.writes() {
         Access::Write
@@ -232,6 +237,79 @@ fn kind_of(kind: AccessKind) -> Access {
 }
 
 impl Engine {
+    /// Makes the store in the bounce buffer happen, or as much of it as comes before a window in which
+    /// the vCPU is switched out. Tells whether the block has to end.
+    fn finish_store(&mut self, vcpu: &mut Vcpu, site: Site, pending: &PendingAccess) -> bool {
+        let mut at = pending.offset;
+        let mut stop = false;
+        let agent = Agent::Vcpu(vcpu.cpu.id);
+        let mmu = self.blocks.get(vcpu.run.site_block).mode.mmu();
+        let source = if site.kind == AccessKind::Modify {
+            Source::Modify
+        } else {
+            Source::Store
+        };
+        let whole = pending.parts[1].1 == 0;
+        for (paddr, len) in pending.parts {
+            if len == 0 {
+                continue;
+            }
+            let bytes = vcpu.run.bounce.0;
+            let data = &bytes[at..at + len];
+            at += len;
+            let Some(page) = self.ram.page_index(paddr) else {
+                self.store_to_device(vcpu, paddr, data);
+                continue;
+            };
+            if pending.unguarded {
+                stop |= self.commit(agent, paddr, data);
+                continue;
+            }
+            let coded = self.pages.info[page].flags.contains(PageFlags::CODE);
+            let writer = Writer {
+                agent,
+                source,
+                linear: Some(pending.linear),
+                running: Some(vcpu.run.site_block),
+            };
+            let checked = self.check(writer, paddr, len);
+            stop |= checked.stop;
+            let checks = coded && whole && !self.protocol.skips(source);
+            let left = self.left_after(vcpu, site);
+            if checks && self.protocol.store_window && self.switch_in(Window::Store, left) {
+                self.under_way[usize::from(vcpu.cpu.id)].uncommitted = Some(Uncommitted {
+                    paddr,
+                    linear: pending.linear,
+                    mmu,
+                    data: data.to_vec(),
+                    emptied: checked.emptied && self.protocol.unguard_window,
+                });
+                self.in_window = Some(Window::Store);
+                return true;
+            }
+            stop |= self.commit(agent, paddr, data);
+            if checked.emptied
+                && self.protocol.unguard_window
+                && self.switch_in(Window::Unguard, left)
+            {
+                let unguard = Unguard {
+                    linear: pending.linear,
+                    mmu,
+                    page,
+                };
+                self.under_way[usize::from(vcpu.cpu.id)].unguard = Some(unguard);
+                self.in_window = Some(Window::Unguard);
+                return true;
+            }
+        }
+        stop
+    }
+
+    /// What is left of the budget after the instruction at `site`.
+    fn left_after(&self, vcpu: &Vcpu, site: Site) -> i64 {
+        self.plain_budget(vcpu) + i64::from(site.remaining) - 1
+    }
+
     /// Finds out how an access can be made.
     fn resolve(
         &mut self,
@@ -246,6 +324,7 @@ impl Engine {
         } else {
             linear & 0xffff_ffff
         };
+        check_end(&vcpu.cpu, linear, size)?;
         let room = (PAGE_SIZE - (linear & PAGE_MASK)) as usize;
         let first = self.translate(vcpu, linear, kind_of(kind), Privilege::Current)?;
         let paddr = first.paddr | linear & PAGE_MASK;
@@ -264,10 +343,17 @@ impl Engine {
         }
         self.stats.bounced_accesses += 1;
         let offset = (linear & 63) as usize;
+        let unguarded = kind.writes()
+            && parts[1].1 == 0
+            && self
+                .ram
+                .page_index(paddr)
+                .is_some_and(|page| vcpu.tlb.is_unguarded(mode.mmu(), linear, page));
         vcpu.run.access = PendingAccess {
             offset,
             parts,
             linear,
+            unguarded,
         };
         if kind != AccessKind::Write {
             let mut at = offset;
@@ -314,9 +400,10 @@ impl Engine {
                 HandOffKind::Read
             },
         );
-        let special = self.pages.info[page]
-            .flags
-            .intersects(PageFlags::CODE | PageFlags::WATCHED);
+        let unguarded = vcpu.tlb.is_unguarded(mmu, linear, page);
+        let flags = self.pages.info[page].flags;
+        let special =
+            flags.contains(PageFlags::WATCHED) || flags.contains(PageFlags::CODE) && !unguarded;
         if writes && special {
             return None;
         }
@@ -342,6 +429,7 @@ impl Engine {
             read: permissions.contains(may_read),
             write,
             global: translation.global,
+            unguarded,
         };
         self.stats.tlb_fills += 1;
         vcpu.tlb.insert(mmu, linear, &fill);
@@ -386,10 +474,22 @@ impl Engine {
     }
 
     /// Writes physical memory or devices as `vcpu`; tells whether the running block must end.
-    pub fn store(&mut self, vcpu: &Vcpu, paddr: u64, data: &[u8], running: u32) -> bool {
+    pub fn store(&mut self, vcpu: &Vcpu, linear: u64, paddr: u64, data: &[u8]) -> bool {
         if self.ram.page_index(paddr).is_some() {
-            return self.write_physical(Agent::Vcpu(vcpu.cpu.id), paddr, data, Some(running));
+            self.current_vcpu = vcpu.cpu.id;
+            let writer = Writer {
+                agent: Agent::Vcpu(vcpu.cpu.id),
+                source: Source::Helper,
+                linear: Some(linear),
+                running: Some(vcpu.run.site_block),
+            };
+            return self.write(writer, paddr, data).stop;
         }
+        self.store_to_device(vcpu, paddr, data);
+        false
+    }
+
+    fn store_to_device(&mut self, vcpu: &Vcpu, paddr: u64, data: &[u8]) {
         let now = self.now();
         let id = usize::from(vcpu.cpu.id);
         let mut done = 0;
@@ -402,7 +502,6 @@ impl Engine {
                 .mmio_write(id, at, n, u64::from_le_bytes(bytes), now);
             done += n;
         }
-        false
     }
 }
 
@@ -433,8 +532,13 @@ impl Walker<'_> {
     fn write(&mut self, paddr: u64, data: &[u8]) {
         // The bits are part of an access that is still being made; a block that they invalidate ends
         // with its instruction in any case, because table entries are not executed from.
-        self.engine
-            .write_physical(Agent::Vcpu(self.agent), paddr, data, None);
+        let writer = Writer {
+            agent: Agent::Vcpu(self.agent),
+            source: Source::Walk,
+            linear: None,
+            running: None,
+        };
+        self.engine.write(writer, paddr, data);
     }
 }
 
@@ -478,6 +582,7 @@ impl View {
             }
         };
         let linear = wrap(linear);
+        check_end(&vcpu.cpu, linear, size)?;
         let room = ((PAGE_SIZE - (linear & PAGE_MASK)) as usize).min(size);
         let first = engine.translate(vcpu, linear, access, privilege)?;
         let mut parts = [(first.paddr | linear & PAGE_MASK, room), (0, 0)];
@@ -520,10 +625,14 @@ impl View {
     ) -> Option<*mut u8> {
         // SAFETY: as in `parts`.
         let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
-        if privilege == Privilege::System || size as u64 > PAGE_SIZE - (linear & PAGE_MASK) {
+        if size as u64 > PAGE_SIZE - (linear & PAGE_MASK) {
             return None;
         }
         let mode = Mode::of(&vcpu.cpu);
+        let mmu = match privilege {
+            Privilege::System => MmuIndex::Supervisor,
+            Privilege::Current => mode.mmu(),
+        };
         let linear = if mode.code64() {
             linear
         } else {
@@ -533,7 +642,7 @@ impl View {
             .translate(vcpu, linear, kind_of(kind), privilege)
             .ok()?;
         engine
-            .direct(vcpu, linear, &translation, kind, mode.mmu())
+            .direct(vcpu, linear, &translation, kind, mmu)
             .map(|host| host as *mut u8)
     }
 
@@ -588,8 +697,8 @@ impl View {
             if len > 0 {
                 // SAFETY: as in `parts`.
                 let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
-                let running = vcpu.run.site_block;
-                if engine.store(vcpu, paddr, &data[done..done + len], running) {
+                let at = linear.wrapping_add(done as u64);
+                if engine.store(vcpu, at, paddr, &data[done..done + len]) {
                     engine.helper_stop = true;
                 }
                 done += len;
@@ -603,47 +712,21 @@ impl View {
 }
 
 impl View {
-    /// Reads within one page if it is RAM; false if it is not.
-    pub fn read_ram(&mut self, linear: u64, out: &mut [u8]) -> Result<bool, Exception> {
-        if self
-            .quick(linear, out.len(), false, Privilege::Current)
-            .is_some()
-        {
-            self.read_bytes(linear, out, Privilege::Current)?;
-            return Ok(true);
-        }
-        let [(paddr, len), _] = self.parts(linear, out.len(), Access::Read, Privilege::Current)?;
-        // SAFETY: as in `parts`.
-        let (vcpu, engine) = unsafe { (&*self.vcpu, &mut *self.engine) };
-        if len != out.len()
-            || engine.ram.page_index(paddr).is_none()
-            || engine.breakpoint_in_page(&vcpu.cpu, linear)
-        {
-            return Ok(false);
-        }
-        engine.load(vcpu, paddr, out);
-        Ok(true)
+    /// Raises what a read would raise, without reading.
+    pub fn probe_read(&mut self, linear: u64, size: usize) -> Result<(), Exception> {
+        self.parts(linear, size, Access::Read, Privilege::Current)
+            .map(|_| ())
     }
 
-    /// Writes within one page if it is RAM; false if it is not.
-    pub fn write_ram(&mut self, linear: u64, data: &[u8]) -> Result<bool, Exception> {
-        let [(paddr, len), _] =
-            self.parts(linear, data.len(), Access::Write, Privilege::Current)?;
-        // SAFETY: as in `parts`.
-        let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
-        let Some(page) = engine.ram.page_index(paddr) else {
-            return Ok(false);
+    /// Host address of `size` bytes within one page of RAM that may be read, or written, as they are.
+    pub fn host(&mut self, linear: u64, size: usize, write: bool) -> Option<*mut u8> {
+        let kind = if write {
+            AccessKind::Write
+        } else {
+            AccessKind::Read
         };
-        // Where code or a watchpoint could be hit, iterations are done one by one.
-        let special = engine.pages.info[page]
-            .flags
-            .intersects(PageFlags::CODE | PageFlags::WATCHED);
-        if len != data.len() || special || engine.breakpoint_in_page(&vcpu.cpu, linear) {
-            return Ok(false);
-        }
-        let running = vcpu.run.site_block;
-        engine.store(vcpu, paddr, data, running);
-        Ok(true)
+        self.quick(linear, size, write, Privilege::Current)
+            .or_else(|| self.fill(linear, size, kind, Privilege::Current))
     }
 }
 

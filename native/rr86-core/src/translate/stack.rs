@@ -218,7 +218,7 @@ impl Emitter<'_> {
         let target = self.target(insn);
         let size = target_size(insn);
         self.load_target(target, size);
-        self.jump_indirect();
+        self.jump_indirect(0);
     }
 
     pub(super) fn indirect_call(&mut self, insn: &Instruction) {
@@ -229,9 +229,11 @@ impl Emitter<'_> {
             self.hot.store(W64, GUEST_RSP, at::SCRATCH);
             target = None;
         }
+        self.load_target(target, size);
+        self.check_target(T0, 0);
         self.push_immediate(insn.next_ip(), operand_size(insn));
         self.load_target(target, size);
-        self.jump_indirect();
+        self.jump_indirect(0);
     }
 
     pub(super) fn ret(&mut self, insn: &Instruction) {
@@ -247,7 +249,7 @@ impl Emitter<'_> {
         self.move_stack(size as i32 + extra);
         self.hot.mov_rr(W64, T0, T1);
         self.truncate_target(size);
-        self.jump_indirect();
+        self.jump_indirect(-(size as i32 + extra));
     }
 }
 

@@ -320,28 +320,57 @@ fn bulk(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
     if count < 2 || addresses(&c.v.cpu, s, length).is_err() {
         return 0;
     }
-    let mut data = [0u8; PAGE_SIZE as usize];
-    let data = &mut data[..length];
     if s.kind == Kind::Move {
         // A destination shortly after the source repeats what it has written.
-        let distance = destination.wrapping_sub(source);
-        if distance < length as u64 {
+        if destination.wrapping_sub(source) < length as u64 {
             return 0;
         }
-        let read = c.with_memory(|_, mem: &mut View| mem.read_ram(source, data));
-        if !matches!(read, Ok(true)) {
+        let places = c.with_memory(|_, mem: &mut View| {
+            let to = mem.host(destination, length, true);
+            // The source last: nothing may take its page away before it is used.
+            Ok(to.zip(mem.host(source, length, false)))
+        });
+        let Ok(Some((to, from))) = places else {
+            return 0;
+        };
+        // The first fill may have made room for the second.
+        let still = c.with_memory(|_, mem: &mut View| Ok(mem.host(destination, length, true)));
+        if still != Ok(Some(to)) {
             return 0;
         }
+        // The same page may be mapped twice, so the order is looked at again.
+        if to > from && (to as usize - from as usize) < length {
+            return 0;
+        }
+        // SAFETY: both are `length` bytes of guest RAM within a page each; going forward, an overlap
+        // with the destination first gives what `copy` gives.
+        unsafe { std::ptr::copy(from, to, length) };
     } else {
-        let value = c.v.cpu.gpr[gpr::RAX].to_le_bytes();
-        for chunk in data.chunks_mut(s.size) {
-            chunk.copy_from_slice(&value[..s.size]);
+        let place = c.with_memory(|_, mem: &mut View| Ok(mem.host(destination, length, true)));
+        let Ok(Some(to)) = place else { return 0 };
+        let value = c.v.cpu.gpr[gpr::RAX];
+        // SAFETY: `length` bytes of guest RAM within a page; the element types have the sizes by
+        // which `length` was computed, and unaligned writes are used.
+        unsafe {
+            match s.size {
+                1 => to.write_bytes(value as u8, length),
+                2 => fill(to.cast::<u16>(), value as u16, count),
+                4 => fill(to.cast::<u32>(), value as u32, count),
+                _ => fill(to.cast::<u64>(), value, count),
+            }
         }
-    }
-    let written = c.with_memory(|_, mem: &mut View| mem.write_ram(destination, data));
-    if !matches!(written, Ok(true)) {
-        return 0;
     }
     advance(&mut c.v.cpu, s, count);
     count
+}
+
+/// Stores `count` copies of a value.
+///
+/// # Safety
+/// `to` points to room for them.
+unsafe fn fill<T: Copy>(to: *mut T, value: T, count: u64) {
+    for n in 0..count as usize {
+        // SAFETY: by the contract of this function.
+        unsafe { to.add(n).write_unaligned(value) };
+    }
 }

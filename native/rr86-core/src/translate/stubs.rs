@@ -29,6 +29,8 @@ pub struct Stubs {
     pub helper: u64,
     /// Call with T1 = packed site: asks whether to stop before that instruction.
     pub hook: u64,
+    /// Call with T1 = packed site: a block is entered whose source may have changed.
+    pub entered: u64,
     /// Call with T0 = offset, T1 = packed site, segment number in `site` word: T0 becomes linear.
     pub segment: u64,
     /// Loads the guest's FPU state into the host's FPU.
@@ -211,6 +213,9 @@ pub fn emit(buffer: &mut CodeBuffer) -> Stubs {
     full_call(&mut a, execute::helper as *const () as u64);
     stubs.hook = here(&a);
     full_call(&mut a, execute::hook as *const () as u64);
+
+    stubs.entered = here(&a);
+    full_call(&mut a, execute::entered as *const () as u64);
 
     stubs.fpu_load = here(&a);
     load_fpu(&mut a);

@@ -194,6 +194,9 @@ pub mod at {
     pub const fn selector(index: usize) -> usize {
         segment_base(index) + offset_of!(crate::cpu::state::Segment, selector)
     }
+    pub const TSC_AUX: usize = offset_of!(Vcpu, cpu)
+        + offset_of!(CpuState, msr)
+        + offset_of!(crate::cpu::state::Msrs, tsc_aux);
     const RUN: usize = offset_of!(Vcpu, run);
     pub const BUDGET: usize = RUN + offset_of!(RunState, budget);
     pub const ICOUNT_BASE: usize = RUN + offset_of!(RunState, icount_base);

@@ -178,6 +178,11 @@ impl Decoder<'_> {
                 vcpu: self.vcpu(kind)?,
                 reason: self.byte(kind, 2)?,
             },
+            Kind::STALE => Event::Stale {
+                vcpu: self.vcpu(kind)?,
+                id: self.number(kind, 2)?,
+                what: self.byte(kind, 3)?,
+            },
             Kind::HAND_OFF => self.hand_off()?,
             Kind::CROSS_WRITE => {
                 let vcpu = self.vcpu(kind)?;

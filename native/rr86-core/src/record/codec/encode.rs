@@ -183,6 +183,11 @@ impl ChunkBuilder {
                 self.vcpu(kind, *vcpu);
                 self.byte(kind, 2, *reason);
             }
+            Event::Stale { id, vcpu, what } => {
+                self.vcpu(kind, *vcpu);
+                self.number(kind, 2, *id);
+                self.byte(kind, 3, *what);
+            }
             Event::HandOff {
                 page,
                 from,

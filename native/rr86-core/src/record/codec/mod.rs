@@ -20,7 +20,7 @@ pub(super) const COLUMNS: usize = 10;
 
 /// How many columns each kind has in this version, the moments included. A reader passes over
 /// others.
-pub(super) const USED: [usize; Kind::COUNT] = [1, 4, 2, 4, 5, 8, 8, 6, 3, 9, 5, 6];
+pub(super) const USED: [usize; Kind::COUNT] = [1, 4, 2, 4, 5, 8, 8, 6, 3, 9, 5, 6, 4];
 
 /// An address of a column in a flat table: `kind * COLUMNS + column`. Kind 0 has one column, the
 /// order of kinds.

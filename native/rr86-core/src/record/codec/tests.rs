@@ -111,6 +111,11 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
         block().prop_map(Event::Link),
         invalidate,
         (vcpu(), any::<u8>()).prop_map(|(vcpu, reason)| Event::Flush { vcpu, reason }),
+        (vcpu(), any::<u64>(), any::<u8>()).prop_map(|(vcpu, id, what)| Event::Stale {
+            id,
+            vcpu,
+            what
+        }),
         hand_off,
         cross,
         stop,

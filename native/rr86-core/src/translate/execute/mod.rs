@@ -125,6 +125,7 @@ fn run(context: &mut Context<'_>) -> Result {
         | M::Maskmovdqu => fpu::execute(context),
         M::Jmp
         | M::Call
+        | M::Ret
         | M::Retf
         | M::Iret
         | M::Iretd
@@ -188,6 +189,12 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     };
     let flow = context.flow;
     v.run.flags_ax = flags_to_ax(v.cpu.rflags);
+    if !ends && site.remaining > 1 {
+        // The shadow of STI covers an instruction of the same block, which nothing interrupts.
+        v.cpu.shadow = 0;
+    } else if v.cpu.shadow != 0 {
+        engine.request_exit(v);
+    }
     engine.after_bus(v);
     match result {
         Err(exception) => {
@@ -260,12 +267,46 @@ pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
     engine.stopped = Some(StopCause::Hook);
     let block = engine.blocks.get(v.run.site_block);
     v.cpu.rip = block.rip.wrapping_add(u64::from(site.offset));
-    let index = engine.running_end(v.run.site_block) - usize::from(site.remaining);
+    // Not by what remains: of a part of a block, that is less.
+    let index = engine.index_after(v.run.site_block, usize::from(site.offset)) - 1;
     v.run.budget += i64::from(site.remaining);
     v.run.exit = Exit::Stopped as u32;
     engine.resume[usize::from(v.cpu.id)] = Some(Resume {
         block: v.run.site_block,
         index,
+    });
+    1
+}
+
+/// Called by translated code at the entry of a block that may be stale. Returns 0 to go on.
+///
+/// # Safety
+/// As for [`helper`].
+pub unsafe extern "sysv64" fn entered(vcpu: *mut Vcpu, site: u32) -> u32 {
+    // SAFETY: by the contract of this function.
+    let (v, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).run.engine) };
+    let site = Site::unpack(site);
+    let id = v.run.site_block;
+    if !engine.is_stale(id) {
+        return 0;
+    }
+    engine.note_position(v, site);
+    let moment = engine.icount();
+    let passed = engine.passed_hook == Some(moment);
+    if !passed {
+        engine.note_stale_entry(v.cpu.id, id);
+    }
+    if !engine.stop_on_stale || passed {
+        return 0;
+    }
+    engine.passed_hook = Some(moment);
+    engine.stopped = Some(StopCause::Stale);
+    v.cpu.rip = engine.blocks.get(id).rip;
+    v.run.budget += i64::from(site.remaining);
+    v.run.exit = Exit::Stopped as u32;
+    engine.resume[usize::from(v.cpu.id)] = Some(Resume {
+        block: id,
+        index: 0,
     });
     1
 }

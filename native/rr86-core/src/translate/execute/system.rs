@@ -67,7 +67,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         M::Clflush => {
             // There is no cache; what remains is the check of a read of one byte.
             let at = c.address(1, crate::translate::site::AccessKind::Read)?;
-            c.with_memory(|_, mem| mem.read_ram(at, &mut [0]))?;
+            c.with_memory(|_, mem| mem.probe_read(at, 1))?;
         }
         M::Rdtsc => {
             control::check_rdtsc(&c.v.cpu)?;

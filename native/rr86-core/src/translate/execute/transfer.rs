@@ -71,6 +71,13 @@ impl Context<'_> {
 pub fn execute(c: &mut Context<'_>) -> Result {
     let next = c.insn.next_ip();
     let size = far_size(c.insn.code());
+    // Near transfers come here only to raise what their target makes them raise.
+    if c.insn.is_jmp_near_indirect()
+        || c.insn.is_call_near_indirect()
+        || c.insn.mnemonic() == M::Ret
+    {
+        return Err(Exception::gp(0));
+    }
     match c.insn.mnemonic() {
         M::Jmp => {
             let (selector, target) = c.far_pointer(size)?;

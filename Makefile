@@ -1,0 +1,74 @@
+# Each of the four goals works as the first command on a machine with Python 3.11 (with venv and pip), a Rust
+# toolchain and gcc: whatever is missing is made on the way, and nothing is made twice.
+#
+#   make demo    record a small four-vCPU guest, and replay it
+#   make test    the tests of the core and of the package
+#   make check   formatters, linters, type checkers
+#   make bench   boot a guest plain, recording and replaying (ARGS="--kernel … --initrd …" for a real one)
+
+PYTHON3 ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON := $(BIN)/python
+# One profile for everything that is run: the tests share the artefacts of the installed module.
+CARGO_FLAGS := --release --locked
+ARGS ?=
+
+MODULE_SOURCES := Cargo.toml Cargo.lock $(shell find native/rr86-core native/rr86-py -name '*.rs' -o -name Cargo.toml)
+
+.PHONY: demo test check bench install install-dev test-core test-python \
+	check-format check-python check-rust check-stubs clean
+.DELETE_ON_ERROR:
+
+demo: install
+	$(PYTHON) -m rr86.guests
+
+test: test-core test-python
+
+# Without the bindings: they hold no logic, and would need a Python to link with.
+test-core:
+	cargo test $(CARGO_FLAGS) --workspace --exclude rr86-py
+
+test-python: install-dev
+	$(PYTHON) -m pytest $(ARGS)
+
+check: check-format check-python check-stubs check-rust
+
+check-format: install-dev
+	$(BIN)/ruff format --check .
+	cargo fmt --all --check
+
+check-python: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check-stubs: install-dev
+	$(PYTHON) -m mypy.stubtest rr86._native
+
+check-rust: install
+	PYO3_PYTHON=$(abspath $(PYTHON)) cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+
+bench: install
+	$(PYTHON) -m bench.boot $(ARGS)
+
+install: $(VENV)/module
+install-dev: install $(VENV)/tools
+
+$(VENV)/made: Makefile
+	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "rr86 needs Python 3.11 or newer; name one with PYTHON3=…" >&2; exit 1; }
+	$(PYTHON3) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'maturin>=1.9,<2'
+	@touch $@
+
+# Without build isolation, so that maturin and cargo only do what has changed.
+$(VENV)/module: $(VENV)/made pyproject.toml $(MODULE_SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/tools: $(VENV)/made pyproject.toml | $(VENV)/module
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build target rr86/_native*.so

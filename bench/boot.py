@@ -1,0 +1,287 @@
+"""Boots a guest plain, recording, replaying, and in QEMU where it is installed; prints the medians.
+
+    python -m bench.boot --smp 4 --kernel vmlinuz --initrd initrd.gz
+
+Each variant runs to the guest's own power-off. Without a kernel the demo guest of the package is
+booted: that shows that the benchmark works, and how long it takes to start a machine, not more.
+Times are wall-clock, from switching the machine on (rr86) or from the start of the process (QEMU)
+until the end. The images lie in the page cache and in memory before the clock runs.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.common import Sample, Series, alternate, table
+from rr86.guests import demo_image
+from rr86.machine.spec import BoardSpec, SpecError, format_size, parse_size
+from rr86.record.power import switch_on
+from rr86.record.recorder import Recorder, board_spec
+from rr86.replay.stop import Stop
+from rr86.replay.trace import open_trace
+
+QEMU = "qemu-system-x86_64"
+PLAIN, RECORDING, REPLAYING = "rr86 plain", "rr86 recording", "rr86 replaying"
+_SLICE = 50_000_000
+_HINT = (
+    "This was the demo guest, which runs for an instant. For a real kernel and initrd see "
+    "docs/debian-kernel.md, then:\n"
+    '  make bench ARGS="--kernel vmlinuz --initrd initrd.gz --smp 4"'
+)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What is booted, and how."""
+
+    kernel: Path
+    initrd: Path | None
+    append: str
+    smp: int
+    memory: int
+    seed: int
+    timeout: float
+
+
+class BenchError(Exception):
+    """A run that did not end as it should."""
+
+
+def _images(guest: Guest) -> dict[str, bytes]:
+    images = {"kernel": guest.kernel.read_bytes()}
+    if guest.initrd is not None:
+        images["initrd"] = guest.initrd.read_bytes()
+    return images
+
+
+def _spec(guest: Guest) -> BoardSpec:
+    return board_spec(smp=guest.smp, memory=guest.memory, append=guest.append, seed=guest.seed)
+
+
+def _check(reason: str, what: str, detail: str) -> None:
+    if reason not in ("poweroff", "debug-exit", "end"):
+        raise BenchError(f"{what}: the guest did not power off, but: {reason} {detail}".strip())
+
+
+def run_plain(guest: Guest, images: dict[str, bytes]) -> Sample:
+    """The machine alone: no trace, no events kept."""
+    started = time.monotonic()
+    machine = switch_on(_spec(guest), images)
+    while True:
+        stop = machine.run(_SLICE)
+        machine.console_output()
+        if stop["reason"] != "limit":
+            break
+        if time.monotonic() - started > guest.timeout:
+            raise BenchError(f"{PLAIN}: no end within {guest.timeout:g} s")
+    seconds = time.monotonic() - started
+    _check(stop["reason"], PLAIN, stop["detail"])
+    return Sample(seconds, {"instructions": stop["icount"]})
+
+
+def _in_time(guest: Guest, started: float) -> Callable[[Stop], bool]:
+    return lambda _: time.monotonic() - started > guest.timeout
+
+
+def run_recording(guest: Guest, images: dict[str, bytes], trace: Path) -> Sample:
+    """With everything that `rr86 record` keeps, until the trace is closed."""
+    started = time.monotonic()
+    with Recorder(_spec(guest), images, trace) as recorder:
+        stop = recorder.run(tick=_in_time(guest, started))
+        recording = recorder.finish()
+    seconds = time.monotonic() - started
+    _check(stop.reason, RECORDING, stop.detail)
+    images_stored = open_trace(trace).summary()["image_bytes"]
+    counts = {
+        "instructions": stop.icount,
+        "file_bytes": recording.trace_bytes,
+        "trace_bytes": recording.trace_bytes - images_stored,
+    }
+    return Sample(seconds, counts)
+
+
+def run_replaying(guest: Guest, trace: Path) -> Sample:
+    """From the trace alone, with verification."""
+    started = time.monotonic()
+    session = open_trace(trace).session()
+    stop = session.run(tick=_in_time(guest, started))
+    seconds = time.monotonic() - started
+    _check(stop.reason, REPLAYING, stop.detail)
+    return Sample(seconds, {"instructions": stop.icount})
+
+
+def qemu_command(guest: Guest) -> list[str]:
+    """QEMU's translator on the same kind of machine, several host threads allowed."""
+    command = [QEMU, "-M", "q35,accel=tcg", "-smp", str(guest.smp), "-m", f"{guest.memory >> 20}M"]
+    command += ["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]
+    command += ["-kernel", str(guest.kernel), "-append", guest.append]
+    if guest.initrd is not None:
+        command += ["-initrd", str(guest.initrd)]
+    return command
+
+
+def run_qemu(guest: Guest) -> Sample:
+    """QEMU without recording anything."""
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            qemu_command(guest),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=guest.timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"QEMU: no end within {guest.timeout:g} s") from None
+    seconds = time.monotonic() - started
+    if done.returncode != 0:
+        message = done.stderr.decode("utf-8", "replace").strip()
+        raise BenchError(f"QEMU ended with status {done.returncode}: {message}")
+    return Sample(seconds)
+
+
+def measure(guest: Guest, repetitions: int, with_qemu: bool) -> list[Series]:
+    """All variants, alternating."""
+    images = _images(guest)
+    with tempfile.TemporaryDirectory(prefix="rr86-bench-") as folder:
+        trace = Path(folder) / "boot.rr86"
+
+        def recording() -> Sample:
+            trace.unlink(missing_ok=True)
+            return run_recording(guest, images, trace)
+
+        variants: list[tuple[str, Callable[[], Sample]]] = [
+            (PLAIN, lambda: run_plain(guest, images)),
+            (RECORDING, recording),
+            (REPLAYING, lambda: run_replaying(guest, trace)),
+        ]
+        if with_qemu:
+            variants.append(("QEMU", lambda: run_qemu(guest)))
+        return alternate(variants, repetitions, lambda line: print(line, file=sys.stderr))
+
+
+def _rate(series: Series) -> float | None:
+    instructions = series.count("instructions")
+    return None if instructions is None else instructions / series.seconds / 1e6
+
+
+def _ratio(series: Series, base: Series | None) -> float | None:
+    return None if base is None or not base.seconds else series.seconds / base.seconds
+
+
+def _text(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def report(results: list[Series]) -> str:
+    """The table for people."""
+    by_name = {series.name: series for series in results}
+    plain, qemu = by_name[PLAIN], by_name.get("QEMU")
+    rows = []
+    for series in results:
+        rows.append(
+            [
+                series.name,
+                _text(series.seconds),
+                f"{series.spread:.0%}",
+                _text(series.count("instructions"), ","),
+                _text(_rate(series), ".1f"),
+                _text(series.count("trace_bytes"), ","),
+                _text(_ratio(series, plain)),
+                _text(_ratio(series, qemu)),
+            ]
+        )
+    header = ["", "seconds", "spread", "instructions", "MIPS", "trace bytes", "/ plain", "/ QEMU"]
+    return table(header, rows)
+
+
+def as_json(guest: Guest, results: list[Series]) -> dict[str, object]:
+    """The same for machines, with every single time."""
+    by_name = {series.name: series for series in results}
+    return {
+        "smp": guest.smp,
+        "memory": guest.memory,
+        "seed": guest.seed,
+        "kernel": guest.kernel.name,
+        "host_cpus": os.cpu_count(),
+        "variants": {
+            series.name: {
+                "seconds": series.seconds,
+                "all_seconds": [sample.seconds for sample in series.samples],
+                "instructions": series.count("instructions"),
+                "mips": _rate(series),
+                "trace_bytes": series.count("trace_bytes"),
+                "file_bytes": series.count("file_bytes"),
+                "to_plain": _ratio(series, by_name[PLAIN]),
+                "to_qemu": _ratio(series, by_name.get("QEMU")),
+            }
+            for series in results
+        },
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.boot", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--kernel", type=Path, help="by default the demo guest of the package")
+    parser.add_argument("--initrd", type=Path)
+    parser.add_argument("--append", default="console=ttyS0 panic=-1")
+    parser.add_argument("--smp", type=int, default=4)
+    parser.add_argument("-m", "--memory", default="512M")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-n", "--repetitions", type=int, default=3)
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one run")
+    parser.add_argument("--no-qemu", action="store_true", help="leave QEMU out")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parsed = parser.parse_args()
+    if parsed.repetitions < 1:
+        parser.error("--repetitions must be at least 1")
+    return parsed
+
+
+def main() -> int:
+    """Measure and print; the exit status is 0 if every run ended as it should."""
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory(prefix="rr86-bench-") as folder:
+        kernel = arguments.kernel
+        if kernel is None:
+            kernel = Path(folder) / "demo.elf"
+            kernel.write_bytes(demo_image())
+        with_qemu = not arguments.no_qemu and shutil.which(QEMU) is not None
+        try:
+            guest = Guest(
+                kernel=kernel,
+                initrd=arguments.initrd,
+                append=arguments.append,
+                smp=arguments.smp,
+                memory=parse_size(arguments.memory),
+                seed=arguments.seed,
+                timeout=arguments.timeout,
+            )
+            results = measure(guest, arguments.repetitions, with_qemu)
+        except (BenchError, SpecError, OSError) as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 1
+        if arguments.json:
+            print(json.dumps(as_json(guest, results), indent=2))
+            return 0
+        print(f"\n{kernel.name}, {guest.smp} vCPUs, {format_size(guest.memory)}, ", end="")
+        print(f"medians of {arguments.repetitions}\n")
+        print(report(results))
+        if not with_qemu and not arguments.no_qemu:
+            print(f"\n{QEMU} is not installed, so there is nothing to compare with.")
+        if arguments.kernel is None:
+            print(f"\n{_HINT}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

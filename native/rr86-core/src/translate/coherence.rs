@@ -1,0 +1,457 @@
+//! Keeping blocks and memory in step: guards, the one write function, invalidation, and the book-keeping
+//! of blocks that a protocol has let go stale.
+//!
+//! The engine itself always knows the truth: when a protocol skips a check, the write is compared
+//! with the blocks all the same, and those that no longer match are *marked*. A marked block is entered
+//! through a check that tells of the stale execution; it changes nothing else. Where nothing is stale,
+//! nothing is checked.
+
+use super::cache::BlockId;
+use super::engine::{Agent, Engine, Observed, StopCause};
+use super::protocol::Source;
+use super::vcpu::{jump_index, Vcpu, NO_KEY};
+use super::windows::{Fetched, Uncommitted, Unguard};
+use crate::memory::pages::{HandOffKind, PageFlags};
+use crate::memory::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Who writes, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Writer {
+    pub agent: Agent,
+    pub source: Source,
+    /// Linear address of the first byte, where there is one.
+    pub linear: Option<u64>,
+    /// The block that is running.
+    pub running: Option<BlockId>,
+}
+
+/// What a write did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Written {
+    /// The running block must end after its current instruction.
+    pub stop: bool,
+    /// A page with code has no block left.
+    pub emptied: bool,
+}
+
+impl Engine {
+    /// Marks a block's bytes as code, so that every write to their pages comes here.
+    pub(super) fn guard(&mut self, id: BlockId) {
+        let ranges: Vec<(u64, u64)> = self.tracked_ranges(id);
+        for (at, len) in ranges {
+            let Some(page) = self.ram.page_index(at) else {
+                continue;
+            };
+            let info = &mut self.pages.info[page];
+            info.code_lines |= line_mask(at, len);
+            if !info.flags.contains(PageFlags::CODE) {
+                info.flags |= PageFlags::CODE;
+                for &vcpu in &self.vcpus {
+                    // SAFETY: only the TLB is touched, through the raw pointer.
+                    unsafe { (*vcpu).tlb.guard_page(page) };
+                }
+                self.leaky.remove(&page);
+            }
+        }
+    }
+
+    /// The parts of a block that the protocol tracks.
+    fn tracked_ranges(&self, id: BlockId) -> Vec<(u64, u64)> {
+        let pages = if self.protocol.second_page_untracked {
+            1
+        } else {
+            2
+        };
+        self.blocks.get(id).ranges().take(pages).collect()
+    }
+
+    /// Writes guest RAM as a device or a plain store does; see [`Engine::write`].
+    pub fn write_physical(
+        &mut self,
+        agent: Agent,
+        paddr: u64,
+        data: &[u8],
+        running: Option<BlockId>,
+    ) -> bool {
+        let source = if agent == Agent::Device {
+            Source::Device
+        } else {
+            Source::Store
+        };
+        self.write(
+            Writer {
+                agent,
+                source,
+                linear: None,
+                running,
+            },
+            paddr,
+            data,
+        )
+        .stop
+    }
+
+    /// The one function through which guest RAM is written, whoever writes: it knows about code,
+    /// sharing, dirty pages and watchpoints. Bytes outside of RAM are dropped.
+    pub fn write(&mut self, writer: Writer, paddr: u64, data: &[u8]) -> Written {
+        let mut result = Written::default();
+        let mut done = 0;
+        while done < data.len() {
+            let at = paddr + done as u64;
+            let offset = (at & PAGE_MASK) as usize;
+            let n = (data.len() - done).min(PAGE_SIZE as usize - offset);
+            if self.ram.page_index(at).is_some() {
+                let linear = writer.linear.map(|l| l.wrapping_add(done as u64));
+                let part = self.check(Writer { linear, ..writer }, at, n);
+                result.emptied |= part.emptied;
+                result.stop |= part.stop;
+                result.stop |= self.commit(writer.agent, at, &data[done..done + n]);
+            }
+            done += n;
+        }
+        result
+    }
+
+    /// The first half of a write: removes the blocks that it makes wrong. The range is in one page.
+    pub(super) fn check(&mut self, writer: Writer, paddr: u64, len: usize) -> Written {
+        let Some(page) = self.ram.page_index(paddr) else {
+            return Written::default();
+        };
+        if !self.pages.info[page].flags.contains(PageFlags::CODE)
+            || self.protocol.skips(writer.source)
+        {
+            return Written::default();
+        }
+        if self.protocol.store_waits {
+            // The lock makes the store wait until a block under way is linked, and then it is
+            // removed; the same as if it had not been fetched.
+            for steps in &mut self.under_way {
+                if steps
+                    .fetched
+                    .as_ref()
+                    .is_some_and(|f| f.paddr & !PAGE_MASK == paddr & !PAGE_MASK)
+                {
+                    steps.fetched = None;
+                }
+            }
+        }
+        let stop = self.invalidate(&writer, page, paddr, len);
+        Written {
+            stop,
+            emptied: !self.pages.info[page].flags.contains(PageFlags::CODE),
+        }
+    }
+
+    /// The second half of a write: the bytes change. The range is in one page.
+    pub(super) fn commit(&mut self, agent: Agent, paddr: u64, data: &[u8]) -> bool {
+        let Some(page) = self.ram.page_index(paddr) else {
+            return false;
+        };
+        self.acquire(agent.number(), page, HandOffKind::Write);
+        self.pages.mark_dirty(page);
+        let offset = (paddr & PAGE_MASK) as usize;
+        self.ram.page_mut(page)[offset..offset + data.len()].copy_from_slice(data);
+        if self.protocol.can_be_stale() {
+            self.mark_stale(page, paddr, data.len() as u64);
+        }
+        let watched = self.pages.info[page].flags.contains(PageFlags::WATCHED);
+        watched && self.watched(paddr, data.len() as u64)
+    }
+
+    fn watched(&mut self, paddr: u64, len: u64) -> bool {
+        let end = paddr.saturating_add(len);
+        let hit = self
+            .watches
+            .iter()
+            .any(|&(at, size)| paddr < at.saturating_add(size) && at < end);
+        if hit {
+            self.stopped = Some(StopCause::Watch { paddr });
+        }
+        hit
+    }
+
+    /// Removes the blocks that were made from any of these bytes, as far as the protocol finds them.
+    /// Tells whether the running one is among them and must end.
+    fn invalidate(&mut self, writer: &Writer, page: usize, paddr: u64, len: usize) -> bool {
+        let lines = line_mask(paddr, len as u64);
+        if self.pages.info[page].code_lines & lines == 0 {
+            return false;
+        }
+        let hit: Vec<BlockId> =
+            self.blocks
+                .in_page(page)
+                .iter()
+                .copied()
+                .filter(|&id| {
+                    let found_by_address = !self.protocol.virtual_keyed
+                        || writer.linear.is_none_or(|l| {
+                            self.blocks.get(id).rip >> PAGE_SHIFT == l >> PAGE_SHIFT
+                        });
+                    found_by_address
+                        && self.tracked_ranges(id).iter().any(|&(start, size)| {
+                            paddr < start + size && start < paddr + len as u64
+                        })
+                })
+                .collect();
+        let mut stop = false;
+        for id in hit {
+            let serial = self.blocks.get(id).serial;
+            let by = writer.agent.number();
+            let event = Observed::Invalidate {
+                serial,
+                by,
+                paddr,
+                len: len as u32,
+            };
+            self.observed.push((self.icount(), event));
+            stop |= writer.running == Some(id) && !self.protocol.same_block_ignored;
+            self.remove_block(id);
+        }
+        self.recount_code_lines(page);
+        stop
+    }
+
+    /// What a page's remaining blocks still need guarded.
+    fn recount_code_lines(&mut self, page: usize) {
+        let start = self.ram.page_address(page);
+        let mut lines = 0;
+        for &id in self.blocks.in_page(page) {
+            for (at, len) in self.blocks.get(id).ranges() {
+                if at & !PAGE_MASK == start {
+                    lines |= line_mask(at, len);
+                }
+            }
+        }
+        let info = &mut self.pages.info[page];
+        info.code_lines = lines;
+        if lines == 0 {
+            info.flags -= PageFlags::CODE;
+        }
+    }
+
+    /// RAM pages in which a block is listed.
+    pub(super) fn listed_pages(&self, id: BlockId) -> Vec<usize> {
+        self.tracked_ranges(id)
+            .iter()
+            .filter_map(|&(at, _)| self.ram.page_index(at))
+            .collect()
+    }
+
+    fn remove_block(&mut self, id: BlockId) {
+        self.stats.blocks_invalidated += 1;
+        let pages = self.listed_pages(id);
+        if self.protocol.chain_kept {
+            // Out of the tables, but whoever knows the code still gets there.
+            self.blocks.bury(id, pages.into_iter());
+            self.left_behind.push(id);
+            return;
+        }
+        self.unreach(id);
+        let patches = self.blocks.remove(id, pages.into_iter());
+        for (at, target) in patches {
+            self.code.patch_rel32(at, target);
+        }
+        for resume in &mut self.resume {
+            if resume.is_some_and(|r| r.block == id) {
+                *resume = None;
+            }
+        }
+    }
+
+    /// Takes a block out of the caches that lead to its code without asking.
+    fn unreach(&mut self, id: BlockId) {
+        let block = self.blocks.get(id);
+        let (code, rip, offset) = (block.code, block.rip, block.code_offset);
+        if code == 0 {
+            return;
+        }
+        if self.link.is_some_and(|(from, _)| from == id) {
+            self.link = None;
+        }
+        self.code_map.remove(&offset);
+        for &vcpu in &self.vcpus {
+            // SAFETY: only the jump cache is touched, through the raw pointer.
+            let entry = unsafe { &mut (*vcpu).jumps[jump_index(rip)] };
+            if entry.code == code {
+                entry.key = NO_KEY;
+            }
+        }
+    }
+
+    /// Whether memory no longer holds the bytes that a block was made from.
+    pub fn is_stale(&self, id: BlockId) -> bool {
+        let block = self.blocks.get(id);
+        let mut bytes = vec![0; block.bytes.len()];
+        let mut done = 0;
+        for (at, len) in block.ranges() {
+            self.ram.read(at, &mut bytes[done..done + len as usize]);
+            done += len as usize;
+        }
+        *bytes != *block.bytes
+    }
+
+    /// Marks the blocks that a write has made wrong and that the protocol has left in place.
+    fn mark_stale(&mut self, page: usize, paddr: u64, len: u64) {
+        let start = self.ram.page_address(page);
+        let mut ids: Vec<BlockId> = if self.protocol.second_page_untracked {
+            self.blocks.crossing_into(start)
+        } else {
+            Vec::new()
+        };
+        ids.extend_from_slice(self.blocks.in_page(page));
+        ids.extend_from_slice(&self.left_behind);
+        for id in ids {
+            let block = self.blocks.get(id);
+            let touched = block
+                .ranges()
+                .any(|(at, n)| paddr < at + n && at < paddr + len);
+            if touched && !block.marked && self.is_stale(id) {
+                self.mark(id, false);
+            }
+        }
+    }
+
+    /// Marks one block, so that its entries are checked from now on.
+    pub(super) fn mark(&mut self, id: BlockId, born: bool) {
+        self.stats.stale_blocks += 1;
+        let icount = self.icount();
+        let block = self.blocks.get_mut(id);
+        block.marked = true;
+        let serial = block.serial;
+        let event = Observed::Stale {
+            serial,
+            vcpu: self.current_vcpu,
+            born,
+        };
+        self.observed.push((icount, event));
+        self.check_entries(id);
+    }
+
+    /// Counts an entry of a stale block, and tells of the first one.
+    pub(super) fn note_stale_entry(&mut self, vcpu: u8, id: BlockId) {
+        self.stats.stale_entries += 1;
+        let block = self.blocks.get_mut(id);
+        if !std::mem::replace(&mut block.entered_stale, true) {
+            let serial = block.serial;
+            self.observed
+                .push((self.icount(), Observed::StaleEntry { serial, vcpu }));
+        }
+    }
+
+    /// Makes every entry of a block come through a check from now on.
+    fn check_entries(&mut self, id: BlockId) {
+        let block = self.blocks.get_mut(id);
+        if block.checked {
+            return;
+        }
+        block.checked = true;
+        if block.code == 0 {
+            return;
+        }
+        // Whoever jumps to the old code is sent on to the new.
+        let old = block.code_offset;
+        let was_running = self.code_map.get(&old).copied();
+        self.redirect(id, old);
+        if was_running.is_some() {
+            self.code_map.insert(old, id);
+        }
+    }
+
+    /// Links a block whose bytes have been fetched.
+    pub(super) fn link(&mut self, vcpu: u8, fetched: &Fetched) -> BlockId {
+        let Fetched {
+            rip,
+            linear,
+            paddr,
+            second,
+            mode,
+            ref bytes,
+            count,
+            ..
+        } = *fetched;
+        if let Some(id) = self.blocks.find(paddr, second, rip, mode) {
+            return id;
+        }
+        if self.blocks.len() >= self.limits.capacity {
+            self.flush_blocks(vcpu);
+        }
+        self.stats.blocks_translated += 1;
+        self.stats.instructions_translated += u64::from(count);
+        let tracked = if self.protocol.second_page_untracked {
+            None
+        } else {
+            second
+        };
+        let pages: Vec<usize> = std::iter::once(paddr)
+            .chain(tracked)
+            .filter_map(|at| self.ram.page_index(at))
+            .collect();
+        let id = self
+            .blocks
+            .insert(rip, paddr, second, mode, bytes, count, pages.into_iter());
+        self.guard(id);
+        let serial = self.blocks.get(id).serial;
+        let len = bytes.len() as u16;
+        let digest = xxh3_64(bytes) as u32;
+        let event = Observed::Link {
+            serial,
+            vcpu,
+            rip: linear,
+            paddr,
+            len,
+            mode: mode.0,
+            digest,
+        };
+        self.observed.push((self.icount(), event));
+        if self.protocol.can_be_stale() {
+            if self.is_stale(id) {
+                self.mark(id, true);
+            } else if self
+                .ram
+                .page_index(paddr)
+                .is_some_and(|p| self.leaky.contains(&p))
+            {
+                self.check_entries(id);
+            }
+        }
+        id
+    }
+
+    /// Commits a store that was checked before its vCPU was switched out.
+    pub(super) fn commit_late(&mut self, v: &mut Vcpu, store: &Uncommitted) {
+        self.commit(Agent::Vcpu(v.cpu.id), store.paddr, &store.data);
+        if store.emptied {
+            if let Some(page) = self.ram.page_index(store.paddr) {
+                let unguard = Unguard {
+                    linear: store.linear,
+                    mmu: store.mmu,
+                    page,
+                };
+                self.drop_guard(v, unguard);
+            }
+        }
+    }
+
+    /// Drops the guard of a page in one TLB entry, without looking whether it is needed again.
+    pub(super) fn drop_guard(&mut self, v: &mut Vcpu, unguard: Unguard) {
+        let Unguard { linear, mmu, page } = unguard;
+        let coded = self.pages.info[page].flags.contains(PageFlags::CODE);
+        if self.pages.info[page].owner != v.cpu.id || !v.tlb.unguard(mmu, linear, page, coded) {
+            return;
+        }
+        if coded {
+            self.leaky.insert(page);
+            for id in self.blocks.in_page(page).to_vec() {
+                self.check_entries(id);
+            }
+        }
+    }
+}
+
+/// Bits of the 64-byte lines of a page that [paddr, paddr + len) touches; the range is in one page.
+pub fn line_mask(paddr: u64, len: u64) -> u64 {
+    let first = (paddr & PAGE_MASK) >> 6;
+    let last = ((paddr & PAGE_MASK) + len.max(1) - 1) >> 6;
+    (u64::MAX >> (63 - last.min(63))) & (u64::MAX << first)
+}
