@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,7 +115,7 @@ def test_another_seed_makes_another_schedule(
 @pytest.mark.parametrize("options", [{"max_block": 1}, {"max_block": 3}, {"block_capacity": 16}])
 @pytest.mark.parametrize("name", [*SMALL, "textpoke"])
 def test_guests_pass_with_short_blocks_and_small_caches(
-    name: str, options: dict[str, int], tmp_path: Path
+    name: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     guest = MANIFEST[name]
     append = "rounds=4" if name == "textpoke" else guest.append
@@ -225,7 +226,7 @@ def test_stops_at_many_moments_do_not_change_a_replay(
 )
 @pytest.mark.parametrize("name", SMP)
 def test_a_restless_schedule_replays_under_random_conditions(
-    name: str, options: dict[str, int], tmp_path: Path
+    name: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     append = "rounds=2" if name == "textpoke" else MANIFEST[name].append
     recorded = record_guest(
@@ -294,8 +295,8 @@ def assert_ends_alike(path: Path, stop: rr86.Stop, recorder: rr86.Recorder) -> N
     session = rr86.open_trace(path).session()
     again = session.run(str(stop.condition))
     assert (again.icount, again.vcpu, again.rip) == (stop.icount, stop.vcpu, stop.rip)
-    # The recording's last instruction is the one that it stopped before, if it did.
-    assert stop.icount <= session.run().icount <= stop.icount + 1
+    # The slice that was under way has come to its end.
+    assert session.run().icount >= stop.icount
     assert session.machine.digests() == recorder.machine.digests()
 
 
