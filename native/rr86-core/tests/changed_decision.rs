@@ -6,6 +6,7 @@ use rr86_core::record::{Event, Recorder, Stop, TraceWriter};
 use rr86_core::replay::{Divergence, ReplayError, Replayer, TraceReader};
 use rr86_core::schedule::{Conditions, Machine, MachineConfig, Scheduler};
 use rr86_core::translate::engine::BlockLimits;
+use rr86_core::translate::protocol::Protocol;
 
 const ENTRY: u64 = 0x10_0000;
 /// Two vCPUs count together and note what they saw, each in a place of its own:
@@ -34,6 +35,7 @@ fn machine() -> Machine {
         blocks: BlockLimits {
             instructions: 3,
             capacity: 64,
+            protocol: Protocol::named("precise").expect("a protocol"),
         },
     })
     .expect("a machine");
