@@ -27,10 +27,19 @@ from tests.guests.machines import (
 
 MANIFEST = load_manifest()
 # Fewer rounds of the long guests, for tests that run them many times.
-SHORT = {"textpoke": "rounds=20"}
+SHORT = {
+    "textpoke": "rounds=20",
+    "xmod": "variant=alone rounds=50",
+    "xmod-shared": "variant=shared rounds=50",
+}
+# Guests that run patched code, one for each way in which a machine can miss the patch.
+RELATIVES = tuple(sorted(name for name in MANIFEST if name.startswith("rel-")))
 # Guests that are short, and among them use every part of the engine.
-SMALL = ("faults", "hello", "modes", "paging", "panic", "smc", "smp", "smp-x2apic", "triple")
-SMP = ("smp", "textpoke")
+SMALL = (
+    *("faults", "hello", "modes", "paging", "panic", "smc", "smp", "smp-x2apic", "triple"),
+    *RELATIVES,
+)
+SMP = ("smp", "textpoke", "xmod", "xmod-shared")
 
 
 def short(name: str) -> str:
@@ -96,7 +105,7 @@ def test_smp_guests_pass_under_every_schedule(
     name: str, seed: int, quantum: int, tmp_path: Path
 ) -> None:
     guest = MANIFEST[name]
-    append = "rounds=4" if name == "textpoke" else guest.append
+    append = "rounds=4" if name == "textpoke" else short(name)
     recorded = record_guest(
         guest, tmp_path / "guest.rr86", append=append, seed=seed, quantum=quantum
     )
@@ -118,7 +127,7 @@ def test_guests_pass_with_short_blocks_and_small_caches(
     name: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     guest = MANIFEST[name]
-    append = "rounds=4" if name == "textpoke" else guest.append
+    append = "rounds=4" if name == "textpoke" else short(name)
     recorded = record_guest(guest, tmp_path / "guest.rr86", append=append, quantum=2_000, **options)
     seen = recorded.outcome
     assert (seen.reason, seen.code) == (guest.end, guest.code), seen.console
