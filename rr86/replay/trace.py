@@ -28,6 +28,7 @@ EVENT_KINDS = (
     "hand-off",
     "cross-write",
     "stop",
+    "stale",
 )
 _NO_VCPU = 0xFF
 
