@@ -42,7 +42,7 @@ class StopInfo(TypedDict):
     rip: int
     # exit status that the guest wrote, for "debug-exit"; otherwise 0
     code: int
-    # one line for a person
+    # more about it, for a person; mostly empty
     detail: str
 
 @final
@@ -86,6 +86,9 @@ class Machine:
         """Start a trace at `path`: msgpack `header`, images by content hash, then events."""
     def finish_recording(self, footer: bytes) -> None:
         """Close the trace properly; `footer` is msgpack metadata known only at the end."""
+    def seal_trace(self) -> None:
+        """End the chunk under way and hand it over for writing: a recorder that is killed later
+        loses only what follows. Happens by itself every 100 million instructions."""
     def replay_from(self, path: str, verify: bool = True) -> None:
         """Take decisions and inputs from the trace at `path`."""
     def trace_bytes(self) -> int:
@@ -106,7 +109,7 @@ class Machine:
         ("int3", 0, 0): before an INT3 (CC) executes; ("icount", n, 0): before the n-th instruction
         (counted from 0, all vCPUs); ("write", paddr, length): after an instruction wrote there;
         ("irq", vector, 0): before the first instruction of this vector's handler;
-        ("console", index, 0): after the instruction that sent the last byte of
+        ("console", index, 0): after the OUT that sent the last byte of
         `console_patterns[index]` to COM1 (matched over all bytes sent since the last match).
         Calling `run` again continues from the stop without stopping at the same moment again.
         """
@@ -149,11 +152,11 @@ class TraceReader:
     def image(self, name: str) -> bytes: ...
     def complete(self) -> bool:
         """Whether the recording was closed properly."""
-    def damage(self) -> str | None:
-        """Where and why the readable part ends, if that is before the file does."""
     def summary(self) -> dict[str, int]:
         """file_bytes, image_bytes and event_bytes as stored, event_raw_bytes, chunks, events,
         last_icount; for each kind that occurs KIND_events and KIND_bytes."""
+    def damage(self) -> str | None:
+        """What was found where an unfinished or damaged file stops making sense, or None."""
     def chunk_count(self) -> int: ...
     def events(self, chunk: int) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
         """(kind, icount, vcpu, fields) of every event of a chunk, in order."""

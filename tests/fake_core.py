@@ -237,8 +237,16 @@ class TraceReader:
     def complete(self) -> bool:
         return self.trace["footer"] is not None
 
+    def damage(self) -> str | None:
+        return None
+
     def summary(self) -> dict[str, int]:
-        return {"chunks": 1, "slice": len(self.trace["events"])}
+        return {
+            "chunks": 1,
+            "slice": len(self.trace["events"]),
+            "file_bytes": len(json.dumps(self.trace)),
+            "image_bytes": sum(len(data) // 2 for data in self.trace["images"].values()),
+        }
 
     def chunk_count(self) -> int:
         return 1

@@ -4,10 +4,14 @@ One module per command; what a command needs beyond its options is imported when
 a mistyped option is answered at once.
 """
 
+import signal
+import sys
+from typing import Any
+
 import typer
 
 from rr86.cli import events, info, record, replay, symbols
-from rr86.cli.status import EPILOG
+from rr86.cli.status import EPILOG, say
 
 app = typer.Typer(
     name="rr86",
@@ -45,6 +49,21 @@ app.command("events")(events.command)
 app.command("symbols")(symbols.command)
 
 
+# The root of the errors in how a command was called, whichever click typer brings along.
+_CallError: Any = typer.BadParameter.__mro__[2]
+
+
 def main() -> None:
     """Run the command line; the entry point of the `rr86` script."""
-    app()
+    try:
+        sys.exit(app(prog_name="rr86", standalone_mode=False))
+    except _CallError as error:
+        context = error.ctx
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            message = " ".join(error.format_message().split()).rstrip(".")
+            say(f"error: {message} (see '{context.command_path if context else 'rr86'} --help')")
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(128 + signal.SIGINT)

@@ -115,15 +115,21 @@ def command(
         say(HELP)
     interruption = Interruption()
     with interruption.watching():
-        with recorder, source.raw(), progress.shown(not quiet):
-            run = _Run(recorder, source, out, progress, interruption)
-            stop = run.to_the_end(conditions, limits)
+        with recorder:
+            with source.raw(), progress.shown(not quiet):
+                run = _Run(recorder, source, out, progress, interruption)
+                stop = run.to_the_end(conditions, limits)
+                speed = progress.text(stop)
+            if not quiet:
+                # Before the recording is finished: that runs the slice under way to its end.
+                out.end_line()
+                show_stop(stop, recorder.inspector)
         recording = recorder.finish()
         if not quiet:
             out.end_line()
-            show_stop(stop, recorder.inspector)
             size = size_text(recording.trace_bytes)
-            say(f"{progress.text(stop)}; {size} in {recording.path}")
+            images = size_text(recording.image_bytes)
+            say(f"{speed}; {size} in {recording.path} ({images} of it images)")
         if stats:
             show_statistics(recording.statistics)
     raise typer.Exit(run.status(stop))

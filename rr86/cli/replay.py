@@ -48,7 +48,8 @@ def command(
     conditions = as_conditions(until)
     recorded = open_trace(trace_or_newest(trace))
     if not recorded.complete and not quiet:
-        say("warning: the recording was not finished; replaying what there is of it")
+        why = recorded.damage or "nobody ended it"
+        say(f"warning: the recording is not complete ({why}); replaying what there is of it")
     host = this_host()
     if recorded.header.host != host and not quiet:
         say(
@@ -67,13 +68,14 @@ def command(
     with interruption.watching():
         with progress.shown(not quiet):
             stop = session.run(conditions, tick=between_slices)
+            speed = progress.text(stop)
         if not quiet:
             out.end_line()
             show_stop(stop, session.inspector)
             unmet = [str(each) for each in conditions if not isinstance(each, End)]
             if stop.over and unmet:
                 say(f"never met: {', '.join(unmet)}")
-            say(progress.text(stop))
+            say(speed)
         if stats:
             show_statistics(session.statistics())
     if stop.reason == "interrupted":

@@ -91,7 +91,10 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(141) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-        except Exception as error:
+        except BaseException as error:
+            if type(error).__name__ == "PanicException":
+                # The core has told about its bug in a line of its own.
+                raise typer.Exit(ERROR) from None
             known = _known_error(error)
             if known is None:
                 raise

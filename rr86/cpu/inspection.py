@@ -6,15 +6,18 @@ same on a recording and on a replay, and never disturbs either.
 
 import functools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from rr86.cpu import backtrace as stacks
-from rr86.cpu import disassembly
 from rr86.cpu import registers as regs
 from rr86.cpu.kaslr import offset_from_registers
-from rr86.cpu.orc import OrcTable
 from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import KernelImageError
+
+# What only a look needs is imported when somebody looks: most runs just run.
+if TYPE_CHECKING:
+    from rr86.cpu.backtrace import Frame
+    from rr86.cpu.disassembly import Instruction
+    from rr86.cpu.orc import OrcTable
 
 
 class Guest(Protocol):
@@ -75,8 +78,10 @@ class Inspector:
 
     def disassemble(
         self, vcpu: int = 0, address: int | None = None, count: int = 8
-    ) -> list[disassembly.Instruction]:
+    ) -> "list[Instruction]":
         """Instructions at an address, by default the vCPU's next ones, in its current mode."""
+        from rr86.cpu import disassembly
+
         registers = self.registers(vcpu)
         start = regs.linear_rip(registers) if address is None else address
         code = self.read_virtual(start, 15 * count, vcpu)
@@ -86,6 +91,8 @@ class Inspector:
 
     def listing(self, vcpu: int = 0) -> list[str]:
         """Disassembly around the vCPU's next instruction, which is marked `=>`."""
+        from rr86.cpu import disassembly
+
         registers = self.registers(vcpu)
         rip = regs.linear_rip(registers)
         self.locate_kernel()
@@ -99,8 +106,10 @@ class Inspector:
             function_start=None if found is None else rip - found[1],
         )
 
-    def backtrace(self, vcpu: int = 0, limit: int = 32) -> list[stacks.Frame]:
+    def backtrace(self, vcpu: int = 0, limit: int = 32) -> "list[Frame]":
         """The vCPU's call stack, innermost frame first."""
+        from rr86.cpu import backtrace as stacks
+
         self.locate_kernel()
         table = self.symbols.table
         return stacks.backtrace(
@@ -111,7 +120,9 @@ class Inspector:
             limit,
         )
 
-    def _orc_table(self) -> OrcTable | None:
+    def _orc_table(self) -> "OrcTable | None":
+        from rr86.cpu.orc import OrcTable
+
         if not self._orc_tried:
             self._orc_tried = True
             try:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rr86.cpu.elf import ElfFile
 from rr86.errors import KernelImageError, SymbolsError
 
 if TYPE_CHECKING:
+    from rr86.cpu.elf import ElfFile
     from rr86.cpu.vmlinux import Vmlinux
 
 _TEXT_KINDS = frozenset("tTwW")
@@ -131,7 +131,7 @@ def _kind_of_elf(executable: bool, stt: int, local: bool) -> str:
     return letter if local else letter.upper()
 
 
-def elf_symbols(elf: ElfFile) -> list[Symbol]:
+def elf_symbols(elf: "ElfFile") -> list[Symbol]:
     """The symbols of an ELF guest's own symbol table."""
     return [
         Symbol(

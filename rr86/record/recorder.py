@@ -65,6 +65,8 @@ class Recording:
     stop: Stop | None
     statistics: Mapping[str, int] = field(default_factory=dict)
     trace_bytes: int = 0
+    # How many of `trace_bytes` are the kernel and the other images.
+    image_bytes: int = 0
     kaslr_offset: int | None = None
 
 
@@ -141,6 +143,10 @@ class Recorder:
         if error is None:
             self.finish()
             return
+        if type(error).__name__ == "PanicException":
+            # A bug in the core has left the machine in an unknown state; the trace keeps what was
+            # written before.
+            return
         # What went wrong first (a full disk, say) is what the caller has to hear about; a trace
         # without its footer still replays up to its last whole chunk.
         with contextlib.suppress(Exception):
@@ -211,13 +217,18 @@ class Recorder:
         return self.machine.stats()
 
     def finish(self) -> Recording:
-        """Close the trace; doing it twice is harmless."""
+        """Close the trace; doing it twice is harmless.
+
+        A slice in which a condition stopped the run is completed first, so look at the guest
+        before. The trace then reaches a little beyond the stop, and a replay can stop there too.
+        """
         if self._recording is None:
+            from rr86._native import TraceReader
+
             # Reading symbols takes most of a second; LSTAR lets those who need them do it later.
             offset = self.inspector.symbols.offset
             registers = (self.machine.registers(vcpu) for vcpu in range(self.spec.vcpus))
             lstar = next((each["lstar"] for each in registers if each["lstar"]), 0)
-            self._execution.drain()
             statistics = self.machine.stats()
             footer = Footer(
                 kaslr_offset=offset,
@@ -226,8 +237,15 @@ class Recorder:
                 statistics=statistics,
             )
             self.machine.finish_recording(footer.pack())
+            self._execution.drain()
+            sizes = TraceReader(str(self.path)).summary()
             self._recording = Recording(
-                self.path, self.stop, statistics, self.machine.trace_bytes(), offset
+                self.path,
+                self.stop,
+                statistics,
+                sizes["file_bytes"],
+                sizes["image_bytes"],
+                offset,
             )
         return self._recording
 

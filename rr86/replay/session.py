@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rr86.cpu.backtrace import Frame
-from rr86.cpu.disassembly import Instruction
 from rr86.cpu.inspection import Inspector
 from rr86.cpu.symbols import GuestSymbols
 from rr86.replay.conditions import Condition, as_conditions
@@ -14,6 +12,8 @@ from rr86.replay.stop import Stop
 
 if TYPE_CHECKING:
     from rr86._native import Machine
+    from rr86.cpu.backtrace import Frame
+    from rr86.cpu.disassembly import Instruction
     from rr86.machine.spec import BoardSpec
 
 
@@ -87,11 +87,11 @@ class ReplaySession:
 
     def disassemble(
         self, vcpu: int = 0, address: int | None = None, count: int = 8
-    ) -> list[Instruction]:
+    ) -> "list[Instruction]":
         """Instructions at an address, by default the vCPU's next ones."""
         return self.inspector.disassemble(vcpu, address, count)
 
-    def backtrace(self, vcpu: int = 0, limit: int = 32) -> list[Frame]:
+    def backtrace(self, vcpu: int = 0, limit: int = 32) -> "list[Frame]":
         """The vCPU's call stack, innermost frame first."""
         return self.inspector.backtrace(vcpu, limit)
 

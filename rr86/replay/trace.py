@@ -91,6 +91,11 @@ class Trace:
         """Whether the recording was closed properly."""
         return self._reader.complete()
 
+    @property
+    def damage(self) -> str | None:
+        """What stops an incomplete or damaged trace from being read further, if anything does."""
+        return self._reader.damage()
+
     def summary(self) -> dict[str, int]:
         """Sizes, number of chunks and of events by kind, last moment."""
         return self._reader.summary()

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from rr86.cli import app
 from rr86.record.metadata import Host
 from rr86.record.recorder import Recorder
+from tests import fake_core
 from tests.fake_core import FakeCore, Guest, Step
 from tests.images import elf
 
@@ -161,7 +162,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_trace(core: FakeCore, kernel: Pat
     core.guest.fails_at = 3
     assert_one_line_error(rr86("record", str(kernel)), 1, "No space left on device")
     assert "finished" in rr86("info").stdout
-    assert "was not finished" in rr86("replay").stderr
+    assert "recording is not complete" in rr86("replay").stderr
 
 
 @pytest.mark.parametrize(
@@ -233,6 +234,50 @@ def test_start_up_does_not_load_what_it_does_not_need() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_bug_in_the_core_is_no_traceback(
+    core: FakeCore, kernel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panic = type("PanicException", (BaseException,), {})
+
+    def fails(*_: object, **__: object) -> None:
+        # The core's own line about it goes to stderr before the exception arrives here.
+        raise panic("index out of bounds")
+
+    monkeypatch.setattr(Recorder, "run", fails)
+    result = rr86("record", str(kernel))
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert Path("guest.elf-001.rr86").exists()
+
+
+def test_a_host_that_lacks_something_is_one_line(
+    core: FakeCore, kernel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise fake_core.HostError("this host's processor lacks BMI2")
+
+    monkeypatch.setattr("rr86.machine.board.power_on", refuse)
+    assert_one_line_error(rr86("record", str(kernel)), 1, "lacks BMI2")
+    assert not list(Path().glob("*.rr86"))
+
+
+def test_usage_errors_are_one_line_too(tmp_path: Path) -> None:
+    program = "from rr86.cli import main; main()"
+    for arguments, word in (
+        (["record"], "kernel"),
+        (["record", "k", "--smp", "many"], "--smp"),
+        (["record", "k", "--limit-virtual-time", "soon"], "examples: 10s"),
+        (["frobnicate"], "frobnicate"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], capture_output=True, text=True
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith("rr86: error: ")
+        assert word in done.stderr
+        assert "--help" in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 def test_a_trace_from_another_makers_cpu_is_warned_about(

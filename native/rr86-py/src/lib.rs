@@ -2,6 +2,7 @@
 
 mod errors;
 mod machine;
+mod panics;
 mod trace;
 
 use pyo3::prelude::*;
@@ -17,4 +18,10 @@ mod _native {
     use super::machine::Machine;
     #[pymodule_export]
     use super::trace::TraceReader;
+
+    #[pymodule_init]
+    fn init(_module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
+        super::panics::install();
+        Ok(())
+    }
 }

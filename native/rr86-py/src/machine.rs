@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict};
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
@@ -185,14 +186,14 @@ impl Machine {
         &mut self,
         path: &str,
         header: &[u8],
-        images: Vec<(String, Vec<u8>)>,
+        images: Vec<(String, PyBackedBytes)>,
     ) -> PyResult<()> {
         let Driver::Record(recorder) = self.driver() else {
             return Err(NativeError::new_err("a replaying machine cannot record"));
         };
         let images: Vec<(String, &[u8])> = images
             .iter()
-            .map(|(name, data)| (name.clone(), data.as_slice()))
+            .map(|(name, data)| (name.clone(), &data[..]))
             .collect();
         recorder
             .record_to(Path::new(path), header, &images)
@@ -207,6 +208,13 @@ impl Machine {
         recorder
             .finish(reason, code, &detail, footer)
             .map_err(errors::trace)
+    }
+
+    fn seal_trace(&mut self) -> PyResult<()> {
+        match self.driver() {
+            Driver::Record(r) => r.seal().map_err(errors::trace),
+            _ => Ok(()),
+        }
     }
 
     #[pyo3(signature = (path, verify=true))]
@@ -284,7 +292,7 @@ impl Machine {
         info.set_item("time_ns", time_ns)?;
         info.set_item("rip", rip)?;
         info.set_item("code", code)?;
-        info.set_item("detail", detail)?;
+        info.set_item("detail", "")?;
         Ok(info)
     }
 

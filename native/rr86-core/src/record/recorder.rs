@@ -4,13 +4,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::event::{Event, SliceEnd};
+use super::event::Event;
 use super::observe;
 use super::{TraceError, TraceWriter};
 use crate::schedule::{Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
+use crate::translate::engine::StopCause;
 use crate::translate::windows::WindowPolicy;
 
-/// Instructions between two sets of digests.
+/// Instructions between two sets of digests, and the most that a chunk covers.
 pub const DIGEST_INTERVAL: u64 = 100_000_000;
 /// `Input.source` of the serial console.
 pub const CONSOLE: u8 = 0;
@@ -132,6 +133,18 @@ impl Recorder {
         }
     }
 
+    /// Ends the chunk under way and hands it over for writing, so that a recorder that is killed loses
+    /// no more than what ran since.
+    ///
+    /// # Errors
+    /// When the trace cannot be written.
+    pub fn seal(&mut self) -> Result<(), TraceError> {
+        match &mut self.writer {
+            Some(writer) => writer.seal(),
+            None => Ok(()),
+        }
+    }
+
     fn push_digests(&mut self) -> Result<(), TraceError> {
         if self.writer.is_none() {
             return Ok(());
@@ -179,6 +192,7 @@ impl Recorder {
                 if icount >= self.next_digest {
                     self.next_digest = icount + DIGEST_INTERVAL;
                     self.push_digests()?;
+                    self.seal()?;
                 }
                 if !self.input.is_empty() {
                     let bytes = std::mem::take(&mut self.input);
@@ -228,6 +242,13 @@ impl Recorder {
                         return Ok(Stop::Condition(index));
                     }
                 }
+                SliceReport::Stopped(StopCause::Output) => {
+                    let output = self.machine.board().take_serial_output();
+                    self.console.extend_from_slice(&output);
+                    if let Some(index) = conditions.console(&output) {
+                        return Ok(Stop::Condition(index));
+                    }
+                }
                 SliceReport::Stopped(cause) => {
                     if let Some(index) = conditions.index_of(&self.machine, self.vcpu, cause) {
                         return Ok(Stop::Condition(index));
@@ -237,7 +258,9 @@ impl Recorder {
         }
     }
 
-    /// Closes the trace: what is left of the current slice, the final digests, the reason, the footer.
+    /// Closes the trace: the final digests, the reason, the footer. A slice that a condition stopped runs to
+    /// its end first, so that the recorded slices are those that were decided on, and a replay can reach
+    /// the condition's moment and stop there too.
     ///
     /// # Errors
     /// When the trace cannot be written.
@@ -248,17 +271,8 @@ impl Recorder {
         detail: &str,
         footer: &[u8],
     ) -> Result<(), TraceError> {
-        self.drain()?;
-        if let Some((vcpu, start, instructions)) = self.machine.current_slice() {
-            let stop = SliceEnd::Exit;
-            self.push(
-                start,
-                &Event::Slice {
-                    vcpu: vcpu as u8,
-                    instructions,
-                    stop,
-                },
-            )?;
+        if self.machine.inside_slice() {
+            self.run(0, &mut Conditions::default())?;
         }
         self.push_digests()?;
         let icount = self.machine.engine.icount();

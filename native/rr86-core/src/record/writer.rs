@@ -5,7 +5,7 @@
 //! the timing of the thread. The queue between the two is short, so a slow disk slows the recorder
 //! down instead of filling memory. A failure of the thread surfaces at the next call.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -60,8 +60,9 @@ pub struct TraceWriter {
 }
 
 impl TraceWriter {
-    /// Creates the file (replacing one that exists) and writes the header and the images at once.
-    /// Images with equal content are stored once.
+    /// Creates the file (replacing one that exists) and writes the header at once. The images, of which
+    /// equal ones are stored once, are the thread's first work: compressing a kernel takes as long as
+    /// booting its first tenth.
     pub fn create(
         path: &Path,
         header: &[u8],
@@ -78,13 +79,15 @@ impl TraceWriter {
         output.write(&format::file_header(format::MAJOR, format::MINOR))?;
         output.blob(ChunkKind::HEADER, &[], header)?;
         output.blob(ChunkKind::IMAGE_LIST, &[], &list)?;
-        output.images(images)?;
+        let images = distinct(images);
         let (jobs, receiver) = sync_channel(QUEUE);
         let flag = shared.clone();
         let thread = std::thread::Builder::new()
             .name("rr86-trace".into())
             .spawn(move || {
-                let result = output.serve(&receiver);
+                let result = output
+                    .images(&images)
+                    .and_then(|()| output.serve(&receiver));
                 flag.failed.store(result.is_err(), Ordering::Release);
                 result
             })
@@ -143,7 +146,9 @@ impl TraceWriter {
         self.send(Job::Break).expect("a running thread");
     }
 
-    fn seal(&mut self) -> Result<(), TraceError> {
+    /// Ends the chunk under way: the thread writes it as soon as it can. Each call that finds events ends a
+    /// chunk, so frequent ones cost file size.
+    pub fn seal(&mut self) -> Result<(), TraceError> {
         if self.chunk.is_empty() {
             return Ok(());
         }
@@ -220,6 +225,17 @@ fn image_list(images: &[(String, &[u8])]) -> Result<Vec<u8>, TraceError> {
     Ok(list)
 }
 
+/// The different contents among images, by hash.
+fn distinct(images: &[(String, &[u8])]) -> BTreeMap<u128, Vec<u8>> {
+    let mut contents = BTreeMap::new();
+    for (_, content) in images {
+        contents
+            .entry(xxh3_128(content))
+            .or_insert_with(|| content.to_vec());
+    }
+    contents
+}
+
 /// The file, as the thread sees it.
 struct Output {
     file: File,
@@ -245,7 +261,7 @@ impl Output {
         })
     }
 
-    fn serve(mut self, jobs: &Receiver<Job>) -> Result<(), TraceError> {
+    fn serve(&mut self, jobs: &Receiver<Job>) -> Result<(), TraceError> {
         while let Ok(job) = jobs.recv() {
             match job {
                 Job::Chunk(builder) => {
@@ -278,13 +294,8 @@ impl Output {
         self.file.flush().map_err(|e| TraceError::io(&self.path, e))
     }
 
-    fn images(&mut self, images: &[(String, &[u8])]) -> Result<(), TraceError> {
-        let mut stored = BTreeSet::new();
-        for (_, content) in images {
-            let hash = xxh3_128(content);
-            if !stored.insert(hash) {
-                continue;
-            }
+    fn images(&mut self, images: &BTreeMap<u128, Vec<u8>>) -> Result<(), TraceError> {
+        for (hash, content) in images {
             for (n, piece) in content.chunks(format::IMAGE_CHUNK).enumerate() {
                 let mut table = hash.to_be_bytes().to_vec();
                 table.extend_from_slice(&((n * format::IMAGE_CHUNK) as u64).to_le_bytes());

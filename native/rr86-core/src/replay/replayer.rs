@@ -7,6 +7,7 @@ use thiserror::Error;
 use super::stream::EventStream;
 use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE};
 use crate::schedule::{Conditions, Decision, Machine, SliceReport, Wait};
+use crate::translate::engine::StopCause;
 
 /// The replay left the recorded path.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -111,6 +112,13 @@ impl Replayer {
                 } => {
                     self.slices += 1;
                     self.check_slice(vcpu, instructions)?;
+                    let output = self.machine.board().take_serial_output();
+                    self.console.extend_from_slice(&output);
+                    if let Some(index) = conditions.console(&output) {
+                        return Ok(Stop::Condition(index));
+                    }
+                }
+                SliceReport::Stopped(StopCause::Output) => {
                     let output = self.machine.board().take_serial_output();
                     self.console.extend_from_slice(&output);
                     if let Some(index) = conditions.console(&output) {

@@ -5,6 +5,9 @@ use super::machine::Machine;
 use crate::translate::emit::Hooks;
 use crate::translate::engine::StopCause;
 
+/// Data register of the console's serial port.
+const CONSOLE_PORT: u16 = 0x3f8;
+
 /// One condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
@@ -20,7 +23,8 @@ pub enum Condition {
     Interrupt(u8),
     /// Before a block runs that memory no longer holds.
     Stale,
-    /// The console has printed these bytes; checked at the end of each slice.
+    /// After the OUT that sent the last of these bytes to the console. Bytes sent by OUTS or by stores are
+    /// looked at when the slice ends.
     Console(Vec<u8>),
 }
 
@@ -59,7 +63,10 @@ impl Conditions {
         machine
             .engine
             .set_stop_on_stale(self.list.contains(&Condition::Stale));
-        machine.engine.set_stops(hooks, watches, &vectors);
+        let port = self.list.iter().any(|c| matches!(c, Condition::Console(_)));
+        machine
+            .engine
+            .set_stops(hooks, watches, &vectors, port.then_some(CONSOLE_PORT));
         let now = machine.engine.icount();
         machine.stop_at = self
             .list
@@ -84,6 +91,7 @@ impl Conditions {
                 }
                 _ => false,
             }),
+            StopCause::Output => None,
             StopCause::Interrupt { vector } => position(&|c| *c == Condition::Interrupt(vector)),
             StopCause::Stale => position(&|c| *c == Condition::Stale),
             StopCause::Moment => position(&|c| *c == Condition::Icount(machine.engine.icount())),

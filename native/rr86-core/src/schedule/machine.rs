@@ -375,12 +375,6 @@ impl Machine {
         }
     }
 
-    /// The vCPU, start and instructions so far of a slice that is under way.
-    pub fn current_slice(&self) -> Option<(usize, u64, u64)> {
-        self.slice
-            .map(|s| (s.vcpu, s.start, self.engine.icount() - s.start))
-    }
-
     /// Why the machine ended, if it has.
     pub fn ending(&self) -> Option<Ending> {
         self.ending

@@ -86,7 +86,7 @@ impl Engine {
         }
     }
 
-    /// The loop of `run`.
+    /// The loop of `run`; `progress` says that this slice has run something before.
     ///
     /// # Safety
     /// Both pointers are valid, and the GS base points to `vcpu`.

@@ -107,6 +107,8 @@ pub enum StopCause {
     Watch { paddr: u64 },
     /// Before the first instruction of an interrupt handler.
     Interrupt { vector: u8 },
+    /// After an OUT to the watched port.
+    Output,
     /// The instruction count was reached.
     Moment,
     /// Before a stale block runs.
@@ -192,6 +194,7 @@ pub struct Engine {
     pub(super) hooks: Hooks,
     pub(super) watches: Vec<(u64, u64)>,
     pub(super) stop_vectors: [u64; 4],
+    pub(super) stop_port: Option<u16>,
     pub(super) stopped: Option<StopCause>,
     /// Moment of a hook that has already stopped the run.
     pub(super) passed_hook: Option<u64>,
@@ -277,6 +280,7 @@ impl Engine {
             hooks: Hooks::default(),
             watches: Vec::new(),
             stop_vectors: [0; 4],
+            stop_port: None,
             stopped: None,
             passed_hook: None,
             beyond: 0,
@@ -585,7 +589,14 @@ impl Engine {
     }
 
     /// Sets what the debugger waits for. Blocks stay; their code is made again.
-    pub fn set_stops(&mut self, hooks: Hooks, watches: Vec<(u64, u64)>, vectors: &[u8]) {
+    pub fn set_stops(
+        &mut self,
+        hooks: Hooks,
+        watches: Vec<(u64, u64)>,
+        vectors: &[u8],
+        port: Option<u16>,
+    ) {
+        self.stop_port = port;
         self.stop_vectors = [0; 4];
         for &v in vectors {
             self.stop_vectors[usize::from(v >> 6)] |= 1 << (v & 63);

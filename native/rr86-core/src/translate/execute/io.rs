@@ -6,6 +6,7 @@ use super::operand::{register, set_register};
 use super::{Context, Result};
 use crate::cpu::io::check_port;
 use crate::cpu::state::gpr;
+use crate::translate::engine::StopCause;
 
 impl Context<'_> {
     /// Checks that the code may use `size` ports at `port`.
@@ -25,6 +26,10 @@ impl Context<'_> {
         self.engine
             .bus
             .io_write(usize::from(self.v.cpu.id), port, size, value, now);
+        if self.engine.stop_port == Some(port) {
+            self.engine.stopped = Some(StopCause::Output);
+            self.engine.helper_stop = true;
+        }
     }
 }
 

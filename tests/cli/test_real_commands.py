@@ -1,0 +1,181 @@
+"""The commands as processes, on the real core."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rr86.guests import demo_image
+from rr86.replay.trace import open_trace
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-c", "from rr86.cli import main; main()"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def rr86(
+    folder: Path, *arguments: str, before: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        preexec_fn=before,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "demo.elf").write_bytes(demo_image())
+    return tmp_path
+
+
+def spinning(folder: Path, image: Path, least_bytes: int) -> "subprocess.Popen[str]":
+    """A recording of a guest that never ends, with at least so many bytes in its trace."""
+    process = subprocess.Popen(
+        [*COMMAND, "record", "--smp", "2", "-m", "32M", str(image), "-o", "spin.rr86"],
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    path = folder / "spin.rr86"
+    while not path.exists() or path.stat().st_size < least_bytes:
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+def chunks_of(path: Path) -> int:
+    return open_trace(path).summary()["chunks"]
+
+
+def test_a_recording_replays_to_the_same_console_and_status(folder: Path) -> None:
+    recorded = rr86(folder, "record", "--smp", "4", "-m", "64M", "demo.elf")
+    assert recorded.returncode == 0, recorded.stderr
+    assert "All is well" in recorded.stdout
+    size = (folder / "demo.elf-001.rr86").stat().st_size
+    assert f"{size / 1000:.1f} kB in demo.elf-001.rr86" in recorded.stderr
+    (folder / "demo.elf").unlink()
+    replayed = rr86(folder, "replay")
+    assert "using the newest trace here: demo.elf-001.rr86" in replayed.stderr
+    assert (replayed.returncode, replayed.stdout) == (0, recorded.stdout)
+
+
+def test_a_stop_is_shown_with_registers_code_and_the_other_vcpus(
+    folder: Path, demo_trace: Path
+) -> None:
+    shown = rr86(folder, "replay", str(demo_trace), "--until", "irq=0x40", "--until", "int3")
+    assert shown.returncode == 0
+    text = shown.stderr
+    assert "condition irq=64 met at instruction" in text
+    for part in ("RIP: ", "RAX: ", "CR3: ", "Code:", "  => 0x", "Call stack:"):
+        assert part in text
+    assert text.count("\nvCPU ") == 3
+
+
+def test_a_condition_that_is_never_met_is_said_once(folder: Path, demo_trace: Path) -> None:
+    done = rr86(folder, "replay", str(demo_trace), "--until", "int3", "--until", "rip=0x12")
+    assert done.returncode == 0
+    assert done.stderr.count("never met: int3, rip=0x12\n") == 1
+
+
+def test_ctrl_c_ends_a_recording_properly(folder: Path, guest_image: Callable[[str], Path]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = spinning(folder, guest_image("hang"), 2000)
+        process.send_signal(number)
+        _, words = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert "interrupted at instruction" in words
+        trace = open_trace(folder / "spin.rr86")
+        assert trace.complete
+        assert trace.replay().reason == "end"
+        (folder / "spin.rr86").unlink()
+
+
+def test_a_killed_recorder_leaves_a_trace_that_replays(
+    folder: Path, guest_image: Callable[[str], Path]
+) -> None:
+    image = guest_image("hang")
+    process = spinning(folder, image, 2000)
+    # Chunks follow each other every 100 million instructions, however few events there are.
+    end = time.monotonic() + 60
+    while chunks_of(folder / "spin.rr86") < 2:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=60)
+    trace = open_trace(folder / "spin.rr86")
+    assert not trace.complete
+    assert trace.replay().icount >= 100_000_000
+    done = rr86(folder, "replay", "spin.rr86")
+    assert done.returncode == 0
+    assert "warning: the recording is not complete" in done.stderr
+
+
+def test_a_disk_that_fills_up_is_one_line(folder: Path) -> None:
+    def small_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+
+    done = rr86(folder, "record", "--smp", "4", "-m", "64M", "demo.elf", before=small_files)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("rr86: error: ")
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF" + bytes(5000), b"text\n" * 400, b"RR86"])
+def test_what_is_no_trace_is_one_line(folder: Path, content: bytes) -> None:
+    (folder / "x.rr86").write_bytes(content)
+    for command in ("replay", "info", "events"):
+        done = rr86(folder, command, "x.rr86")
+        assert done.returncode == 1
+        assert done.stderr.startswith("rr86: error: ")
+        assert done.stderr.count("\n") == 1
+
+
+def test_events_and_info_agree_on_counts(folder: Path, demo_trace: Path) -> None:
+    rows = [
+        json.loads(line)
+        for line in rr86(folder, "events", str(demo_trace), "--json").stdout.splitlines()
+    ]
+    summary = json.loads(rr86(folder, "info", str(demo_trace), "--json").stdout)["summary"]
+    assert len(rows) == summary["events"]
+    for kind in ("slice", "link", "invalidate", "hand-off", "digests", "stop"):
+        count = sum(row["kind"] == kind for row in rows)
+        assert count == summary[f"{kind}_events"] > 0
+    only = rr86(folder, "events", str(demo_trace), "--kind", "slice", "--vcpu", "1", "--limit", "9")
+    lines = [line.split() for line in only.stdout.splitlines()]
+    assert len(lines) == 9
+    assert {(line[1], line[2]) for line in lines} == {("1", "slice")}
+
+
+def test_a_reader_that_leaves_early_is_no_error(folder: Path, demo_trace: Path) -> None:
+    pipe = subprocess.Popen(
+        [*COMMAND, "events", str(demo_trace)],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert pipe.stdout is not None
+    assert pipe.stderr is not None
+    pipe.stdout.readline()
+    pipe.stdout.close()
+    assert pipe.wait(timeout=60) == 141
+    assert pipe.stderr.read() == b""
+    pipe.stderr.close()
