@@ -152,7 +152,9 @@ def interrupts_and_writes(recorded: Recorded) -> list[str]:
     return [*writes, *vectors]
 
 
-def run_through(session: rr86.ReplaySession, conditions: list[str], most: int) -> tuple[int, rr86.Stop]:
+def run_through(
+    session: rr86.ReplaySession, conditions: list[str], most: int
+) -> tuple[int, rr86.Stop]:
     """Stop at `conditions` up to `most` times, then run freely to the end."""
     stops = 0
     stop = session.run(conditions)
