@@ -66,6 +66,8 @@ class Machine:
         fw_cfg_files: Sequence[tuple[str, bytes]] = ...,
         max_block: int = 64,
         block_capacity: int = 262_144,
+        block_protocol: str = "precise",
+        window_bias: int = 8192,
     ) -> Self:
         """`cpuid` rows are (leaf, subleaf or -1 for "any", eax, ebx, ecx, edx); an exact subleaf
         goes before -1, and a leaf without a row reads as zeros. `msrs` are (index, value after
@@ -106,7 +108,8 @@ class Machine:
         Runs with the GIL released. A "limit" stop may overshoot by one slice and never changes the
         course of the run. Conditions are (kind, a, b):
         ("rip", address, 0): before the instruction at this address executes, on any vCPU;
-        ("int3", 0, 0): before an INT3 (CC) executes; ("icount", n, 0): before the n-th instruction
+        ("int3", 0, 0): before an INT3 (CC) executes; ("stale", 0, 0): before a block executes
+        whose source bytes memory no longer holds; ("icount", n, 0): before the n-th instruction
         (counted from 0, all vCPUs); ("write", paddr, length): after an instruction wrote there;
         ("irq", vector, 0): before the first instruction of this vector's handler;
         ("console", index, 0): after the OUT that sent the last byte of

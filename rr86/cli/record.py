@@ -49,12 +49,26 @@ def command(
         int | None,
         typer.Option("--max-block", metavar="N", help="Most instructions in a block."),
     ] = None,
+    block_protocol: Annotated[
+        str,
+        typer.Option(
+            "--block-protocol", metavar="NAME", help="Order of a block's steps; see rr86 protocols."
+        ),
+    ] = "precise",
+    window_bias: Annotated[
+        int | None,
+        typer.Option(
+            "--window-bias",
+            metavar="N",
+            help="Switch vCPUs in N of 65,536 windows of the block protocol.",
+        ),
+    ] = None,
     until: Annotated[
         list[str] | None,
         typer.Option(
             "--until",
             metavar="CONDITION",
-            help="Stop at int3, panic, rip=ADDR, symbol=NAME, icount=N, console=TEXT, "
+            help="Stop at int3, stale, panic, rip=ADDR, symbol=NAME, icount=N, console=TEXT, "
             "write=PADDR[:LEN] or irq=N; may be given several times.",
         ),
     ] = None,
@@ -95,7 +109,12 @@ def command(
 
     conditions = as_conditions(until)
     limits = Limits(limit_instructions, limit_virtual_time, limit_trace_size)
-    more = {"quantum": quantum, "max_block": max_block}
+    more: dict[str, int | str | None] = {
+        "quantum": quantum,
+        "max_block": max_block,
+        "protocol": block_protocol,
+        "window_bias": window_bias,
+    }
     out = Output()
     recorder = start(
         kernel,

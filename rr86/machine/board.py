@@ -75,6 +75,8 @@ class Placement:
             "fw_cfg_files": self.fw_cfg_files,
             "max_block": spec.max_block,
             "block_capacity": spec.block_capacity,
+            "block_protocol": spec.protocol,
+            "window_bias": spec.window_bias,
         }
 
     def apply(self, machine: LoadTarget) -> None:

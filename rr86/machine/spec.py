@@ -20,7 +20,18 @@ MAX_MEMORY = 64 * GIB
 
 SCHEDULES = ("seeded",)
 """How vCPUs take turns: "seeded" draws the next vCPU and the slice's length from `seed`."""
-PROTOCOLS = ("precise",)
+PROTOCOLS = (
+    "precise",
+    "qemu-7.2",
+    "qemu-10",
+    "crossing-untracked",
+    "dma-unchecked",
+    "helper-unchecked",
+    "virtual-keyed",
+    "chain-kept",
+    "same-block-ignored",
+    "walk-unchecked",
+)
 """Order of a block's steps; see docs/block-protocols.md."""
 
 _UNITS = {"": MIB, "B": 1, "K": KIB, "M": MIB, "G": GIB}
@@ -66,6 +77,8 @@ class BoardSpec:
     quantum: int = 100_000
     """Mean length of a slice, in instructions."""
     protocol: str = "precise"
+    window_bias: int = 8192
+    """How often a vCPU is switched out in a window of the block protocol, in 65,536ths."""
     max_block: int = 64
     """Most instructions that a block may hold."""
     block_capacity: int = 262_144
@@ -86,6 +99,7 @@ class BoardSpec:
         _check_range("start_time", self.start_time, 0, 4_102_444_799)
         _check_range("seed", self.seed, 0, 2**64 - 1)
         _check_range("quantum", self.quantum, 1, 10**9)
+        _check_range("window_bias", self.window_bias, 0, 65_536)
         _check_range("max_block", self.max_block, 1, 64)
         _check_range("block_capacity", self.block_capacity, 16, 1 << 22)
         for name in ("command_line", "kernel_name"):

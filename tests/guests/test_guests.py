@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,7 +116,7 @@ def test_another_seed_makes_another_schedule(
 @pytest.mark.parametrize("options", [{"max_block": 1}, {"max_block": 3}, {"block_capacity": 16}])
 @pytest.mark.parametrize("name", [*SMALL, "textpoke"])
 def test_guests_pass_with_short_blocks_and_small_caches(
-    name: str, options: dict[str, int], tmp_path: Path
+    name: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     guest = MANIFEST[name]
     append = "rounds=4" if name == "textpoke" else guest.append
