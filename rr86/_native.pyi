@@ -156,11 +156,11 @@ class TraceReader:
     def image(self, name: str) -> bytes: ...
     def complete(self) -> bool:
         """Whether the recording was closed properly."""
-    def damage(self) -> str | None:
-        """Where and why the readable part ends, if that is before the file does."""
     def summary(self) -> dict[str, int]:
         """file_bytes, image_bytes and event_bytes as stored, event_raw_bytes, chunks, events,
         last_icount; for each kind that occurs KIND_events and KIND_bytes."""
+    def damage(self) -> str | None:
+        """What was found where an unfinished or damaged file stops making sense, or None."""
     def chunk_count(self) -> int: ...
     def events(self, chunk: int) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
         """(kind, icount, vcpu, fields) of every event of a chunk, in order."""

@@ -12,9 +12,13 @@ EVENT_KINDS = (
     "hand-off",
     "cross-write",
     "stop",
+    "stale",
 )
 # What the field "stop" of a slice and the field "reason" of a stop say, by number.
-SLICE_ENDS = ("quantum", "pause", "halt", "deadline", "exit", "window")
+SLICE_ENDS = (
+    *("quantum", "pause", "halt", "deadline", "exit"),
+    *("fetch-window", "store-window", "unguard-window", "shutdown"),
+)
 STOP_REASONS = (
     *("none", "condition", "limit", "poweroff", "reset", "debug-exit"),
     *("triple-fault", "end", "deadlock"),
