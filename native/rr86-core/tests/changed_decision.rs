@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rr86_core::record::{Event, Recorder, Stop, TraceWriter};
 use rr86_core::replay::{Divergence, ReplayError, Replayer, TraceReader};
-use rr86_core::schedule::{Conditions, Machine, MachineConfig, Scheduler};
+use rr86_core::schedule::{Conditions, Machine, MachineConfig, Policy, Scheduler};
 use rr86_core::translate::engine::BlockLimits;
 use rr86_core::translate::protocol::Protocol;
 
@@ -61,7 +61,7 @@ fn machine() -> Machine {
 }
 
 fn record(path: &Path) {
-    let mut recorder = Recorder::new(machine(), Scheduler::new(5, 1000));
+    let mut recorder = Recorder::new(machine(), Scheduler::new(Policy::Uniform, 5, 1000));
     recorder
         .record_to(path, b"", &[("kernel".to_string(), &PROGRAM[..])])
         .expect("a trace");
