@@ -447,8 +447,8 @@ impl Engine {
             ));
             let left = v.run.budget;
             // A fault belongs to a slice only with an instruction after it.
-            let progressed = self.icount() != self.slice_start
-                && self.faulted_at != Some(self.icount());
+            let progressed =
+                self.icount() != self.slice_start && self.faulted_at != Some(self.icount());
             if progressed && self.switch_in(Window::Fetch, left) {
                 self.under_way[usize::from(v.cpu.id)].fetched = Some(fetched);
                 return Ok(None);
