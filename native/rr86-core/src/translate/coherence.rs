@@ -186,7 +186,14 @@ impl Engine {
                 .filter(|&id| {
                     let found_by_address = !self.protocol.virtual_keyed
                         || writer.linear.is_none_or(|l| {
-                            self.blocks.get(id).rip >> PAGE_SHIFT == l >> PAGE_SHIFT
+                            let block = self.blocks.get(id);
+                            let end = block
+                                .rip
+                                .wrapping_add(block.bytes.len() as u64)
+                                .wrapping_sub(1);
+                            [block.rip, end]
+                                .iter()
+                                .any(|at| at >> PAGE_SHIFT == l >> PAGE_SHIFT)
                         });
                     found_by_address
                         && self.tracked_ranges(id).iter().any(|&(start, size)| {
