@@ -428,7 +428,7 @@ impl Engine {
     }
 
     /// Index of the instruction after the one at this offset of a block.
-    fn index_after(&self, id: BlockId, offset: usize) -> usize {
+    pub(super) fn index_after(&self, id: BlockId, offset: usize) -> usize {
         let block = self.blocks.get(id);
         let (mut at, mut index) = (0, 0);
         while at <= offset {
