@@ -399,6 +399,9 @@ impl Engine {
             .insert(rip, paddr, second, mode, bytes, count, pages.into_iter());
         self.guard(id);
         let serial = self.blocks.get(id).serial;
+        if fetched.icount == self.icount() {
+            self.note_fetch(vcpu, fetched, Some(serial));
+        }
         let len = bytes.len() as u16;
         let digest = xxh3_64(bytes) as u32;
         let event = Observed::Link {
@@ -423,6 +426,20 @@ impl Engine {
             }
         }
         id
+    }
+
+    /// Tells of a fetch.
+    pub(super) fn note_fetch(&mut self, vcpu: u8, fetched: &Fetched, serial: Option<u64>) {
+        let event = Observed::Fetch {
+            serial,
+            vcpu,
+            rip: fetched.linear,
+            paddr: fetched.paddr,
+            len: fetched.bytes.len() as u16,
+            mode: fetched.mode.0,
+            digest: xxh3_64(&fetched.bytes) as u32,
+        };
+        self.observed.push((fetched.icount, event));
     }
 
     /// Commits a store that was checked before its vCPU was switched out.

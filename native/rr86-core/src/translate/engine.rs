@@ -63,8 +63,9 @@ pub enum Observed {
         mode: u32,
         digest: u32,
     },
-    /// A block's bytes were read, ahead of its link.
+    /// A block's bytes were read. The block has no number yet if its link comes later.
     Fetch {
+        serial: Option<u64>,
         vcpu: u8,
         rip: u64,
         paddr: u64,
