@@ -113,6 +113,7 @@ class Machine:
         block_capacity: int = 262_144,
         block_protocol: str = "precise",
         window_bias: int = 8192,
+        schedule: str = "uniform",
     ) -> Self:
         """`cpuid` rows are (leaf, subleaf or -1 for "any", eax, ebx, ecx, edx); an exact subleaf
         goes before -1, and a leaf without a row reads as zeros. `msrs` are (index, value after
@@ -220,11 +221,11 @@ class TraceReader:
     def image(self, name: str) -> bytes: ...
     def complete(self) -> bool:
         """Whether the recording was closed properly."""
-    def damage(self) -> str | None:
-        """Where and why the readable part ends, if that is before the file does."""
     def summary(self) -> dict[str, int]:
         """file_bytes, image_bytes and event_bytes as stored, event_raw_bytes, chunks, events,
         last_icount; for each kind that occurs KIND_events and KIND_bytes."""
+    def damage(self) -> str | None:
+        """What was found where an unfinished or damaged file stops making sense, or None."""
     def chunk_count(self) -> int: ...
     def events(self, chunk: int) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
         """(kind, icount, vcpu, fields) of every event of a chunk, in order."""

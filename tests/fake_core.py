@@ -243,6 +243,10 @@ class TraceReader:
     def summary(self) -> dict[str, int]:
         return {
             "chunks": 1,
+            "events": len(self.trace["events"]),
+            "event_bytes": 100,
+            "event_raw_bytes": 200,
+            "last_icount": 5,
             "slice": len(self.trace["events"]),
             "file_bytes": len(json.dumps(self.trace)),
             "image_bytes": sum(len(data) // 2 for data in self.trace["images"].values()),

@@ -1,5 +1,6 @@
 """`rr86 events`: a trace's events, one a line."""
 
+import sys
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -9,17 +10,35 @@ import typer
 
 from rr86.cli.status import fail, reporting_errors, say
 from rr86.cli.values import trace_or_newest
+from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU, SLICE_ENDS, STOP_REASONS
 
 # Fields that are addresses or digests, which nobody reads in decimal.
 _HEX = frozenset({"pc", "paddr", "page", "digest", "mode", "lines", "rip"})
+_VCPUS = frozenset({"from", "to", "by"})
+_WORDS = {("slice", "stop"): SLICE_ENDS, ("stop", "reason"): STOP_REASONS}
+_EVERY_LINE = (1 << 64) - 1
 
 
-def _text(name: str, value: int | bytes | str) -> str:
+def _plain(kind: str, name: str, value: int | bytes) -> int | str | None:
+    """A field's value as people and JSON have it: numbers that stand for words become words."""
     if isinstance(value, bytes):
-        return f"{name}={value.hex()}"
-    if isinstance(value, int) and name in _HEX:
-        return f"{name}={value:#x}"
-    return f"{name}={value}"
+        readable = (kind, name) == ("stop", "detail")
+        return value.decode(errors="replace") if readable else value.hex()
+    if name in _VCPUS:
+        return None if value == NO_VCPU else value
+    words = _WORDS.get((kind, name), ())
+    return words[value] if value < len(words) else value
+
+
+def _text(kind: str, name: str, value: int | bytes) -> str:
+    plain = _plain(kind, name, value)
+    if plain is None:
+        return f"{name}=-"
+    if name == "lines" and plain == _EVERY_LINE:
+        return "lines=all"
+    if isinstance(plain, int) and (name in _HEX or (kind == "digests" and name != "time")):
+        return f"{name}={plain:#x}"
+    return f"{name}={plain}"
 
 
 def _line(
@@ -29,7 +48,7 @@ def _line(
     fields: Mapping[str, int | bytes],
     symbolize: Callable[[int], str | None] | None,
 ) -> str:
-    parts = [_text(name, value) for name, value in fields.items() if name != "vcpu"]
+    parts = [_text(kind, name, value) for name, value in fields.items() if name != "vcpu"]
     pc = fields.get("pc")
     if symbolize is not None and isinstance(pc, int):
         symbol = symbolize(pc)
@@ -45,7 +64,11 @@ def command(
     ] = None,
     kind: Annotated[
         list[str] | None,
-        typer.Option("--kind", metavar="KIND", help="slice, fetch, invalidate…; repeatable."),
+        typer.Option(
+            "--kind",
+            metavar="KIND",
+            help=f"One of {', '.join(EVENT_KINDS)}; may be given several times.",
+        ),
     ] = None,
     vcpu: Annotated[int | None, typer.Option("--vcpu", metavar="N", help="Of this vCPU.")] = None,
     first: Annotated[
@@ -64,10 +87,16 @@ def command(
         bool, typer.Option("--symbols", help="Name the code that blocks stand for.")
     ] = False,
 ) -> None:
-    """List a trace's events: instruction count, vCPU, kind, fields."""
+    """List a trace's events: instruction count, vCPU, kind, fields.
+
+    A slice is the decision that a vCPU runs so many instructions; its moment is its start, and it
+    follows what happened in it. An input is what was typed. A hand-off moves a page from one vCPU
+    to another, that writes it (write=1) or reads it. A link makes a block of code, an invalidate
+    removes one because its bytes were written. Digests are compared when the trace is replayed.
+    """
     import json
 
-    from rr86.replay.trace import EVENT_KINDS, open_trace
+    from rr86.replay.trace import open_trace
 
     wrong = sorted(set(kind or ()) - set(EVENT_KINDS))
     if wrong:
@@ -79,6 +108,7 @@ def command(
         lookup = names.lookup
         if names.table is None:
             say(f"no symbols: {names.problem or 'the trace does not say where the kernel was'}")
+    write = sys.stdout.write
     for event in islice(recorded.events(kind or None, vcpu, first, last), limit):
         if as_json:
             row: dict[str, object] = {
@@ -87,7 +117,7 @@ def command(
                 "vcpu": event.vcpu,
             }
             for name, value in event.fields.items():
-                row.setdefault(name, value.hex() if isinstance(value, bytes) else value)
-            print(json.dumps(row))
+                row.setdefault(name, _plain(event.kind, name, value))
+            write(json.dumps(row) + "\n")
         else:
-            print(_line(event.kind, event.icount, event.vcpu, event.fields, lookup))
+            write(_line(event.kind, event.icount, event.vcpu, event.fields, lookup) + "\n")

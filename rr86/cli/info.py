@@ -1,10 +1,12 @@
 """`rr86 info`: what a trace holds, without replaying it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rr86.cli.progress import size_text
 from rr86.cli.status import reporting_errors
 from rr86.cli.values import trace_or_newest
 
@@ -30,6 +32,26 @@ def _as_dict(trace: "Trace") -> dict[str, object]:
     }
 
 
+def _sizes(summary: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Where the file's bytes go."""
+    events, raw = summary["event_bytes"], summary["event_raw_bytes"]
+    return [
+        ("file", f"{size_text(summary['file_bytes'])} ({summary['file_bytes']:,} bytes)"),
+        ("images", size_text(summary["image_bytes"])),
+        (
+            "events",
+            f"{size_text(events)} in {summary['chunks']:,} chunks, {size_text(raw)} unpacked",
+        ),
+        ("all events", f"{summary['events']:,}"),
+    ]
+
+
+def _count(summary: Mapping[str, int], kind: str) -> str:
+    """Number and size of the events of a kind."""
+    number = summary.get(f"{kind}_events", 0)
+    return f"{number:,} ({size_text(summary[f'{kind}_bytes'])})" if number else "0"
+
+
 @reporting_errors
 def command(
     trace: Annotated[
@@ -37,8 +59,15 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
-    """Show what a trace holds: board, images, events, and how the recording ended."""
+    """Show what a trace holds: board, images, events, and how the recording ended.
+
+    Nothing is run. A trace holds no date, so that equal runs give equal files; the date shown
+    is the file's own.
+    """
+    from datetime import datetime
+
     from rr86.replay.trace import open_trace
+    from rr86.replay.vocabulary import EVENT_KINDS
 
     recorded = open_trace(trace_or_newest(trace))
     content = _as_dict(recorded)
@@ -49,6 +78,7 @@ def command(
         return
     rows: list[tuple[str, str]] = [
         ("trace", str(recorded.path)),
+        ("written", f"{datetime.fromtimestamp(recorded.path.stat().st_mtime):%Y-%m-%d %H:%M:%S}"),
         ("finished", "yes" if recorded.complete else "no: replays up to its last whole chunk"),
         ("recorded by", f"rr86 {recorded.header.version} on {recorded.header.host}"),
     ]
@@ -57,17 +87,21 @@ def command(
         (image.name, f"{image.file}, {image.length:,} bytes, {image.digest}")
         for image in recorded.images()
     ]
-    rows += [(name.replace("_", " "), f"{value:,}") for name, value in recorded.summary().items()]
+    summary = recorded.summary()
+    rows += _sizes(summary)
+    rows += [(f"  {kind}", _count(summary, kind)) for kind in EVENT_KINDS]
+    rows.append(("last moment", f"instruction {summary['last_icount']:,}"))
     footer = recorded.footer
     if footer is not None:
         if footer.kaslr_offset is not None:
             rows.append(("KASLR offset", f"{footer.kaslr_offset:#x}"))
         if footer.stop:
-            icount = footer.stop.get("icount")
+            icount, time_ns = footer.stop.get("icount", 0), footer.stop.get("time_ns", 0)
             condition = footer.stop.get("condition")
             why = footer.stop.get("reason", "unknown")
             met = f" ({condition})" if condition else ""
             rows.append(("ended by", f"{why}{met} at instruction {icount}"))
+            rows.append(("virtual time", f"{time_ns / 1e9:.6f} s"))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")

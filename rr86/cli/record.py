@@ -21,7 +21,7 @@ _INTERACTIVE_WAIT = 0.5
 @reporting_errors
 def command(
     kernel: Annotated[Path, typer.Argument(help="Linux bzImage or vmlinux, or a Multiboot image.")],
-    smp: Annotated[int, typer.Option("--smp", metavar="N", help="Number of vCPUs.")] = 1,
+    smp: Annotated[int, typer.Option("--smp", metavar="N", help="Number of vCPUs, 1 to 64.")] = 1,
     memory: Annotated[
         str, typer.Option("-m", "--memory", metavar="SIZE", help="RAM, as 512M or 2G.")
     ] = "512M",
@@ -39,7 +39,10 @@ def command(
         typer.Option("-o", "--output", metavar="FILE", help="Trace; by default <kernel>-NNN.rr86."),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", help="Draws schedule and entropy.")
+        int,
+        typer.Option(
+            "--seed", metavar="N", help="Another seed is another schedule, and other entropy."
+        ),
     ] = 0,
     quantum: Annotated[
         int | None,
@@ -49,6 +52,12 @@ def command(
         int | None,
         typer.Option("--max-block", metavar="N", help="Most instructions in a block."),
     ] = None,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            "--schedule", metavar="NAME", help="How vCPUs take turns: uniform, random, pct, starve."
+        ),
+    ] = "uniform",
     block_protocol: Annotated[
         str,
         typer.Option(
@@ -75,19 +84,28 @@ def command(
     limit_instructions: Annotated[
         int | None,
         typer.Option(
-            "--limit-instructions", metavar="N", parser=parse_count, help="As 500M or 2G."
+            "--limit-instructions",
+            metavar="N",
+            parser=parse_count,
+            help="End after so many, as 500M or 2G.",
         ),
     ] = None,
     limit_virtual_time: Annotated[
         int | None,
         typer.Option(
-            "--limit-virtual-time", metavar="TIME", parser=parse_duration, help="As 10s or 2m."
+            "--limit-virtual-time",
+            metavar="TIME",
+            parser=parse_duration,
+            help="End after so long, as 10s or 2m.",
         ),
     ] = None,
     limit_trace_size: Annotated[
         int | None,
         typer.Option(
-            "--limit-trace-size", metavar="SIZE", parser=parse_bytes, help="As 100M or 2G."
+            "--limit-trace-size",
+            metavar="SIZE",
+            parser=parse_bytes,
+            help="End at this size, as 100M or 2G.",
         ),
     ] = None,
     no_input: Annotated[bool, typer.Option("--no-input", help="Give stdin to nobody.")] = False,
@@ -112,6 +130,7 @@ def command(
     more: dict[str, int | str | None] = {
         "quantum": quantum,
         "max_block": max_block,
+        "schedule": schedule,
         "protocol": block_protocol,
         "window_bias": window_bias,
     }

@@ -31,7 +31,8 @@ def _moment(stop: "Stop | None") -> str:
 def main() -> int:
     """Record, replay, compare; the exit status says whether they agree."""
     from rr86.record.recorder import record
-    from rr86.replay.trace import EVENT_KINDS, open_trace
+    from rr86.replay.trace import open_trace
+    from rr86.replay.vocabulary import EVENT_KINDS
 
     TRACE.parent.mkdir(exist_ok=True)
     console = bytearray()

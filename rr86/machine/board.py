@@ -77,6 +77,7 @@ class Placement:
             "block_capacity": spec.block_capacity,
             "block_protocol": spec.protocol,
             "window_bias": spec.window_bias,
+            "schedule": spec.schedule,
         }
 
     def apply(self, machine: LoadTarget) -> None:

@@ -18,8 +18,8 @@ MIN_LINUX_MEMORY = 96 * MIB
 """A distribution kernel unpacks itself and its initial file systems; below this it panics."""
 MAX_MEMORY = 64 * GIB
 
-SCHEDULES = ("seeded",)
-"""How vCPUs take turns: "seeded" draws the next vCPU and the slice's length from `seed`."""
+SCHEDULES = ("uniform", "random", "pct", "starve")
+"""How vCPUs take turns; all draw from `seed`. See docs/determinism.md."""
 PROTOCOLS = (
     "precise",
     "qemu-7.2",
@@ -73,7 +73,7 @@ class BoardSpec:
     """What the RTC shows at power-on, in Unix seconds (UTC)."""
     seed: int = 0
     """Draws the schedule and the guest's entropy."""
-    schedule: str = "seeded"
+    schedule: str = "uniform"
     quantum: int = 100_000
     """Mean length of a slice, in instructions."""
     protocol: str = "precise"

@@ -12,25 +12,10 @@ from rr86.record.metadata import Footer, Header
 from rr86.replay.conditions import Condition
 from rr86.replay.session import ReplaySession
 from rr86.replay.stop import Stop
+from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU
 
 if TYPE_CHECKING:
     from rr86.machine.spec import BoardSpec
-
-EVENT_KINDS = (
-    "slice",
-    "time-skip",
-    "input",
-    "digests",
-    "fetch",
-    "link",
-    "invalidate",
-    "flush",
-    "hand-off",
-    "cross-write",
-    "stale",
-    "stop",
-)
-_NO_VCPU = 0xFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +126,7 @@ class Trace:
                     and (first is None or icount >= first)
                     and (last is None or icount <= last)
                 ):
-                    yield Event(kind, icount, None if where == _NO_VCPU else where, fields)
+                    yield Event(kind, icount, None if where == NO_VCPU else where, fields)
 
     def session(
         self, verify: bool = True, console: Callable[[bytes], None] | None = None

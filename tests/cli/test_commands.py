@@ -191,7 +191,7 @@ def test_info_describes_the_recording(core: FakeCore, kernel: Path) -> None:
 
 def test_events_come_as_lines_or_json(core: FakeCore, kernel: Path) -> None:
     rr86("record", str(kernel))
-    assert rr86("events").stdout.split() == ["0", "0", "slice", "instructions=5", "stop=4"]
+    assert rr86("events").stdout.split() == ["0", "0", "slice", "instructions=5", "stop=exit"]
     row = json.loads(rr86("events", "--json", "--limit", "1").stdout)
     assert (row["kind"], row["vcpu"], row["instructions"]) == ("slice", 0, 5)
     assert rr86("events", "--vcpu", "3").stdout == ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import rr86
 from tests.guests.build import Guest, build
@@ -72,7 +73,7 @@ def record_guest(
     *,
     append: str | None = None,
     until: Iterable[str] = (),
-    **options: int | str | bool,
+    **options: Any,
 ) -> Recorded:
     """Record `guest` to its end, stopping at each condition of `until` and going on."""
     console = bytearray()

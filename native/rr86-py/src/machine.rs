@@ -11,7 +11,7 @@ use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
 use rr86_core::record::{Recorder, Stop};
 use rr86_core::replay::{Replayer, TraceReader};
-use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Scheduler};
+use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
 use rr86_core::translate::engine::BlockLimits;
 use rr86_core::translate::protocol::{Protocol, PROTOCOLS};
 
@@ -109,7 +109,7 @@ impl Machine {
     #[new]
     #[pyo3(signature = (*, memory, vcpus, cpuid, msrs=Vec::new(), seed=0, quantum=100_000,
         start_time=1_700_000_000, fw_cfg=Vec::new(), fw_cfg_files=Vec::new(), max_block=64,
-        block_capacity=262_144, block_protocol="precise", window_bias=8192))]
+        block_capacity=262_144, block_protocol="precise", window_bias=8192, schedule="uniform"))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         memory: u64,
@@ -125,7 +125,9 @@ impl Machine {
         block_capacity: usize,
         block_protocol: &str,
         window_bias: u32,
+        schedule: &str,
     ) -> PyResult<Self> {
+        let policy = Policy::named(schedule).map_err(|e| NativeError::new_err(e.to_string()))?;
         let protocol = Protocol::named(block_protocol).ok_or_else(|| {
             NativeError::new_err(format!("there is no block protocol {block_protocol:?}"))
         })?;
@@ -155,7 +157,7 @@ impl Machine {
             },
         })
         .map_err(errors::machine)?;
-        let mut recorder = Recorder::new(machine, Scheduler::new(seed, quantum));
+        let mut recorder = Recorder::new(machine, Scheduler::new(policy, seed, quantum));
         recorder.set_window_bias(seed, window_bias);
         Ok(Self {
             driver: Mutex::new(Driver::Record(Box::new(recorder))),

@@ -7,6 +7,7 @@
 
 use super::device::{load_from_bytes, save_to_bytes, LoadError, Reader, State, Writer};
 use super::fw_cfg::FwCfg;
+use super::fw_cfg_dma::Access;
 use super::hpet::{self, Hpet, Route};
 use super::i8042::I8042;
 use super::ioapic::{self, IoApic};
@@ -547,15 +548,28 @@ impl Board {
 
     // --- Signals and consoles -----------------------------------------------------------------
 
-    /// Whether [`Board::take_signals`] has something to give.
+    /// Whether [`Board::take_signals`] or [`Board::dma_access`] has something to give.
     #[must_use]
     pub fn has_signals(&self) -> bool {
-        !self.signals.is_empty()
+        !self.signals.is_empty() || self.fw_cfg.dma.busy()
     }
 
     /// What the calls since the last time ask of vCPUs and machine, in order.
     pub fn take_signals(&mut self) -> Vec<Signal> {
         std::mem::take(&mut self.signals)
+    }
+
+    /// The access to guest memory that a device needs next. Tell its outcome with
+    /// [`Board::dma_done`], and ask again until there is none.
+    #[must_use]
+    pub fn dma_access(&self) -> Option<Access> {
+        self.fw_cfg.dma_access()
+    }
+
+    /// The access that [`Board::dma_access`] gave has been made: the bytes read (none for a write),
+    /// or `None` where there is no RAM.
+    pub fn dma_done(&mut self, bytes: Option<&[u8]>) {
+        self.fw_cfg.dma_done(bytes);
     }
 
     /// Bytes that arrive at COM1 from outside.

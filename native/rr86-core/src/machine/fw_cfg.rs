@@ -1,15 +1,18 @@
-//! QEMU's firmware configuration device (ports 0x510/0x511), without DMA.
+//! QEMU's firmware configuration device (ports 0x510/0x511, DMA at 0x514 to 0x51b).
 //!
 //! The guest writes a 16-bit key to port 0x510 and reads that item's bytes one after another from
-//! port 0x511; behind the end it reads zeros. Keys and the file directory follow QEMU's
-//! `docs/specs/fw_cfg`. Items are read-only and part of the board's configuration, so the state is
-//! only the selected key and the position.
+//! port 0x511; behind the end it reads zeros. Or it gives the device the address of a descriptor (in
+//! [`fw_cfg_dma`](super::fw_cfg_dma)) through the DMA address register, big-endian like everything of
+//! the DMA interface; the write of the lower half starts the transfer. Keys and the file directory
+//! follow QEMU's `docs/specs/fw_cfg`. Items are read-only and part of the board's configuration, so
+//! the state is only the selected key, the position and a transfer under way.
 //!
-//! Interface: [`FwCfg::read`] and [`FwCfg::write`] with offset 0 or 1 from 0x510, whole accesses (the
+//! Interface: [`FwCfg::read`] and [`FwCfg::write`] with the offset from 0x510, whole accesses (the
 //! caller must not split them into bytes, since the selector is 16 bits wide and overlaps the data
-//! port); [`FwCfg::reset`].
+//! port); [`FwCfg::dma`], which the machine serves between two blocks; [`FwCfg::reset`].
 
 use super::device::{LoadError, Reader, State, Writer};
+use super::fw_cfg_dma::Dma;
 use std::collections::BTreeMap;
 
 const KEY_SIGNATURE: u16 = 0x00;
@@ -25,8 +28,12 @@ const KEY_MASK: u16 = 0xbfff;
 /// Keys of one space, without the architecture bit.
 const KEY_SPACE_END: u16 = 0x4000;
 
-/// Interface id: the traditional interface, no DMA (bit 1).
-const INTERFACE_TRADITIONAL: u32 = 1;
+/// Interface id: the traditional interface (bit 0) and DMA (bit 1).
+const INTERFACES: u32 = 3;
+/// Offset of the DMA address register from the selector.
+const DMA_ADDRESS: u16 = 4;
+/// What the DMA address register reads as.
+const DMA_SIGNATURE: &[u8; 8] = b"QEMU CFG";
 /// Room for a file's name in the directory, with its final zero.
 const FILE_NAME_SIZE: usize = 56;
 
@@ -35,6 +42,7 @@ pub struct FwCfg {
     items: BTreeMap<u16, Vec<u8>>,
     selector: u16,
     position: u32,
+    pub(super) dma: Dma,
 }
 
 impl FwCfg {
@@ -51,7 +59,7 @@ impl FwCfg {
         let cpus = u16::try_from(vcpus).unwrap_or(u16::MAX).to_le_bytes();
         let mut map = BTreeMap::new();
         map.insert(KEY_SIGNATURE, b"QEMU".to_vec());
-        map.insert(KEY_ID, INTERFACE_TRADITIONAL.to_le_bytes().to_vec());
+        map.insert(KEY_ID, INTERFACES.to_le_bytes().to_vec());
         map.insert(KEY_RAM_SIZE, memory.to_le_bytes().to_vec());
         map.insert(KEY_NB_CPUS, cpus.to_vec());
         map.insert(KEY_MAX_CPUS, cpus.to_vec());
@@ -86,48 +94,68 @@ impl FwCfg {
             items: map,
             selector: KEY_SIGNATURE,
             position: 0,
+            dma: Dma::default(),
         }
     }
 
     /// Back to the state after power-on.
     pub fn reset(&mut self) {
-        self.selector = KEY_SIGNATURE;
-        self.position = 0;
+        self.select(KEY_SIGNATURE);
+        self.dma = Dma::default();
     }
 
     /// Reads port 0x510 + `offset`. The selector reads as zero; each read at offset 1 takes one byte
-    /// of the item, and further bytes of a wide access belong to ports that do not exist.
+    /// of the item, and further bytes of a wide access belong to ports that do not exist. The DMA
+    /// address register reads as the device's signature.
     pub fn read(&mut self, offset: u16, size: usize, _now: u64) -> u32 {
         match (offset, size) {
             (0, 1) => 0,
             (0, _) => 0xffff_0000 | u32::from(self.next_byte()) << 8,
             (1, 1) => u32::from(self.next_byte()),
             (1, _) => 0xffff_ff00 | u32::from(self.next_byte()),
+            (DMA_ADDRESS.., _) => (0..size.min(4)).fold(0, |value, index| {
+                let byte = DMA_SIGNATURE.get(usize::from(offset - DMA_ADDRESS) + index);
+                value | u32::from(*byte.unwrap_or(&0xff)) << (8 * index)
+            }),
             _ => u32::MAX,
         }
     }
 
-    /// Writes port 0x510 + `offset`: a write of two bytes at offset 0 selects an item, others do
-    /// nothing (items are read-only).
+    /// Writes port 0x510 + `offset`: a write of two bytes at offset 0 selects an item, four bytes go
+    /// to a half of the DMA address register, others do nothing (items are read-only).
     pub fn write(&mut self, offset: u16, size: usize, value: u32, _now: u64) {
-        if offset == 0 && size >= 2 {
-            self.selector = value as u16 & KEY_MASK;
-            self.position = 0;
+        match (offset, size) {
+            (0, 2..) => self.select(value as u16),
+            (DMA_ADDRESS, 4) => self.dma.write_high(value.swap_bytes()),
+            (8, 4) => self.dma.write_low(value.swap_bytes()),
+            _ => {}
         }
     }
 
-    fn next_byte(&mut self) -> u8 {
-        let byte = self
-            .items
+    /// Selects an item, from its beginning.
+    pub(super) fn select(&mut self, key: u16) {
+        self.selector = key & KEY_MASK;
+        self.position = 0;
+    }
+
+    /// The item's bytes from the position on.
+    pub(super) fn rest(&self) -> &[u8] {
+        self.items
             .get(&self.selector)
-            .and_then(|item| item.get(usize::try_from(self.position).ok()?));
-        match byte {
-            Some(&byte) => {
-                self.position = self.position.saturating_add(1);
-                byte
-            }
-            None => 0,
-        }
+            .and_then(|item| item.get(usize::try_from(self.position).ok()?..))
+            .unwrap_or(&[])
+    }
+
+    /// Moves on by `count` bytes, at most to the item's end.
+    pub(super) fn skip(&mut self, count: u32) {
+        let left = u32::try_from(self.rest().len()).unwrap_or(u32::MAX);
+        self.position = self.position.saturating_add(count.min(left));
+    }
+
+    fn next_byte(&mut self) -> u8 {
+        let byte = self.rest().first().copied();
+        self.skip(1);
+        byte.unwrap_or(0)
     }
 }
 
@@ -135,12 +163,13 @@ impl State for FwCfg {
     fn save(&self, w: &mut Writer) {
         w.u16(self.selector);
         w.u32(self.position);
+        self.dma.save(w);
     }
 
     fn load(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
         self.selector = r.u16()?;
         self.position = r.u32()?;
-        Ok(())
+        self.dma.load(r)
     }
 }
 
@@ -169,7 +198,7 @@ mod tests {
     fn the_board_is_described() {
         let mut d = device();
         assert_eq!(item(&mut d, 0x00, 4), b"QEMU");
-        assert_eq!(item(&mut d, 0x01, 4), [1, 0, 0, 0]);
+        assert_eq!(item(&mut d, 0x01, 4), [3, 0, 0, 0]);
         assert_eq!(item(&mut d, 0x03, 8), (512u64 << 20).to_le_bytes());
         assert_eq!(item(&mut d, 0x05, 2), [4, 0]);
         assert_eq!(item(&mut d, 0x0f, 2), [4, 0]);

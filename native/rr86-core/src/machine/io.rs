@@ -30,7 +30,7 @@ impl Board {
         }
         match port {
             0xcf8..=0xcff if usize::from(port - 0xcf8) + size <= 8 => Some(Wide::Pci(port - 0xcf8)),
-            0x510 | 0x511 => Some(Wide::FwCfg(port - 0x510)),
+            0x510 | 0x511 | 0x514..=0x51b => Some(Wide::FwCfg(port - 0x510)),
             _ => None,
         }
     }

@@ -9,6 +9,7 @@ pub mod board;
 mod bus;
 pub mod device;
 pub mod fw_cfg;
+pub mod fw_cfg_dma;
 pub mod hpet;
 pub mod i8042;
 pub mod io;

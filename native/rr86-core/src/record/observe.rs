@@ -34,6 +34,7 @@ pub fn event(observed: &Observed) -> Event {
             digest,
         }),
         Observed::Fetch {
+            serial,
             vcpu,
             rip,
             paddr,
@@ -41,7 +42,7 @@ pub fn event(observed: &Observed) -> Event {
             mode,
             digest,
         } => Event::Fetch(Block {
-            id: 0,
+            id: serial.unwrap_or(0),
             vcpu,
             pc: rip,
             paddr,

@@ -227,6 +227,7 @@ impl Recorder {
                 } => {
                     self.drain()?;
                     self.slices += 1;
+                    self.scheduler.note(stop);
                     let stop = observe::slice_end(stop);
                     self.push(
                         start,

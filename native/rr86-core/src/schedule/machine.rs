@@ -13,6 +13,7 @@ use crate::cpu::cpuid::{CpuidRow, CpuidTable};
 use crate::cpu::registers::{self, RegisterError};
 use crate::cpu::save;
 use crate::cpu::state::{Activity, RFlags};
+use crate::machine::fw_cfg_dma::Access;
 use crate::machine::{Board, BoardConfig, Signal};
 use crate::translate::dispatch::{RunEnd, Span};
 use crate::translate::engine::{Agent, BlockLimits, Engine, HostError, StopCause};
@@ -310,9 +311,41 @@ impl Machine {
             .any(|v| v != vcpu && self.engine.cpu(v).activity == Activity::Active)
     }
 
-    /// Serves the board's signals.
+    /// Makes the accesses to memory that devices ask for.
+    fn serve_dma(&mut self) {
+        while let Some(access) = self.board().dma_access() {
+            match access {
+                Access::Read { paddr, length } => {
+                    let mut bytes = vec![0; length];
+                    let inside = self.is_ram(paddr, length);
+                    if inside {
+                        self.engine.ram.read(paddr, &mut bytes);
+                    }
+                    self.board().dma_done(inside.then_some(&bytes));
+                }
+                Access::Write { paddr, data } => {
+                    let inside = self.is_ram(paddr, data.len());
+                    if inside {
+                        self.engine
+                            .write_physical(Agent::Device, paddr, &data, None);
+                    }
+                    self.board().dma_done(inside.then_some(&[]));
+                }
+            }
+        }
+    }
+
+    /// Whether all bytes of a range of at most a page are RAM.
+    fn is_ram(&self, paddr: u64, length: usize) -> bool {
+        let last = paddr.checked_add(length.max(1) as u64 - 1);
+        let ram = &self.engine.ram;
+        last.is_some_and(|last| [paddr, last].iter().all(|&at| ram.page_index(at).is_some()))
+    }
+
+    /// Serves the board's signals and DMA.
     fn serve(&mut self) {
         while self.board().has_signals() {
+            self.serve_dma();
             for signal in self.board().take_signals() {
                 match signal {
                     Signal::Init(v) => {

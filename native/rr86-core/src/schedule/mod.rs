@@ -12,4 +12,4 @@ pub use conditions::{Condition, Conditions};
 pub use machine::{
     Decision, Ending, Machine, MachineConfig, MachineError, SliceReport, SliceStop, Wait,
 };
-pub use scheduler::Scheduler;
+pub use scheduler::{Policy, Scheduler};

@@ -232,7 +232,14 @@ impl Engine {
                 .filter(|&id| {
                     let found_by_address = !self.protocol.virtual_keyed
                         || writer.linear.is_none_or(|l| {
-                            self.blocks.get(id).rip >> PAGE_SHIFT == l >> PAGE_SHIFT
+                            let block = self.blocks.get(id);
+                            let end = block
+                                .rip
+                                .wrapping_add(block.bytes.len() as u64)
+                                .wrapping_sub(1);
+                            [block.rip, end]
+                                .iter()
+                                .any(|at| at >> PAGE_SHIFT == l >> PAGE_SHIFT)
                         });
                     found_by_address
                         && self.tracked_ranges(id).iter().any(|&(start, size)| {
@@ -437,12 +444,19 @@ impl Engine {
             .blocks
             .insert(rip, paddr, second, mode, bytes, count, pages.into_iter());
         self.guard(id);
+<<<<<<< HEAD
         let linked_at = self.icount();
         let block = self.blocks.get_mut(id);
         block.made_by = vcpu;
         block.fetched_at = fetched.icount;
         block.linked_at = linked_at;
         let serial = block.serial;
+=======
+        let serial = self.blocks.get(id).serial;
+        if fetched.icount == self.icount() {
+            self.note_fetch(vcpu, fetched, Some(serial));
+        }
+>>>>>>> main
         let len = bytes.len() as u16;
         let digest = xxh3_64(bytes) as u32;
         let event = Observed::Link {
@@ -467,6 +481,20 @@ impl Engine {
             }
         }
         id
+    }
+
+    /// Tells of a fetch.
+    pub(super) fn note_fetch(&mut self, vcpu: u8, fetched: &Fetched, serial: Option<u64>) {
+        let event = Observed::Fetch {
+            serial,
+            vcpu,
+            rip: fetched.linear,
+            paddr: fetched.paddr,
+            len: fetched.bytes.len() as u16,
+            mode: fetched.mode.0,
+            digest: xxh3_64(&fetched.bytes) as u32,
+        };
+        self.observed.push((fetched.icount, event));
     }
 
     /// Commits a store that was checked before its vCPU was switched out.

@@ -4,7 +4,7 @@
 use super::cache::BlockId;
 use super::classify::shape::{self, Shape};
 use super::emit::{self, Request};
-use super::engine::{Engine, Observed, Resume, StopCause};
+use super::engine::{Engine, Resume, StopCause};
 use super::execute::Flow;
 use super::mode::Mode;
 use super::signals;
@@ -19,7 +19,6 @@ use crate::cpu::paging::Access;
 use crate::cpu::state::{sreg, Activity, RFlags};
 use crate::memory::pages::HandOffKind;
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
-use xxhash_rust::xxh3::xxh3_64;
 
 /// Why a vCPU stopped running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -428,6 +427,7 @@ impl Engine {
             Ok(fetched) => fetched,
             Err(id) => return Ok(Some(id)),
         };
+<<<<<<< HEAD
         if self.protocol.fetch_window {
             let Fetched {
                 rip,
@@ -454,6 +454,15 @@ impl Engine {
                 self.under_way[usize::from(v.cpu.id)].fetched = Some(fetched);
                 return Ok(None);
             }
+=======
+        // A fault belongs to a slice only with an instruction after it.
+        let progressed =
+            self.icount() != self.slice_start && self.faulted_at != Some(self.icount());
+        if self.protocol.fetch_window && progressed && self.switch_in(Window::Fetch, v.run.budget) {
+            self.note_fetch(v.cpu.id, &fetched, None);
+            self.under_way[usize::from(v.cpu.id)].fetched = Some(fetched);
+            return Ok(None);
+>>>>>>> main
         }
         Ok(Some(self.link(v.cpu.id, &fetched)))
     }

@@ -64,8 +64,9 @@ pub enum Observed {
         mode: u32,
         digest: u32,
     },
-    /// A block's bytes were read, ahead of its link.
+    /// A block's bytes were read. The block has no number yet if its link comes later.
     Fetch {
+        serial: Option<u64>,
         vcpu: u8,
         rip: u64,
         paddr: u64,
@@ -453,7 +454,7 @@ impl Engine {
     }
 
     /// Index of the instruction after the one at this offset of a block.
-    fn index_after(&self, id: BlockId, offset: usize) -> usize {
+    pub(super) fn index_after(&self, id: BlockId, offset: usize) -> usize {
         let block = self.blocks.get(id);
         let (mut at, mut index) = (0, 0);
         while at <= offset {

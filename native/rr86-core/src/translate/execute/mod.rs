@@ -291,7 +291,8 @@ pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
     engine.stopped = Some(StopCause::Hook);
     let block = engine.blocks.get(v.run.site_block);
     v.cpu.rip = block.rip.wrapping_add(u64::from(site.offset));
-    let index = usize::from(block.count) - usize::from(site.remaining);
+    // Not by what remains: of a part of a block, that is less.
+    let index = engine.index_after(v.run.site_block, usize::from(site.offset)) - 1;
     v.run.budget += i64::from(site.remaining);
     v.run.exit = Exit::Stopped as u32;
     engine.resume[usize::from(v.cpu.id)] = Some(Resume {

@@ -1,0 +1,26 @@
+"""The words of a trace's events, in the order of their numbers; see docs/trace-format.md."""
+
+EVENT_KINDS = (
+    "slice",
+    "time-skip",
+    "input",
+    "digests",
+    "fetch",
+    "link",
+    "invalidate",
+    "flush",
+    "hand-off",
+    "cross-write",
+    "stop",
+    "stale",
+)
+# What the field "stop" of a slice and the field "reason" of a stop say, by number.
+SLICE_ENDS = (
+    *("quantum", "pause", "halt", "deadline", "exit"),
+    *("fetch-window", "store-window", "unguard-window", "shutdown"),
+)
+STOP_REASONS = (
+    *("none", "condition", "limit", "poweroff", "reset", "debug-exit"),
+    *("triple-fault", "end", "deadlock"),
+)
+NO_VCPU = 0xFF
