@@ -269,18 +269,18 @@ def _prove(trace: Trace, finding: Finding, write: Write) -> None:
         if str(stop.condition) != "stale":
             break
         block = machine.current_block(stop.vcpu)
-        # Once past the failure, another race may hit the same place; it is not this one.
+        # Made after the write, a block that goes stale is the victim of a later one.
         same = block is not None and tuple(block["ranges"]) == victim.ranges
-        if same and block is not None and block["source"] == victim.source:
+        if same and block is not None and block["fetched_at"] <= write.committed:
             again.append(f"vCPU {stop.vcpu} executed it stale at {stop.icount:,}")
             break
         others += 1
     if again:
         what = f"the failure is still there: {again[0]}"
     elif stop.over:
-        what = f"the block is never stale; the run ends with: {stop.reason}"
+        what = f"the failure is gone; the run ends with: {stop.reason}"
     else:
-        what = f"the block is never stale, {stop.icount - execution.icount:,} instructions further"
+        what = f"the failure is gone, {stop.icount - execution.icount:,} instructions further"
     finding.proof = Proof(
         proved=not again and (stop.over or stop.icount >= execution.icount),
         how=how,

@@ -144,7 +144,9 @@ def window(protocol: str, victim: Victim, write: Write) -> tuple[str, str]:
     known = protocol_named(protocol)
     if not protocol.startswith("qemu"):
         return protocol, known.mistake if known is not None else "an unknown protocol"
-    if write.passage == "late" and write.checked <= victim.linked <= write.committed:
+    read_between = write.checked < victim.fetched <= write.committed
+    linked_between = write.checked < victim.linked <= write.committed
+    if write.passage == "late" and (read_between or linked_between):
         return (
             "W2",
             "the store looked for blocks before this one was linked, and its data came after the "

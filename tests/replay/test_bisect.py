@@ -14,17 +14,14 @@ from rr86.replay.bisect import Choice, bisect_invalidation
 from rr86.replay.int3 import look
 from tests.guests.build import load_manifest
 from tests.guests.machines import Recorded, record_guest, replay
+from tests.guests.test_patched_code import EXPOSES, guilty_stores
 
-# Short slices and wide windows, so that few rounds are enough.
-EAGER: dict[str, int | str | bool] = {"quantum": 2000, "window_bias": 32768, "seed": 1}
 STRAY_INT3 = 0x21
-# text_poke_bp's three writes, in the order of the guest's log.
-STEPS = ("int3", "tail", "first")
 
 
-def poking(path: Path, protocol: str, rounds: int, **options: int | str | bool) -> Recorded:
+def poking(path: Path, protocol: str, rounds: int, seed: int = 3) -> Recorded:
     guest = replace(load_manifest()["textpoke"], append=f"rounds={rounds}")
-    return record_guest(guest, path, **{**EAGER, "protocol": protocol, **options})
+    return record_guest(guest, path, protocol=protocol, seed=seed, quantum=2000, window_bias=32768)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +79,6 @@ def test_logging_writes_does_not_change_the_run(stale: Recorded) -> None:
 
 
 def test_the_named_write_is_the_one_that_the_guest_logged(stale: Recorded) -> None:
-    # The guest logs a round when it is over; the round that failed is the one that is missing, or
-    # the last. What is at the site now is told by the message about the stray INT3.
     console = stale.outcome.console.decode()
     told = re.search(r"STRAY INT3 on vCPU (\d+) at ([0-9a-f]+) after .* memory: (\w+)", console)
     assert told is not None
@@ -106,13 +101,12 @@ def test_the_named_write_is_the_one_that_the_guest_logged(stale: Recorded) -> No
     assert finding.victim.born_stale
     assert finding.victim.fetched <= write.committed <= finding.victim.linked
 
-    # Rounds before: the guest's own time of each of its three writes, to place ours between.
+    # The guest logged the round before it noticed: who wrote, what, and the TSC just before.
     log = stale.outcome.debugcon.decode()
-    rounds = re.findall(r"round=\d+ vcpu=(\d+) .*int3=(\d+) tail=(\d+) first=(\d+)", log)
-    last_first = max((int(row[3]) for row in rounds), default=0)
-    same = [row for row in rounds if int(row[3]) <= write.committed]
-    if last_first >= write.committed - 2000 and same:
-        assert int(same[-1][0]) == write.vcpu
+    rounds = re.findall(r"round=\d+ vcpu=(\d+) .* at=(\w+) old=\w+ new=(\w+) .* first=(\d+)", log)
+    vcpu, at, new, first = rounds[-1]
+    assert (write.vcpu, site, told[3]) == (int(vcpu), int(at, 16), new)
+    assert int(first) < write.committed < int(first) + 200
 
 
 def test_the_proof_is_a_run_in_which_the_guest_is_well(stale: Recorded) -> None:
@@ -183,3 +177,41 @@ def test_the_stale_kind_of_events_can_be_listed(stale: Recorded) -> None:
     kinds = {event.kind for event in stale.trace().events(("stale",))}
     assert kinds == {"stale"}
     assert rr86.open_trace(stale.path).spec.protocol == "qemu-7.2"
+
+
+# Guest, protocol, and which windows the write may have gone through.
+PATCHED = [
+    *(
+        (name, protocol, {protocol})
+        for name, (protocol, _) in sorted(EXPOSES.items())
+        if name != "rel-same"
+    ),
+    ("xmod", "qemu-7.2", {"W1'", "W2", "W3"}),
+    ("xmod", "qemu-10", {"W1'", "W2", "W3"}),
+    ("xmod-shared", "qemu-7.2", {"W1", "W2"}),
+    ("xmod-shared", "qemu-10", {"W2"}),
+]
+
+
+@pytest.mark.parametrize(("name", "protocol", "windows"), PATCHED)
+def test_the_named_write_is_one_that_the_guest_calls_guilty(
+    name: str, protocol: str, windows: set[str], tmp_path: Path
+) -> None:
+    recorded = record_guest(load_manifest()[name], tmp_path / "guest.rr86", protocol=protocol)
+    trace = recorded.trace()
+    finding = bisect_invalidation(trace)
+    assert finding is not None
+    assert finding.proved
+    assert finding.window in windows
+    write = finding.write
+    assert write is not None
+    stores = [
+        store
+        for store in guilty_stores(recorded.outcome.debugcon)
+        if store.paddr <= write.paddr < store.paddr + len(store.new)
+        and store.tsc <= write.committed <= store.until
+    ]
+    assert len(stores) == 1
+    assert stores[0].vcpu == ("device" if write.vcpu is None else str(write.vcpu))
+    offset = write.paddr - stores[0].paddr
+    assert stores[0].old[offset:].startswith(write.old)
