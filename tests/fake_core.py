@@ -208,6 +208,11 @@ class Machine:
                 return data[address - start : address - start + length]
         return b""
 
+    def current_block(self, vcpu: int) -> dict[str, Any]:
+        rip = self.registers(vcpu)["rip"]
+        source = self.read_virtual(vcpu, rip, 1)
+        return {"serial": 7, "rip": rip, "source": source, "memory": source}
+
     def stats(self) -> dict[str, int]:
         return {"instructions": self.position, "slices": len(self.runs)}
 

@@ -100,6 +100,7 @@ def test_a_stop_shows_what_the_guest_was_doing(core: FakeCore, kernel: Path) -> 
     assert "RIP: 0010:0000000000100002 start+0x2" in text
     assert "[IF ZF PF]" in text
     assert "=> 0x100002: cc" in text
+    assert "honest int3: memory holds cc, as block 7 does" in text
     assert "Call stack:" in text
     assert "vCPU 1: running at" in text
 
