@@ -11,9 +11,13 @@ __all__ = [
     "NativeError",
     "TraceError",
     "TraceReader",
+    "block_protocols",
 ]
 
 VERSION: str
+
+def block_protocols() -> list[str]:
+    """Names of the block protocols, "precise" first."""
 
 class NativeError(Exception):
     """Any failure of the core; its message is written for a person."""
@@ -44,6 +48,47 @@ class StopInfo(TypedDict):
     code: int
     # more about it, for a person; mostly empty
     detail: str
+
+@type_check_only
+class BlockInfo(TypedDict):
+    """A translation block."""
+
+    # number of the block in the trace's events
+    serial: int
+    # rip of the first instruction; 16, 32 or 64 for the size of its code; all mode bits
+    rip: int
+    bits: int
+    mode: int
+    instructions: int
+    # physical ranges (address, length) of the source, one for each page
+    ranges: list[tuple[int, int]]
+    # the bytes that it was made from, and what memory holds there now
+    source: bytes
+    memory: bytes
+    stale: bool
+    # the vCPU that made it, and the moments when its bytes were read and when it was linked
+    vcpu: int
+    fetched_at: int
+    linked_at: int
+
+@type_check_only
+class LoggedWrite(TypedDict):
+    """A write to logged bytes of RAM."""
+
+    # None: a device
+    vcpu: int | None
+    # moment of the instruction, and moment at which the bytes changed
+    checked: int
+    committed: int
+    rip: int | None
+    linear: int | None
+    paddr: int
+    old: bytes
+    new: bytes
+    # "no-code": the page had no block; "checked": its blocks were looked through; "late": the
+    # same, but the data came later; "unguarded": the page's guard was gone; "unchecked": the
+    # protocol does not check such writes
+    passage: str
 
 @final
 class Machine:
@@ -139,6 +184,26 @@ class Machine:
         """Physical address of a linear one, or None where it is not mapped."""
     def digests(self) -> dict[str, int]:
         """Digest of each component: "ram", "cpu0"…, "lapic0"…, "ioapic", …, "blocks"."""
+    def current_block(self, vcpu: int) -> BlockInfo | None:
+        """The block that a vCPU is in, or would enter next if it exists."""
+    def block(self, serial: int) -> BlockInfo | None:
+        """The block with this number, while it exists or can still be reached."""
+    def serialised_at(self, vcpu: int) -> int | None:
+        """Moment of the last interrupt or serialising instruction of a vCPU."""
+    def log_writes(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Log all writes to these physical ranges (address, length) from now on, without any
+        effect on the run; an empty list ends it."""
+    def logged_writes(self) -> list[LoggedWrite]:
+        """The writes since the last call, in the order of their commits."""
+
+    # -- leaving the recording --------------------------------------------------------------------
+    def go_free(self) -> None:
+        """Go on without the recording's authority: nothing is compared any more, and its slices
+        are suggestions. Give `run` a limit: such a run need not end."""
+    def invalidate_block(self, serial: int) -> bool:
+        """Go free, and remove a block as if a write to its source had been noticed."""
+    def refetch_block(self, serial: int) -> None:
+        """Go free, and have a block that is fetched and not yet linked be fetched anew."""
     def stats(self) -> dict[str, int]:
         """Counters: instructions, slices, blocks_translated, tlb_misses, …"""
 

@@ -10,7 +10,15 @@ from typing import Any
 
 import typer
 
-from rr86.cli import events, info, record, replay, symbols
+from rr86.cli import (
+    bisect_invalidation,
+    events,
+    info,
+    protocols,
+    record,
+    replay,
+    symbols,
+)
 from rr86.cli.status import EPILOG, say
 
 app = typer.Typer(
@@ -47,6 +55,8 @@ app.command("replay", epilog=EPILOG)(replay.command)
 app.command("info")(info.command)
 app.command("events")(events.command)
 app.command("symbols")(symbols.command)
+app.command("protocols")(protocols.command)
+app.command("bisect-invalidation")(bisect_invalidation.command)
 
 
 # The root of the errors in how a command was called, whichever click typer brings along.

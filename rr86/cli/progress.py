@@ -61,3 +61,30 @@ class Progress:
         if trace_bytes is not None:
             parts.append(f"{size_text(trace_bytes)} trace")
         return ", ".join(parts)
+
+
+class Steps:
+    """One line on stderr that says what is being done, for work in a few long steps."""
+
+    def __init__(self) -> None:
+        self._status: Status | None = None
+
+    @contextlib.contextmanager
+    def shown(self, wanted: bool) -> Iterator["Steps"]:
+        """Show the line if wanted and if somebody watches."""
+        if not wanted or not sys.stderr.isatty():
+            yield self
+            return
+        from rich.console import Console
+
+        with Console(stderr=True).status("") as status:
+            self._status = status
+            try:
+                yield self
+            finally:
+                self._status = None
+
+    def __call__(self, what: str) -> None:
+        """Say what comes next."""
+        if self._status is not None:
+            self._status.update(what)

@@ -168,6 +168,10 @@ def command(
             size = size_text(recording.trace_bytes)
             images = size_text(recording.image_bytes)
             say(f"{speed}; {size} in {recording.path} ({images} of it images)")
+            if block_protocol != "precise":
+                born = recording.statistics.get("stale_blocks", 0)
+                entered = recording.statistics.get("stale_entries", 0)
+                say(f"stale blocks: {born:,}, executed {entered:,} times")
         if stats:
             show_statistics(recording.statistics)
     raise typer.Exit(run.status(stop))

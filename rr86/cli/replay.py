@@ -22,7 +22,7 @@ def command(
         typer.Option(
             "--until",
             metavar="CONDITION",
-            help="Stop at int3, panic, rip=ADDR, symbol=NAME, icount=N, console=TEXT, "
+            help="Stop at int3, stale, panic, rip=ADDR, symbol=NAME, icount=N, console=TEXT, "
             "write=PADDR[:LEN], irq=N or end; may be given several times.",
         ),
     ] = None,
@@ -42,7 +42,8 @@ def command(
     from rr86.cli.show import show_statistics, show_stop
     from rr86.cli.terminal import Interruption, Output
     from rr86.record.metadata import this_host
-    from rr86.replay.conditions import End, as_conditions
+    from rr86.replay.conditions import End, Int3, as_conditions
+    from rr86.replay.int3 import look
     from rr86.replay.trace import open_trace
 
     conditions = as_conditions(until)
@@ -72,6 +73,10 @@ def command(
         if not quiet:
             out.end_line()
             show_stop(stop, session.inspector)
+            if isinstance(stop.condition, Int3):
+                found = look(session.machine, stop.vcpu)
+                if found is not None:
+                    say(str(found))
             unmet = [str(each) for each in conditions if not isinstance(each, End)]
             if stop.over and unmet:
                 say(f"never met: {', '.join(unmet)}")

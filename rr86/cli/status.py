@@ -27,6 +27,10 @@ EPILOG = (
 P = ParamSpec("P")
 
 
+class Failure(typer.Exit):
+    """The end of a command by an error, which has been told."""
+
+
 def of_stop(stop: "Stop") -> int:
     """The exit status that a stop means."""
     if stop.reason == "debug-exit":
@@ -39,7 +43,7 @@ def of_stop(stop: "Stop") -> int:
 def fail(message: str, status: int = ERROR) -> NoReturn:
     """End with one line on stderr."""
     say(f"error: {message}")
-    raise typer.Exit(status)
+    raise Failure(status)
 
 
 def say(message: str) -> None:

@@ -1,5 +1,6 @@
 //! `rr86._native`: the thin face of `rr86-core` for Python. Conversion and error mapping only.
 
+mod blocks;
 mod errors;
 mod machine;
 mod panics;
@@ -11,6 +12,9 @@ use pyo3::prelude::*;
 mod _native {
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+    #[pymodule_export]
+    use super::machine::block_protocols;
 
     #[pymodule_export]
     use super::errors::{DivergenceError, HostError, NativeError, TraceError};

@@ -6,15 +6,16 @@ use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyList};
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
 use rr86_core::record::{Recorder, Stop};
 use rr86_core::replay::{Replayer, TraceReader};
 use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
 use rr86_core::translate::engine::BlockLimits;
-use rr86_core::translate::protocol::Protocol;
+use rr86_core::translate::protocol::{Protocol, PROTOCOLS};
 
+use crate::blocks;
 use crate::errors::{self, NativeError};
 
 /// What drives the machine.
@@ -398,6 +399,63 @@ impl Machine {
         Ok(digests)
     }
 
+    fn current_block<'py>(
+        &mut self,
+        py: Python<'py>,
+        vcpu: usize,
+    ) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let machine = self.driver().machine()?;
+        machine.check_vcpu(vcpu).map_err(errors::machine)?;
+        let engine = &machine.engine;
+        let id = engine.current_block(vcpu);
+        id.map(|id| blocks::describe(py, engine, id)).transpose()
+    }
+
+    fn block<'py>(&mut self, py: Python<'py>, serial: u64) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let engine = &self.driver().machine()?.engine;
+        let id = engine.block_with_serial(serial);
+        id.map(|id| blocks::describe(py, engine, id)).transpose()
+    }
+
+    fn serialised_at(&mut self, vcpu: usize) -> PyResult<Option<u64>> {
+        let machine = self.driver().machine()?;
+        machine.check_vcpu(vcpu).map_err(errors::machine)?;
+        Ok(machine.engine.serialised_at(vcpu))
+    }
+
+    fn log_writes(&mut self, ranges: Vec<(u64, u64)>) -> PyResult<()> {
+        self.driver().machine()?.engine.log_writes(ranges);
+        Ok(())
+    }
+
+    fn logged_writes<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let entries = self.driver().machine()?.engine.take_writes();
+        let entries = entries
+            .ok_or_else(|| NativeError::new_err("there were too many writes to log them all"))?;
+        blocks::writes(py, &entries)
+    }
+
+    fn go_free(&mut self) -> PyResult<()> {
+        match self.driver() {
+            Driver::Replay(r) => {
+                r.set_free();
+                Ok(())
+            }
+            _ => Err(NativeError::new_err("only a replay can be set free")),
+        }
+    }
+
+    fn invalidate_block(&mut self, serial: u64) -> PyResult<bool> {
+        self.go_free()?;
+        Ok(self.driver().machine()?.engine.invalidate_serial(serial))
+    }
+
+    fn refetch_block(&mut self, serial: u64) -> PyResult<()> {
+        self.go_free()?;
+        self.driver().machine()?.engine.refetch(serial);
+        Ok(())
+    }
+
     fn stats<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let slices = match self.driver() {
             Driver::Record(r) => r.slices,
@@ -438,6 +496,12 @@ impl Machine {
         }
         Ok(stats)
     }
+}
+
+/// Names of the block protocols, `precise` first.
+#[pyfunction]
+pub fn block_protocols() -> Vec<&'static str> {
+    PROTOCOLS.iter().map(|p| p.name).collect()
 }
 
 /// Where a linear address lies, without setting accessed bits.

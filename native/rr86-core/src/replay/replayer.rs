@@ -9,6 +9,9 @@ use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, C
 use crate::schedule::{Conditions, Decision, Machine, SliceReport, Wait};
 use crate::translate::engine::StopCause;
 
+/// Instructions in a slice of a free run that the recording has no suggestion for.
+const FREE_SLICE: u64 = 10_000;
+
 /// The replay left the recorded path.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{component} differs at instruction {icount}, vCPU {vcpu}: {what}")]
@@ -41,6 +44,9 @@ pub struct Replayer {
     pub vcpu: usize,
     pub slices: u64,
     finished: bool,
+    /// The run has left the recording on purpose: see [`Replayer::set_free`].
+    free: bool,
+    turn: usize,
 }
 
 impl Replayer {
@@ -58,6 +64,8 @@ impl Replayer {
             vcpu: 0,
             slices: 0,
             finished: false,
+            free: false,
+            turn: 0,
         }
     }
 
@@ -66,6 +74,13 @@ impl Replayer {
         self.console
             .extend(self.machine.board().take_serial_output());
         std::mem::take(&mut self.console)
+    }
+
+    /// Goes on without the recording's authority, after the machine was changed: nothing is compared any
+    /// more, and the recorded slices are only suggestions. Where one does not fit, and after the last,
+    /// the vCPUs take turns.
+    pub fn set_free(&mut self) {
+        self.free = true;
     }
 
     fn diverged(&self, component: &str, what: String) -> ReplayError {
@@ -96,7 +111,12 @@ impl Replayer {
                 if self.machine.engine.icount() >= end {
                     return Ok(Stop::Limit);
                 }
-                match self.next_slice()? {
+                let decision = if self.free {
+                    self.suggested_slice()?
+                } else {
+                    self.next_slice()?
+                };
+                match decision {
                     Some(decision) => self.machine.run_slice(decision),
                     None => {
                         return Ok(match self.machine.ending() {
@@ -195,7 +215,62 @@ impl Replayer {
         }
     }
 
+    /// A slice of a free run; `None` when nobody will ever run again.
+    fn suggested_slice(&mut self) -> Result<Option<Decision>, ReplayError> {
+        loop {
+            match self.machine.prepare() {
+                Wait::Ready => break,
+                Wait::Skipped(_) => {}
+                Wait::Deadlock | Wait::Ended(_) => return Ok(None),
+            }
+        }
+        let runnable = self.machine.runnable();
+        while let Some(next) = self.events.next() {
+            match next?.1 {
+                Event::Slice {
+                    vcpu,
+                    instructions,
+                    stop,
+                } => {
+                    if runnable.get(usize::from(vcpu)) != Some(&true) {
+                        break;
+                    }
+                    self.machine
+                        .engine
+                        .set_windows(WindowPolicy::Expect(window(stop)));
+                    self.vcpu = usize::from(vcpu);
+                    return Ok(Some(Decision {
+                        vcpu: self.vcpu,
+                        budget: instructions,
+                    }));
+                }
+                Event::Input {
+                    source: CONSOLE,
+                    bytes,
+                } => self.machine.console_input(&bytes),
+                _ => {}
+            }
+        }
+        self.machine.engine.set_windows(WindowPolicy::Closed);
+        let count = runnable.len();
+        let next = (1..=count)
+            .map(|step| (self.turn + step) % count)
+            .find(|&v| runnable[v]);
+        Ok(next.map(|vcpu| {
+            self.turn = vcpu;
+            self.vcpu = vcpu;
+            Decision {
+                vcpu,
+                budget: FREE_SLICE,
+            }
+        }))
+    }
+
     fn check_slice(&mut self, vcpu: usize, instructions: u64) -> Result<(), ReplayError> {
+        if self.free {
+            self.machine.engine.observed.clear();
+            return Ok(());
+        }
         if instructions != self.recorded {
             let what = format!(
                 "vCPU {vcpu} ran {instructions} instructions where {} were recorded",

@@ -44,6 +44,10 @@ pub struct Block {
     pub checked: bool,
     /// It has been entered while it was stale.
     pub entered_stale: bool,
+    /// The vCPU that made it, and the moments at which its bytes were read and it was linked.
+    pub made_by: u8,
+    pub fetched_at: u64,
+    pub linked_at: u64,
 }
 
 impl Block {
@@ -122,6 +126,24 @@ impl Blocks {
         &mut self.blocks[id as usize]
     }
 
+    /// The block in this place of the table, if the place is in use.
+    pub fn try_get(&self, id: BlockId) -> Option<&Block> {
+        self.blocks.get(id as usize)
+    }
+
+    /// The block with this serial number.
+    pub fn with_serial(&self, serial: u64) -> Option<BlockId> {
+        (0..self.blocks.len() as BlockId).find(|&id| {
+            let block = self.get(id);
+            block.live && block.serial == serial
+        })
+    }
+
+    /// Serial number of the next block.
+    pub fn next_serial(&self) -> u64 {
+        self.next_serial
+    }
+
     /// Whether the block still exists.
     pub fn is_live(&self, id: BlockId) -> bool {
         self.blocks[id as usize].live
@@ -192,6 +214,9 @@ impl Blocks {
             marked: false,
             checked: false,
             entered_stale: false,
+            made_by: 0,
+            fetched_at: 0,
+            linked_at: 0,
         };
         self.next_serial += 1;
         self.live += 1;

@@ -11,6 +11,7 @@ use super::engine::{Agent, Engine, Observed, StopCause};
 use super::protocol::Source;
 use super::vcpu::{jump_index, Vcpu, NO_KEY};
 use super::windows::{Fetched, Uncommitted, Unguard};
+use super::writelog::{Commit, Passage};
 use crate::memory::pages::{HandOffKind, PageFlags};
 use crate::memory::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 use xxhash_rust::xxh3::xxh3_64;
@@ -101,12 +102,19 @@ impl Engine {
             let at = paddr + done as u64;
             let offset = (at & PAGE_MASK) as usize;
             let n = (data.len() - done).min(PAGE_SIZE as usize - offset);
-            if self.ram.page_index(at).is_some() {
+            if let Some(page) = self.ram.page_index(at) {
+                let passage = self.passage(writer.source, page);
                 let linear = writer.linear.map(|l| l.wrapping_add(done as u64));
                 let part = self.check(Writer { linear, ..writer }, at, n);
                 result.emptied |= part.emptied;
                 result.stop |= part.stop;
-                result.stop |= self.commit(writer.agent, at, &data[done..done + n]);
+                let commit = Commit {
+                    agent: writer.agent,
+                    linear,
+                    late: None,
+                    passage,
+                };
+                result.stop |= self.commit(&commit, at, &data[done..done + n]);
             }
             done += n;
         }
@@ -144,19 +152,57 @@ impl Engine {
     }
 
     /// The second half of a write: the bytes change. The range is in one page.
-    pub(super) fn commit(&mut self, agent: Agent, paddr: u64, data: &[u8]) -> bool {
+    pub(super) fn commit(&mut self, commit: &Commit, paddr: u64, data: &[u8]) -> bool {
         let Some(page) = self.ram.page_index(paddr) else {
             return false;
         };
-        self.acquire(agent.number(), page, HandOffKind::Write);
+        self.acquire(commit.agent.number(), page, HandOffKind::Write);
         self.pages.mark_dirty(page);
+        let watched = self.pages.info[page].flags.contains(PageFlags::WATCHED);
+        if watched {
+            self.log_write(commit, paddr, data);
+        }
         let offset = (paddr & PAGE_MASK) as usize;
         self.ram.page_mut(page)[offset..offset + data.len()].copy_from_slice(data);
         if self.protocol.can_be_stale() {
             self.mark_stale(page, paddr, data.len() as u64);
         }
-        let watched = self.pages.info[page].flags.contains(PageFlags::WATCHED);
         watched && self.watched(paddr, data.len() as u64)
+    }
+
+    /// How a write that is about to be checked gets past the protocol.
+    pub(super) fn passage(&self, source: Source, page: usize) -> Passage {
+        if !self.pages.info[page].flags.contains(PageFlags::CODE) {
+            Passage::NoCode
+        } else if self.protocol.skips(source) {
+            Passage::Unchecked
+        } else {
+            Passage::Checked
+        }
+    }
+
+    /// A store that takes the slow path only because its page is watched: what the fast path would
+    /// have done, with a look at it.
+    pub(super) fn commit_plain(&mut self, vcpu: u8, linear: u64, paddr: u64, data: &[u8]) -> bool {
+        let Some(page) = self.ram.page_index(paddr) else {
+            return false;
+        };
+        self.acquire(vcpu, page, HandOffKind::Write);
+        self.pages.mark_dirty(page);
+        let commit = Commit {
+            agent: Agent::Vcpu(vcpu),
+            linear: Some(linear),
+            late: None,
+            passage: if self.pages.info[page].flags.contains(PageFlags::CODE) {
+                Passage::Unguarded
+            } else {
+                Passage::NoCode
+            },
+        };
+        self.log_write(&commit, paddr, data);
+        let offset = (paddr & PAGE_MASK) as usize;
+        self.ram.page_mut(page)[offset..offset + data.len()].copy_from_slice(data);
+        self.watched(paddr, data.len() as u64)
     }
 
     fn watched(&mut self, paddr: u64, len: u64) -> bool {
@@ -398,10 +444,19 @@ impl Engine {
             .blocks
             .insert(rip, paddr, second, mode, bytes, count, pages.into_iter());
         self.guard(id);
+<<<<<<< HEAD
+        let linked_at = self.icount();
+        let block = self.blocks.get_mut(id);
+        block.made_by = vcpu;
+        block.fetched_at = fetched.icount;
+        block.linked_at = linked_at;
+        let serial = block.serial;
+=======
         let serial = self.blocks.get(id).serial;
         if fetched.icount == self.icount() {
             self.note_fetch(vcpu, fetched, Some(serial));
         }
+>>>>>>> main
         let len = bytes.len() as u16;
         let digest = xxh3_64(bytes) as u32;
         let event = Observed::Link {
@@ -444,7 +499,13 @@ impl Engine {
 
     /// Commits a store that was checked before its vCPU was switched out.
     pub(super) fn commit_late(&mut self, v: &mut Vcpu, store: &Uncommitted) {
-        self.commit(Agent::Vcpu(v.cpu.id), store.paddr, &store.data);
+        let commit = Commit {
+            agent: Agent::Vcpu(v.cpu.id),
+            linear: Some(store.linear),
+            late: Some(self.checked_stores[usize::from(v.cpu.id)]),
+            passage: Passage::Late,
+        };
+        self.commit(&commit, store.paddr, &store.data);
         if store.emptied {
             if let Some(page) = self.ram.page_index(store.paddr) {
                 let unguard = Unguard {

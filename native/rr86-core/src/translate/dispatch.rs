@@ -233,6 +233,7 @@ impl Engine {
 
     fn deliver(&mut self, v: &mut Vcpu, event: Event) -> Option<RunEnd> {
         let rip = v.cpu.rip;
+        self.serialised[usize::from(v.cpu.id)] = Some(self.icount());
         self.deliver_at(v, event, rip);
         (v.cpu.activity == Activity::Shutdown).then_some(RunEnd::TripleFault)
     }
@@ -426,6 +427,34 @@ impl Engine {
             Ok(fetched) => fetched,
             Err(id) => return Ok(Some(id)),
         };
+<<<<<<< HEAD
+        if self.protocol.fetch_window {
+            let Fetched {
+                rip,
+                paddr,
+                ref bytes,
+                ..
+            } = fetched;
+            self.observed.push((
+                self.icount(),
+                Observed::Fetch {
+                    vcpu: v.cpu.id,
+                    rip,
+                    paddr,
+                    len: bytes.len() as u16,
+                    mode: mode.0,
+                    digest: xxh3_64(bytes) as u32,
+                },
+            ));
+            let left = v.run.budget;
+            // A fault belongs to a slice only with an instruction after it.
+            let progressed =
+                self.icount() != self.slice_start && self.faulted_at != Some(self.icount());
+            if progressed && self.switch_in(Window::Fetch, left) {
+                self.under_way[usize::from(v.cpu.id)].fetched = Some(fetched);
+                return Ok(None);
+            }
+=======
         // A fault belongs to a slice only with an instruction after it.
         let progressed =
             self.icount() != self.slice_start && self.faulted_at != Some(self.icount());
@@ -433,6 +462,7 @@ impl Engine {
             self.note_fetch(v.cpu.id, &fetched, None);
             self.under_way[usize::from(v.cpu.id)].fetched = Some(fetched);
             return Ok(None);
+>>>>>>> main
         }
         Ok(Some(self.link(v.cpu.id, &fetched)))
     }

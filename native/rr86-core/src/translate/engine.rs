@@ -20,6 +20,7 @@ use super::site::Site;
 use super::stubs::{self, Stubs};
 use super::vcpu::{Exit, Vcpu};
 use super::windows::{UnderWay, Window, WindowPolicy};
+use super::writelog::WriteLog;
 use crate::cpu::cpuid::CpuidTable;
 use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
@@ -230,6 +231,16 @@ pub struct Engine {
     pub(super) leaky: BTreeSet<usize>,
     pub(super) current_vcpu: u8,
     pub(super) stop_on_stale: bool,
+    pub(super) write_log: WriteLog,
+    /// Block and offset of the instruction whose moment was noted last.
+    position: (BlockId, u16),
+    /// The last access was kept off the fast path only because its page is watched.
+    pub(super) plain: bool,
+    /// Moment and rip of each vCPU's store that is checked and not committed.
+    pub(super) checked_stores: Vec<(u64, u64)>,
+    pub(super) serialised: Vec<Option<u64>>,
+    /// Serial number of a block whose bytes are to be fetched anew.
+    pub(super) refetched: Option<u64>,
 }
 
 // SAFETY: the vCPU pointers are owned by the engine alone (made by `Box::into_raw`, freed in `drop`),
@@ -304,6 +315,12 @@ impl Engine {
             leaky: BTreeSet::new(),
             current_vcpu: 0,
             stop_on_stale: false,
+            write_log: WriteLog::default(),
+            position: (0, 0),
+            plain: false,
+            checked_stores: vec![(0, 0); vcpus],
+            serialised: vec![None; vcpus],
+            refetched: None,
         });
         let this: *mut Self = &raw mut *engine;
         for id in 0..vcpus {
@@ -361,6 +378,14 @@ impl Engine {
     #[inline]
     pub(super) fn note_position(&mut self, vcpu: &Vcpu, site: Site) {
         self.icount = (vcpu.run.icount_base - vcpu.run.budget - i64::from(site.remaining)) as u64;
+        self.position = (vcpu.run.site_block, site.offset);
+    }
+
+    /// rip of the instruction whose moment was noted last.
+    pub(super) fn position_rip(&self) -> Option<u64> {
+        let (id, offset) = self.position;
+        let block = self.blocks.try_get(id)?;
+        Some(block.rip.wrapping_add(u64::from(offset)))
     }
 
     /// Brings what translated code computes the TSC from up to date.
@@ -608,20 +633,10 @@ impl Engine {
         }
         if watches != self.watches {
             let old = std::mem::replace(&mut self.watches, watches);
-            for (at, len) in old.into_iter().chain(self.watches.clone()) {
-                let on = self.watches.contains(&(at, len));
-                let last = at + len.max(1) - 1;
-                for number in at >> PAGE_SHIFT..=last >> PAGE_SHIFT {
-                    let Some(page) = self.ram.page_index(number << PAGE_SHIFT) else {
-                        continue;
-                    };
-                    self.pages.info[page].flags.set(PageFlags::WATCHED, on);
-                    for &vcpu in &self.vcpus {
-                        // SAFETY: only the TLB is touched; no code runs.
-                        unsafe { (*vcpu).tlb.protect_page(page) };
-                    }
-                }
+            for (at, len) in old {
+                self.watch_pages(at, len, false);
             }
+            self.watch_all();
         }
     }
 

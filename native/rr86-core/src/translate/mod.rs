@@ -20,6 +20,7 @@ pub mod engine;
 pub mod execute;
 pub mod fetch;
 mod inline;
+mod inspect;
 pub mod mode;
 pub mod protocol;
 pub mod signals;
@@ -30,5 +31,6 @@ mod strings;
 pub mod stubs;
 pub mod vcpu;
 pub mod windows;
+pub mod writelog;
 
 pub use copy::address_size;

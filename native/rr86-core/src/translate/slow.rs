@@ -13,6 +13,7 @@ use super::protocol::Source;
 use super::site::{AccessKind, Site};
 use super::vcpu::{Exit, Vcpu};
 use super::windows::{Uncommitted, Unguard, Window};
+use super::writelog::Commit;
 use crate::cpu::exception::{vector, Exception};
 use crate::cpu::fpu;
 use crate::cpu::memory::{LinearMemory, PhysicalMemory, Privilege};
@@ -31,8 +32,8 @@ pub struct PendingAccess {
     /// Physical address and length of each part; the second is for a page crossing.
     parts: [(u64, usize); 2],
     linear: u64,
-    /// A block protocol lets this write go unchecked although the page has code.
-    unguarded: bool,
+    /// Without a watch on its page this write would have taken the fast path.
+    plain: bool,
 }
 
 /// What `access` gives back: the address to use, and whether the data must be committed.
@@ -261,8 +262,8 @@ impl Engine {
                 self.store_to_device(vcpu, paddr, data);
                 continue;
             };
-            if pending.unguarded {
-                stop |= self.commit(agent, paddr, data);
+            if pending.plain {
+                stop |= self.commit_plain(vcpu.cpu.id, pending.linear, paddr, data);
                 continue;
             }
             let coded = self.pages.info[page].flags.contains(PageFlags::CODE);
@@ -272,11 +273,19 @@ impl Engine {
                 linear: Some(pending.linear),
                 running: Some(vcpu.run.site_block),
             };
+            let commit = Commit {
+                agent,
+                linear: Some(pending.linear),
+                late: None,
+                passage: self.passage(source, page),
+            };
             let checked = self.check(writer, paddr, len);
             stop |= checked.stop;
             let checks = coded && whole && !self.protocol.skips(source);
             let left = self.left_after(vcpu, site);
             if checks && self.protocol.store_window && self.switch_in(Window::Store, left) {
+                let place = (self.icount(), self.position_rip().unwrap_or(0));
+                self.checked_stores[usize::from(vcpu.cpu.id)] = place;
                 self.under_way[usize::from(vcpu.cpu.id)].uncommitted = Some(Uncommitted {
                     paddr,
                     linear: pending.linear,
@@ -287,7 +296,7 @@ impl Engine {
                 self.in_window = Some(Window::Store);
                 return true;
             }
-            stop |= self.commit(agent, paddr, data);
+            stop |= self.commit(&commit, paddr, data);
             if checked.emptied
                 && self.protocol.unguard_window
                 && self.switch_in(Window::Unguard, left)
@@ -329,6 +338,7 @@ impl Engine {
         let first = self.translate(vcpu, linear, kind_of(kind), Privilege::Current)?;
         let paddr = first.paddr | linear & PAGE_MASK;
         let mut parts = [(paddr, size.min(room)), (0, 0)];
+        self.plain = false;
         if size > room {
             let next = linear.wrapping_add(room as u64);
             let next = if mode.code64() {
@@ -343,17 +353,12 @@ impl Engine {
         }
         self.stats.bounced_accesses += 1;
         let offset = (linear & 63) as usize;
-        let unguarded = kind.writes()
-            && parts[1].1 == 0
-            && self
-                .ram
-                .page_index(paddr)
-                .is_some_and(|page| vcpu.tlb.is_unguarded(mode.mmu(), linear, page));
+        let plain = self.plain;
         vcpu.run.access = PendingAccess {
             offset,
             parts,
             linear,
-            unguarded,
+            plain,
         };
         if kind != AccessKind::Write {
             let mut at = offset;
@@ -402,9 +407,10 @@ impl Engine {
         );
         let unguarded = vcpu.tlb.is_unguarded(mmu, linear, page);
         let flags = self.pages.info[page].flags;
-        let special =
-            flags.contains(PageFlags::WATCHED) || flags.contains(PageFlags::CODE) && !unguarded;
-        if writes && special {
+        let watched = flags.contains(PageFlags::WATCHED);
+        let guarded = flags.contains(PageFlags::CODE) && !unguarded;
+        let special = watched || guarded;
+        if writes && guarded {
             return None;
         }
         let user = mmu == MmuIndex::User;
@@ -433,6 +439,10 @@ impl Engine {
         };
         self.stats.tlb_fills += 1;
         vcpu.tlb.insert(mmu, linear, &fill);
+        if writes && watched {
+            self.plain = true;
+            return None;
+        }
         Some(host + (linear & PAGE_MASK))
     }
 
@@ -625,6 +635,7 @@ impl View {
     ) -> Option<*mut u8> {
         // SAFETY: as in `parts`.
         let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
+        engine.plain = false;
         if size as u64 > PAGE_SIZE - (linear & PAGE_MASK) {
             return None;
         }
@@ -693,8 +704,14 @@ impl View {
             return Ok(());
         }
         let mut done = 0;
+        // SAFETY: as in `parts`.
+        let plain = unsafe { (*self.engine).plain };
         for (paddr, len) in self.parts(linear, data.len(), Access::Write, privilege)? {
-            if len > 0 {
+            if len > 0 && plain {
+                // SAFETY: as in `parts`.
+                let (vcpu, engine) = unsafe { (&*self.vcpu, &mut *self.engine) };
+                engine.helper_stop |= engine.commit_plain(vcpu.cpu.id, linear, paddr, data);
+            } else if len > 0 {
                 // SAFETY: as in `parts`.
                 let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
                 let at = linear.wrapping_add(done as u64);

@@ -144,7 +144,11 @@ impl Engine {
             self.drop_guard(v, unguard);
         }
         if let Some(fetched) = fetched {
-            self.link(v.cpu.id, &fetched);
+            if self.refetched == Some(self.blocks.next_serial()) {
+                self.refetched = None;
+            } else {
+                self.link(v.cpu.id, &fetched);
+            }
         }
     }
 

@@ -188,6 +188,9 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
         run(&mut context)
     };
     let flow = context.flow;
+    if serialises(&insn) {
+        engine.serialised[usize::from(v.cpu.id)] = Some(engine.icount());
+    }
     v.run.flags_ax = flags_to_ax(v.cpu.rflags);
     if !ends && site.remaining > 1 {
         // The shadow of STI covers an instruction of the same block, which nothing interrupts.
@@ -219,6 +222,27 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
             }
             0
         }
+    }
+}
+
+/// Serialising instructions (SDM vol. 3A, section 9.3).
+fn serialises(insn: &Instruction) -> bool {
+    match insn.mnemonic() {
+        M::Mov => insn.op0_register().is_cr() || insn.op0_register().is_dr(),
+        M::Cpuid
+        | M::Iret
+        | M::Iretd
+        | M::Iretq
+        | M::Serialize
+        | M::Wrmsr
+        | M::Invlpg
+        | M::Invd
+        | M::Wbinvd
+        | M::Lgdt
+        | M::Lidt
+        | M::Lldt
+        | M::Ltr => true,
+        _ => false,
     }
 }
 
