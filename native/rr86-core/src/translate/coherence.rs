@@ -444,19 +444,15 @@ impl Engine {
             .blocks
             .insert(rip, paddr, second, mode, bytes, count, pages.into_iter());
         self.guard(id);
-<<<<<<< HEAD
         let linked_at = self.icount();
         let block = self.blocks.get_mut(id);
         block.made_by = vcpu;
         block.fetched_at = fetched.icount;
         block.linked_at = linked_at;
         let serial = block.serial;
-=======
-        let serial = self.blocks.get(id).serial;
         if fetched.icount == self.icount() {
             self.note_fetch(vcpu, fetched, Some(serial));
         }
->>>>>>> main
         let len = bytes.len() as u16;
         let digest = xxh3_64(bytes) as u32;
         let event = Observed::Link {

@@ -427,34 +427,6 @@ impl Engine {
             Ok(fetched) => fetched,
             Err(id) => return Ok(Some(id)),
         };
-<<<<<<< HEAD
-        if self.protocol.fetch_window {
-            let Fetched {
-                rip,
-                paddr,
-                ref bytes,
-                ..
-            } = fetched;
-            self.observed.push((
-                self.icount(),
-                Observed::Fetch {
-                    vcpu: v.cpu.id,
-                    rip,
-                    paddr,
-                    len: bytes.len() as u16,
-                    mode: mode.0,
-                    digest: xxh3_64(bytes) as u32,
-                },
-            ));
-            let left = v.run.budget;
-            // A fault belongs to a slice only with an instruction after it.
-            let progressed =
-                self.icount() != self.slice_start && self.faulted_at != Some(self.icount());
-            if progressed && self.switch_in(Window::Fetch, left) {
-                self.under_way[usize::from(v.cpu.id)].fetched = Some(fetched);
-                return Ok(None);
-            }
-=======
         // A fault belongs to a slice only with an instruction after it.
         let progressed =
             self.icount() != self.slice_start && self.faulted_at != Some(self.icount());
@@ -462,7 +434,6 @@ impl Engine {
             self.note_fetch(v.cpu.id, &fetched, None);
             self.under_way[usize::from(v.cpu.id)].fetched = Some(fetched);
             return Ok(None);
->>>>>>> main
         }
         Ok(Some(self.link(v.cpu.id, &fetched)))
     }
