@@ -208,6 +208,9 @@ class Machine:
                 return data[address - start : address - start + length]
         return b""
 
+    def current_block(self, vcpu: int) -> None:
+        """The fake runs no blocks."""
+
     def stats(self) -> dict[str, int]:
         return {"instructions": self.position, "slices": len(self.runs)}
 
