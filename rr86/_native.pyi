@@ -155,7 +155,8 @@ class Machine:
         course of the run. Conditions are (kind, a, b):
         ("rip", address, 0): before the instruction at this address executes, on any vCPU;
         ("int3", 0, 0): before an INT3 (CC) executes; ("stale", 0, 0): before a block executes
-        whose source bytes memory no longer holds; ("icount", n, 0): before the n-th instruction
+        whose source bytes memory no longer holds; ("stale-int3", 0, 0): before an INT3 executes
+        that memory does not hold; ("icount", n, 0): before the n-th instruction
         (counted from 0, all vCPUs); ("write", paddr, length): after an instruction wrote there;
         ("irq", vector, 0): before the first instruction of this vector's handler;
         ("console", index, 0): after the OUT that sent the last byte of

@@ -22,8 +22,8 @@ def command(
         typer.Option(
             "--until",
             metavar="CONDITION",
-            help="Stop at int3, stale, panic, rip=ADDR, symbol=NAME, icount=N, console=TEXT, "
-            "write=PADDR[:LEN], irq=N or end; may be given several times.",
+            help="Stop at int3, stale-int3, stale, panic, rip=ADDR, symbol=NAME, icount=N, "
+            "console=TEXT, write=PADDR[:LEN], irq=N or end; may be given several times.",
         ),
     ] = None,
     no_verify: Annotated[
@@ -42,7 +42,7 @@ def command(
     from rr86.cli.show import show_statistics, show_stop
     from rr86.cli.terminal import Interruption, Output
     from rr86.record.metadata import this_host
-    from rr86.replay.conditions import End, Int3, as_conditions
+    from rr86.replay.conditions import End, Int3, StaleInt3, as_conditions
     from rr86.replay.int3 import look
     from rr86.replay.trace import open_trace
 
@@ -73,7 +73,7 @@ def command(
         if not quiet:
             out.end_line()
             show_stop(stop, session.inspector)
-            if isinstance(stop.condition, Int3):
+            if isinstance(stop.condition, Int3 | StaleInt3):
                 found = look(session.machine, stop.vcpu)
                 if found is not None:
                     say(str(found))

@@ -12,8 +12,8 @@ from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import ConditionError
 
 VALID = (
-    "int3 | stale | panic | rip=ADDR | symbol=NAME | icount=N | console=TEXT | write=PADDR[:LEN] "
-    "| irq=N | end"
+    "int3 | stale-int3 | stale | panic | rip=ADDR | symbol=NAME | icount=N | console=TEXT "
+    "| write=PADDR[:LEN] | irq=N | end"
 )
 PANIC_TEXT = b"Kernel panic"
 _U64 = 1 << 64
@@ -34,6 +34,13 @@ class Int3(Condition):
     """Before an INT3 (CC) executes, on any vCPU."""
 
     kind = "int3"
+
+
+@dataclass(frozen=True)
+class StaleInt3(Condition):
+    """Before an INT3 executes that is in a stale block, and not in memory."""
+
+    kind = "stale-int3"
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,13 @@ def parse(text: str) -> Condition:
     """Understand one condition; `ConditionError` says where and what else it could be."""
     kind, equals, value = text.partition("=")
     start = len(kind) + 1
-    plain: dict[str, Condition] = {"int3": Int3(), "stale": Stale(), "panic": Panic(), "end": End()}
+    plain: dict[str, Condition] = {
+        "int3": Int3(),
+        "stale-int3": StaleInt3(),
+        "stale": Stale(),
+        "panic": Panic(),
+        "end": End(),
+    }
     if kind in plain:
         if equals:
             raise _fail(text, len(kind), f"{kind!r} takes no value")
@@ -217,6 +230,8 @@ def lower(conditions: Sequence[Condition], symbols: GuestSymbols) -> Lowered:
         match condition:
             case Int3():
                 out._add(condition, "int3")
+            case StaleInt3():
+                out._add(condition, "stale-int3")
             case Stale():
                 out._add(condition, "stale")
             case Rip(address):

@@ -77,6 +77,7 @@ fn parse(rows: &[ConditionRow], patterns: &[Vec<u8>]) -> PyResult<Vec<Condition>
                 "rip" => Condition::Rip(*a),
                 "int3" => Condition::Int3,
                 "stale" => Condition::Stale,
+                "stale-int3" => Condition::StaleInt3,
                 "icount" => Condition::Icount(*a),
                 "write" => Condition::Write {
                     paddr: *a,

@@ -15,6 +15,8 @@ pub enum Condition {
     Rip(u64),
     /// Before an INT3.
     Int3,
+    /// Before an INT3 that memory does not hold.
+    StaleInt3,
     /// Before the n-th instruction of the machine, counted from 0.
     Icount(u64),
     /// After an instruction wrote any of these bytes of physical memory.
@@ -52,7 +54,7 @@ impl Conditions {
         for condition in &self.list {
             match *condition {
                 Condition::Rip(rip) => hooks.rips.push(rip),
-                Condition::Int3 => hooks.int3 = true,
+                Condition::Int3 | Condition::StaleInt3 => hooks.int3 = true,
                 Condition::Write { paddr, length } => watches.push((paddr, length)),
                 Condition::Interrupt(vector) => vectors.push(vector),
                 Condition::Icount(_) | Condition::Console(_) | Condition::Stale => {}
@@ -84,7 +86,11 @@ impl Conditions {
         let position = |f: &dyn Fn(&Condition) -> bool| self.list.iter().position(f);
         match cause {
             StopCause::Hook => position(&|c| *c == Condition::Rip(cpu.rip))
-                .or_else(|| position(&|c| *c == Condition::Int3)),
+                .or_else(|| position(&|c| *c == Condition::Int3))
+                .or_else(|| {
+                    position(&|c| *c == Condition::StaleInt3)
+                        .filter(|_| machine.engine.executes_other_byte(vcpu))
+                }),
             StopCause::Watch { paddr } => position(&|c| match *c {
                 Condition::Write { paddr: at, length } => {
                     paddr < at.saturating_add(length) && at < paddr.saturating_add(64)

@@ -512,7 +512,8 @@ impl Machine {
                     return done(self, SliceStop::Ended(ending));
                 }
             }
-            if slice.left == 0 {
+            // A recorded fetch window comes after all that the slice counts.
+            if slice.left == 0 && !self.engine.expects_fetch() {
                 let stop = if slice.deadline {
                     SliceStop::Deadline
                 } else {

@@ -43,6 +43,17 @@ impl Engine {
         self.blocks.find(paddr, None, cpu.rip, mode)
     }
 
+    /// Whether the first byte of a vCPU's next instruction is another one in its block than in memory.
+    pub fn executes_other_byte(&self, vcpu: usize) -> bool {
+        let Some(id) = self.current_block(vcpu) else {
+            return false;
+        };
+        let block = self.blocks.get(id);
+        let offset = self.cpu(vcpu).rip.wrapping_sub(block.rip) as usize;
+        let memory = self.memory_of(block);
+        block.bytes.get(offset) != memory.get(offset)
+    }
+
     /// What memory holds now where a block came from.
     pub fn memory_of(&self, block: &Block) -> Vec<u8> {
         let mut bytes = vec![0; block.bytes.len()];

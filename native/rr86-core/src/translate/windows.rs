@@ -112,7 +112,7 @@ impl Engine {
     }
 
     /// Whether the replayer has to stop in a fetch window at the end of the budget.
-    pub(super) fn expects_fetch(&self) -> bool {
+    pub fn expects_fetch(&self) -> bool {
         matches!(self.windows, WindowPolicy::Expect(Some(Window::Fetch)))
     }
 

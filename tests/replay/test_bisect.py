@@ -1,0 +1,185 @@
+"""Bisecting stale blocks on real recordings: the write that is named is the one the guest made."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import rr86
+from rr86.cli import app
+from rr86.replay.bisect import Choice, bisect_invalidation
+from rr86.replay.int3 import look
+from tests.guests.build import load_manifest
+from tests.guests.machines import Recorded, record_guest, replay
+
+# Short slices and wide windows, so that few rounds are enough.
+EAGER: dict[str, int | str | bool] = {"quantum": 2000, "window_bias": 32768, "seed": 1}
+STRAY_INT3 = 0x21
+# text_poke_bp's three writes, in the order of the guest's log.
+STEPS = ("int3", "tail", "first")
+
+
+def poking(path: Path, protocol: str, rounds: int, **options: int | str | bool) -> Recorded:
+    guest = replace(load_manifest()["textpoke"], append=f"rounds={rounds}")
+    return record_guest(guest, path, **{**EAGER, "protocol": protocol, **options})
+
+
+@pytest.fixture(scope="module")
+def stale(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    recorded = poking(tmp_path_factory.mktemp("stale") / "stale.rr86", "qemu-7.2", 1000)
+    assert recorded.outcome.code == STRAY_INT3
+    return recorded
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return poking(tmp_path_factory.mktemp("clean") / "clean.rr86", "precise", 50)
+
+
+def test_a_recording_that_goes_stale_replays(stale: Recorded) -> None:
+    assert replay(stale) == stale.outcome
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_a_fetch_window_right_after_an_ipi_replays(tmp_path: Path, seed: int) -> None:
+    recorded = poking(tmp_path / "t.rr86", "qemu-7.2", 40, seed=seed)
+    assert replay(recorded) == recorded.outcome
+
+
+def test_an_honest_int3_is_told_from_a_stale_one(stale: Recorded) -> None:
+    session = stale.trace().session()
+    honest = session.run("int3")
+    seen = look(session.machine, honest.vcpu)
+    assert seen is not None
+    assert not seen.stale
+    wrong = session.run("stale-int3")
+    seen = look(session.machine, wrong.vcpu)
+    assert seen is not None
+    assert seen.stale
+    assert wrong.icount > honest.icount
+    assert session.read_virtual(wrong.rip, 1, wrong.vcpu)[0] == seen.memory != 0xCC
+
+
+def test_logging_writes_does_not_change_the_run(stale: Recorded) -> None:
+    session = stale.trace().session()
+    half = stale.outcome.icount // 2
+    session.run(f"icount={half}")
+    registers = session.registers(0)
+    code = session.machine.translate(0, registers["rip"])
+    assert code is not None
+    # Code, data and stacks: all of the guest's image.
+    session.machine.log_writes([(0x100000, 0x200000)])
+    stop = session.run()
+    assert stop.icount == stale.outcome.icount
+    assert session.machine.digests() == stale.outcome.digests
+    writes = session.machine.logged_writes()
+    assert writes
+    assert all(half <= write["committed"] <= stop.icount for write in writes)
+    assert all(len(write["old"]) == len(write["new"]) for write in writes)
+
+
+def test_the_named_write_is_the_one_that_the_guest_logged(stale: Recorded) -> None:
+    # The guest logs a round when it is over; the round that failed is the one that is missing, or
+    # the last. What is at the site now is told by the message about the stray INT3.
+    console = stale.outcome.console.decode()
+    told = re.search(r"STRAY INT3 on vCPU (\d+) at ([0-9a-f]+) after .* memory: (\w+)", console)
+    assert told is not None
+    site = int(told[2], 16)
+
+    finding = bisect_invalidation(stale.trace())
+    assert finding is not None
+    assert finding.proved
+    assert finding.execution.grade == "A"
+    assert finding.execution.int3
+    assert finding.execution.address == site
+    write = finding.write
+    assert write is not None
+    # Identity-mapped text, written through the poking tables.
+    assert write.paddr == site
+    assert write.linear == 0x8000000000 + site % 4096
+    assert finding.alias
+    assert (write.old, write.new) == (b"\xcc", bytes.fromhex(told[3])[:1])
+    assert finding.window == "W1"
+    assert finding.victim.born_stale
+    assert finding.victim.fetched <= write.committed <= finding.victim.linked
+
+    # Rounds before: the guest's own time of each of its three writes, to place ours between.
+    log = stale.outcome.debugcon.decode()
+    rounds = re.findall(r"round=\d+ vcpu=(\d+) .*int3=(\d+) tail=(\d+) first=(\d+)", log)
+    last_first = max((int(row[3]) for row in rounds), default=0)
+    same = [row for row in rounds if int(row[3]) <= write.committed]
+    if last_first >= write.committed - 2000 and same:
+        assert int(same[-1][0]) == write.vcpu
+
+
+def test_the_proof_is_a_run_in_which_the_guest_is_well(stale: Recorded) -> None:
+    finding = bisect_invalidation(stale.trace())
+    assert finding is not None
+    assert finding.proof is not None
+    session = stale.trace().session()
+    session.run(f"icount={finding.write.checked if finding.write else 0}")
+    session.machine.refetch_block(finding.victim.id)
+    stop = session.run("console=STRAY", max_instructions=2_000_000)
+    assert stop.reason == "limit"
+    assert b"STRAY" not in session.console
+
+
+def test_choices_lead_to_the_same_block(stale: Recorded) -> None:
+    trace = stale.trace()
+    default = bisect_invalidation(trace)
+    assert default is not None
+    for choice in (
+        Choice(block=default.victim.id),
+        Choice(pc=default.execution.address),
+        Choice(at=default.execution.icount),
+    ):
+        found = bisect_invalidation(trace, choice)
+        assert found is not None
+        assert (found.victim, found.write) == (default.victim, default.write)
+    assert bisect_invalidation(trace, Choice(at=stale.outcome.icount)) is None
+    assert bisect_invalidation(trace, Choice(block=1 << 40)) is None
+
+
+def test_a_clean_run_is_told_so(clean: Recorded) -> None:
+    assert bisect_invalidation(clean.trace()) is None
+
+
+def test_the_command_reports_and_its_status_tells(
+    stale: Recorded, clean: Recorded, tmp_path: Path
+) -> None:
+    runner = CliRunner()
+    page = tmp_path / "report.html"
+    command = ["bisect-invalidation", str(stale.path)]
+    result = runner.invoke(app, [*command, "--html", str(page)])
+    assert result.exit_code == 0
+    assert "W1: " in result.stdout
+    assert "proved: " in result.stdout
+    assert "an alias of the executed address" in result.stdout
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    assert "http" not in text
+    found = json.loads(runner.invoke(app, [*command, "--json"]).stdout)
+    assert found["proof"]["proved"] is True
+    assert found["write"]["old"] == "cc"
+    nothing = runner.invoke(app, ["bisect-invalidation", str(clean.path)])
+    assert nothing.exit_code == 1
+    assert "no block was executed that memory did not hold" in nothing.output
+    missing = runner.invoke(app, ["bisect-invalidation", str(tmp_path / "no.rr86")])
+    assert missing.exit_code == 2
+
+
+def test_replay_says_what_kind_of_int3_it_stopped_at(stale: Recorded) -> None:
+    runner = CliRunner()
+    honest = runner.invoke(app, ["replay", "--until", "int3", str(stale.path)])
+    assert "honest int3: memory holds cc" in honest.output
+    wrong = runner.invoke(app, ["replay", "--until", "stale-int3", str(stale.path)])
+    assert re.search(r"stale int3: block \d+ says cc, memory holds 0f|e9", wrong.output)
+
+
+def test_the_stale_kind_of_events_can_be_listed(stale: Recorded) -> None:
+    kinds = {event.kind for event in stale.trace().events(("stale",))}
+    assert kinds == {"stale"}
+    assert rr86.open_trace(stale.path).spec.protocol == "qemu-7.2"
