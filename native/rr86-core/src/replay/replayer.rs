@@ -225,7 +225,7 @@ impl Replayer {
             }
         }
         let runnable = self.machine.runnable();
-        while let Some(next) = self.events.next() {
+        for next in self.events.by_ref() {
             match next?.1 {
                 Event::Slice {
                     vcpu,
