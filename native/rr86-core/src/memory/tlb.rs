@@ -44,7 +44,7 @@ pub struct TlbEntry {
     pub page: u32,
     /// Next slot of this vCPU that maps the same page.
     next: u16,
-    /// 1: in use, 2: global translation, 4: unguarded.
+    /// `USED` and its like.
     flags: u16,
 }
 
@@ -52,6 +52,10 @@ const USED: u16 = 1;
 const GLOBAL: u16 = 2;
 /// A block protocol has dropped the guard of this entry's page although the page has code.
 const UNGUARDED: u16 = 4;
+/// The slot stands in the list of that name; survives what the slot holds.
+const IN_LOCAL: u16 = 8;
+const IN_GLOBAL: u16 = 16;
+const LISTED: u16 = IN_LOCAL | IN_GLOBAL;
 
 /// Result of a page walk that may be cached.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +73,9 @@ pub struct Fill {
 #[repr(C)]
 pub struct Tlb {
     pub entries: [TlbEntry; SLOTS],
-    used: Vec<u16>,
+    /// Slots that a flush of non-global translations, or of the global ones, has to look at.
+    local: Vec<u16>,
+    global: Vec<u16>,
     /// Head slot by RAM page index.
     heads: Vec<u16>,
 }
@@ -106,7 +112,8 @@ impl Tlb {
     pub unsafe fn init(this: *mut Self, pages: usize) {
         // SAFETY: the caller owns the memory; each field is written, none is read.
         unsafe {
-            (&raw mut (*this).used).write(Vec::new());
+            (&raw mut (*this).local).write(Vec::new());
+            (&raw mut (*this).global).write(Vec::new());
             (&raw mut (*this).heads).write(vec![NO_SLOT; pages]);
             for slot in 0..SLOTS {
                 (&raw mut (*this).entries[slot]).write(Self::empty(slot));
@@ -131,11 +138,19 @@ impl Tlb {
         let slot = slot_of(mmu, address);
         let tag = address >> PAGE_SHIFT << PAGE_SHIFT;
         let miss = no_match(slot - table_of(slot).0);
-        if self.entries[slot].flags & USED == 0 {
-            self.used.push(slot as u16);
-        } else {
+        let old = self.entries[slot].flags;
+        if old & USED != 0 {
             self.unthread(slot);
         }
+        let (list, mark) = if fill.global {
+            (&mut self.global, IN_GLOBAL)
+        } else {
+            (&mut self.local, IN_LOCAL)
+        };
+        if old & mark == 0 {
+            list.push(slot as u16);
+        }
+        let listed = old & LISTED | mark;
         let head = &mut self.heads[fill.page as usize];
         self.entries[slot] = TlbEntry {
             read: if fill.read { tag } else { miss },
@@ -144,6 +159,7 @@ impl Tlb {
             page: fill.page,
             next: *head,
             flags: USED
+                | listed
                 | if fill.global { GLOBAL } else { 0 }
                 | if fill.unguarded { UNGUARDED } else { 0 },
         };
@@ -171,21 +187,39 @@ impl Tlb {
 
     fn drop_slot(&mut self, slot: usize) {
         self.unthread(slot);
+        let listed = self.entries[slot].flags & LISTED;
         self.entries[slot] = Self::empty(slot);
+        self.entries[slot].flags = listed;
     }
 
-    /// Forgets all translations, or all but the global ones.
+    /// Forgets all translations, or all but the global ones. Costs what there is to forget.
     pub fn flush(&mut self, keep_global: bool) {
-        let used = std::mem::take(&mut self.used);
-        let mut kept = Vec::with_capacity(used.len());
-        for slot in used {
-            if keep_global && self.entries[slot as usize].flags & GLOBAL != 0 {
-                kept.push(slot);
-            } else if self.entries[slot as usize].flags & USED != 0 {
-                self.drop_slot(slot as usize);
-            }
+        self.empty_list(IN_LOCAL, 0);
+        if !keep_global {
+            self.empty_list(IN_GLOBAL, GLOBAL);
         }
-        self.used = kept;
+    }
+
+    /// Drops the slots of one list whose translations are of its kind.
+    fn empty_list(&mut self, mark: u16, kind: u16) {
+        let mut list = std::mem::take(if mark == IN_LOCAL {
+            &mut self.local
+        } else {
+            &mut self.global
+        });
+        for slot in list.drain(..) {
+            let slot = usize::from(slot);
+            let flags = self.entries[slot].flags;
+            if flags & USED != 0 && flags & GLOBAL == kind {
+                self.drop_slot(slot);
+            }
+            self.entries[slot].flags &= !mark;
+        }
+        *(if mark == IN_LOCAL {
+            &mut self.local
+        } else {
+            &mut self.global
+        }) = list;
     }
 
     /// Forgets the translations of the page that holds `address` (INVLPG).
@@ -194,7 +228,6 @@ impl Tlb {
             let slot = slot_of(mmu, address);
             if self.entries[slot].flags & USED != 0 {
                 self.drop_slot(slot);
-                self.used.retain(|&s| s as usize != slot);
             }
         }
     }
@@ -254,7 +287,7 @@ impl Tlb {
 
     /// Takes the right to write without the slow path away from every page.
     pub fn protect_all(&mut self) {
-        for &slot in &self.used {
+        for &slot in self.local.iter().chain(&self.global) {
             let slot = slot as usize;
             self.entries[slot].write = no_match(slot - table_of(slot).0);
         }

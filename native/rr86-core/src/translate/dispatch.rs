@@ -125,7 +125,7 @@ impl Engine {
                     return RunEnd::Budget;
                 }
                 let mode = Mode::of(&v.cpu);
-                v.run.jump_key = mode.key();
+                v.run.jump_key = v.key_of(mode);
                 let single = mode.one() && resume.is_none();
                 let stepping = v.cpu.rflags & RFlags::TF.bits() != 0;
                 if single && v.cpu.dr[7] & 0xff != 0 && engine.execution_breakpoint(v) {

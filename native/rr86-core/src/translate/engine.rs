@@ -561,7 +561,7 @@ impl Engine {
         self.stats.tlb_flushes += 1;
         vcpu.tlb.flush(keep_global);
         vcpu.fetch.clear();
-        vcpu.clear_jumps();
+        vcpu.forget_jumps();
     }
 
     /// INIT of a vCPU: its state, and everything cached about it.

@@ -13,41 +13,52 @@ struct FetchEntry {
 }
 
 /// Direct-mapped by virtual page.
-pub struct FetchTlb(Vec<FetchEntry>);
+pub struct FetchTlb {
+    entries: Vec<FetchEntry>,
+    /// Part of every tag, so that forgetting all entries costs nothing most of the time.
+    generation: u64,
+}
+
+/// Generations take the tag's bits 52 to 61, which no page number has.
+const GENERATIONS: u64 = 1 << 10;
+
+const NOTHING: FetchEntry = FetchEntry {
+    tag: u64::MAX,
+    page: 0,
+};
 
 impl Default for FetchTlb {
     fn default() -> Self {
-        Self(vec![
-            FetchEntry {
-                tag: u64::MAX,
-                page: 0
-            };
-            SLOTS
-        ])
+        Self {
+            entries: vec![NOTHING; SLOTS],
+            generation: 0,
+        }
     }
 }
 
-fn tag(linear: u64, user: bool) -> u64 {
-    linear >> PAGE_SHIFT | u64::from(user) << 63
+impl FetchTlb {
+    fn tag(&self, linear: u64, user: bool) -> u64 {
+        linear >> PAGE_SHIFT | self.generation << 52 | u64::from(user) << 63
+    }
 }
 
 impl FetchTlb {
     /// Physical page address for a fetch from `linear`.
     pub fn get(&self, linear: u64, user: bool) -> Option<u64> {
-        let tag = tag(linear, user);
-        let entry = &self.0[tag as usize % SLOTS];
+        let tag = self.tag(linear, user);
+        let entry = &self.entries[tag as usize % SLOTS];
         (entry.tag == tag).then_some(entry.page)
     }
 
     pub fn insert(&mut self, linear: u64, user: bool, page: u64) {
-        let tag = tag(linear, user);
-        self.0[tag as usize % SLOTS] = FetchEntry { tag, page };
+        let tag = self.tag(linear, user);
+        self.entries[tag as usize % SLOTS] = FetchEntry { tag, page };
     }
 
     pub fn clear(&mut self) {
-        self.0.fill(FetchEntry {
-            tag: u64::MAX,
-            page: 0,
-        });
+        self.generation = (self.generation + 1) % GENERATIONS;
+        if self.generation == 0 {
+            self.entries.fill(NOTHING);
+        }
     }
 }

@@ -144,6 +144,6 @@ impl Mode {
     /// What is mixed into the top bits of a pc to make a jump-cache key. Canonical addresses have
     /// equal top bits, so keys of different modes or addresses never meet.
     pub fn key(self) -> u64 {
-        u64::from(self.0 & 0x7fff) << 48
+        u64::from(self.0 & 0x1fff) << 48
     }
 }

@@ -185,7 +185,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             let linear = operand_linear(c);
             c.v.tlb.flush_page(linear);
             c.v.fetch.clear();
-            c.v.clear_jumps();
+            c.v.forget_jumps();
         }
         M::Wbinvd | M::Invd => control::check_invalidate(&c.v.cpu)?,
         M::Swapgs => {
