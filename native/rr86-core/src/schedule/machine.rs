@@ -35,6 +35,10 @@ pub struct MachineConfig {
     pub blocks: BlockLimits,
 }
 
+/// Instructions that a slice has before PAUSE gives way: vCPUs that wait for each other, or for the
+/// time, would otherwise take turns at every PAUSE, with a decision for each.
+const SPIN: u64 = 1_000;
+
 /// A machine that cannot be built or run.
 #[derive(Debug, Error)]
 pub enum MachineError {
@@ -442,8 +446,11 @@ impl Machine {
                         start: slice.start,
                     };
                     let others = self.others_can_run(slice.vcpu);
+                    // In terms of the slice, not of this call.
+                    let below = (budget + (before - slice.start)) as i64 - SPIN as i64 + 1;
+                    let yields = self.cut_at_deadlines && others;
                     self.engine
-                        .set_pause_exits(slice.vcpu, self.cut_at_deadlines && others);
+                        .set_pause_below(slice.vcpu, if yields { below } else { i64::MIN });
                     self.engine.open_windows(others);
                     let (count, end) = self.engine.run(slice.vcpu, span);
                     (count, Some(end))
@@ -477,7 +484,9 @@ impl Machine {
                     return done(self, stop);
                 }
                 RunEnd::Pause => {
-                    if slice.left == 0 || self.cut_at_deadlines {
+                    let spun = self.engine.icount() - slice.start >= SPIN;
+                    let yields = self.cut_at_deadlines && spun && self.others_can_run(slice.vcpu);
+                    if slice.left == 0 || yields {
                         return done(self, SliceStop::Pause);
                     }
                 }

@@ -40,6 +40,7 @@ pub mod cc {
     pub const NE: u8 = 5;
     pub const A: u8 = 7;
     pub const S: u8 = 8;
+    pub const GE: u8 = 13;
 }
 
 /// Code under construction.

@@ -393,10 +393,10 @@ impl Engine {
         vcpu.run.tsc_offset = self.skipped_ns.wrapping_add(vcpu.cpu.msr.tsc_adjust);
     }
 
-    /// Says whether PAUSE ends a run of this vCPU, because others could use the time.
-    pub fn set_pause_exits(&mut self, index: usize, exits: bool) {
+    /// Says below which budget PAUSE ends a run of this vCPU, because others could use the time.
+    pub fn set_pause_below(&mut self, index: usize, budget: i64) {
         // SAFETY: the pointer is valid, and no code runs.
-        unsafe { (*self.vcpus[index]).run.pause_exits = u8::from(exits) };
+        unsafe { (*self.vcpus[index]).run.pause_below = budget };
     }
 
     /// Notes the moment between two blocks.

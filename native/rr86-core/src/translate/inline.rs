@@ -46,8 +46,9 @@ impl Emitter<'_> {
     /// PAUSE goes on with the next block unless the scheduler wants to know.
     pub(super) fn pause(&mut self, insn: &Instruction) {
         self.free_host_flags();
-        self.hot.gs_cmp_imm8(at::PAUSE_EXITS, 0);
-        let quiet = self.hot.jcc(asm::cc::E);
+        self.hot.load(W64, T0, at::BUDGET);
+        self.hot.gs(&[0x3b], W64, T0, at::PAUSE_BELOW);
+        let quiet = self.hot.jcc(asm::cc::GE);
         self.helper(true);
         self.hot.patch_here(quiet);
         self.jump_to(insn.next_ip());

@@ -89,6 +89,8 @@ pub struct RunState {
     pub budget: i64,
     /// Retired instructions = base − budget − instructions of the running block still to come.
     pub icount_base: i64,
+    /// PAUSE gives way to the scheduler once the budget is below this.
+    pub pause_below: i64,
     /// TSC − retired instructions.
     pub tsc_offset: u64,
     /// Saved status flags: AH as of LAHF, AL as of SETO.
@@ -110,9 +112,7 @@ pub struct RunState {
     /// The guest's FPU state is in the host's FPU.
     pub fpu_live: u8,
     pub fpu_was_live: u8,
-    /// PAUSE gives way to the scheduler.
-    pub pause_exits: u8,
-    pub _pad: [u8; 1],
+    pub _pad: [u8; 2],
     pub host_mxcsr: u32,
     /// Data breakpoints that the current instruction hit, as in DR6.
     pub debug_hits: u64,
@@ -220,7 +220,7 @@ pub mod at {
     pub const BUDGET: usize = RUN + offset_of!(RunState, budget);
     pub const ICOUNT_BASE: usize = RUN + offset_of!(RunState, icount_base);
     pub const TSC_OFFSET: usize = RUN + offset_of!(RunState, tsc_offset);
-    pub const PAUSE_EXITS: usize = RUN + offset_of!(RunState, pause_exits);
+    pub const PAUSE_BELOW: usize = RUN + offset_of!(RunState, pause_below);
     pub const FLAGS_AX: usize = RUN + offset_of!(RunState, flags_ax);
     pub const THIS: usize = RUN + offset_of!(RunState, this);
     pub const HOST_RSP: usize = RUN + offset_of!(RunState, host_rsp);
