@@ -95,8 +95,9 @@ impl WindowPolicy {
 
 impl Engine {
     /// Whether to switch in a window that has been reached, with `left` instructions of the budget
-    /// still unused.
+    /// still unused. A budget that ends at a debugger's stop is not the slice's.
     pub(super) fn switch_in(&mut self, window: Window, left: i64) -> bool {
+        let left = left.saturating_add_unsigned(self.beyond);
         match &mut self.windows {
             WindowPolicy::Closed => false,
             WindowPolicy::Expect(expected) => {
@@ -113,7 +114,7 @@ impl Engine {
 
     /// Whether the replayer has to stop in a fetch window at the end of the budget.
     pub fn expects_fetch(&self) -> bool {
-        matches!(self.windows, WindowPolicy::Expect(Some(Window::Fetch)))
+        self.beyond == 0 && matches!(self.windows, WindowPolicy::Expect(Some(Window::Fetch)))
     }
 
     /// Says who decides about windows.
