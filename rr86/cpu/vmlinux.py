@@ -10,6 +10,7 @@ import bz2
 import lzma
 import struct
 import zlib
+from abc import ABC, abstractmethod
 
 from rr86.cpu import lz4
 from rr86.cpu.elf import ElfFile
@@ -19,12 +20,12 @@ from rr86.errors import KernelImageError
 _LARGEST = 1 << 30
 
 
-class Payload:
+class Payload(ABC):
     """The bytes of a vmlinux, unpacked on demand."""
 
+    @abstractmethod
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes at `offset`; short at the end."""
-        raise NotImplementedError
 
 
 class PlainPayload(Payload):
