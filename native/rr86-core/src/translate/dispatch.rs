@@ -6,18 +6,19 @@ use super::classify::shape::{self, Shape};
 use super::emit::{self, Request};
 use super::engine::{Engine, Resume, StopCause};
 use super::execute::Flow;
+use super::fetch::FetchPage;
 use super::mode::Mode;
 use super::signals;
 use super::slow::{sync_flags, View};
 use super::stubs;
-use super::vcpu::{jump_index, Exit, JumpEntry, Vcpu};
+use super::vcpu::{Exit, Vcpu};
 use super::windows::{Fetched, Window};
 use crate::cpu::exception::{vector, Exception};
 use crate::cpu::interrupt::{self, Event};
 use crate::cpu::memory::Privilege;
 use crate::cpu::paging::Access;
 use crate::cpu::state::{sreg, Activity, RFlags};
-use crate::memory::pages::HandOffKind;
+use crate::memory::pages::{HandOffKind, PageFlags};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 
 /// Why a vCPU stopped running.
@@ -125,7 +126,7 @@ impl Engine {
                     return RunEnd::Budget;
                 }
                 let mode = Mode::of(&v.cpu);
-                v.run.jump_key = v.key_of(mode);
+                v.run.jump_key = mode.key();
                 let single = mode.one() && resume.is_none();
                 let stepping = v.cpu.rflags & RFlags::TF.bits() != 0;
                 if single && v.cpu.dr[7] & 0xff != 0 && engine.execution_breakpoint(v) {
@@ -399,14 +400,18 @@ impl Engine {
         if let Some(page) = v.fetch.get(linear, user) {
             return Ok(page);
         }
-        let page = self
-            .translate(v, linear, Access::Fetch, Privilege::Current)?
-            .paddr;
-        if let Some(index) = self.ram.page_index(page) {
+        let found = self.translate(v, linear, Access::Fetch, Privilege::Current)?;
+        let fetch = FetchPage {
+            page: found.paddr,
+            shift: found.page_size.trailing_zeros() as u8,
+            global: found.global,
+        };
+        if let Some(index) = self.ram.page_index(found.paddr) {
             self.acquire(v.cpu.id, index, HandOffKind::Read);
+            self.pages.info[index].flags |= PageFlags::FETCHED;
         }
-        v.fetch.insert(linear, user, page);
-        Ok(page)
+        v.remember_fetch(linear, user, fetch);
+        Ok(found.paddr)
     }
 
     /// Finds the block at rip, or makes it. `None` when the vCPU is to be switched out between the
@@ -583,11 +588,8 @@ impl Engine {
         let block = self.blocks.get(id);
         let code = block.code;
         if !block.mode.one() && block.second.is_none() {
-            let rip = v.cpu.rip;
-            v.jumps[jump_index(rip)] = JumpEntry {
-                key: rip ^ v.run.jump_key,
-                code,
-            };
+            let (linear, rip, mode) = (self.fetch_address(v), block.rip, block.mode);
+            v.remember_jump(linear, rip, mode, code);
         }
         Some(code)
     }

@@ -26,7 +26,7 @@ use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
 use crate::cpu::msr::index;
 use crate::cpu::state::{CpuState, RFlags};
-use crate::memory::pages::{HandOff, HandOffKind, PageFlags, Pages, DEVICE, NOBODY, SHARED};
+use crate::memory::pages::{HandOff, HandOffKind, PageFlags, Pages, DEVICE, NOBODY};
 use crate::memory::ram::GuestRam;
 use crate::memory::PAGE_SHIFT;
 
@@ -483,38 +483,44 @@ impl Engine {
     /// Makes an agent the owner, or a reader, of a page, taking rights from others where needed.
     #[inline]
     pub fn acquire(&mut self, agent: u8, page: usize, kind: HandOffKind) {
-        let owner = self.pages.info[page].owner;
-        if owner == agent || owner == SHARED && kind == HandOffKind::Read {
-            return;
+        let allowed = match kind {
+            HandOffKind::Read => self.pages.reads(page, agent),
+            HandOffKind::Write => self.pages.owns(page, agent),
+        };
+        if !allowed {
+            self.hand_off(agent, page, kind);
         }
-        self.hand_off(agent, page, owner, kind);
     }
 
-    fn hand_off(&mut self, agent: u8, page: usize, owner: u8, kind: HandOffKind) {
-        if owner == NOBODY {
-            self.pages.info[page].owner = agent;
-            return;
-        }
-        self.pages.info[page].owner = if kind == HandOffKind::Read {
-            SHARED
-        } else {
-            agent
-        };
+    fn hand_off(&mut self, agent: u8, page: usize, kind: HandOffKind) {
+        let before = self.pages.info[page];
         for index in 0..self.vcpus.len() {
-            // SAFETY: only the TLB field is borrowed; callers hold no reference to another vCPU's, and
-            // the running vCPU's own reference is not used across this call.
-            let tlb = unsafe { &mut (*self.vcpus[index]).tlb };
-            match kind {
-                HandOffKind::Read => tlb.protect_page(page),
-                HandOffKind::Write if index != usize::from(agent) => tlb.revoke_page(page),
-                HandOffKind::Write => {}
+            let number = index as u8;
+            if number == agent || !self.pages.reads(page, number) {
+                continue;
             }
+            // SAFETY: only the TLBs are touched; callers hold no reference to another vCPU's, and the
+            // running vCPU's own are not.
+            let other = unsafe { &mut *self.vcpus[index] };
+            match kind {
+                HandOffKind::Read => other.tlb.protect_page(page),
+                HandOffKind::Write => {
+                    other.tlb.revoke_page(page);
+                    if before.flags.contains(PageFlags::FETCHED) {
+                        other.revoke_fetches(self.ram.page_address(page));
+                    }
+                }
+            }
+        }
+        let from = self.pages.give(page, agent, kind);
+        if from == NOBODY {
+            return;
         }
         self.stats.hand_offs += 1;
         let page = self.ram.page_address(page) >> PAGE_SHIFT;
         let hand_off = HandOff {
             page,
-            from: owner,
+            from,
             to: agent,
             kind,
         };
@@ -560,8 +566,7 @@ impl Engine {
     pub fn flush_tlb(&mut self, vcpu: &mut Vcpu, keep_global: bool) {
         self.stats.tlb_flushes += 1;
         vcpu.tlb.flush(keep_global);
-        vcpu.fetch.clear();
-        vcpu.forget_jumps();
+        vcpu.flush_fetches(keep_global);
     }
 
     /// INIT of a vCPU: its state, and everything cached about it.

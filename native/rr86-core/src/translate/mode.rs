@@ -141,6 +141,17 @@ impl Mode {
             MmuIndex::Supervisor
         }
     }
+    /// The same as `Mode::of(cpu).mmu()`.
+    pub fn mmu_of(cpu: &CpuState) -> MmuIndex {
+        if cpu.cpl == 3 {
+            MmuIndex::User
+        } else if cpu.cr4 & Cr4::SMAP.bits() != 0 && cpu.rflags & RFlags::AC.bits() != 0 {
+            MmuIndex::SupervisorAc
+        } else {
+            MmuIndex::Supervisor
+        }
+    }
+
     /// What is mixed into the top bits of a pc to make a jump-cache key. Canonical addresses have
     /// equal top bits, so keys of different modes or addresses never meet.
     pub fn key(self) -> u64 {

@@ -5,7 +5,6 @@ use std::alloc::{alloc_zeroed, handle_alloc_error, Layout};
 use std::mem::offset_of;
 
 use super::asm::{self, Reg};
-use super::mode::Mode;
 use crate::cpu::exception::Exception;
 use crate::cpu::state::{gpr, CpuState};
 use crate::memory::tlb::{Tlb, TlbEntry, ENTRY_SHIFT, TABLES};
@@ -53,9 +52,6 @@ pub struct JumpEntry {
     /// Host address of the code.
     pub code: u64,
 }
-
-/// Generations of jump-cache entries; their number takes bits 61 and 62 of a key.
-const GENERATIONS: u64 = 4;
 
 /// A key that no canonical pc in any mode gives: the mode part has 15 bits.
 pub const NO_KEY: u64 = 0x7fff_8000_0000_0000;
@@ -135,7 +131,6 @@ pub struct Vcpu {
     pub tlb: Tlb,
     pub jumps: [JumpEntry; 1 << JUMP_BITS],
     pub fetch: super::fetch::FetchTlb,
-    jump_generation: u64,
 }
 
 impl Vcpu {
@@ -160,28 +155,6 @@ impl Vcpu {
         this.run.this = &raw const *this as u64;
         this.clear_jumps();
         this
-    }
-
-    /// Forgets which addresses lead where, because a mapping has changed. Entries of an older
-    /// generation match no key; only when generations run out are they cleared.
-    pub fn forget_jumps(&mut self) {
-        self.jump_generation = (self.jump_generation + 1) % GENERATIONS;
-        if self.jump_generation == 0 {
-            self.clear_jumps();
-        }
-    }
-
-    /// What is mixed into a pc to make a jump-cache key now.
-    pub fn key_of(&self, mode: Mode) -> u64 {
-        mode.key() | self.jump_generation << 61
-    }
-
-    /// Forgets where code is.
-    pub fn clear_jumps(&mut self) {
-        self.jumps.fill(JumpEntry {
-            key: NO_KEY,
-            code: 0,
-        });
     }
 }
 
