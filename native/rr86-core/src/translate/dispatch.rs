@@ -146,17 +146,12 @@ impl Engine {
                         engine.link = None;
                         engine.partial(v, resume, exact)
                     }
-                    None => match engine.lookup(v, mode) {
+                    None => match engine.known_code(v, mode).map_or_else(
+                        || engine.enter(v, mode, exact),
+                        |code| Ok(Some(Some(code))),
+                    ) {
                         Ok(None) => return RunEnd::Window(Window::Fetch),
-                        Ok(Some(id)) => {
-                            let code = engine.ready(v, id, exact);
-                            // Not before: a flush on the way here has dropped what it names.
-                            let link = engine.link.take();
-                            if code.is_some() {
-                                engine.chain(link, id);
-                            }
-                            code
-                        }
+                        Ok(Some(code)) => code,
                         Err(fault) => {
                             engine.link = None;
                             engine.deliver_fault(v, fault);
@@ -201,6 +196,35 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Host address of the block at rip if the jump cache knows it, and if it fits whatever its length.
+    #[inline]
+    fn known_code(&self, v: &Vcpu, mode: Mode) -> Option<u64> {
+        let roomy = v.run.budget >= self.limits.instructions as i64;
+        if !roomy || self.link.is_some() || mode.one() || !mode.code_flat() {
+            return None;
+        }
+        v.known_jump(v.cpu.rip, mode)
+    }
+
+    /// Host address of the block at rip, made if need be; or as `lookup` and `ready` have it.
+    fn enter(
+        &mut self,
+        v: &mut Vcpu,
+        mode: Mode,
+        exact: bool,
+    ) -> Result<Option<Option<u64>>, Exception> {
+        let Some(id) = self.lookup(v, mode)? else {
+            return Ok(None);
+        };
+        let code = self.ready(v, id, exact);
+        // Not before: a flush on the way here has dropped what it names.
+        let link = self.link.take();
+        if code.is_some() {
+            self.chain(link, id);
+        }
+        Ok(Some(code))
     }
 
     /// Delivers an NMI or interrupt that is due.

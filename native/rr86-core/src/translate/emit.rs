@@ -204,7 +204,7 @@ impl Emitter<'_> {
                     self.helper(false);
                 }
             }
-            Class::HelperEnd if insn.mnemonic() == Mnemonic::Pause => self.pause(insn),
+            Class::HelperEnd if self.inline_end(insn) => {}
             Class::HelperEnd | Class::Raise(_) => self.helper(true),
         }
     }
@@ -501,6 +501,18 @@ impl Emitter<'_> {
             patch: (flat && same_page).then_some(at as u32),
             exit: exit as u32,
         });
+    }
+
+    /// Ends the block with a jump to a known rip in another mode; flags are in AX.
+    pub(super) fn jump_in_mode(&mut self, target: u64, mode: Mode) {
+        let index = jump_index(target) * size_of::<super::vcpu::JumpEntry>();
+        self.hot.mov_imm(T0, target ^ mode.key());
+        self.hot.gs(&[0x3b], W64, T0, at::JUMP + index);
+        let miss = self.hot.jcc(cc::NE);
+        self.hot.gs(&[0xff], W32, Reg(4), at::JUMP_CODE + index);
+        self.hot.patch_here(miss);
+        Self::store_rip(&mut self.hot, target);
+        self.leave(Stream::Hot, Exit::Lookup);
     }
 
     /// Lets the helper of the current instruction raise #GP(0) when the target in `target` is not canonical:

@@ -14,7 +14,7 @@ use super::bus::Bus;
 use super::cache::{BlockId, Blocks};
 use super::codebuf::CodeBuffer;
 use super::emit::{Hooks, Trap};
-use super::execute::{Flow, HelperCounts};
+use super::execute::{DecodedCache, Flow, HelperCounts};
 use super::protocol::Protocol;
 use super::site::Site;
 use super::stubs::{self, Stubs};
@@ -178,6 +178,7 @@ pub struct Engine {
     pub model: CpuidTable,
     pub stats: Stats,
     pub helpers: HelperCounts,
+    pub(super) decoded: DecodedCache,
     pub(super) vcpus: Vec<*mut Vcpu>,
     pub(super) code: CodeBuffer,
     pub(super) stubs: Stubs,
@@ -278,6 +279,7 @@ impl Engine {
             model,
             stats: Stats::default(),
             helpers: HelperCounts::new(),
+            decoded: DecodedCache::new(),
             vcpus: Vec::new(),
             code,
             stubs,

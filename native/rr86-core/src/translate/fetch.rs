@@ -163,6 +163,12 @@ impl Vcpu {
         self.fetch.chain(slot, jump);
     }
 
+    /// Where jumps to `rip` in a mode lead, if that is remembered.
+    pub(super) fn known_jump(&self, rip: u64, mode: Mode) -> Option<u64> {
+        let entry = &self.jumps[jump_index(rip)];
+        (entry.key == rip ^ mode.key()).then_some(entry.code)
+    }
+
     /// Forgets the jump to `code`, which is that of a block at `rip`.
     pub(super) fn forget_jump(&mut self, rip: u64, code: u64) {
         let jump = jump_index(rip);

@@ -141,6 +141,11 @@ impl Mode {
             MmuIndex::Supervisor
         }
     }
+    /// The mode after EFLAGS.AC has changed while CR4.SMAP is on.
+    pub fn with_ac(self, on: bool) -> Self {
+        Self(if on { self.0 | Self::AC } else { self.0 & !Self::AC })
+    }
+
     /// The same as `Mode::of(cpu).mmu()`.
     pub fn mmu_of(cpu: &CpuState) -> MmuIndex {
         if cpu.cpl == 3 {

@@ -186,6 +186,10 @@ pub mod at {
     pub const fn selector(index: usize) -> usize {
         segment_base(index) + offset_of!(crate::cpu::state::Segment, selector)
     }
+    pub const CR4: usize = offset_of!(Vcpu, cpu) + offset_of!(CpuState, cr4);
+    pub const KERNEL_GS_BASE: usize = offset_of!(Vcpu, cpu)
+        + offset_of!(CpuState, msr)
+        + offset_of!(crate::cpu::state::Msrs, kernel_gs_base);
     pub const TSC_AUX: usize = offset_of!(Vcpu, cpu)
         + offset_of!(CpuState, msr)
         + offset_of!(crate::cpu::state::Msrs, tsc_aux);
