@@ -146,10 +146,10 @@ impl Engine {
                         engine.link = None;
                         engine.partial(v, resume, exact)
                     }
-                    None => match engine.known_code(v, mode).map_or_else(
-                        || engine.enter(v, mode, exact),
-                        |code| Ok(Some(Some(code))),
-                    ) {
+                    None => match engine
+                        .known_code(v, mode)
+                        .map_or_else(|| engine.enter(v, mode, exact), |code| Ok(Some(Some(code))))
+                    {
                         Ok(None) => return RunEnd::Window(Window::Fetch),
                         Ok(Some(code)) => code,
                         Err(fault) => {
@@ -312,6 +312,7 @@ impl Engine {
     /// What to do after code came back. `None` goes on.
     fn after(&mut self, v: &mut Vcpu) -> Option<RunEnd> {
         let exit = v.run.exit;
+        self.stats.exits[exit as usize % Exit::COUNT] += 1;
         if exit == Exit::Chain as u32 {
             self.follow(v);
             return None;
@@ -424,6 +425,7 @@ impl Engine {
         if let Some(page) = v.fetch.get(linear, user) {
             return Ok(page);
         }
+        self.stats.fetch_misses += 1;
         let found = self.translate(v, linear, Access::Fetch, Privilege::Current)?;
         let fetch = FetchPage {
             page: found.paddr,

@@ -129,7 +129,11 @@ pub struct Stats {
     pub block_flushes: u64,
     pub code_drops: u64,
     pub dispatches: u64,
+    /// Returns of translated code by [`Exit`].
+    pub exits: [u64; Exit::COUNT],
     pub lookups: u64,
+    /// Look-ups that found the page not known for fetches.
+    pub fetch_misses: u64,
     pub slow_accesses: u64,
     pub bounced_accesses: u64,
     pub tlb_fills: u64,

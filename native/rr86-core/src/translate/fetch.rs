@@ -6,6 +6,9 @@
 //! are in this table.** Whatever takes a page out (eviction, a flush, another vCPU's write to the
 //! page) takes its jumps along, so the next way into the page leads through the dispatcher, at a moment
 //! that is a function of the guest's run. Asking more often than that finds the page here, and does nothing.
+//!
+//! A CR3 write takes a process's pages out, and mostly the same pages come back with the next switch. So
+//! their jumps only fall asleep: when a walk finds the same page again at the same address, they wake.
 
 use super::mode::Mode;
 use super::vcpu::{jump_index, JumpEntry, Vcpu, JUMP_BITS, NO_KEY};
@@ -22,6 +25,8 @@ const HEAD: u16 = 1 << 15;
 struct FetchEntry {
     /// Virtual page number, with the privilege in the top bit; `u64::MAX` is nothing.
     tag: u64,
+    /// The translation has been flushed; only the jumps are still of use.
+    asleep: bool,
     /// Physical address of the page.
     page: u64,
     /// log2 of the size of the guest's page.
@@ -33,8 +38,12 @@ struct FetchEntry {
     jumps: u16,
 }
 
+/// Turned over in the key of a jump that is asleep: no canonical pc has such a key.
+const ASLEEP: u64 = 1 << 62;
+
 const NOTHING: FetchEntry = FetchEntry {
     tag: u64::MAX,
+    asleep: false,
     page: 0,
     shift: 0,
     global: false,
@@ -87,7 +96,7 @@ impl FetchTlb {
     pub fn get(&self, linear: u64, user: bool) -> Option<u64> {
         let tag = tag(linear, user);
         let entry = &self.entries[slot_of(tag)];
-        (entry.tag == tag).then_some(entry.page)
+        (entry.tag == tag && !entry.asleep).then_some(entry.page)
     }
 
     /// Takes a jump out of its page's chain.
@@ -122,8 +131,14 @@ impl Vcpu {
     pub(super) fn remember_fetch(&mut self, linear: u64, user: bool, found: FetchPage) {
         let tag = tag(linear, user);
         let slot = slot_of(tag);
-        self.forget_fetch(slot);
+        let entry = &self.fetch.entries[slot];
+        if entry.asleep && entry.tag == tag && entry.page == found.page {
+            self.turn_jumps(slot);
+        } else {
+            self.forget_fetch(slot);
+        }
         let entry = &mut self.fetch.entries[slot];
+        entry.asleep = false;
         entry.tag = tag;
         entry.page = found.page;
         entry.shift = found.shift;
@@ -131,6 +146,16 @@ impl Vcpu {
         if !found.global && !entry.listed {
             entry.listed = true;
             self.fetch.local.push(slot as u16);
+        }
+    }
+
+    /// Puts the jumps into a page to sleep, or wakes them.
+    fn turn_jumps(&mut self, slot: usize) {
+        let mut jump = self.fetch.entries[slot].jumps;
+        while jump != NONE {
+            let at = usize::from(jump);
+            self.jumps[at].key ^= ASLEEP;
+            jump = self.fetch.next[at];
         }
     }
 
@@ -151,7 +176,8 @@ impl Vcpu {
     pub(super) fn remember_jump(&mut self, linear: u64, rip: u64, mode: Mode, code: u64) {
         let tag = tag(linear, mode.user());
         let slot = slot_of(tag);
-        if self.fetch.entries[slot].tag != tag {
+        let entry = &self.fetch.entries[slot];
+        if entry.tag != tag || entry.asleep {
             return;
         }
         let jump = jump_index(rip);
@@ -196,8 +222,10 @@ impl Vcpu {
         for slot in local.drain(..) {
             let slot = usize::from(slot);
             self.fetch.entries[slot].listed = false;
-            if !self.fetch.entries[slot].global {
-                self.forget_fetch(slot);
+            let entry = &mut self.fetch.entries[slot];
+            if !entry.global && entry.tag != u64::MAX && !entry.asleep {
+                entry.asleep = true;
+                self.turn_jumps(slot);
             }
         }
         self.fetch.local = local;

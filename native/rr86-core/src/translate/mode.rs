@@ -143,7 +143,11 @@ impl Mode {
     }
     /// The mode after EFLAGS.AC has changed while CR4.SMAP is on.
     pub fn with_ac(self, on: bool) -> Self {
-        Self(if on { self.0 | Self::AC } else { self.0 & !Self::AC })
+        Self(if on {
+            self.0 | Self::AC
+        } else {
+            self.0 & !Self::AC
+        })
     }
 
     /// The same as `Mode::of(cpu).mmu()`.

@@ -78,6 +78,14 @@ pub enum Exit {
     Partial = 7,
 }
 
+impl Exit {
+    pub const COUNT: usize = 8;
+    /// Names of all kinds, in the order of their numbers.
+    pub const NAMES: [&'static str; Self::COUNT] = [
+        "chain", "jump", "budget", "fault", "helper", "stopped", "signal", "partial",
+    ];
+}
+
 /// The words that translated code and the dispatcher share.
 #[repr(C, align(64))]
 pub struct RunState {
