@@ -41,7 +41,7 @@ pub const T0: Reg = asm::R10;
 pub const T1: Reg = asm::R11;
 
 /// log2 of the number of jump-cache entries.
-pub const JUMP_BITS: u32 = 12;
+pub const JUMP_BITS: u32 = 14;
 
 /// A jump-cache entry: where code for a pc in a mode starts.
 #[repr(C)]
