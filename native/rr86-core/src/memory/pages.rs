@@ -61,6 +61,8 @@ pub struct HandOff {
     pub from: u8,
     pub to: u8,
     pub kind: HandOffKind,
+    /// Bit n: the n-th 64-byte line was written since the page's last hand-off.
+    pub lines: u64,
 }
 
 /// The table of all pages, and the incremental digest of RAM.

@@ -81,8 +81,7 @@ pub fn event(observed: &Observed) -> Event {
                 HandOffKind::Read => Access::Read,
                 HandOffKind::Write => Access::Write,
             },
-            // Which lines were written is not tracked; all of them may have been.
-            lines: u64::MAX,
+            lines: h.lines,
         },
     }
 }

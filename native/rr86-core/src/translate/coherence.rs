@@ -173,12 +173,20 @@ impl Engine {
         if watched {
             self.log_write(commit, paddr, data);
         }
-        let offset = (paddr & PAGE_MASK) as usize;
-        self.ram.page_mut(page)[offset..offset + data.len()].copy_from_slice(data);
+        self.put(page, paddr, data);
         if self.protocol.can_be_stale() {
             self.mark_stale(page, paddr, data.len() as u64);
         }
         watched && self.watched(paddr, data.len() as u64)
+    }
+
+    /// Changes bytes of one page of RAM.
+    fn put(&mut self, page: usize, paddr: u64, data: &[u8]) {
+        let offset = (paddr & PAGE_MASK) as usize;
+        let bytes = &mut self.ram.page_mut(page)[offset..offset + data.len()];
+        bytes.copy_from_slice(data);
+        let host = bytes.as_ptr();
+        self.mark_lines(host, data.len());
     }
 
     /// How a write that is about to be checked gets past the protocol.
@@ -211,8 +219,7 @@ impl Engine {
             },
         };
         self.log_write(&commit, paddr, data);
-        let offset = (paddr & PAGE_MASK) as usize;
-        self.ram.page_mut(page)[offset..offset + data.len()].copy_from_slice(data);
+        self.put(page, paddr, data);
         self.watched(paddr, data.len() as u64)
     }
 
@@ -526,7 +533,7 @@ impl Engine {
     pub(super) fn drop_guard(&mut self, v: &mut Vcpu, unguard: Unguard) {
         let Unguard { linear, mmu, page } = unguard;
         let coded = self.pages.info[page].flags.contains(PageFlags::CODE);
-        if !self.pages.owns(page, v.cpu.id) || !v.tlb.unguard(mmu, linear, page, coded) {
+        if !self.may_write(page, v.cpu.id) || !v.tlb.unguard(mmu, linear, page, coded) {
             return;
         }
         if coded {

@@ -586,6 +586,7 @@ impl Engine {
             stop,
             hooks: &self.hooks,
             checked: start == 0 && block.checked,
+            tracking: self.tracking(),
             address: self.code.next_address(),
         };
         emit::translate(request, self.stubs, &mut self.info)

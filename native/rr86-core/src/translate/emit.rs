@@ -14,6 +14,7 @@ use super::mode::Mode;
 use super::site::{AccessKind, Site};
 use super::stubs::Stubs;
 use super::vcpu::{at, jump_index, Exit, GUEST_RSP, JUMP_BITS, T0, T1};
+use crate::memory::ram::LINE_SHIFT;
 use crate::memory::tlb::{MmuIndex, ENTRY_SHIFT, TABLES};
 use crate::memory::{PAGE_SHIFT, PAGE_SIZE};
 
@@ -64,6 +65,8 @@ pub struct Request<'a> {
     pub hooks: &'a Hooks,
     /// Compare the source with memory at entry.
     pub checked: bool,
+    /// Mark the lines that stores write.
+    pub tracking: bool,
     /// Host address at which the code will run.
     pub address: u64,
 }
@@ -388,6 +391,9 @@ impl Emitter<'_> {
         let branch = self.hot.jcc(cc::A);
         self.hot
             .gs_at(&[0x03], W64, T0, T1, at::tlb(mmu_table(mmu), at::TLB_HOST));
+        if kind.writes() && self.request.tracking {
+            self.mark_lines(size);
+        }
         let mut site = self.site();
         site.size = size as u8;
         site.kind = kind;
@@ -398,6 +404,24 @@ impl Emitter<'_> {
             kind,
             site,
             tag,
+        }
+    }
+
+    /// Marks the lines of `size` bytes at the host address in T0 as written (`GuestRam`). The slow path
+    /// does so itself, because its store may go elsewhere.
+    fn mark_lines(&mut self, size: usize) {
+        let mut mark = |last: i32| {
+            match last {
+                0 => self.hot.mov_rr(W64, T1, T0),
+                _ => self.hot.mem(&[0x8d], W64, T1, Some(T0), None, last),
+            }
+            self.hot.shift_imm(5, T1, LINE_SHIFT as u8);
+            self.hot.mem(&[0xc6], asm::W32, Reg(0), Some(T1), None, 0);
+            self.hot.u8(1);
+        };
+        mark(0);
+        if size > 1 {
+            mark(size as i32 - 1);
         }
     }
 

@@ -197,6 +197,8 @@ pub struct Engine {
     pub(super) flow: Flow,
     /// A helper's store hit the running block or a watchpoint.
     pub(super) helper_stop: bool,
+    /// Pages have owners, and the lines that these write are marked.
+    tracking: bool,
     pub(super) resume: Vec<Option<Resume>>,
     pub(super) hooks: Hooks,
     pub(super) watches: Vec<(u64, u64)>,
@@ -294,6 +296,7 @@ impl Engine {
             exit_requested: false,
             flow: Flow::Next,
             helper_stop: false,
+            tracking: true,
             resume: vec![None; vcpus],
             hooks: Hooks::default(),
             watches: Vec::new(),
@@ -489,6 +492,9 @@ impl Engine {
     /// Makes an agent the owner, or a reader, of a page, taking rights from others where needed.
     #[inline]
     pub fn acquire(&mut self, agent: u8, page: usize, kind: HandOffKind) {
+        if !self.tracking {
+            return;
+        }
         let allowed = match kind {
             HandOffKind::Read => self.pages.reads(page, agent),
             HandOffKind::Write => self.pages.owns(page, agent),
@@ -523,15 +529,44 @@ impl Engine {
             return;
         }
         self.stats.hand_offs += 1;
+        let lines = if before.flags.contains(PageFlags::OWNED) {
+            self.ram.take_lines(page)
+        } else {
+            0
+        };
         let page = self.ram.page_address(page) >> PAGE_SHIFT;
         let hand_off = HandOff {
             page,
             from,
             to: agent,
             kind,
+            lines,
         };
         self.observed
             .push((self.icount, Observed::HandOff(hand_off)));
+    }
+
+    /// Switches the tracking of who writes and reads which page on or off, before anything has run.
+    pub fn set_tracking(&mut self, on: bool) {
+        self.tracking = on;
+    }
+
+    /// Whether it is tracked who writes and reads which page.
+    pub fn tracking(&self) -> bool {
+        self.tracking
+    }
+
+    /// Whether a vCPU may write a page without asking.
+    pub(super) fn may_write(&self, page: usize, vcpu: u8) -> bool {
+        !self.tracking || self.pages.owns(page, vcpu)
+    }
+
+    /// Notes a write to RAM by Rust code.
+    #[inline]
+    pub(super) fn mark_lines(&mut self, host: *const u8, len: usize) {
+        if self.tracking {
+            self.ram.mark_lines(host, len);
+        }
     }
 
     /// Removes every block because the cache is full.

@@ -349,7 +349,7 @@ impl Engine {
             };
             let second = self.map(vcpu, mmu, next, kind_of(kind), Privilege::Current)?;
             parts[1] = (second, size - room);
-        } else if let Some(host) = self.direct(vcpu, linear, first, kind, mmu) {
+        } else if let Some(host) = self.direct(vcpu, linear, first, size, kind, mmu) {
             return Ok(AccessResult { host, commit: 0 });
         }
         self.stats.bounced_accesses += 1;
@@ -422,6 +422,7 @@ impl Engine {
         vcpu: &mut Vcpu,
         linear: u64,
         paddr: u64,
+        size: usize,
         kind: AccessKind,
         mmu: MmuIndex,
     ) -> Option<u64> {
@@ -448,13 +449,17 @@ impl Engine {
         }
         let write = !watched
             && !guarded
-            && (writes || self.pages.owns(page, number) && flags.contains(PageFlags::DIRTY));
+            && (writes || self.may_write(page, number) && flags.contains(PageFlags::DIRTY));
         vcpu.tlb.allow(mmu, linear, write);
         if writes && watched {
             self.plain = true;
             return None;
         }
-        Some(self.ram.page_pointer(page) as u64 + (linear & PAGE_MASK))
+        let host = self.ram.page_pointer(page) as u64 + (linear & PAGE_MASK);
+        if writes {
+            self.mark_lines(host as *const u8, size);
+        }
+        Some(host)
     }
 
     /// Walks the page tables for `vcpu`.
@@ -626,7 +631,7 @@ impl View {
         }
     }
 
-    /// Host address of an access that the TLB allows without further care.
+    /// Host address of an access that the TLB allows without further care; a write is going to be made.
     fn quick(
         &self,
         linear: u64,
@@ -640,7 +645,15 @@ impl View {
         let entry = &vcpu.tlb.entries[slot_of(mmu, linear)];
         let tag = if write { entry.write } else { entry.read };
         let offset = linear.wrapping_sub(tag);
-        (offset <= PAGE_SIZE - size as u64).then(|| (entry.host + offset) as *mut u8)
+        if offset > PAGE_SIZE - size as u64 {
+            return None;
+        }
+        let host = (entry.host + offset) as *mut u8;
+        if write {
+            // SAFETY: as in `parts`.
+            unsafe { (*self.engine).mark_lines(host, size) };
+        }
+        Some(host)
     }
 
     /// Fills the TLB for an access to one page of RAM; `None` if it is anything else.
@@ -667,7 +680,7 @@ impl View {
             .map(vcpu, mmu, linear, kind_of(kind), privilege)
             .ok()?;
         engine
-            .direct(vcpu, linear, page, kind, mmu)
+            .direct(vcpu, linear, page, size, kind, mmu)
             .map(|host| host as *mut u8)
     }
 
