@@ -202,7 +202,9 @@ impl Engine {
     #[inline]
     fn known_code(&self, v: &Vcpu, mode: Mode) -> Option<u64> {
         let roomy = v.run.budget >= self.limits.instructions as i64;
-        if !roomy || self.link.is_some() || mode.one() || !mode.code_flat() {
+        // The relative that leaves jumps behind does so in jumps, not in look-ups.
+        let asked = self.link.is_some() || self.protocol.chain_kept;
+        if !roomy || asked || mode.one() || !mode.code_flat() {
             return None;
         }
         v.known_jump(v.cpu.rip, mode)
