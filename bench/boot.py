@@ -165,6 +165,8 @@ def measure(guest: Guest, repetitions: int, with_qemu: bool) -> list[Series]:
         ]
         if with_qemu:
             variants.append(("QEMU", lambda: run_qemu(guest)))
+        # Not counted: the first machine of a process finds its memory cold.
+        run_plain(guest, images)
         return alternate(variants, repetitions, lambda line: note(f"{guest.smp} vCPUs, {line}"))
 
 
@@ -176,7 +178,8 @@ def _rate(series: Series) -> float | None:
 def report(results: list[Series]) -> str:
     """The table for people."""
     by_name = {series.name: series for series in results}
-    plain, qemu = by_name[PLAIN], by_name.get("QEMU")
+    plain = by_name[PLAIN].seconds
+    qemu = by_name["QEMU"].seconds if "QEMU" in by_name else None
     rows = []
     for series in results:
         rows.append(
@@ -187,8 +190,8 @@ def report(results: list[Series]) -> str:
                 text(series.count("instructions"), ","),
                 text(_rate(series), ".1f"),
                 text(series.count("trace_bytes"), ","),
-                text(ratio(series.seconds, plain.seconds)),
-                text(ratio(series.seconds, qemu and qemu.seconds)),
+                text(ratio(series.seconds, plain)),
+                text(ratio(series.seconds, qemu)),
             ]
         )
     header = ["", "seconds", "spread", "instructions", "MIPS", "trace bytes", "/ plain", "/ QEMU"]
@@ -198,7 +201,8 @@ def report(results: list[Series]) -> str:
 def as_json(guest: Guest, results: list[Series]) -> dict[str, object]:
     """The same for machines, with every single time."""
     by_name = {series.name: series for series in results}
-    plain, qemu = by_name[PLAIN], by_name.get("QEMU")
+    plain = by_name[PLAIN].seconds
+    qemu = by_name["QEMU"].seconds if "QEMU" in by_name else None
     return {
         "smp": guest.smp,
         "memory": guest.memory,
@@ -213,8 +217,8 @@ def as_json(guest: Guest, results: list[Series]) -> dict[str, object]:
                 "mips": _rate(series),
                 "trace_bytes": series.count("trace_bytes"),
                 "file_bytes": series.count("file_bytes"),
-                "to_plain": ratio(series.seconds, plain.seconds),
-                "to_qemu": ratio(series.seconds, qemu and qemu.seconds),
+                "to_plain": ratio(series.seconds, plain),
+                "to_qemu": ratio(series.seconds, qemu),
             }
             for series in results
         },

@@ -68,13 +68,14 @@ def alternate(
     return series
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+def add_common_arguments(parser: argparse.ArgumentParser, qemu: bool = True) -> None:
     """The options that all benchmarks have."""
     parser.add_argument("--kernel", type=Path, help="a Linux bzImage, see docs/debian-kernel.md")
     parser.add_argument("-m", "--memory", default="512M")
     parser.add_argument("-n", "--repetitions", type=positive, default=3)
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one run")
-    parser.add_argument("--no-qemu", action="store_true", help="leave QEMU out")
+    if qemu:
+        parser.add_argument("--no-qemu", action="store_true", help="leave QEMU out")
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="all numbers; to stdout without FILE"
     )
@@ -159,7 +160,7 @@ def _first_line(command: list[str]) -> str | None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return (done.stdout.splitlines() or [None])[0]
+    return next(iter(done.stdout.splitlines()), None)
 
 
 def host() -> dict[str, object]:

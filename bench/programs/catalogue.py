@@ -16,26 +16,27 @@ class Program:
     smp: int = 1
 
 
-# The counts give each about a second in rr86, so that start-up (a millisecond) is nothing.
+# The counts give each half a second to a second in rr86, so that start-up (a millisecond) is
+# nothing, and at most about ten in QEMU.
 PROGRAMS = (
     Program("loop", CPU, 200_000_000),
-    Program("sieve", CPU, 1_000),
+    Program("sieve", CPU, 800),
     Program("crc", CPU, 3_000),
     Program("sort", CPU, 600),
     Program("chase", CPU, 150_000),
     Program("memcpy_8m", CPU, 400),
-    Program("memcpy_64", CPU, 100_000),
-    Program("fib", CPU, 10_000),
+    Program("memcpy_64", CPU, 60_000),
+    Program("fib", CPU, 7_000),
     Program("indirect", CPU, 50_000),
-    Program("nbody", CPU, 2_000_000),
-    Program("stream", CPU, 6_000),
-    Program("matmul", CPU, 2_000),
-    Program("x87", CPU, 10_000_000),
+    Program("nbody", CPU, 3_000_000),
+    Program("stream", CPU, 2_000),
+    Program("matmul", CPU, 1_200),
+    Program("x87", CPU, 20_000_000),
     Program("getppid", SYSTEM, 1_000_000),
     Program("forkexec", SYSTEM, 300),
     Program("fork", SYSTEM, 500),
-    Program("pagefault", SYSTEM, 3_000),
-    Program("pipe", SYSTEM, 30_000),
+    Program("pagefault", SYSTEM, 2_000),
+    Program("pipe", SYSTEM, 15_000),
     Program("switch", SYSTEM, 10_000, smp=2),
     Program("parallel", PARALLEL, 50, smp=4),
 )

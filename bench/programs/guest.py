@@ -48,10 +48,9 @@ class Markers:
                 self.over = True
             elif begun:
                 self.running = begun.decode()
-            elif self.running == ended.decode() and self.moment is not None:
-                self.outcomes[self.running] = Outcome(
-                    now - self.moment, int(status), answer.decode("utf-8", "replace")
-                )
+            elif self.running == (name := ended.decode()) and self.moment is not None:
+                said = answer.decode("utf-8", "replace")
+                self.outcomes[name] = Outcome(now - self.moment, int(status), said)
                 self.running = None
             self.moment = now
         self._text = self._text[end:]

@@ -19,7 +19,6 @@ from bench.programs.catalogue import Program
 from bench.programs.guest import APPEND, MARKER_END, Markers, Outcome, initramfs
 from rr86.cpu.inspection import Inspector
 from rr86.cpu.symbols import GuestSymbols
-from rr86.errors import Rr86Error
 from rr86.record.power import switch_on
 from rr86.record.recorder import Recorder, board_spec
 from rr86.replay.conditions import Condition, as_conditions
@@ -91,14 +90,15 @@ def run_guests(boot: Callable[[list[Program]], Boot], programs: Sequence[Program
             if outcome.status == 0:
                 results.outcomes[name] = outcome
             else:
-                results.failures[name] = f"{_wait_status(outcome.status)}: {outcome.answer}"
+                said = f"{_wait_status(outcome.status)}: {outcome.answer}"
+                results.failures[name] = said.rstrip(": ")
         left = [program for program in left if program.name not in done.outcomes]
         if done.error is None:
             results.failures |= {program.name: "never ran" for program in left}
             break
         # Without a program under way it is the guest that does not work, with any of them.
         lost = [program.name for program in left if done.running in (None, program.name)]
-        results.failures |= {name: done.error for name in lost}
+        results.failures |= dict.fromkeys(lost, done.error)
         left = [program for program in left if program.name not in lost]
     return results
 
@@ -142,7 +142,7 @@ class _Console:
                 pass
             if not self.markers.over:
                 error = f"{stop.describe()}; {self.markers.last_words}".strip("; ")
-        except (Rr86Error, RuntimeError, ValueError, OSError) as failure:
+        except Exception as failure:
             error = f"{type(failure).__name__}: {failure}"
         except BaseException as failure:
             # A panic of the core, which is no Exception; it is what a benchmark has to report.
@@ -199,9 +199,7 @@ class Rr86:
         """From the traces alone, with verification."""
         results = Results()
         for trace in self._traces:
-            console = _Console(self._setting.patience)
-            session = open_trace(trace).session(console=console.feed)
-            boot = console.follow(lambda: session.run(console.conditions, tick=console.impatient))
+            boot = self._replaying_boot(trace)
             results.outcomes |= boot.outcomes
             if boot.running is not None:
                 results.failures[boot.running] = boot.error or "never ended"
@@ -209,6 +207,11 @@ class Rr86:
             if program.name not in results.outcomes:
                 results.failures.setdefault(program.name, "never ran")
         return results
+
+    def _replaying_boot(self, trace: Path) -> Boot:
+        console = _Console(self._setting.patience)
+        session = open_trace(trace).session(console=console.feed)
+        return console.follow(lambda: session.run(console.conditions, tick=console.impatient))
 
 
 class Qemu:
