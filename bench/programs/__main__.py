@@ -21,7 +21,8 @@ from bench.common import (
     write_json,
 )
 from bench.programs.catalogue import choose
-from bench.programs.suite import Measured, as_json, findings, measure, report
+from bench.programs.suite import VARIANTS, Measured, as_json, findings, measure, report
+from bench.programs.variants import IN_QEMU, NATIVE, RECORDING, REPLAYING
 from rr86.machine.spec import SpecError, parse_size
 
 
@@ -31,20 +32,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="multiplies every program's iterations"
     )
+    parser.add_argument(
+        "--variants",
+        type=variants,
+        default=VARIANTS,
+        metavar="NAME,…",
+        help=f"of {', '.join(VARIANTS)}; by default all",
+    )
+
+
+def variants(value: str) -> list[str]:
+    """Names of variants with commas between, as an option's value."""
+    names = value.split(",")
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no such variant: {', '.join(unknown)}")
+    if REPLAYING in names and RECORDING not in names:
+        raise argparse.ArgumentTypeError("a replay needs a recording")
+    return names
 
 
 def run(arguments: argparse.Namespace, smp: int | None, with_qemu: bool) -> list[Measured]:
     """Measure what the options ask for."""
     programs = choose(arguments.only, arguments.scale, smp)
-    if arguments.kernel is None:
+    wanted = [name for name in arguments.variants if with_qemu or name != IN_QEMU]
+    if arguments.kernel is None and wanted != [NATIVE]:
         note("Without --kernel the programs run natively only.")
+        wanted = [NATIVE]
     return measure(
         arguments.kernel,
         programs,
         arguments.repetitions,
         parse_size(arguments.memory),
         arguments.timeout,
-        with_qemu,
+        wanted,
     )
 
 

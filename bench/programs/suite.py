@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -81,9 +81,9 @@ def measure(
     repetitions: int,
     memory: int,
     patience: float,
-    with_qemu: bool,
+    variants: Sequence[str],
 ) -> list[Measured]:
-    """Natively, and with a kernel in rr86 and maybe in QEMU; programs in the order given."""
+    """In these variants, of which only the native one needs no kernel; programs as given."""
     executables = build([*(program.name for program in programs), "init"])
     measured = {program.name: Measured(program) for program in programs}
     with tempfile.TemporaryDirectory(prefix="rr86-bench-") as folder:
@@ -93,7 +93,7 @@ def measure(
         for smp, group in groupby(by_smp, key=lambda program: program.smp):
             chosen = list(group)
             for number in range(1, repetitions + 1):
-                for variant, run in _variants(setting, smp, with_qemu):
+                for variant, run in _runs(setting, smp, variants):
                     note(f"{number}/{repetitions} {smp} vCPUs, {variant}")
                     results = run(chosen)
                     for program in chosen:
@@ -101,22 +101,18 @@ def measure(
     return list(measured.values())
 
 
-def _variants(
-    setting: Setting, smp: int, with_qemu: bool
+def _runs(
+    setting: Setting, smp: int, variants: Sequence[str]
 ) -> list[tuple[str, Callable[[Sequence[Program]], Results]]]:
-    found: list[tuple[str, Callable[[Sequence[Program]], Results]]] = [
-        (NATIVE, lambda programs: run_native(setting, programs))
-    ]
-    if setting.kernel is not None:
-        machine = Rr86(replace(setting), smp)
-        found += [
-            (PLAIN, machine.plain),
-            (RECORDING, machine.recording),
-            (REPLAYING, machine.replaying),
-        ]
-        if with_qemu:
-            found.append((IN_QEMU, Qemu(setting, smp).run))
-    return found
+    machine = Rr86(setting, smp)
+    known: dict[str, Callable[[Sequence[Program]], Results]] = {
+        NATIVE: lambda programs: run_native(setting, programs),
+        PLAIN: machine.plain,
+        RECORDING: machine.recording,
+        REPLAYING: machine.replaying,
+        IN_QEMU: Qemu(setting, smp).run,
+    }
+    return [(name, run) for name, run in known.items() if name in variants]
 
 
 def means(measured: Sequence[Measured], group: str) -> dict[str, float | None]:
