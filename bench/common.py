@@ -1,6 +1,7 @@
 """What the benchmarks share: alternating repetitions, medians, means, tables, QEMU, the host."""
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -62,6 +63,8 @@ def alternate(
     series = [Series(name) for name, _ in variants]
     for number in range(1, repetitions + 1):
         for (name, run), kept in zip(variants, series, strict=True):
+            # A machine can be part of a cycle, and then keeps its memory until somebody looks.
+            gc.collect()
             sample = run()
             kept.samples.append(sample)
             say(f"{number}/{repetitions} {name}: {sample.seconds:.2f} s")

@@ -14,7 +14,7 @@ The last three look at the command as a user starts it, from outside.
 """
 
 import argparse
-import os
+import gc
 import re
 import statistics
 import subprocess
@@ -102,12 +102,44 @@ def resident(smaps: str, size: int) -> int:
     return total
 
 
-def _watch(pid: int, memory: int, over: threading.Event, seen: list[int]) -> None:
-    while not over.wait(0.1):
-        try:
-            seen.append(resident(Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8"), memory))
-        except OSError:
-            return
+def high_water(status: str) -> int:
+    """The most bytes that a process has had resident, from its /proc/PID/status."""
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+class _Watch(threading.Thread):
+    """Looks at a process until it is gone.
+
+    What `wait` says of its memory is of no use: it counts what the parent held when it forked.
+    """
+
+    def __init__(self, pid: int, memory: int) -> None:
+        super().__init__()
+        self.peak = 0
+        self.touched = 0
+        self._folder = Path(f"/proc/{pid}")
+        self._memory = memory
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Look fifty times a second, and every tenth time closely."""
+        looks = 0
+        while not self._over.wait(0.02):
+            try:
+                status = (self._folder / "status").read_text(encoding="utf-8")
+                self.peak = max(self.peak, high_water(status))
+                if looks % 10 == 0:
+                    smaps = (self._folder / "smaps").read_text(encoding="utf-8")
+                    self.touched = max(self.touched, resident(smaps, self._memory))
+            except OSError:
+                return
+            looks += 1
+
+    def stop(self) -> None:
+        """The process has ended."""
+        self._over.set()
+        self.join()
 
 
 def record(options: Sequence[str], memory: int, folder: Path) -> Child:
@@ -115,23 +147,17 @@ def record(options: Sequence[str], memory: int, folder: Path) -> Child:
     trace = folder / "scaling.rr86"
     trace.unlink(missing_ok=True)
     command = [*_COMMAND, "-q", "-m", f"{memory // _MIB}M", "-o", str(trace), *options]
-    over, seen = threading.Event(), [0]
     started = time.monotonic()
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        watcher = threading.Thread(target=_watch, args=(process.pid, memory, over, seen))
-        watcher.start()
-        assert process.stderr is not None
-        said = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
+        watch = _Watch(process.pid, memory)
+        watch.start()
+        _, said = process.communicate()
         seconds = time.monotonic() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        over.set()
-        watcher.join()
+        watch.stop()
     if not trace.exists() or said.strip():
         last = (said.strip().splitlines() or ["no trace"])[-1]
         raise BenchError(f"rr86 record ended with status {process.returncode}: {last}")
-    # From kilobytes.
-    return Child(seconds, usage.ru_maxrss * 1024, max(seen))
+    return Child(seconds, watch.peak, watch.touched)
 
 
 def start_up(image: Path, repetitions: int, memory: int, folder: Path) -> Series:
@@ -200,6 +226,7 @@ def _by_vcpus(
     for number in range(1, repetitions + 1):
         for smp in VCPUS:
             note(f"{number}/{repetitions} the same work on {smp} vCPUs")
+            gc.collect()
             costs[smp].append(cost(kernel, executables, smp, memory, patience))
     answers = []
     for part in ("boot", "work"):

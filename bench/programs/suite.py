@@ -1,5 +1,6 @@
 """Measuring all programs in all variants, alternating, and what the numbers say."""
 
+import gc
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -95,6 +96,7 @@ def measure(
             for number in range(1, repetitions + 1):
                 for variant, run in _runs(setting, smp, variants):
                     note(f"{number}/{repetitions} {smp} vCPUs, {variant}")
+                    gc.collect()
                     results = run(chosen)
                     for program in chosen:
                         measured[program.name].add(variant, results)

@@ -1,6 +1,6 @@
 """The parts of the scaling benchmark that need no guest."""
 
-from bench.scaling import Answer, report, resident
+from bench.scaling import Answer, high_water, report, resident
 
 SMAPS = """\
 7f0000000000-7f0020000000 rw-p 00000000 00:00 0
@@ -19,6 +19,11 @@ def test_guest_ram_is_the_private_mapping_that_is_large_enough() -> None:
     assert resident(SMAPS, 512 << 20) == 100_000 * 1024
     assert resident(SMAPS, 1 << 20) == 101_024 * 1024
     assert resident("", 1 << 20) == 0
+
+
+def test_the_high_water_mark_is_in_kilobytes() -> None:
+    assert high_water("Name:\tx\nVmPeak:\t 900 kB\nVmHWM:\t  250 kB\nVmRSS:\t 1 kB\n") == 256_000
+    assert high_water("Name:\tkthreadd\n") == 0
 
 
 def test_a_bound_is_kept_or_not() -> None:
