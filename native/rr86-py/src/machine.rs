@@ -111,7 +111,7 @@ impl Machine {
     #[new]
     #[pyo3(signature = (*, memory, vcpus, cpuid, msrs=Vec::new(), seed=0, quantum=100_000,
         start_time=1_700_000_000, fw_cfg=Vec::new(), fw_cfg_files=Vec::new(), max_block=64,
-        block_capacity=262_144, block_protocol="precise", window_bias=8192, schedule="uniform"))]
+        block_capacity=262_144, block_protocol="precise", window_bias=8192, schedule="uniform", cross_writes=true))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         memory: u64,
@@ -128,6 +128,7 @@ impl Machine {
         block_protocol: &str,
         window_bias: u32,
         schedule: &str,
+        cross_writes: bool,
     ) -> PyResult<Self> {
         let policy = Policy::named(schedule).map_err(|e| NativeError::new_err(e.to_string()))?;
         let protocol = Protocol::named(block_protocol).ok_or_else(|| {
@@ -157,6 +158,7 @@ impl Machine {
                 capacity: block_capacity.max(1),
                 protocol,
             },
+            tracking: cross_writes,
         })
         .map_err(errors::machine)?;
         let mut recorder = Recorder::new(machine, Scheduler::new(policy, seed, quantum));
