@@ -169,7 +169,7 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
             finished = true;
             break;
         }
-        if c.engine.helper_stop || c.engine.bus.has_signals() {
+        if c.engine.helper_stop || c.engine.has_signals() {
             break;
         }
     }
@@ -182,7 +182,7 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
     c.v.run.budget -= done.max(1) as i64 - 1;
     c.v.cpu.rip = if finished { c.insn.next_ip() } else { rip };
     // Unless the slice is over or the machine is wanted, only a debugger wants to stop here.
-    if !finished && !c.engine.bus.has_signals() && (done < allowed || c.engine.beyond > 0) {
+    if !finished && !c.engine.has_signals() && (done < allowed || c.engine.beyond > 0) {
         c.engine.resume_repeated(c.v);
     }
     Ok(())
