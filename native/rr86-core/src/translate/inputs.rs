@@ -296,6 +296,11 @@ impl Engine {
         let due = tape.acquired.front();
         if due.is_some_and(|d| (d.icount, d.page as usize, d.write) == (icount, page, write)) {
             let changes = tape.acquired.pop_front().map(|d| d.changes);
+            let writer = &mut self.pages.info[page].writer;
+            if *writer == NOBODY {
+                // Others have touched it, which leaves no event; so it is not this one's own.
+                *writer = DEVICE;
+            }
             let at = self.ram.page_address(page);
             for (offset, bytes) in changes.unwrap_or_default() {
                 self.put_foreign(agent, page, at + u64::from(offset), &bytes);
