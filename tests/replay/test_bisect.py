@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,29 +10,10 @@ from typer.testing import CliRunner
 import rr86
 from rr86.cli import app
 from rr86.replay.bisect import Choice, bisect_invalidation
-from rr86.replay.int3 import look
 from tests.guests.build import load_manifest
 from tests.guests.machines import Recorded, record_guest, replay
+from tests.guests.poking import poking
 from tests.guests.test_patched_code import EXPOSES, guilty_stores
-
-STRAY_INT3 = 0x21
-
-
-def poking(path: Path, protocol: str, rounds: int, seed: int = 3) -> Recorded:
-    guest = replace(load_manifest()["textpoke"], append=f"rounds={rounds}")
-    return record_guest(guest, path, protocol=protocol, seed=seed, quantum=2000, window_bias=32768)
-
-
-@pytest.fixture(scope="module")
-def stale(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    recorded = poking(tmp_path_factory.mktemp("stale") / "stale.rr86", "qemu-7.2", 1000)
-    assert recorded.outcome.code == STRAY_INT3
-    return recorded
-
-
-@pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return poking(tmp_path_factory.mktemp("clean") / "clean.rr86", "precise", 50)
 
 
 def test_a_recording_that_goes_stale_replays(stale: Recorded) -> None:
@@ -44,20 +24,6 @@ def test_a_recording_that_goes_stale_replays(stale: Recorded) -> None:
 def test_a_fetch_window_right_after_an_ipi_replays(tmp_path: Path, seed: int) -> None:
     recorded = poking(tmp_path / "t.rr86", "qemu-7.2", 40, seed=seed)
     assert replay(recorded) == recorded.outcome
-
-
-def test_an_honest_int3_is_told_from_a_stale_one(stale: Recorded) -> None:
-    session = stale.trace().session()
-    honest = session.run("int3")
-    seen = look(session.machine, honest.vcpu)
-    assert seen is not None
-    assert not seen.stale
-    wrong = session.run("stale-int3")
-    seen = look(session.machine, wrong.vcpu)
-    assert seen is not None
-    assert seen.stale
-    assert wrong.icount > honest.icount
-    assert session.read_virtual(wrong.rip, 1, wrong.vcpu)[0] == seen.memory != 0xCC
 
 
 def test_logging_writes_does_not_change_the_run(stale: Recorded) -> None:
@@ -163,14 +129,6 @@ def test_the_command_reports_and_its_status_tells(
     assert "no block was executed that memory did not hold" in nothing.output
     missing = runner.invoke(app, ["bisect-invalidation", str(tmp_path / "no.rr86")])
     assert missing.exit_code == 2
-
-
-def test_replay_says_what_kind_of_int3_it_stopped_at(stale: Recorded) -> None:
-    runner = CliRunner()
-    honest = runner.invoke(app, ["replay", "--until", "int3", str(stale.path)])
-    assert "honest int3: memory holds cc" in honest.output
-    wrong = runner.invoke(app, ["replay", "--until", "stale-int3", str(stale.path)])
-    assert re.search(r"stale int3: block \d+ says cc, memory holds 0f|e9", wrong.output)
 
 
 def test_the_stale_kind_of_events_can_be_listed(stale: Recorded) -> None:

@@ -476,6 +476,7 @@ impl Machine {
             ("blocks_invalidated", s.blocks_invalidated),
             ("stale_blocks", s.stale_blocks),
             ("stale_entries", s.stale_entries),
+            ("stale_int3s", s.stale_int3s),
             ("block_flushes", s.block_flushes),
             ("code_drops", s.code_drops),
             ("dispatches", s.dispatches),

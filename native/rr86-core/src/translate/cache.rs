@@ -44,6 +44,8 @@ pub struct Block {
     pub checked: bool,
     /// It has been entered while it was stale.
     pub entered_stale: bool,
+    /// A breakpoint instruction in it was executed that memory did not hold.
+    pub stale_int3: bool,
     /// The vCPU that made it, and the moments at which its bytes were read and it was linked.
     pub made_by: u8,
     pub fetched_at: u64,
@@ -214,6 +216,7 @@ impl Blocks {
             marked: false,
             checked: false,
             entered_stale: false,
+            stale_int3: false,
             made_by: 0,
             fetched_at: 0,
             linked_at: 0,

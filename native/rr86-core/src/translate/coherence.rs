@@ -392,6 +392,22 @@ impl Engine {
         }
     }
 
+    /// Looks whether memory holds the breakpoint instruction that is being executed; tells of the
+    /// block's first one that it does not hold.
+    pub(super) fn note_int3(&mut self, vcpu: u8, length: usize) {
+        let (id, offset) = self.position();
+        if !self.protocol.can_be_stale() || self.holds(id, usize::from(offset), length) {
+            return;
+        }
+        self.stats.stale_int3s += 1;
+        let block = self.blocks.get_mut(id);
+        if !std::mem::replace(&mut block.stale_int3, true) {
+            let serial = block.serial;
+            self.observed
+                .push((self.icount(), Observed::StaleInt3 { serial, vcpu }));
+        }
+    }
+
     /// Makes every entry of a block come through a check from now on.
     fn check_entries(&mut self, id: BlockId) {
         let block = self.blocks.get_mut(id);

@@ -86,6 +86,11 @@ pub enum Observed {
         serial: u64,
         vcpu: u8,
     },
+    /// A breakpoint instruction was executed that memory does not hold; told once a block.
+    StaleInt3 {
+        serial: u64,
+        vcpu: u8,
+    },
     /// A write removed a block.
     Invalidate {
         serial: u64,
@@ -126,6 +131,8 @@ pub struct Stats {
     /// Blocks that a protocol let go stale, and executions of such blocks.
     pub stale_blocks: u64,
     pub stale_entries: u64,
+    /// Executions of breakpoint instructions that memory did not hold.
+    pub stale_int3s: u64,
     pub block_flushes: u64,
     pub code_drops: u64,
     pub dispatches: u64,
@@ -379,6 +386,11 @@ impl Engine {
     pub(super) fn note_position(&mut self, vcpu: &Vcpu, site: Site) {
         self.icount = (vcpu.run.icount_base - vcpu.run.budget - i64::from(site.remaining)) as u64;
         self.position = (vcpu.run.site_block, site.offset);
+    }
+
+    /// Block and offset of the instruction whose moment was noted last.
+    pub(super) fn position(&self) -> (BlockId, u16) {
+        self.position
     }
 
     /// rip of the instruction whose moment was noted last.
