@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 import rr86
 from rr86.cli import app
 from rr86.replay.bisect import Choice, bisect_invalidation
+from rr86.replay.finding import Finding
 from tests.guests.build import load_manifest
 from tests.guests.machines import Recorded, record_guest, replay
 from tests.guests.poking import poking
-from tests.guests.test_patched_code import EXPOSES, guilty_stores
+from tests.guests.test_patched_code import EXPOSES, Guilty, guilty_stores
 
 
 def test_a_recording_that_goes_stale_replays(stale: Recorded) -> None:
@@ -137,29 +138,71 @@ def test_the_stale_kind_of_events_can_be_listed(stale: Recorded) -> None:
     assert rr86.open_trace(stale.path).spec.protocol == "qemu-7.2"
 
 
+def assert_is_what_the_guest_tells(finding: Finding, store: Guilty) -> None:
+    """The write that was found is this store of the guest's, to the byte and to the moment."""
+    write = finding.write
+    assert finding.proved
+    assert write is not None
+    assert store.paddr <= write.paddr
+    offset = write.paddr - store.paddr
+    assert store.old[offset:].startswith(write.old)
+    assert store.new[offset:].startswith(write.new)
+    assert store.tsc <= write.committed <= store.until
+    assert store.vcpu == ("device" if write.vcpu is None else str(write.vcpu))
+
+
+@pytest.mark.parametrize("name", sorted(EXPOSES))
+def test_each_relative_s_guilty_writes_are_named(name: str, tmp_path: Path) -> None:
+    """Every case of a guest: what the trace says went stale, and which store the guest blames."""
+    protocol, cases = EXPOSES[name]
+    recorded = record_guest(load_manifest()[name], tmp_path / "guest.rr86", protocol=protocol)
+    stores = guilty_stores(recorded.outcome.debugcon)
+    trace = recorded.trace()
+    blocks = [e.fields["id"] for e in trace.events(("stale",)) if e.fields["what"] == 2]
+    assert len(blocks) == len(stores) == cases
+    for block, store in zip(blocks, stores, strict=True):
+        assert isinstance(block, int)
+        finding = bisect_invalidation(trace, Choice(block=block))
+        assert finding is not None
+        assert (finding.window, finding.execution.int3) == (protocol, False)
+        assert not finding.victim.born_stale
+        assert_is_what_the_guest_tells(finding, store)
+    # Without a choice, it is one of them.
+    chosen = bisect_invalidation(trace)
+    assert chosen is not None
+    assert chosen.victim.id in blocks
+
+
+@pytest.mark.parametrize(
+    "name", [*sorted(EXPOSES), "xmod", "xmod-shared", "xmod-alias", "textpoke"]
+)
+def test_under_precise_nothing_is_stale(name: str, tmp_path: Path) -> None:
+    guest = load_manifest()[name]
+    recorded = record_guest(guest, tmp_path / "guest.rr86", protocol="precise")
+    assert recorded.outcome.code == guest.code
+    told = CliRunner().invoke(app, ["bisect-invalidation", str(recorded.path)])
+    assert told.exit_code == 1
+    assert "no block was executed that memory did not hold" in told.output
+
+
 # Guest, protocol, and which windows the write may have gone through.
-PATCHED = [
-    *(
-        (name, protocol, {protocol})
-        for name, (protocol, _) in sorted(EXPOSES.items())
-        if name != "rel-same"
-    ),
+RACES = [
     ("xmod", "qemu-7.2", {"W1'", "W2", "W3"}),
     ("xmod", "qemu-10", {"W1'", "W2", "W3"}),
+    ("xmod-alias", "qemu-7.2", {"W1'", "W2", "W3"}),
+    ("xmod-alias", "qemu-10", {"W1'", "W2", "W3"}),
     ("xmod-shared", "qemu-7.2", {"W1", "W2"}),
     ("xmod-shared", "qemu-10", {"W2"}),
 ]
 
 
-@pytest.mark.parametrize(("name", "protocol", "windows"), PATCHED)
-def test_the_named_write_is_one_that_the_guest_calls_guilty(
+@pytest.mark.parametrize(("name", "protocol", "windows"), RACES)
+def test_the_named_write_of_a_race_is_one_that_the_guest_calls_guilty(
     name: str, protocol: str, windows: set[str], tmp_path: Path
 ) -> None:
     recorded = record_guest(load_manifest()[name], tmp_path / "guest.rr86", protocol=protocol)
-    trace = recorded.trace()
-    finding = bisect_invalidation(trace)
+    finding = bisect_invalidation(recorded.trace())
     assert finding is not None
-    assert finding.proved
     assert finding.window in windows
     write = finding.write
     assert write is not None
@@ -170,6 +213,4 @@ def test_the_named_write_is_one_that_the_guest_calls_guilty(
         and store.tsc <= write.committed <= store.until
     ]
     assert len(stores) == 1
-    assert stores[0].vcpu == ("device" if write.vcpu is None else str(write.vcpu))
-    offset = write.paddr - stores[0].paddr
-    assert stores[0].old[offset:].startswith(write.old)
+    assert_is_what_the_guest_tells(finding, stores[0])

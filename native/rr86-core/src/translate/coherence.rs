@@ -7,7 +7,7 @@
 //! nothing is checked.
 
 use super::cache::BlockId;
-use super::engine::{Agent, Engine, Observed, StopCause};
+use super::engine::{Agent, Engine, Observed, Resume, StopCause};
 use super::protocol::Source;
 use super::vcpu::{jump_index, Vcpu, NO_KEY};
 use super::windows::{Fetched, Uncommitted, Unguard};
@@ -258,8 +258,9 @@ impl Engine {
                 len: len as u32,
             };
             self.observed.push((self.icount(), event));
-            stop |= writer.running == Some(id) && !self.protocol.same_block_ignored;
-            self.remove_block(id);
+            let running = writer.running == Some(id);
+            stop |= running;
+            self.remove_block(id, running && self.protocol.same_block_ignored);
         }
         self.recount_code_lines(page);
         stop
@@ -291,19 +292,27 @@ impl Engine {
             .collect()
     }
 
-    fn remove_block(&mut self, id: BlockId) {
+    /// `runs_on`: what is left of the block is still going to be executed by the running vCPU.
+    fn remove_block(&mut self, id: BlockId, runs_on: bool) {
         self.stats.blocks_invalidated += 1;
         let pages = self.listed_pages(id);
         if self.protocol.chain_kept {
-            // Out of the tables, but whoever knows the code still gets there.
+            // Out of the tables, but whoever knows the code still gets there. Its page may have no
+            // guard any more, so that nothing but its entry can tell whether it is stale.
             self.blocks.bury(id, pages.into_iter());
             self.left_behind.push(id);
+            self.check_entries(id);
             return;
         }
         self.unreach(id);
-        let patches = self.blocks.remove(id, pages.into_iter());
+        let patches = self.blocks.detach(id, pages.into_iter());
         for (at, target) in patches {
             self.code.patch_rel32(at, target);
+        }
+        if runs_on {
+            self.overrun = Some(id);
+        } else {
+            self.blocks.release(id);
         }
         for resume in &mut self.resume {
             if resume.is_some_and(|r| r.block == id) {
@@ -354,6 +363,7 @@ impl Engine {
         };
         ids.extend_from_slice(self.blocks.in_page(page));
         ids.extend_from_slice(&self.left_behind);
+        ids.extend(self.overrun);
         for id in ids {
             let block = self.blocks.get(id);
             let touched = block
@@ -384,6 +394,10 @@ impl Engine {
     /// Counts an entry of a stale block, and tells of the first one.
     pub(super) fn note_stale_entry(&mut self, vcpu: u8, id: BlockId) {
         self.stats.stale_entries += 1;
+        if !self.blocks.get(id).marked {
+            // The write did not come by where blocks are looked at.
+            self.mark(id, false);
+        }
         let block = self.blocks.get_mut(id);
         if !std::mem::replace(&mut block.entered_stale, true) {
             let serial = block.serial;
@@ -406,6 +420,20 @@ impl Engine {
             self.observed
                 .push((self.icount(), Observed::StaleInt3 { serial, vcpu }));
         }
+    }
+
+    /// How many of the next instructions memory holds, in a block that runs on after a store of its own
+    /// has made it stale; `None` when that does not matter, or has been told.
+    pub(super) fn still_right(&self, from: Resume) -> Option<usize> {
+        let block = self.blocks.get(from.block);
+        if self.overrun != Some(from.block) || !block.marked || block.entered_stale {
+            return None;
+        }
+        let memory = self.memory_of(block);
+        let mut wrong = (0..memory.len())
+            .filter(|&at| memory[at] != block.bytes[at])
+            .map(|at| self.index_after(from.block, at) - 1);
+        wrong.find_map(|index| index.checked_sub(from.index))
     }
 
     /// Makes every entry of a block come through a check from now on.
@@ -442,7 +470,7 @@ impl Engine {
         if let Some(id) = self.blocks.find(paddr, second, rip, mode) {
             return id;
         }
-        if self.blocks.len() >= self.limits.capacity {
+        if self.blocks.len() + self.left_behind.len() >= self.limits.capacity {
             self.flush_blocks(vcpu);
         }
         self.stats.blocks_translated += 1;
@@ -484,10 +512,11 @@ impl Engine {
         if self.protocol.can_be_stale() {
             if self.is_stale(id) {
                 self.mark(id, true);
-            } else if self
-                .ram
-                .page_index(paddr)
-                .is_some_and(|p| self.leaky.contains(&p))
+            } else if second.is_some() && self.protocol.second_page_untracked
+                || self
+                    .ram
+                    .page_index(paddr)
+                    .is_some_and(|p| self.leaky.contains(&p))
             {
                 self.check_entries(id);
             }

@@ -234,6 +234,8 @@ pub struct Engine {
     pub(super) under_way: Vec<UnderWay>,
     /// Blocks that were invalidated and can still be reached.
     pub(super) left_behind: Vec<BlockId>,
+    /// The block that the running vCPU is in although a store of its own has removed it.
+    pub(super) overrun: Option<BlockId>,
     /// Pages with code to which some vCPU can write unchecked.
     pub(super) leaky: BTreeSet<usize>,
     pub(super) current_vcpu: u8,
@@ -319,6 +321,7 @@ impl Engine {
             in_window: None,
             under_way: vec![UnderWay::default(); vcpus],
             left_behind: Vec::new(),
+            overrun: None,
             leaky: BTreeSet::new(),
             current_vcpu: 0,
             stop_on_stale: false,
@@ -546,6 +549,7 @@ impl Engine {
         }
         self.resume.fill(None);
         self.left_behind.clear();
+        self.overrun = None;
         self.leaky.clear();
         self.forget_code();
     }

@@ -13,6 +13,7 @@ impl Engine {
             self.left_behind
                 .iter()
                 .copied()
+                .chain(self.overrun)
                 .find(|&id| self.blocks.get(id).serial == serial)
         })
     }
