@@ -186,6 +186,9 @@ class Machine:
         """Physical address of a linear one, or None where it is not mapped."""
     def digests(self) -> dict[str, int]:
         """Digest of each component: "ram", "cpu0"…, "lapic0"…, "ioapic", …, "blocks"."""
+    def detect_stale(self, on: bool) -> None:
+        """Whether to look for stale blocks, which is the default. Without, a recording runs the
+        same and costs what it would cost if there were no stale events; it cannot be verified."""
     def current_block(self, vcpu: int) -> BlockInfo | None:
         """The block that a vCPU is in, or would enter next if it exists."""
     def block(self, serial: int) -> BlockInfo | None:

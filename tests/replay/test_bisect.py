@@ -12,9 +12,9 @@ from rr86.cli import app
 from rr86.replay.bisect import Choice, bisect_invalidation
 from rr86.replay.finding import Finding
 from tests.guests.build import load_manifest
-from tests.guests.machines import Recorded, record_guest, replay
+from tests.guests.machines import Recorded, finished, record_guest, replay
 from tests.guests.poking import poking
-from tests.guests.test_patched_code import EXPOSES, Guilty, guilty_stores
+from tests.guests.test_patched_code import ALL_WINDOWS, EXPOSES, Guilty, guilty_stores
 
 
 def test_a_recording_that_goes_stale_replays(stale: Recorded) -> None:
@@ -104,6 +104,33 @@ def test_choices_lead_to_the_same_block(stale: Recorded) -> None:
     assert bisect_invalidation(trace, Choice(block=1 << 40)) is None
 
 
+@pytest.mark.parametrize("name", ["textpoke", "xmod", "xmod-shared"])
+def test_a_block_that_was_removed_is_never_executed(name: str, tmp_path: Path) -> None:
+    """Neither a chain nor a jump cache leads to it, also if its code was made a second time."""
+    guest = load_manifest()[name]
+    recorded = record_guest(
+        guest, tmp_path / "guest.rr86", protocol="qemu-7.2", window_bias=ALL_WINDOWS
+    )
+    removed: set[int | bytes] = set()
+    stale = 0
+    for event in recorded.trace().events(("invalidate", "stale")):
+        if event.kind == "invalidate":
+            removed.add(event.fields["id"])
+        else:
+            stale += 1
+            assert event.fields["id"] not in removed
+    assert stale > 0
+
+
+def test_stops_at_each_stale_execution_do_not_change_the_run(stale: Recorded) -> None:
+    session = stale.trace().session()
+    stops = 0
+    while not (stop := session.run("stale")).over:
+        stops += 1
+    assert stops > 0
+    assert finished(session, stop) == stale.outcome
+
+
 def test_a_clean_run_is_told_so(clean: Recorded) -> None:
     assert bisect_invalidation(clean.trace()) is None
 
@@ -191,6 +218,8 @@ RACES = [
     ("xmod", "qemu-10", {"W1'", "W2", "W3"}),
     ("xmod-alias", "qemu-7.2", {"W1'", "W2", "W3"}),
     ("xmod-alias", "qemu-10", {"W1'", "W2", "W3"}),
+    ("xmod-string", "qemu-7.2", {"W1'", "W2", "W3"}),
+    ("xmod-string", "qemu-10", {"W1'", "W2", "W3"}),
     ("xmod-shared", "qemu-7.2", {"W1", "W2"}),
     ("xmod-shared", "qemu-10", {"W2"}),
 ]
@@ -200,7 +229,12 @@ RACES = [
 def test_the_named_write_of_a_race_is_one_that_the_guest_calls_guilty(
     name: str, protocol: str, windows: set[str], tmp_path: Path
 ) -> None:
-    recorded = record_guest(load_manifest()[name], tmp_path / "guest.rr86", protocol=protocol)
+    recorded = record_guest(
+        load_manifest()[name],
+        tmp_path / "guest.rr86",
+        protocol=protocol,
+        window_bias=ALL_WINDOWS,
+    )
     finding = bisect_invalidation(recorded.trace())
     assert finding is not None
     assert finding.window in windows

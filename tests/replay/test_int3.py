@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 import rr86
 from rr86.cli import app
+from rr86.record.recorder import Recorder
 from rr86.replay.bisect import bisect_invalidation
 from rr86.replay.conditions import AnyInt3, Int3
 from rr86.replay.int3 import INJECTED, SHORT, explain, look
@@ -120,3 +121,17 @@ def test_an_injected_int3_is_neither_honest_nor_stale(core: FakeCore, tmp_path: 
     assert INJECTED in replayed(path, "int3")
     # The same place, but nobody asked for an INT3.
     assert explain(session.machine, stop.vcpu, None) is None
+
+
+def test_looking_for_stale_blocks_does_not_change_the_run(stale: Recorded, tmp_path: Path) -> None:
+    trace = stale.trace()
+    path = tmp_path / "blind.rr86"
+    images = {"kernel": trace.image("kernel")}
+    with Recorder(trace.spec, images, path) as recorder:
+        recorder.machine.detect_stale(False)
+        stop = recorder.run()
+        assert recorder.machine.digests() == stale.outcome.digests
+    assert (stop.reason, stop.icount) == (stale.outcome.reason, stale.outcome.icount)
+    blind = rr86.open_trace(path)
+    assert blind.stale_int3s == 0
+    assert not list(blind.events(("stale",)))

@@ -400,6 +400,11 @@ impl Machine {
         Ok(digests)
     }
 
+    fn detect_stale(&mut self, on: bool) -> PyResult<()> {
+        self.driver().machine()?.engine.detect_stale(on);
+        Ok(())
+    }
+
     fn current_block<'py>(
         &mut self,
         py: Python<'py>,

@@ -4,7 +4,7 @@
 //! The engine itself always knows the truth: when a protocol skips a check, the write is compared
 //! with the blocks all the same, and those that no longer match are *marked*. A marked block is entered
 //! through a check that tells of the stale execution; it changes nothing else. Where nothing is stale,
-//! nothing is checked.
+//! nothing is checked. [`Engine::detect_stale`] turns it off, to find out what it costs.
 
 use super::cache::BlockId;
 use super::engine::{Agent, Engine, Observed, Resume, StopCause};
@@ -164,7 +164,7 @@ impl Engine {
         }
         let offset = (paddr & PAGE_MASK) as usize;
         self.ram.page_mut(page)[offset..offset + data.len()].copy_from_slice(data);
-        if self.protocol.can_be_stale() {
+        if self.detects {
             self.mark_stale(page, paddr, data.len() as u64);
         }
         watched && self.watched(paddr, data.len() as u64)
@@ -344,13 +344,15 @@ impl Engine {
     /// Whether memory no longer holds the bytes that a block was made from.
     pub fn is_stale(&self, id: BlockId) -> bool {
         let block = self.blocks.get(id);
-        let mut bytes = vec![0; block.bytes.len()];
-        let mut done = 0;
-        for (at, len) in block.ranges() {
-            self.ram.read(at, &mut bytes[done..done + len as usize]);
-            done += len as usize;
-        }
-        *bytes != *block.bytes
+        let mut rest = &block.bytes[..];
+        block.ranges().any(|(at, len)| {
+            let (here, next) = rest.split_at(len as usize);
+            rest = next;
+            let offset = (at & PAGE_MASK) as usize;
+            self.ram
+                .page_index(at)
+                .is_some_and(|page| self.ram.page(page)[offset..offset + here.len()] != *here)
+        })
     }
 
     /// Marks the blocks that a write has made wrong and that the protocol has left in place.
@@ -373,6 +375,11 @@ impl Engine {
                 self.mark(id, false);
             }
         }
+    }
+
+    /// Whether to look for stale blocks at all. Without, the run is the same, and nobody is told.
+    pub fn detect_stale(&mut self, on: bool) {
+        self.detects = on && self.protocol.can_be_stale();
     }
 
     /// Marks one block, so that its entries are checked from now on.
@@ -410,7 +417,7 @@ impl Engine {
     /// block's first one that it does not hold.
     pub(super) fn note_int3(&mut self, vcpu: u8, length: usize) {
         let (id, offset) = self.position();
-        if !self.protocol.can_be_stale() || self.holds(id, usize::from(offset), length) {
+        if !self.detects || self.holds(id, usize::from(offset), length) {
             return;
         }
         self.stats.stale_int3s += 1;
@@ -439,7 +446,7 @@ impl Engine {
     /// Makes every entry of a block come through a check from now on.
     fn check_entries(&mut self, id: BlockId) {
         let block = self.blocks.get_mut(id);
-        if block.checked {
+        if block.checked || !self.detects {
             return;
         }
         block.checked = true;
@@ -509,7 +516,7 @@ impl Engine {
             digest,
         };
         self.observed.push((self.icount(), event));
-        if self.protocol.can_be_stale() {
+        if self.detects {
             if self.is_stale(id) {
                 self.mark(id, true);
             } else if second.is_some() && self.protocol.second_page_untracked

@@ -509,6 +509,15 @@ impl Engine {
             Some(offset) => {
                 self.code.patch_jump(old, offset);
                 let address = self.code.address(offset);
+                // Jump caches too: when the block is removed, its new code alone is looked for there.
+                let (before, rip) = (self.blocks.get(id).code, self.blocks.get(id).rip);
+                for &vcpu in &self.vcpus {
+                    // SAFETY: only the jump cache is touched, through the raw pointer.
+                    let entry = unsafe { &mut (*vcpu).jumps[jump_index(rip)] };
+                    if entry.code == before {
+                        entry.code = address;
+                    }
+                }
                 self.code_map.insert(offset, id);
                 // Slots keep their numbers; links of the old code stay with the old code.
                 let patches = self.blocks.replace_code(id, address, offset, code);

@@ -197,7 +197,10 @@ pub struct Engine {
     pub(super) exit_requested: bool,
     /// What a helper that ends its block wants next.
     pub(super) flow: Flow,
-    /// A helper's store hit the running block or a watchpoint.
+    /// What is left of the budget after the running iteration of a string instruction, whose store is the
+    /// last thing that it does: the vCPU may be switched out in a window of that store.
+    pub(super) string_left: Option<i64>,
+    /// A helper's store hit the running block or a watchpoint, or is in a window.
     pub(super) helper_stop: bool,
     pub(super) resume: Vec<Option<Resume>>,
     pub(super) hooks: Hooks,
@@ -225,6 +228,8 @@ pub struct Engine {
     /// A direct jump that was followed and could be linked.
     pub(super) link: Option<(BlockId, usize)>,
     pub(super) protocol: Protocol,
+    /// Blocks are compared with memory wherever the protocol may have let them go stale.
+    pub(super) detects: bool,
     pub(super) windows: WindowPolicy,
     pub(super) windows_open: bool,
     /// Instruction count at which the running slice began.
@@ -296,6 +301,7 @@ impl Engine {
             skipped_ns: 0,
             exit_requested: false,
             flow: Flow::Next,
+            string_left: None,
             helper_stop: false,
             resume: vec![None; vcpus],
             hooks: Hooks::default(),
@@ -315,6 +321,7 @@ impl Engine {
             partial_end: None,
             link: None,
             protocol: limits.protocol,
+            detects: limits.protocol.can_be_stale(),
             windows: WindowPolicy::Closed,
             windows_open: false,
             slice_start: 0,

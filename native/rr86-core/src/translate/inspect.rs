@@ -93,6 +93,9 @@ impl Engine {
             self.blocks.bury(id, pages.into_iter());
         }
         self.left_behind.retain(|&b| b != id);
+        // Other vCPUs may hold the same bytes already.
+        let paddr = self.blocks.get(id).paddr;
+        self.forget_fetches(paddr);
         for resume in &mut self.resume {
             if resume.is_some_and(|r| r.block == id) {
                 *resume = None;

@@ -61,6 +61,8 @@ pub(super) struct Context<'a> {
     pub engine: &'a mut Engine,
     pub insn: &'a Instruction,
     pub flow: Flow,
+    /// What is left of the budget after this instruction.
+    pub left: i64,
 }
 
 pub(super) type Result<T = ()> = std::result::Result<T, Exception>;
@@ -176,11 +178,13 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     v.cpu.rip = rip;
     engine.helpers.count(insn.mnemonic());
     engine.helper_stop = false;
+    let left = engine.left_after(v, site);
     let mut context = Context {
         v,
         engine,
         insn: &insn,
         flow: Flow::Next,
+        left,
     };
     let result = if too_long {
         Err(Exception::gp(0))
