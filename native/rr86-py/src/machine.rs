@@ -451,6 +451,11 @@ impl Machine {
         Ok(digests)
     }
 
+    fn detect_stale(&mut self, on: bool) -> PyResult<()> {
+        self.driver().machine()?.engine.detect_stale(on);
+        Ok(())
+    }
+
     fn current_block<'py>(
         &mut self,
         py: Python<'py>,
@@ -532,6 +537,7 @@ impl Machine {
             ("blocks_invalidated", s.blocks_invalidated),
             ("stale_blocks", s.stale_blocks),
             ("stale_entries", s.stale_entries),
+            ("stale_int3s", s.stale_int3s),
             ("block_flushes", s.block_flushes),
             ("code_drops", s.code_drops),
             ("dispatches", s.dispatches),

@@ -87,6 +87,11 @@ pub enum Observed {
         serial: u64,
         vcpu: u8,
     },
+    /// A breakpoint instruction was executed that memory does not hold; told once a block.
+    StaleInt3 {
+        serial: u64,
+        vcpu: u8,
+    },
     /// A write removed a block.
     Invalidate {
         serial: u64,
@@ -127,6 +132,8 @@ pub struct Stats {
     /// Blocks that a protocol let go stale, and executions of such blocks.
     pub stale_blocks: u64,
     pub stale_entries: u64,
+    /// Executions of breakpoint instructions that memory did not hold.
+    pub stale_int3s: u64,
     pub block_flushes: u64,
     pub code_drops: u64,
     pub dispatches: u64,
@@ -196,7 +203,10 @@ pub struct Engine {
     pub(super) exit_requested: bool,
     /// What a helper that ends its block wants next.
     pub(super) flow: Flow,
-    /// A helper's store hit the running block or a watchpoint.
+    /// What is left of the budget after the running iteration of a string instruction, whose store is the
+    /// last thing that it does: the vCPU may be switched out in a window of that store.
+    pub(super) string_left: Option<i64>,
+    /// A helper's store hit the running block or a watchpoint, or is in a window.
     pub(super) helper_stop: bool,
     /// Where vCPUs' inputs come from.
     pub inputs: Inputs,
@@ -231,6 +241,8 @@ pub struct Engine {
     /// A direct jump that was followed and could be linked.
     pub(super) link: Option<(BlockId, usize)>,
     pub(super) protocol: Protocol,
+    /// Blocks are compared with memory wherever the protocol may have let them go stale.
+    pub(super) detects: bool,
     pub(super) windows: WindowPolicy,
     pub(super) windows_open: bool,
     /// Instruction count at which the running slice began.
@@ -240,6 +252,8 @@ pub struct Engine {
     pub(super) under_way: Vec<UnderWay>,
     /// Blocks that were invalidated and can still be reached.
     pub(super) left_behind: Vec<BlockId>,
+    /// The block that the running vCPU is in although a store of its own has removed it.
+    pub(super) overrun: Option<BlockId>,
     /// Pages with code to which some vCPU can write unchecked.
     pub(super) leaky: BTreeSet<usize>,
     pub(super) current_vcpu: u8,
@@ -301,6 +315,7 @@ impl Engine {
             skipped_ns: 0,
             exit_requested: false,
             flow: Flow::Next,
+            string_left: None,
             helper_stop: false,
             inputs: Inputs::Live,
             astray: None,
@@ -324,12 +339,14 @@ impl Engine {
             partial_end: None,
             link: None,
             protocol: limits.protocol,
+            detects: limits.protocol.can_be_stale(),
             windows: WindowPolicy::Closed,
             windows_open: false,
             slice_start: 0,
             in_window: None,
             under_way: vec![UnderWay::default(); vcpus],
             left_behind: Vec::new(),
+            overrun: None,
             leaky: BTreeSet::new(),
             current_vcpu: 0,
             stop_on_stale: false,
@@ -402,6 +419,11 @@ impl Engine {
     pub(super) fn note_position(&mut self, vcpu: &Vcpu, site: Site) {
         self.icount = (vcpu.run.icount_base - vcpu.run.budget - i64::from(site.remaining)) as u64;
         self.position = (vcpu.run.site_block, site.offset);
+    }
+
+    /// Block and offset of the instruction whose moment was noted last.
+    pub(super) fn position(&self) -> (BlockId, u16) {
+        self.position
     }
 
     /// rip of the instruction whose moment was noted last.
@@ -603,6 +625,7 @@ impl Engine {
         }
         self.resume.fill(None);
         self.left_behind.clear();
+        self.overrun = None;
         self.leaky.clear();
         self.forget_code();
     }
