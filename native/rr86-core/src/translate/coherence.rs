@@ -173,6 +173,9 @@ impl Engine {
         if watched {
             self.log_write(commit, paddr, data);
         }
+        if self.pages.info[page].flags.contains(PageFlags::LOGGED) {
+            self.log_store(commit, page, paddr, data);
+        }
         self.put(page, paddr, data);
         if self.detects {
             self.mark_stale(page, paddr, data.len() as u64);
@@ -218,6 +221,9 @@ impl Engine {
                 Passage::NoCode
             },
         };
+        if self.pages.info[page].flags.contains(PageFlags::LOGGED) {
+            self.log_store(&commit, page, paddr, data);
+        }
         self.log_write(&commit, paddr, data);
         self.put(page, paddr, data);
         self.watched(paddr, data.len() as u64)
