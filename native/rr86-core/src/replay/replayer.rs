@@ -12,7 +12,7 @@ use super::expansion::ExpansionWriter;
 use super::reader::TraceReader;
 use super::stream::EventStream;
 use crate::memory::PAGE_SHIFT;
-use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE};
+use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE, NO_VCPU};
 use crate::schedule::{Conditions, Decision, Machine, SliceReport, Wait};
 use crate::translate::engine::StopCause;
 
@@ -49,7 +49,7 @@ fn shared_lines(
         ) = next?
         {
             let index = machine.engine.ram.page_index(page << PAGE_SHIFT);
-            if let Some(index) = index.filter(|_| from != to && lines != 0) {
+            if let Some(index) = index.filter(|_| from != to && from != NO_VCPU) {
                 *all.entry(index).or_default() |= lines;
             }
         }
