@@ -140,6 +140,13 @@ class Machine:
         loses only what follows. Happens by itself every 100 million instructions."""
     def replay_from(self, path: str, verify: bool = True) -> None:
         """Take decisions and inputs from the trace at `path`."""
+    def expand_to(self, trace: str, path: str, stores: bool = False) -> None:
+        """Have the replay that is about to begin make an expansion of its trace."""
+    def finish_expansion(self) -> None:
+        """Close the expansion at the end of the replay."""
+    def replay_alone(self, path: str, expansion: str, vcpu: int, verify: bool = True) -> None:
+        """Replay one vCPU of a trace with its inputs from an expansion. `run` then counts that
+        vCPU's instructions (`stats()["own_instructions"]`)."""
     def trace_bytes(self) -> int:
         """Bytes written to the trace so far (0 when not recording)."""
 
@@ -212,6 +219,21 @@ class Machine:
         """Go free, and have a block that is fetched and not yet linked be fetched anew."""
     def stats(self) -> dict[str, int]:
         """Counters: instructions, slices, blocks_translated, tlb_misses, …"""
+
+@final
+class ExpansionReader:
+    """What a full replay noted beside a trace, for replays of one vCPU and for `who-wrote`."""
+
+    @staticmethod
+    def open(trace: str, path: str) -> "ExpansionReader | None":
+        """The expansion of a trace; None if the file is absent, unfinished, or not this trace's."""
+    def has_stores(self) -> bool: ...
+    def stores(
+        self, paddr: int, length: int
+    ) -> list[tuple[int, int, int, int, int, bytes, bytes]]:
+        """Stores to shared lines that touch the range, by the moment of the last of each run:
+        (vcpu or -1, paddr, first, last, rip, old, new). A run is all stores of one agent to
+        exactly these bytes between two hand-offs of the page; old, new and rip are the last's."""
 
 @final
 class TraceReader:
