@@ -14,6 +14,7 @@ use rr86_core::replay::{Replayer, TraceReader};
 use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
 use rr86_core::translate::engine::BlockLimits;
 use rr86_core::translate::protocol::{Protocol, PROTOCOLS};
+use rr86_core::translate::vcpu::Exit;
 
 use crate::blocks;
 use crate::errors::{self, NativeError};
@@ -486,6 +487,7 @@ impl Machine {
             ("code_drops", s.code_drops),
             ("dispatches", s.dispatches),
             ("lookups", s.lookups),
+            ("fetch_misses", s.fetch_misses),
             ("slow_accesses", s.slow_accesses),
             ("bounced_accesses", s.bounced_accesses),
             ("tlb_fills", s.tlb_fills),
@@ -497,6 +499,9 @@ impl Machine {
             ("interrupts", s.interrupts),
         ] {
             stats.set_item(name, value)?;
+        }
+        for (name, count) in Exit::NAMES.iter().zip(s.exits) {
+            stats.set_item(format!("exits_{name}"), count)?;
         }
         for (mnemonic, calls) in engine.helpers.sorted() {
             stats.set_item(format!("helper_{mnemonic}"), calls)?;

@@ -323,7 +323,7 @@ impl Machine {
                     let mut bytes = vec![0; length];
                     let inside = self.is_ram(paddr, length);
                     if inside {
-                        self.engine.ram.read(paddr, &mut bytes);
+                        self.engine.read_physical(paddr, &mut bytes);
                     }
                     self.board().dma_done(inside.then_some(&bytes));
                 }
