@@ -114,7 +114,7 @@ impl Engine {
                     }
                 }
                 // Inside a block only a debugger stops; what else there is waits for its end.
-                if resume.is_none() && engine.bus.has_signals() {
+                if resume.is_none() && engine.has_signals() {
                     return RunEnd::Signals;
                 }
                 if resume.is_none() {
@@ -245,16 +245,22 @@ impl Engine {
         if self.interrupted_at[index] == now {
             return None;
         }
+        if let Some(event) = self.played_delivery(v) {
+            self.interrupted_at[index] = now;
+            return self.deliver(v, event);
+        }
         if v.cpu.nmi_pending != 0 && v.cpu.nmi_blocked == 0 {
             v.cpu.nmi_pending = 0;
+            self.log_delivery(v, None);
             self.interrupted_at[index] = now;
             return self.deliver(v, Event::Nmi);
         }
-        if v.cpu.rflags & RFlags::IF.bits() == 0 || !self.bus.pending_interrupt(index) {
+        if v.cpu.rflags & RFlags::IF.bits() == 0 || !self.pending_interrupt(index) {
             return None;
         }
         let number = self.bus.acknowledge_interrupt(index)?;
         self.stats.interrupts += 1;
+        self.log_delivery(v, Some(number));
         self.interrupted_at[index] = now;
         let end = self.deliver(v, Event::External(number));
         if end.is_none() && self.stop_vectors[usize::from(number >> 6)] >> (number & 63) & 1 != 0 {

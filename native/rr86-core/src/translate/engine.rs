@@ -15,6 +15,7 @@ use super::cache::{BlockId, Blocks};
 use super::codebuf::CodeBuffer;
 use super::emit::{Hooks, Trap};
 use super::execute::{DecodedCache, Flow, HelperCounts};
+use super::inputs::Inputs;
 use super::protocol::Protocol;
 use super::site::Site;
 use super::stubs::{self, Stubs};
@@ -207,6 +208,11 @@ pub struct Engine {
     pub(super) string_left: Option<i64>,
     /// A helper's store hit the running block or a watchpoint, or is in a window.
     pub(super) helper_stop: bool,
+    /// Where vCPUs' inputs come from.
+    pub inputs: Inputs,
+    pub(super) astray: Option<(u64, String)>,
+    /// INITs of each vCPU.
+    inits: Vec<u64>,
     /// Pages have owners, and the lines that these write are marked.
     tracking: bool,
     pub(super) resume: Vec<Option<Resume>>,
@@ -311,6 +317,9 @@ impl Engine {
             flow: Flow::Next,
             string_left: None,
             helper_stop: false,
+            inputs: Inputs::Live,
+            astray: None,
+            inits: vec![0; vcpus],
             tracking: true,
             resume: vec![None; vcpus],
             hooks: Hooks::default(),
@@ -393,6 +402,11 @@ impl Engine {
     /// Retired instructions of all vCPUs.
     pub fn icount(&self) -> u64 {
         self.icount
+    }
+
+    /// Says that others have run up to this instruction count.
+    pub fn set_icount(&mut self, icount: u64) {
+        self.icount = icount;
     }
 
     /// Virtual time in nanoseconds: one per instruction, plus idle jumps.
@@ -527,6 +541,33 @@ impl Engine {
     }
 
     fn hand_off(&mut self, agent: u8, page: usize, kind: HandOffKind) {
+        match self.inputs {
+            Inputs::Live => {}
+            Inputs::Logged(_) => self.log_hand_off(agent, page, kind),
+            Inputs::Played(_) => self.play_hand_off(agent, page, kind),
+        }
+        let owned = self.pages.info[page].flags.contains(PageFlags::OWNED);
+        let from = self.transfer(agent, page, kind);
+        if from == NOBODY {
+            return;
+        }
+        self.stats.hand_offs += 1;
+        let lines = if owned { self.ram.take_lines(page) } else { 0 };
+        let page = self.ram.page_address(page) >> PAGE_SHIFT;
+        let hand_off = HandOff {
+            page,
+            from,
+            to: agent,
+            kind,
+            lines,
+        };
+        self.observed
+            .push((self.icount, Observed::HandOff(hand_off)));
+    }
+
+    /// Takes a page's rights from those who must not keep them, and gives them to an agent. Returns who wrote
+    /// it last.
+    pub(super) fn transfer(&mut self, agent: u8, page: usize, kind: HandOffKind) -> u8 {
         let before = self.pages.info[page];
         for index in 0..self.vcpus.len() {
             let number = index as u8;
@@ -546,26 +587,7 @@ impl Engine {
                 }
             }
         }
-        let from = self.pages.give(page, agent, kind);
-        if from == NOBODY {
-            return;
-        }
-        self.stats.hand_offs += 1;
-        let lines = if before.flags.contains(PageFlags::OWNED) {
-            self.ram.take_lines(page)
-        } else {
-            0
-        };
-        let page = self.ram.page_address(page) >> PAGE_SHIFT;
-        let hand_off = HandOff {
-            page,
-            from,
-            to: agent,
-            kind,
-            lines,
-        };
-        self.observed
-            .push((self.icount, Observed::HandOff(hand_off)));
+        self.pages.give(page, agent, kind)
     }
 
     /// Switches the tracking of who writes and reads which page on or off, before anything has run.
@@ -635,6 +657,7 @@ impl Engine {
 
     /// INIT of a vCPU: its state, and everything cached about it.
     pub fn init_vcpu(&mut self, index: usize) {
+        self.inits[index] += 1;
         self.resume[index] = None;
         self.under_way[index] = UnderWay::default();
         // SAFETY: the pointer is valid, no code runs, and no other reference to the vCPU exists.
@@ -643,12 +666,17 @@ impl Engine {
         self.flush_tlb(vcpu, false);
     }
 
+    /// How many INITs a vCPU has had.
+    pub fn inits(&self, index: usize) -> u64 {
+        self.inits[index]
+    }
+
     /// After a device access: comes back soon if the board wants something, or if an interrupt can now
     /// be delivered. Without this, the moment of delivery would depend on when the dispatcher is next
     /// entered, which is not part of the machine.
     pub(super) fn after_bus(&mut self, vcpu: &mut Vcpu) {
         let open = vcpu.cpu.rflags & RFlags::IF.bits() != 0;
-        if self.bus.has_signals() || open && self.bus.pending_interrupt(usize::from(vcpu.cpu.id)) {
+        if self.has_signals() || open && self.pending_interrupt(usize::from(vcpu.cpu.id)) {
             self.request_exit(vcpu);
         }
     }

@@ -505,12 +505,11 @@ impl Engine {
             self.ram.read(paddr, out);
             return;
         }
-        let now = self.now();
         let id = usize::from(vcpu.cpu.id);
         let mut done = 0;
         while done < out.len() {
             let n = piece(paddr + done as u64, out.len() - done);
-            let value = self.bus.mmio_read(id, paddr + done as u64, n, now);
+            let value = self.mmio_read(id, paddr + done as u64, n);
             out[done..done + n].copy_from_slice(&value.to_le_bytes()[..n]);
             done += n;
         }
@@ -542,7 +541,6 @@ impl Engine {
     }
 
     fn store_to_device(&mut self, vcpu: &Vcpu, paddr: u64, data: &[u8]) {
-        let now = self.now();
         let id = usize::from(vcpu.cpu.id);
         let mut done = 0;
         while done < data.len() {
@@ -550,8 +548,7 @@ impl Engine {
             let n = piece(at, data.len() - done);
             let mut bytes = [0; 8];
             bytes[..n].copy_from_slice(&data[done..done + n]);
-            self.bus
-                .mmio_write(id, at, n, u64::from_le_bytes(bytes), now);
+            self.mmio_write(id, at, n, u64::from_le_bytes(bytes));
             done += n;
         }
     }

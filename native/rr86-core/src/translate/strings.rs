@@ -170,7 +170,7 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
             finished = true;
             break;
         }
-        if c.engine.helper_stop || c.engine.bus.has_signals() {
+        if c.engine.helper_stop || c.engine.has_signals() {
             break;
         }
     }
@@ -184,8 +184,7 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
     c.v.cpu.rip = if finished { c.insn.next_ip() } else { rip };
     // Unless the slice is over or the machine is wanted, only a debugger wants to stop here.
     let over = c.engine.in_window.is_some();
-    if !finished && !over && !c.engine.bus.has_signals() && (done < allowed || c.engine.beyond > 0)
-    {
+    if !finished && !over && !c.engine.has_signals() && (done < allowed || c.engine.beyond > 0) {
         c.engine.resume_repeated(c.v);
     }
     Ok(())
