@@ -189,14 +189,6 @@ impl Vcpu {
         self.fetch.chain(slot, jump);
     }
 
-    /// Lets a jump to code of this block, which was made again, go to the new code.
-    pub(super) fn move_jump(&mut self, rip: u64, old: u64, new: u64) {
-        let entry = &mut self.jumps[jump_index(rip)];
-        if entry.code == old {
-            entry.code = new;
-        }
-    }
-
     /// Where jumps to `rip` in a mode lead, if that is remembered.
     pub(super) fn known_jump(&self, rip: u64, mode: Mode) -> Option<u64> {
         let entry = &self.jumps[jump_index(rip)];
