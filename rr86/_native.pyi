@@ -6,6 +6,7 @@ from typing import Self, TypedDict, final, type_check_only
 __all__ = [
     "VERSION",
     "DivergenceError",
+    "ExpansionReader",
     "HostError",
     "Machine",
     "NativeError",
@@ -225,12 +226,10 @@ class ExpansionReader:
     """What a full replay noted beside a trace, for replays of one vCPU and for `who-wrote`."""
 
     @staticmethod
-    def open(trace: str, path: str) -> "ExpansionReader | None":
+    def open(trace: str, path: str) -> ExpansionReader | None:
         """The expansion of a trace; None if the file is absent, unfinished, or not this trace's."""
     def has_stores(self) -> bool: ...
-    def stores(
-        self, paddr: int, length: int
-    ) -> list[tuple[int, int, int, int, int, bytes, bytes]]:
+    def stores(self, paddr: int, length: int) -> list[tuple[int, int, int, int, int, bytes, bytes]]:
         """Stores to shared lines that touch the range, by the moment of the last of each run:
         (vcpu or -1, paddr, first, last, rip, old, new). A run is all stores of one agent to
         exactly these bytes between two hand-offs of the page; old, new and rip are the last's."""
@@ -254,6 +253,11 @@ class TraceReader:
         last_icount; for each kind that occurs KIND_events and KIND_bytes."""
     def damage(self) -> str | None:
         """What was found where an unfinished or damaged file stops making sense, or None."""
+    def shared_lines(self) -> dict[int, int]:
+        """The lines that one agent wrote and another then got: a bit for each of the 64 lines of a
+        page, by the page's number."""
+    def retired(self) -> dict[int, int]:
+        """Instructions that each vCPU retired, of those that ran."""
     def chunk_count(self) -> int: ...
     def events(self, chunk: int) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
         """(kind, icount, vcpu, fields) of every event of a chunk, in order."""

@@ -179,3 +179,53 @@ def test_a_reader_that_leaves_early_is_no_error(folder: Path, demo_trace: Path) 
     assert pipe.wait(timeout=60) == 141
     assert pipe.stderr.read() == b""
     pipe.stderr.close()
+
+
+def test_vcpus_are_replayed_alone_and_in_parallel(folder: Path, demo_trace: Path) -> None:
+    (folder / "demo.rr86").write_bytes(demo_trace.read_bytes())
+    first = rr86(folder, "replay", "--vcpu", "1", "demo.rr86")
+    assert first.returncode == 0, first.stderr
+    assert "made demo.rr86.expansion" in first.stderr
+    assert "vCPU 1, alone: " in first.stderr
+    assert "all of its digests are equal" in first.stderr
+    everything = rr86(folder, "replay", "--parallel", "--stats", "demo.rr86")
+    assert everything.returncode == 0, everything.stderr
+    assert "made" not in everything.stderr
+    assert "4 vCPUs, each alone, " in everything.stderr
+    assert "vCPU 3: " in everything.stderr
+    assert rr86(folder, "replay", "-q", "--parallel", "demo.rr86").stderr == ""
+
+
+def test_a_vcpu_alone_has_no_conditions(folder: Path, demo_trace: Path) -> None:
+    for option in (["--vcpu", "0"], ["--parallel"]):
+        refused = rr86(folder, "replay", *option, "--until", "int3", str(demo_trace))
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "--until needs the whole machine" in refused.stderr
+    both = rr86(folder, "replay", "--vcpu", "0", "--parallel", str(demo_trace))
+    assert both.returncode == 2
+
+
+def test_an_expansion_that_cannot_be_written_is_an_error(folder: Path, demo_trace: Path) -> None:
+    place = str(folder / "missing" / "x")
+    failed = rr86(folder, "replay", "--vcpu", "0", "--expansion", place, str(demo_trace))
+    assert failed.returncode == 1
+    assert "name another place for it with --expansion PATH" in failed.stderr
+
+
+def test_an_expansion_that_says_otherwise_is_a_divergence(folder: Path) -> None:
+    """The digests of a trace with another seed's expansion, made to look like its own."""
+    for seed in "12":
+        made = rr86(
+            folder,
+            *("record", "-q", "--smp", "4", "-m", "64M", "--seed", seed, "demo.elf"),
+            *("-o", f"{seed}.rr86"),
+        )
+        assert made.returncode == 0, made.stderr
+        assert rr86(folder, "replay", "-q", "--vcpu", "0", f"{seed}.rr86").returncode == 0
+    own, other = (folder / f"{seed}.rr86.expansion" for seed in "12")
+    head = own.read_bytes()[:32]
+    own.write_bytes(head + other.read_bytes()[32:])
+    for option in (["--vcpu", "1"], ["--parallel"]):
+        diverged = rr86(folder, "replay", *option, "1.rr86")
+        assert diverged.returncode == 4, diverged.stderr
+        assert "the replay diverged" in diverged.stderr

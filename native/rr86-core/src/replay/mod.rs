@@ -8,6 +8,7 @@ pub mod scan;
 mod solo;
 pub mod stream;
 pub mod summary;
+pub mod survey;
 
 pub use reader::{ChunkInfo, ImageInfo, TraceReader};
 pub use stream::EventStream;
