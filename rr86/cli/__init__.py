@@ -18,6 +18,7 @@ from rr86.cli import (
     record,
     replay,
     symbols,
+    who_wrote,
 )
 from rr86.cli.status import EPILOG, say
 
@@ -56,6 +57,7 @@ app.command("info")(info.command)
 app.command("events")(events.command)
 app.command("symbols")(symbols.command)
 app.command("protocols")(protocols.command)
+app.command("who-wrote")(who_wrote.command)
 app.command("bisect-invalidation")(bisect_invalidation.command)
 
 

@@ -71,6 +71,15 @@ class SymbolTable:
         symbol = self._by_name.get(name)
         return None if symbol is None else symbol.address
 
+    def size(self, name: str) -> int:
+        """The size of a symbol: what its table says, or else up to the next address with a name; 0
+        where neither is known."""
+        symbol = self._by_name.get(name)
+        if symbol is None or symbol.size:
+            return 0 if symbol is None else symbol.size
+        index = bisect_right(self._addresses, symbol.address)
+        return self._addresses[index] - symbol.address if index < len(self._addresses) else 0
+
     def runtime_address(self, symbol: Symbol) -> int:
         """Where a symbol is in the running guest."""
         if self.relocatable and symbol.address < _PER_CPU_END:

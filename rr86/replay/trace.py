@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rr86.machine.spec import BoardSpec
     from rr86.replay.alone import AloneSession, ParallelReplay
     from rr86.replay.execution import Tick
+    from rr86.replay.writers import WriteRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +198,19 @@ class Trace:
         from rr86.replay.alone import replay_parallel
 
         return replay_parallel(self, jobs, verify, None if expansion is None else Path(expansion))
+
+    def who_wrote(
+        self,
+        paddr: int,
+        size: int = 1,
+        at: int | None = None,
+        expansion: str | Path | None = None,
+    ) -> "list[WriteRecord]":
+        """The last writes to bytes of physical memory before a moment (None: the trace's end). For
+        many questions, `rr86.replay.WriteHistory` keeps what they share."""
+        from rr86.replay.writers import who_wrote
+
+        return who_wrote(self, paddr, size, at, expansion)
 
 
 def open_trace(path: str | Path) -> Trace:
