@@ -90,6 +90,35 @@ class LoggedWrite(TypedDict):
     # protocol does not check such writes
     passage: str
 
+@type_check_only
+class OracleGap(TypedDict):
+    """Accesses to bytes that another wrote, which no hand-off of the trace tells of."""
+
+    # None: a device or a loader; `written` is the moment of the write that was met first
+    writer: int | None
+    written: int
+    # the first access: "read", "write" or "fetch"
+    agent: int | None
+    access: str
+    icount: int
+    rip: int | None
+    paddr: int
+    # bit n: such bytes were met in line n of the page
+    lines: int
+    accesses: int
+
+@type_check_only
+class OracleVerdict(TypedDict):
+    """What the oracle has found so far."""
+
+    # accesses in all; those to bytes that another wrote last; those of them that the log lacks
+    accesses: int
+    foreign: int
+    missing: int
+    # hand-offs of the trace that the replay has reached
+    hand_offs: int
+    gaps: list[OracleGap]
+
 @final
 class Machine:
     """A Q35 machine: plain, recording (after `record_to`) or replaying (after `replay_from`).
@@ -140,6 +169,11 @@ class Machine:
         loses only what follows. Happens by itself every 100 million instructions."""
     def replay_from(self, path: str, verify: bool = True) -> None:
         """Take decisions and inputs from the trace at `path`."""
+    def ask_oracle(self) -> None:
+        """Before anything is loaded: have the oracle check the log of cross-vCPU writes of the
+        trace that will be replayed. Slow."""
+    def oracle_verdict(self) -> OracleVerdict | None:
+        """What the oracle has found, if it was asked and the replay is still the recorded run."""
     def trace_bytes(self) -> int:
         """Bytes written to the trace so far (0 when not recording)."""
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rr86.cli.status import of_stop, reporting_errors, say
+from rr86.cli.status import ERROR, of_stop, reporting_errors, say
 from rr86.cli.values import trace_or_newest
 
 if TYPE_CHECKING:
@@ -29,6 +29,14 @@ def command(
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not compare digests on the way.")
     ] = False,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle",
+            help="Check every access to memory against the trace's hand-offs; slow. "
+            "Exit status 1 if a cross-vCPU write is missing.",
+        ),
+    ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Show counters at the end.")] = False,
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", help="No console output and no report.")
@@ -39,7 +47,7 @@ def command(
     The guest's serial console goes to stdout, everything else to stderr.
     """
     from rr86.cli.progress import Progress
-    from rr86.cli.show import show_statistics, show_stop
+    from rr86.cli.show import show_oracle, show_statistics, show_stop
     from rr86.cli.terminal import Interruption, Output
     from rr86.record.metadata import this_host
     from rr86.replay.conditions import End, Int3, StaleInt3, as_conditions
@@ -60,7 +68,7 @@ def command(
     out = Output()
     progress = Progress("replaying")
     interruption = Interruption()
-    session = recorded.session(not no_verify, None if quiet else out.write)
+    session = recorded.session(not no_verify, None if quiet else out.write, oracle)
 
     def between_slices(moment: "Stop") -> bool:
         progress.update(moment)
@@ -83,6 +91,11 @@ def command(
             say(speed)
         if stats:
             show_statistics(session.statistics())
+    if oracle:
+        report = session.oracle_report()
+        show_oracle(report, session.inspector)
     if stop.reason == "interrupted":
         raise typer.Exit(128 + interruption.signal if interruption else 141)
+    if oracle and report.missing:
+        raise typer.Exit(ERROR)
     raise typer.Exit(of_stop(stop))

@@ -129,13 +129,22 @@ class Trace:
                     yield Event(kind, icount, None if where == NO_VCPU else where, fields)
 
     def session(
-        self, verify: bool = True, console: Callable[[bytes], None] | None = None
+        self,
+        verify: bool = True,
+        console: Callable[[bytes], None] | None = None,
+        oracle: bool = False,
     ) -> ReplaySession:
-        """A replay that stands at power-on; any number may be open at once."""
+        """A replay that stands at power-on; any number may be open at once.
+
+        With `oracle`, the replay is slow, and checks on its way that the trace holds every
+        cross-vCPU write: `ReplaySession.oracle_report` says what was found.
+        """
+        if oracle and not self.spec.cross_writes:
+            raise TraceContentError("the trace was recorded without cross-vCPU writes")
         images = {name: self.image(name) for name, _, _ in self._reader.images()}
         if "kernel" not in images:
             raise TraceContentError("the trace holds no kernel image")
-        return ReplaySession(self.spec, images, self.path, self.symbols(), verify, console)
+        return ReplaySession(self.spec, images, self.path, self.symbols(), verify, console, oracle)
 
     def replay(
         self,

@@ -3,6 +3,7 @@
 mod blocks;
 mod errors;
 mod machine;
+mod oracle;
 mod panics;
 mod trace;
 

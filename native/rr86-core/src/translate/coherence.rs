@@ -8,6 +8,7 @@
 
 use super::cache::BlockId;
 use super::engine::{Agent, Engine, Observed, StopCause};
+use super::oracle::Seen;
 use super::protocol::Source;
 use super::vcpu::Vcpu;
 use super::windows::{Fetched, Uncommitted, Unguard};
@@ -75,6 +76,7 @@ impl Engine {
                 self.acquire(Agent::Device.number(), page, HandOffKind::Read);
             }
         }
+        self.seen(Agent::Device.number(), Seen::Read, paddr, out.len());
         self.ram.read(paddr, out);
     }
 
@@ -173,7 +175,7 @@ impl Engine {
         if watched {
             self.log_write(commit, paddr, data);
         }
-        self.put(page, paddr, data);
+        self.put(commit.agent.number(), page, paddr, data);
         if self.protocol.can_be_stale() {
             self.mark_stale(page, paddr, data.len() as u64);
         }
@@ -181,7 +183,8 @@ impl Engine {
     }
 
     /// Changes bytes of one page of RAM.
-    fn put(&mut self, page: usize, paddr: u64, data: &[u8]) {
+    fn put(&mut self, agent: u8, page: usize, paddr: u64, data: &[u8]) {
+        self.seen(agent, Seen::Write, paddr, data.len());
         let offset = (paddr & PAGE_MASK) as usize;
         let bytes = &mut self.ram.page_mut(page)[offset..offset + data.len()];
         bytes.copy_from_slice(data);
@@ -219,7 +222,7 @@ impl Engine {
             },
         };
         self.log_write(&commit, paddr, data);
-        self.put(page, paddr, data);
+        self.put(vcpu, page, paddr, data);
         self.watched(paddr, data.len() as u64)
     }
 

@@ -22,6 +22,7 @@ pub mod fetch;
 mod inline;
 mod inspect;
 pub mod mode;
+pub mod oracle;
 pub mod protocol;
 pub mod signals;
 pub mod site;
