@@ -30,6 +30,7 @@ class ReplaySession:
         symbols: GuestSymbols | None = None,
         verify: bool = True,
         console: Callable[[bytes], None] | None = None,
+        stale_int3: bool = False,
         oracle: bool = False,
     ) -> None:
         from rr86.record.power import switch_on
@@ -41,7 +42,7 @@ class ReplaySession:
         )
         self._console = bytearray()
         self._sink = console
-        self._execution = Execution(self.machine, self.inspector, self._heard)
+        self._execution = Execution(self.machine, self.inspector, self._heard, stale_int3)
 
     def _heard(self, data: bytes) -> None:
         self._console += data

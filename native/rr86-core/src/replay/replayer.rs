@@ -4,6 +4,8 @@
 use crate::translate::windows::WindowPolicy;
 use thiserror::Error;
 
+use super::expand::Expander;
+use super::expansion::ExpansionWriter;
 use super::stream::EventStream;
 use crate::memory::pages::DEVICE;
 use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE, NO_VCPU};
@@ -48,6 +50,7 @@ pub struct Replayer {
     /// The run has left the recording on purpose: see [`Replayer::set_free`].
     free: bool,
     turn: usize,
+    expander: Option<Box<Expander>>,
 }
 
 impl Replayer {
@@ -67,6 +70,23 @@ impl Replayer {
             finished: false,
             free: false,
             turn: 0,
+            expander: None,
+        }
+    }
+
+    /// Makes an expansion of the trace on the way. Nothing must have run yet.
+    pub fn expand(&mut self, writer: ExpansionWriter) {
+        self.expander = Some(Box::new(Expander::new(&mut self.machine, writer)));
+    }
+
+    /// Closes the expansion, after the end of the trace has been reached.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish_expansion(&mut self) -> Result<(), TraceError> {
+        match self.expander.take() {
+            Some(expander) => expander.finish(&mut self.machine),
+            None => Ok(()),
         }
     }
 
@@ -133,6 +153,9 @@ impl Replayer {
                     vcpu, instructions, ..
                 } => {
                     self.slices += 1;
+                    if let Some(expander) = &mut self.expander {
+                        expander.after_slice(&self.machine, vcpu);
+                    }
                     self.check_slice(vcpu, instructions)?;
                     let output = self.machine.board().take_serial_output();
                     self.console.extend_from_slice(&output);
@@ -192,6 +215,9 @@ impl Replayer {
                         return Err(self.diverged("schedule", what));
                     }
                     self.recorded = instructions;
+                    if let Some(expander) = &mut self.expander {
+                        expander.before_slice(&self.machine, self.vcpu);
+                    }
                     return Ok(Some(Decision {
                         vcpu: self.vcpu,
                         // The instruction that shuts a vCPU down never retires.
@@ -210,7 +236,12 @@ impl Replayer {
                     bytes,
                 } => self.machine.console_input(&bytes),
                 Event::Input { .. } => {}
-                Event::Digests { list } => self.check_digests(&list)?,
+                Event::Digests { list } => {
+                    if let Some(expander) = &mut self.expander {
+                        expander.digests(&mut self.machine)?;
+                    }
+                    self.check_digests(&list)?;
+                }
                 Event::Stop { .. } => {}
                 other => {
                     self.tell_oracle(icount, &other);
