@@ -267,5 +267,10 @@ class TraceReader:
     def damage(self) -> str | None:
         """What was found where an unfinished or damaged file stops making sense, or None."""
     def chunk_count(self) -> int: ...
+    def hand_offs(
+        self, first: int, last: int, pages: set[int] | None = None
+    ) -> list[tuple[int, int, int, int, bool, int]]:
+        """(icount, physical page number, from, to, for writing, lines) of the hand-offs at `first` to
+        `last`, of these pages if any are named. Chunks without any are not read."""
     def events(self, chunk: int) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
         """(kind, icount, vcpu, fields) of every event of a chunk, in order."""

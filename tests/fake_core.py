@@ -281,7 +281,7 @@ class FakeCore:
     guest: Guest
     machines: list[Machine] = field(default_factory=list)
 
-    def power_on(self, spec: Any, files: Any) -> Machine:
+    def power_on(self, spec: Any, files: Any, oracle: bool = False) -> Machine:
         machine = Machine(spec.vcpus)
         machine.guest = self.guest
         self.machines.append(machine)

@@ -10,7 +10,7 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
 use rr86_core::record::{Recorder, Stop};
-use rr86_core::replay::{ExpansionWriter, Replayer, Solo, TraceReader};
+use rr86_core::replay::{Replayer, Solo, TraceReader};
 use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
 use rr86_core::translate::engine::BlockLimits;
 use rr86_core::translate::protocol::{Protocol, PROTOCOLS};
@@ -244,14 +244,15 @@ impl Machine {
     }
 
     /// Makes an expansion of the trace on the way of a replay that has not begun.
-    fn expand_to(&mut self, trace: &str, path: &str) -> PyResult<()> {
+    #[pyo3(signature = (trace, path, stores=false))]
+    fn expand_to(&mut self, trace: &str, path: &str, stores: bool) -> PyResult<()> {
         let reader = TraceReader::open(Path::new(trace)).map_err(errors::trace)?;
         let Driver::Replay(replayer) = self.driver() else {
             return Err(NativeError::new_err("only a replay can be expanded"));
         };
-        let writer = ExpansionWriter::create(Path::new(path), &reader).map_err(errors::trace)?;
-        replayer.expand(writer);
-        Ok(())
+        replayer
+            .expand(&reader, Path::new(path), stores)
+            .map_err(errors::trace)
     }
 
     fn finish_expansion(&mut self) -> PyResult<()> {

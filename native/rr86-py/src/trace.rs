@@ -1,5 +1,6 @@
 //! Trace files for Python: headers, images and events.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use pyo3::prelude::*;
@@ -171,6 +172,26 @@ impl TraceReader {
 
     fn chunk_count(&self) -> usize {
         self.0.chunk_count()
+    }
+
+    #[pyo3(signature = (first, last, pages=None))]
+    fn hand_offs(
+        &self,
+        py: Python<'_>,
+        first: u64,
+        last: u64,
+        pages: Option<BTreeSet<u64>>,
+    ) -> PyResult<Vec<(u64, u64, u8, u8, bool, u64)>> {
+        let rows = py
+            .detach(|| self.0.hand_offs(first, last, pages.as_ref()))
+            .map_err(errors::trace)?;
+        Ok(rows
+            .iter()
+            .map(|r| {
+                let write = r.access == Access::Write;
+                (r.icount, r.page, r.from, r.to, write, r.lines)
+            })
+            .collect())
     }
 
     fn events<'py>(&self, py: Python<'py>, chunk: usize) -> PyResult<Bound<'py, PyList>> {

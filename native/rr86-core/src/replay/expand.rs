@@ -1,10 +1,13 @@
 //! Makes an expansion: rides along with a full replay and notes what reaches each vCPU from outside.
 
+use std::collections::BTreeMap;
+
 use super::expansion::{ExpansionWriter, Part, Sync};
 use crate::cpu::save;
 use crate::record::error::TraceError;
 use crate::schedule::Machine;
 use crate::translate::inputs::{InputLog, Inputs};
+use crate::translate::storelog::StoreLog;
 
 pub struct Expander {
     writer: ExpansionWriter,
@@ -24,11 +27,19 @@ struct Progress {
 }
 
 impl Expander {
-    /// Begins with a machine that has not run.
-    pub fn new(machine: &mut Machine, writer: ExpansionWriter) -> Self {
+    /// Begins with a machine that has not run. With `stores`, the last stores to these lines, by RAM page
+    /// index, are kept too.
+    pub fn new(
+        machine: &mut Machine,
+        writer: ExpansionWriter,
+        stores: Option<BTreeMap<usize, u64>>,
+    ) -> Self {
         let count = machine.engine.vcpu_count();
         let log = InputLog::new(count, &machine.engine);
         machine.engine.inputs = Inputs::Logged(Box::new(log));
+        if let Some(lines) = stores {
+            machine.engine.log_stores(StoreLog::new(lines));
+        }
         let start = |v| Progress {
             known: save::save(machine.engine.cpu(v)),
             ..Progress::default()
@@ -83,6 +94,9 @@ impl Expander {
             };
             self.writer.part(vcpu as u8, &part)?;
         }
+        if let Some(stores) = &mut log.stores {
+            self.writer.stores(std::mem::take(&mut stores.done))?;
+        }
         Ok(())
     }
 
@@ -91,6 +105,11 @@ impl Expander {
     /// # Errors
     /// When the expansion cannot be written.
     pub fn finish(mut self, machine: &mut Machine) -> Result<(), TraceError> {
+        if let Inputs::Logged(log) = &mut machine.engine.inputs {
+            if let Some(stores) = &mut log.stores {
+                stores.close();
+            }
+        }
         self.write(machine)?;
         machine.engine.inputs = Inputs::Live;
         self.writer.finish()

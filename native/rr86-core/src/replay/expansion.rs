@@ -3,7 +3,9 @@
 //! format is refused, and the replay is made once more.
 //!
 //! It has the inputs of every vCPU ([`Tape`]), in one chunk for each vCPU and each interval between two
-//! sets of digests, so that a vCPU that is replayed alone reads its own chunks and nothing else.
+//! sets of digests, so that a vCPU that is replayed alone reads its own chunks and nothing else. If it was
+//! asked for, it has the last stores to shared lines too ([`StoreEntry`]), in a chunk for each interval and each
+//! sixty-fourth of the pages, so that a question about an address reads little.
 
 use std::fs::File;
 use std::io::Write;
@@ -18,6 +20,7 @@ use crate::record::error::TraceError;
 use crate::record::format::{self, ChunkHeader, ChunkKind, Codec, CHUNK_HEADER};
 use crate::record::varint::{apply, delta, put, Cursor};
 use crate::translate::inputs::{Acquired, Delivery, Tape};
+use crate::translate::storelog::StoreEntry;
 
 const MAGIC: [u8; 8] = *b"\x89RR86x\r\n";
 /// Raised with every change; there is no compatibility.
@@ -29,6 +32,10 @@ const MAX_RAW: usize = 1 << 30;
 
 /// Inputs of one vCPU.
 const TAPE: ChunkKind = ChunkKind(32);
+/// Stores of an interval to the pages of a group.
+const STORES: ChunkKind = ChunkKind(33);
+/// Pages are grouped by the lowest bits of their number.
+const GROUPS: u64 = 64;
 /// The end, so that an expansion that was cut short is known.
 const END: ChunkKind = ChunkKind(34);
 
@@ -72,6 +79,7 @@ pub struct ExpansionWriter {
     path: PathBuf,
     compressor: zstd::bulk::Compressor<'static>,
     sequence: u32,
+    with_stores: bool,
 }
 
 impl ExpansionWriter {
@@ -79,7 +87,7 @@ impl ExpansionWriter {
     ///
     /// # Errors
     /// When it cannot be written, or the trace cannot be read.
-    pub fn create(path: &Path, trace: &TraceReader) -> Result<Self, TraceError> {
+    pub fn create(path: &Path, trace: &TraceReader, stores: bool) -> Result<Self, TraceError> {
         let io = |e| TraceError::io(path, e);
         let mut file = File::create(path).map_err(io)?;
         file.write_all(&file_header(identity(trace)?)).map_err(io)?;
@@ -88,6 +96,7 @@ impl ExpansionWriter {
             path: path.to_owned(),
             compressor: zstd::bulk::Compressor::new(LEVEL).map_err(io)?,
             sequence: 0,
+            with_stores: stores,
         })
     }
 
@@ -130,12 +139,25 @@ impl ExpansionWriter {
             .map_err(io)
     }
 
+    /// Adds the stores that were completed in an interval.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn stores(&mut self, mut stores: Vec<StoreEntry>) -> Result<(), TraceError> {
+        stores.sort_by_key(|e| (group(e.paddr), e.paddr, e.last));
+        for entries in stores.chunk_by(|a, b| group(a.paddr) == group(b.paddr)) {
+            let raw = encode_stores(entries);
+            self.chunk(STORES, group(entries[0].paddr), &raw)?;
+        }
+        Ok(())
+    }
+
     /// Ends the file.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn finish(mut self) -> Result<(), TraceError> {
-        self.chunk(END, 0, &[])
+        self.chunk(END, self.with_stores.into(), &[])
     }
 }
 
@@ -145,6 +167,7 @@ pub struct ExpansionReader {
     path: PathBuf,
     /// Offset and header of each chunk.
     chunks: Vec<(u64, ChunkHeader)>,
+    stores: bool,
 }
 
 impl ExpansionReader {
@@ -171,6 +194,7 @@ impl ExpansionReader {
         let mut chunks = Vec::new();
         let mut offset = FILE_HEADER as u64;
         let mut finished = false;
+        let mut stores = false;
         while offset + CHUNK_HEADER as u64 <= end {
             let mut bytes = [0; CHUNK_HEADER];
             file.read_exact_at(&mut bytes, offset).map_err(io)?;
@@ -178,6 +202,7 @@ impl ExpansionReader {
                 break;
             };
             finished = header.kind == END;
+            stores = header.first_vcpu != 0;
             chunks.push((offset, header));
             offset += header.total_len();
         }
@@ -185,6 +210,7 @@ impl ExpansionReader {
             file,
             path: path.to_owned(),
             chunks,
+            stores,
         }))
     }
 
@@ -203,16 +229,61 @@ impl ExpansionReader {
     /// # Errors
     /// When the chunk is damaged or makes no sense.
     pub fn part(&self, n: usize, pages: usize) -> Result<Part, TraceError> {
+        let raw = self.raw(n)?;
+        decode(&raw, pages).ok_or_else(|| self.malformed(n, "its inputs make no sense"))
+    }
+
+    /// Whether the expansion has stores.
+    pub fn has_stores(&self) -> bool {
+        self.stores
+    }
+
+    /// The stores to bytes of [`paddr`, `paddr + len`), in the order of their moments.
+    ///
+    /// # Errors
+    /// When a chunk is damaged or makes no sense.
+    pub fn stores(&self, paddr: u64, len: u64) -> Result<Vec<StoreEntry>, TraceError> {
+        let end = paddr.saturating_add(len.max(1));
+        let mut found = Vec::new();
+        let mut groups: Vec<u8> = (paddr >> 12..=(end - 1) >> 12)
+            .take(GROUPS as usize)
+            .map(|page| group(page << 12))
+            .collect();
+        groups.sort_unstable();
+        groups.dedup();
+        for n in 0..self.chunks.len() {
+            let header = &self.chunks[n].1;
+            if header.kind != STORES || !groups.contains(&header.first_vcpu) {
+                continue;
+            }
+            let raw = self.raw(n)?;
+            let entries =
+                decode_stores(&raw).ok_or_else(|| self.malformed(n, "its stores make no sense"))?;
+            let wanted = |e: &StoreEntry| {
+                e.paddr < end && paddr < e.paddr.saturating_add(e.new.len() as u64)
+            };
+            found.extend(entries.into_iter().filter(wanted));
+        }
+        found.sort_by_key(|e| e.last);
+        Ok(found)
+    }
+
+    fn malformed(&self, n: usize, why: &'static str) -> TraceError {
+        TraceError::Malformed {
+            chunk: n as u32,
+            offset: self.chunks[n].0,
+            why,
+        }
+    }
+
+    /// The bytes of chunk `n`.
+    fn raw(&self, n: usize) -> Result<Vec<u8>, TraceError> {
         let (offset, header) = self.chunks[n];
         let checksum = TraceError::Checksum {
             chunk: n as u32,
             offset,
         };
-        let malformed = |why| TraceError::Malformed {
-            chunk: n as u32,
-            offset,
-            why,
-        };
+        let malformed = |why| self.malformed(n, why);
         if header.raw_len as usize > MAX_RAW || header.stored_len > header.raw_len {
             return Err(malformed("it is larger than a chunk may be"));
         }
@@ -223,9 +294,8 @@ impl ExpansionReader {
         if crc32c::crc32c(&stored) != header.payload_crc {
             return Err(checksum);
         }
-        let raw = format::decompress(&stored, header.raw_len as usize)
-            .ok_or_else(|| malformed("it does not decompress to its declared length"))?;
-        decode(&raw, pages).ok_or_else(|| malformed("its inputs make no sense"))
+        format::decompress(&stored, header.raw_len as usize)
+            .ok_or_else(|| malformed("it does not decompress to its declared length"))
     }
 }
 
@@ -339,6 +409,51 @@ fn decode(raw: &[u8], pages: usize) -> Option<Part> {
     from.is_empty().then_some(part)
 }
 
+fn group(paddr: u64) -> u8 {
+    (paddr / PAGE_SIZE % GROUPS) as u8
+}
+
+fn encode_stores(entries: &[StoreEntry]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let (mut paddr, mut first, mut rip) = (0, 0, 0);
+    for e in entries {
+        put(&mut out, e.paddr.wrapping_sub(paddr));
+        put(&mut out, delta(first, e.first));
+        put(&mut out, e.last.wrapping_sub(e.first));
+        put(&mut out, delta(rip, e.rip));
+        out.push(e.agent);
+        put(&mut out, e.new.len() as u64);
+        out.extend_from_slice(&e.old);
+        out.extend_from_slice(&e.new);
+        (paddr, first, rip) = (e.paddr, e.first, e.rip);
+    }
+    out
+}
+
+fn decode_stores(raw: &[u8]) -> Option<Vec<StoreEntry>> {
+    let mut from = Cursor::new(raw);
+    let mut entries = Vec::new();
+    let (mut paddr, mut first, mut rip) = (0u64, 0, 0);
+    while !from.is_empty() {
+        paddr = paddr.checked_add(from.varint()?)?;
+        first = apply(first, from.varint()?);
+        let last = first.checked_add(from.varint()?)?;
+        rip = apply(rip, from.varint()?);
+        let agent = from.byte()?;
+        let len = usize::try_from(from.varint()?).ok()?;
+        entries.push(StoreEntry {
+            agent,
+            paddr,
+            first,
+            last,
+            rip,
+            old: from.take(len)?.to_vec(),
+            new: from.take(len)?.to_vec(),
+        });
+    }
+    Some(entries)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -376,6 +491,23 @@ mod tests {
     fn a_part_comes_back() {
         assert_eq!(decode(&encode(&sample()), 10), Some(sample()));
         assert_eq!(decode(&encode(&Part::default()), 10), Some(Part::default()));
+    }
+
+    #[test]
+    fn stores_come_back() {
+        let entry = |paddr, first, last| StoreEntry {
+            agent: 3,
+            paddr,
+            first,
+            last,
+            rip: u64::MAX - paddr,
+            old: vec![1, 2],
+            new: vec![3, 4],
+        };
+        let all = [entry(5, 9, 10), entry(5, 2, 2), entry(4096, 1, u64::MAX)];
+        let raw = encode_stores(&all);
+        assert_eq!(decode_stores(&raw).as_deref(), Some(&all[..]));
+        assert_eq!(decode_stores(&raw[..raw.len() - 1]), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod expand;
 pub mod expansion;
+mod hand_offs;
 pub mod reader;
 mod replayer;
 pub mod scan;
@@ -9,6 +10,7 @@ mod solo;
 pub mod stream;
 pub mod summary;
 
+pub use hand_offs::HandOffRow;
 pub use reader::{ChunkInfo, ImageInfo, TraceReader};
 pub use stream::EventStream;
 pub use summary::{KindSummary, Summary};

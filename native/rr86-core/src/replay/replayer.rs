@@ -2,12 +2,17 @@
 //! recorder saw.
 
 use crate::translate::windows::WindowPolicy;
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use thiserror::Error;
 
 use super::expand::Expander;
 use super::expansion::ExpansionWriter;
+use super::reader::TraceReader;
 use super::stream::EventStream;
 use crate::memory::pages::DEVICE;
+use crate::memory::PAGE_SHIFT;
 use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE, NO_VCPU};
 use crate::schedule::{Conditions, Decision, Machine, SliceReport, Wait};
 use crate::translate::engine::StopCause;
@@ -24,6 +29,33 @@ pub struct Divergence {
     pub icount: u64,
     pub vcpu: u8,
     pub what: String,
+}
+
+/// The lines that one agent wrote and another then got, by RAM page index.
+fn shared_lines(
+    trace: &TraceReader,
+    machine: &Machine,
+) -> Result<BTreeMap<usize, u64>, TraceError> {
+    let mut all = BTreeMap::new();
+    for next in trace.stream() {
+        if let (
+            _,
+            Event::HandOff {
+                page,
+                from,
+                to,
+                lines,
+                ..
+            },
+        ) = next?
+        {
+            let index = machine.engine.ram.page_index(page << PAGE_SHIFT);
+            if let Some(index) = index.filter(|_| from != to && lines != 0) {
+                *all.entry(index).or_default() |= lines;
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// Why a replay cannot go on.
@@ -74,9 +106,24 @@ impl Replayer {
         }
     }
 
-    /// Makes an expansion of the trace on the way. Nothing must have run yet.
-    pub fn expand(&mut self, writer: ExpansionWriter) {
-        self.expander = Some(Box::new(Expander::new(&mut self.machine, writer)));
+    /// Makes an expansion of the trace on the way. Nothing must have run yet. With `stores`, the last stores
+    /// to shared lines are kept too.
+    ///
+    /// # Errors
+    /// When the file cannot be written or the trace cannot be read.
+    pub fn expand(
+        &mut self,
+        trace: &TraceReader,
+        path: &Path,
+        stores: bool,
+    ) -> Result<(), TraceError> {
+        let writer = ExpansionWriter::create(path, trace, stores)?;
+        let lines = stores
+            .then(|| shared_lines(trace, &self.machine))
+            .transpose()?;
+        let expander = Expander::new(&mut self.machine, writer, lines);
+        self.expander = Some(Box::new(expander));
+        Ok(())
     }
 
     /// Closes the expansion, after the end of the trace has been reached.

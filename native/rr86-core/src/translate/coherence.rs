@@ -169,13 +169,18 @@ impl Engine {
         let Some(page) = self.ram.page_index(paddr) else {
             return false;
         };
-        self.acquire(commit.agent.number(), page, HandOffKind::Write);
+        let agent = commit.agent.number();
+        self.acquire(agent, page, HandOffKind::Write);
+        self.seen(agent, Seen::Write, paddr, data.len());
         self.pages.mark_dirty(page);
         let watched = self.pages.info[page].flags.contains(PageFlags::WATCHED);
         if watched {
             self.log_write(commit, paddr, data);
         }
-        self.put(commit.agent.number(), page, paddr, data);
+        if self.pages.info[page].flags.contains(PageFlags::LOGGED) {
+            self.log_store(commit, page, paddr, data);
+        }
+        self.put(page, paddr, data);
         if self.detects {
             self.mark_stale(page, paddr, data.len() as u64);
         }
@@ -183,8 +188,7 @@ impl Engine {
     }
 
     /// Changes bytes of one page of RAM.
-    fn put(&mut self, agent: u8, page: usize, paddr: u64, data: &[u8]) {
-        self.seen(agent, Seen::Write, paddr, data.len());
+    fn put(&mut self, page: usize, paddr: u64, data: &[u8]) {
         let offset = (paddr & PAGE_MASK) as usize;
         let bytes = &mut self.ram.page_mut(page)[offset..offset + data.len()];
         bytes.copy_from_slice(data);
@@ -210,6 +214,7 @@ impl Engine {
             return false;
         };
         self.acquire(vcpu, page, HandOffKind::Write);
+        self.seen(vcpu, Seen::Write, paddr, data.len());
         self.pages.mark_dirty(page);
         let commit = Commit {
             agent: Agent::Vcpu(vcpu),
@@ -221,8 +226,11 @@ impl Engine {
                 Passage::NoCode
             },
         };
+        if self.pages.info[page].flags.contains(PageFlags::LOGGED) {
+            self.log_store(&commit, page, paddr, data);
+        }
         self.log_write(&commit, paddr, data);
-        self.put(vcpu, page, paddr, data);
+        self.put(page, paddr, data);
         self.watched(paddr, data.len() as u64)
     }
 

@@ -12,9 +12,11 @@ use std::sync::Arc;
 use super::coherence::Writer;
 use super::engine::{Agent, Engine};
 use super::protocol::Source;
+use super::storelog::StoreLog;
 use super::vcpu::Vcpu;
+use super::writelog::Commit;
 use crate::cpu::interrupt::Event;
-use crate::memory::pages::{HandOffKind, PageInfo, DEVICE, NOBODY};
+use crate::memory::pages::{HandOffKind, PageFlags, PageInfo, DEVICE, NOBODY};
 use crate::memory::ram::GuestRam;
 use crate::memory::PAGE_SIZE;
 
@@ -63,6 +65,8 @@ pub struct InputLog {
     initial: BTreeMap<usize, Box<PageBytes>>,
     /// What vCPUs that can no longer read a page last saw of it.
     seen: BTreeMap<(usize, u8), Arc<PageBytes>>,
+    /// The last stores to shared lines, if they are wanted.
+    pub stores: Option<StoreLog>,
 }
 
 impl InputLog {
@@ -81,6 +85,7 @@ impl InputLog {
             tapes: vec![Tape::default(); vcpus],
             initial: written.map(|page| (page, copy(page))).collect(),
             seen: BTreeMap::new(),
+            stores: None,
         }
     }
 
@@ -94,6 +99,9 @@ impl InputLog {
         kind: HandOffKind,
         icount: u64,
     ) {
+        if let Some(stores) = &mut self.stores {
+            stores.handed(page);
+        }
         let now: &PageBytes = ram.page(page).try_into().expect("a whole page");
         let readers = before.readers;
         if agent != DEVICE && before.writer != NOBODY {
@@ -275,6 +283,37 @@ impl Engine {
             log.tapes[usize::from(v.cpu.id)]
                 .deliveries
                 .push_back(delivery);
+        }
+    }
+
+    /// Logs the last stores to shared lines from now on.
+    pub fn log_stores(&mut self, stores: StoreLog) {
+        let Inputs::Logged(log) = &mut self.inputs else {
+            return;
+        };
+        for page in stores.pages() {
+            self.pages.info[page].flags |= PageFlags::LOGGED;
+            for &vcpu in &self.vcpus {
+                // SAFETY: only the TLB is touched; no code runs.
+                unsafe { (*vcpu).tlb.protect_page(page) };
+            }
+        }
+        log.stores = Some(stores);
+    }
+
+    /// Logs a store that is about to change a page of interest.
+    pub(super) fn log_store(&mut self, commit: &Commit, page: usize, paddr: u64, data: &[u8]) {
+        let icount = self.icount();
+        let rip = match commit.agent {
+            Agent::Device => 0,
+            Agent::Vcpu(_) => self.position_rip().unwrap_or(0),
+        };
+        let offset = (paddr % PAGE_SIZE) as usize;
+        if let Inputs::Logged(log) = &mut self.inputs {
+            if let Some(stores) = &mut log.stores {
+                let old = &self.ram.page(page)[offset..offset + data.len()];
+                stores.note(commit.agent, page, paddr, (icount, rip), old, data);
+            }
         }
     }
 

@@ -29,6 +29,7 @@ pub mod signals;
 pub mod site;
 pub mod slow;
 mod stack;
+pub mod storelog;
 mod strings;
 pub mod stubs;
 pub mod vcpu;

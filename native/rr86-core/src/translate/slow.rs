@@ -457,7 +457,7 @@ impl Engine {
         };
         self.acquire(number, page, access);
         let flags = self.pages.info[page].flags;
-        let watched = flags.contains(PageFlags::WATCHED);
+        let watched = flags.intersects(PageFlags::WATCHED.union(PageFlags::LOGGED));
         let guarded = flags.contains(PageFlags::CODE) && !vcpu.tlb.is_unguarded(mmu, linear, page);
         if writes && guarded {
             return None;
