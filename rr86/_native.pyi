@@ -1,7 +1,7 @@
 """The native core: one machine with its vCPUs, and trace files. See docs/architecture.md."""
 
 from collections.abc import Sequence
-from typing import Self, TypedDict, final, type_check_only
+from typing import Self, TypeAlias, TypedDict, final, type_check_only
 
 __all__ = [
     "VERSION",
@@ -247,6 +247,21 @@ class Machine:
     def stats(self) -> dict[str, int]:
         """Counters: instructions, slices, blocks_translated, tlb_misses, …"""
 
+# (address, hand-offs, writers, readers); agents are vCPU numbers, 255 for a device
+SharedLineRow: TypeAlias = tuple[int, int, list[int], list[int]]
+# (address, hand-offs, those for writing, writers, readers, lines)
+SharedPageRow: TypeAlias = tuple[int, int, int, list[int], list[int], list[SharedLineRow]]
+
+@type_check_only
+class SharingRows(TypedDict):
+    """Memory that changed hands."""
+
+    hand_offs: int
+    page_count: int
+    line_count: int
+    pages: list[SharedPageRow]
+    lines: list[SharedLineRow]
+
 @final
 class TraceReader:
     """A trace file, read chunk by chunk. Raises `TraceError`, naming the chunk, on damage."""
@@ -267,10 +282,12 @@ class TraceReader:
     def damage(self) -> str | None:
         """What was found where an unfinished or damaged file stops making sense, or None."""
     def chunk_count(self) -> int: ...
+    def sharing(self, first: int, last: int, top: int) -> SharingRows:
+        """What the hand-offs at `first` to `last` add up to, with the `top` pages and lines."""
     def hand_offs(
         self, first: int, last: int, pages: set[int] | None = None
     ) -> list[tuple[int, int, int, int, bool, int]]:
-        """(icount, physical page number, from, to, for writing, lines) of the hand-offs at `first` to
-        `last`, of these pages if any are named. Chunks without any are not read."""
+        """(icount, physical page number, from, to, for writing, lines) of the hand-offs at `first`
+        to `last`, of these pages if any are named. Chunks without any are not read."""
     def events(self, chunk: int) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
         """(kind, icount, vcpu, fields) of every event of a chunk, in order."""

@@ -17,6 +17,7 @@ from rr86.cli import (
     protocols,
     record,
     replay,
+    sharing,
     symbols,
 )
 from rr86.cli.status import EPILOG, say
@@ -54,6 +55,7 @@ app.command("record", epilog=EPILOG)(record.command)
 app.command("replay", epilog=EPILOG)(replay.command)
 app.command("info")(info.command)
 app.command("events")(events.command)
+app.command("sharing")(sharing.command)
 app.command("symbols")(symbols.command)
 app.command("protocols")(protocols.command)
 app.command("bisect-invalidation")(bisect_invalidation.command)

@@ -33,8 +33,8 @@ def show_stop(stop: "Stop", inspector: "Inspector") -> None:
 def show_oracle(report: "OracleReport", inspector: "Inspector") -> None:
     """What the oracle found, with the first gaps."""
     print(
-        f"rr86: oracle: {report.accesses:,} accesses seen, {report.foreign:,} of them to bytes that "
-        f"another wrote, {report.missing:,} not told by {report.hand_offs:,} hand-offs",
+        f"rr86: oracle: {report.accesses:,} accesses seen, {report.foreign:,} of them to bytes "
+        f"that another wrote, {report.missing:,} not told by {report.hand_offs:,} hand-offs",
         file=sys.stderr,
     )
     for gap in report.gaps[:_GAPS_SHOWN]:

@@ -6,16 +6,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rr86.cpu.physical import Mapped, PhysicalNames
 from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import TraceContentError
 from rr86.record.metadata import Footer, Header
 from rr86.replay.conditions import Condition
 from rr86.replay.session import ReplaySession
+from rr86.replay.sharing import CrossWrite, Sharing, cross_writes
 from rr86.replay.stop import Stop
 from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU, STALE_INT3
 
 if TYPE_CHECKING:
     from rr86.machine.spec import BoardSpec
+
+
+_LAST = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,35 @@ class Trace:
         """The kernel's symbols, placed where the recording found them."""
         footer = self.footer or Footer()
         return GuestSymbols(self.image("kernel"), footer.kaslr_offset, footer.lstar)
+
+    def names(self) -> PhysicalNames:
+        """Names for physical addresses of the kernel, if the recording noted where that was."""
+        footer = self.footer or Footer()
+        places = [
+            None if each is None else Mapped(*each) for each in (footer.image, *footer.per_cpu)
+        ]
+        table = self.symbols().table
+        if table is not None and table.relocatable and places[0] is None:
+            table = None
+        return PhysicalNames(table, places[0], places[1:])
+
+    def cross_writes(
+        self,
+        first: int = 0,
+        last: int = _LAST,
+        vcpu: int | None = None,
+        ranges: Iterable[tuple[int, int]] | None = None,
+    ) -> Iterator[CrossWrite]:
+        """Writes that another than the writer could see, in the order of the run; see `CrossWrite`.
+
+        Limited to moments from `first` to `last`, to those that `vcpu` made or saw, and to physical
+        `ranges` (address, length). Only what is needed of the trace is read.
+        """
+        yield from cross_writes(self._reader.hand_offs, first, last, vcpu, ranges)
+
+    def sharing(self, first: int = 0, last: int = _LAST, top: int = 20) -> Sharing:
+        """Which pages and 64-byte lines changed hands most from moment `first` to `last`."""
+        return Sharing.from_native(self._reader.sharing(first, last, top))
 
     def events(
         self,

@@ -1,5 +1,5 @@
-"""The oracle, over every guest: no cross-vCPU write is missing from a trace, under any schedule, block
-length or block protocol, and the slow replay is the recorded run."""
+"""The oracle, over every guest: no cross-vCPU write is missing from a trace, under any schedule,
+block length or block protocol, and the slow replay is the recorded run."""
 
 from __future__ import annotations
 

@@ -2,16 +2,16 @@
 
 mod expand;
 pub mod expansion;
-mod hand_offs;
 pub mod reader;
 mod replayer;
 pub mod scan;
+mod sharing;
 mod solo;
 pub mod stream;
 pub mod summary;
 
-pub use hand_offs::HandOffRow;
 pub use reader::{ChunkInfo, ImageInfo, TraceReader};
+pub use sharing::{HandOffRow, SharedLine, SharedPage, Sharing};
 pub use stream::EventStream;
 pub use summary::{KindSummary, Summary};
 
