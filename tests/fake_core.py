@@ -208,6 +208,9 @@ class Machine:
                 return data[address - start : address - start + length]
         return b""
 
+    def translate(self, vcpu: int, address: int) -> int | None:
+        return None
+
     def current_block(self, vcpu: int) -> dict[str, Any]:
         rip = self.registers(vcpu)["rip"]
         source = self.read_virtual(vcpu, rip, 1)
