@@ -538,7 +538,8 @@ impl Engine {
         };
         self.observed.push((self.icount(), event));
         if self.detects {
-            if self.is_stale(id) {
+            // Bytes that were read just now are those of memory.
+            if fetched.icount != linked_at && self.is_stale(id) {
                 self.mark(id, true);
             } else if second.is_some() && self.protocol.second_page_untracked
                 || self
