@@ -38,13 +38,14 @@ class Execution:
         machine: "Machine",
         inspector: Inspector,
         console: Callable[[bytes], None] | None = None,
+        began: int = 0,
     ) -> None:
         self.machine = machine
         self.inspector = inspector
         self.stop: Stop | None = None
         self._sink = console
         self._slice = _FIRST_SLICE
-        self._icount = 0
+        self._icount = began
 
     @property
     def icount(self) -> int:

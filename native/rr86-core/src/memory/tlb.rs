@@ -12,6 +12,7 @@
 //! scan.
 
 use super::PAGE_SHIFT;
+use crate::saved::{LoadError, Reader, Writer};
 
 /// Which of a vCPU's tables an access uses.
 #[repr(u8)]
@@ -291,6 +292,85 @@ impl Tlb {
             let slot = slot as usize;
             self.entries[slot].write = no_match(slot - table_of(slot).0);
         }
+    }
+
+    // ---- checkpoints -----------------------------------------------------------------------------
+
+    /// Writes the translations that are in. Rights to write are not among them: nobody has any right
+    /// after a digest.
+    pub fn save(&self, w: &mut Writer) {
+        let kept: Vec<usize> = (0..SLOTS)
+            .filter(|&slot| {
+                let entry = &self.entries[slot];
+                let readable = entry.read != no_match(slot - table_of(slot).0);
+                entry.flags & USED != 0 && (readable || entry.flags & UNGUARDED != 0)
+            })
+            .collect();
+        w.varint(kept.len() as u64);
+        for slot in kept {
+            let entry = &self.entries[slot];
+            let first = table_of(slot).0;
+            let readable = entry.read != no_match(slot - first);
+            // A slot without a tag is known by its own number.
+            let tag = if readable {
+                entry.read >> PAGE_SHIFT
+            } else {
+                (slot - first) as u64
+            };
+            let table = TABLES.iter().position(|&(start, _)| start == first);
+            w.u8(table.unwrap_or(0) as u8
+                | u8::from(readable) << 2
+                | u8::from(entry.flags & GLOBAL != 0) << 3
+                | u8::from(entry.flags & UNGUARDED != 0) << 4);
+            w.varint(tag);
+            w.varint(u64::from(entry.page));
+        }
+    }
+
+    /// Replaces all translations. `host` gives the host address of a page of RAM, of which there are
+    /// `pages`.
+    ///
+    /// # Errors
+    /// For tables, addresses and pages that do not exist.
+    pub fn load(
+        &mut self,
+        r: &mut Reader<'_>,
+        pages: usize,
+        host: impl Fn(usize) -> u64,
+    ) -> Result<(), LoadError> {
+        self.flush(false);
+        for _ in 0..r.count("number of translations", SLOTS)? {
+            let bits = r.u8()?;
+            let mmu = match bits & 3 {
+                0 => MmuIndex::Supervisor,
+                1 => MmuIndex::User,
+                2 => MmuIndex::SupervisorAc,
+                _ => {
+                    return Err(LoadError::BadValue {
+                        field: "table of a translation",
+                        value: bits.into(),
+                    })
+                }
+            };
+            let tag = r.varint()?;
+            if bits >> 5 != 0 || tag >> (64 - PAGE_SHIFT) != 0 {
+                return Err(LoadError::BadValue {
+                    field: "translation",
+                    value: tag,
+                });
+            }
+            let page = r.index("page of a translation", pages)?;
+            let fill = Fill {
+                page: page as u32,
+                host: host(page),
+                read: bits & 4 != 0,
+                write: false,
+                global: bits & 8 != 0,
+                unguarded: bits & 16 != 0,
+            };
+            self.insert(mmu, tag << PAGE_SHIFT, &fill);
+        }
+        Ok(())
     }
 }
 

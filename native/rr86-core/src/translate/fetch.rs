@@ -2,6 +2,7 @@
 //! chained or through the jump cache fetches nothing.
 
 use crate::memory::PAGE_SHIFT;
+use crate::saved::{LoadError, Reader, Writer};
 
 const SLOTS: usize = 1024;
 
@@ -60,5 +61,39 @@ impl FetchTlb {
         if self.generation == 0 {
             self.entries.fill(NOTHING);
         }
+    }
+
+    /// Writes the translations that are in.
+    pub fn save(&self, w: &mut Writer) {
+        let current = |entry: &&FetchEntry| {
+            entry.tag != u64::MAX && entry.tag >> 52 & (GENERATIONS - 1) == self.generation
+        };
+        let kept: Vec<&FetchEntry> = self.entries.iter().filter(current).collect();
+        w.varint(kept.len() as u64);
+        for entry in kept {
+            w.bool(entry.tag >> 63 != 0);
+            w.varint(entry.tag & ((1 << 52) - 1));
+            w.varint(entry.page >> PAGE_SHIFT);
+        }
+    }
+
+    /// Replaces all translations.
+    ///
+    /// # Errors
+    /// For addresses that do not exist.
+    pub fn load(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
+        self.clear();
+        for _ in 0..r.count("number of fetch translations", SLOTS)? {
+            let user = r.bool()?;
+            let (linear, page) = (r.varint()?, r.varint()?);
+            if linear >> 52 != 0 || page >> 40 != 0 {
+                return Err(LoadError::BadValue {
+                    field: "fetch translation",
+                    value: linear | page,
+                });
+            }
+            self.insert(linear << PAGE_SHIFT, user, page << PAGE_SHIFT);
+        }
+        Ok(())
     }
 }
