@@ -510,6 +510,15 @@ impl Engine {
                 for (at, target) in patches {
                     self.code.patch_rel32(at, target);
                 }
+                // Nobody may keep the old way in: it would not be closed when the block goes.
+                let (before, index) = (self.code.address(old), jump_index(self.blocks.get(id).rip));
+                for &vcpu in &self.vcpus {
+                    // SAFETY: only the jump cache is touched, through the raw pointer.
+                    let entry = unsafe { &mut (*vcpu).jumps[index] };
+                    if entry.code == before {
+                        entry.code = address;
+                    }
+                }
             }
             // All code goes, and comes back checked.
             None => self.drop_code(),
