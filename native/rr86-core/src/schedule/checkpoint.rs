@@ -146,6 +146,18 @@ impl Machine {
     /// # Errors
     /// When the state is not one of a machine like this.
     pub fn restore(&mut self, state: &[u8]) -> Result<(), CheckpointError> {
+        let digests = self.load_state(state)?;
+        for (name, value) in self.digests() {
+            let saved = digests.iter().find(|(n, _)| *n == name.as_bytes());
+            if saved.is_none_or(|(_, digest)| *digest != value) {
+                return Err(CheckpointError::Digest(name));
+            }
+        }
+        Ok(())
+    }
+
+    /// The part of `restore` that makes the machine safe to run; gives the digests to compare with.
+    fn load_state(&mut self, state: &[u8]) -> Result<Vec<(Vec<u8>, u64)>, CheckpointError> {
         let mut r = Reader::new(state);
         let layout = r.u8()?;
         if layout != LAYOUT {
@@ -181,12 +193,10 @@ impl Machine {
         self.board().set_signals(signals);
         r.finish()?;
         self.forget_slice();
-        for (name, value) in self.digests() {
-            let saved = digests.iter().find(|(n, _)| *n == name.as_bytes());
-            if saved.is_none_or(|(_, digest)| *digest != value) {
-                return Err(CheckpointError::Digest(name));
-            }
-        }
-        Ok(())
+        Ok(digests)
     }
 }
+
+#[cfg(test)]
+#[path = "checkpoint_tests.rs"]
+mod tests;
