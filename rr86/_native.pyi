@@ -149,8 +149,8 @@ class Machine:
         trace's checkpoints; the machine has the configuration of the recorded one. After an error
         the machine is of no use."""
     def make_checkpoints(self, source: str, path: str, every: int) -> None:
-        """While replaying `source` from power-on, write a copy of it to `path`, with a checkpoint at
-        the first digests after every so many instructions."""
+        """While replaying `source` from power-on, write a copy of it to `path`, with a checkpoint
+        at the first digests after every so many instructions."""
     def finish_checkpoints(self) -> None:
         """Complete the copy that `make_checkpoints` began, whether or not the replay has come to
         its end."""

@@ -33,8 +33,8 @@ def command(
 ) -> None:
     """Replay a trace once, and keep the whole machine after every so many instructions.
 
-    The trace is replaced when that is done, and not before. Checkpoints that it had are replaced, too.
-    They stand where the recorder took digests, which it does every 100 million instructions.
+    The trace is replaced when that is done, and not before. Checkpoints that it had are replaced,
+    too. They stand where the recorder took digests, which is every 100 million instructions.
     """
     from rr86.cli.progress import Progress, size_text
     from rr86.cli.terminal import Interruption

@@ -94,6 +94,7 @@ def command(
             out.write(data)
 
     session = recorded.session(not no_verify, heard, first)
+    progress.began = session.began
 
     def between_slices(moment: "Stop") -> bool:
         progress.update(moment)

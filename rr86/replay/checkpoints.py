@@ -1,7 +1,8 @@
 """Checkpoints: whole machines at moments of a trace, from which a replay can begin.
 
 A recording makes them on request (`checkpoints=`). `add_checkpoints` gives them to a trace that has
-none, or others: a copy is written during one replay, and takes the original's place when it is whole.
+none, or others: a copy is written during one replay, and takes the place of the
+original when it is whole.
 """
 
 import contextlib
@@ -48,8 +49,8 @@ def add_checkpoints(
     """Replay a trace once, and keep a checkpoint at the first digests after every so many
     instructions, in place of those that it has.
 
-    The new trace is at `output`, or replaces the old one; either happens at once, at the end. `tick`
-    is called on the way with the moment reached; if it returns true, nothing is changed.
+    The new trace is at `output`, or replaces the old one; either happens at once, at the end.
+    `tick` is called on the way with the moment reached; if it returns true, nothing is changed.
     """
     from rr86.replay.trace import open_trace
 
