@@ -4,7 +4,7 @@
 #   make demo    record a small four-vCPU guest, and replay it
 #   make test    the tests of the core and of the package
 #   make check   formatters, linters, type checkers
-#   make bench   boot a guest plain, recording and replaying (ARGS="--kernel … --initrd …" for a real one)
+#   make bench   time boots, small programs and start-up (ARGS="--kernel … --initrd …" for a real kernel)
 
 PYTHON3 ?= python3
 VENV := .venv
@@ -49,7 +49,7 @@ check-rust: install
 	PYO3_PYTHON=$(abspath $(PYTHON)) cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 
 bench: install
-	$(PYTHON) -m bench.boot $(ARGS)
+	$(PYTHON) -m bench $(ARGS)
 
 install: $(VENV)/module
 install-dev: install $(VENV)/tools

@@ -1,26 +1,41 @@
 """Boots a guest plain, recording, replaying, and in QEMU where it is installed; prints the medians.
 
-    python -m bench.boot --smp 4 --kernel vmlinuz --initrd initrd.gz
+    python -m bench.boot --smp 1,2,4,8 --kernel vmlinuz --initrd initrd.gz
 
-Each variant runs to the guest's own power-off. Without a kernel the demo guest of the package is
-booted: that shows that the benchmark works, and how long it takes to start a machine, not more.
+Each variant runs to the guest's own power-off. Without an initrd the kernel gets one whose init
+powers off at once. Without a kernel the demo guest of the package is booted: that shows that the
+benchmark works, and how long it takes to start a machine, not more.
 Times are wall-clock, from switching the machine on (rr86) or from the start of the process (QEMU)
 until the end. The images lie in the page cache and in memory before the clock runs.
 """
 
 import argparse
-import json
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.common import Sample, Series, alternate, table
+from bench.common import (
+    BenchError,
+    Sample,
+    Series,
+    add_common_arguments,
+    alternate,
+    counts,
+    host,
+    note,
+    qemu_command,
+    qemu_there,
+    ratio,
+    table,
+    text,
+    write_json,
+)
+from bench.programs.build import build
+from bench.programs.guest import initramfs
 from rr86.guests import demo_image
 from rr86.machine.spec import BoardSpec, SpecError, format_size, parse_size
 from rr86.record.power import switch_on
@@ -28,13 +43,12 @@ from rr86.record.recorder import Recorder, board_spec
 from rr86.replay.stop import Stop
 from rr86.replay.trace import open_trace
 
-QEMU = "qemu-system-x86_64"
 PLAIN, RECORDING, REPLAYING = "rr86 plain", "rr86 recording", "rr86 replaying"
 _SLICE = 50_000_000
 _HINT = (
     "This was the demo guest, which runs for an instant. For a real kernel and initrd see "
     "docs/debian-kernel.md, then:\n"
-    '  make bench ARGS="--kernel vmlinuz --initrd initrd.gz --smp 4"'
+    '  make bench ARGS="--kernel vmlinuz --initrd initrd.gz"'
 )
 
 
@@ -49,10 +63,6 @@ class Guest:
     memory: int
     seed: int
     timeout: float
-
-
-class BenchError(Exception):
-    """A run that did not end as it should."""
 
 
 def _images(guest: Guest) -> dict[str, bytes]:
@@ -118,22 +128,12 @@ def run_replaying(guest: Guest, trace: Path) -> Sample:
     return Sample(seconds, {"instructions": stop.icount})
 
 
-def qemu_command(guest: Guest) -> list[str]:
-    """QEMU's translator on the same kind of machine, several host threads allowed."""
-    command = [QEMU, "-M", "q35,accel=tcg", "-smp", str(guest.smp), "-m", f"{guest.memory >> 20}M"]
-    command += ["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]
-    command += ["-kernel", str(guest.kernel), "-append", guest.append]
-    if guest.initrd is not None:
-        command += ["-initrd", str(guest.initrd)]
-    return command
-
-
 def run_qemu(guest: Guest) -> Sample:
     """QEMU without recording anything."""
     started = time.monotonic()
     try:
         done = subprocess.run(
-            qemu_command(guest),
+            qemu_command(guest.kernel, guest.initrd, guest.append, guest.smp, guest.memory),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=guest.timeout,
@@ -165,7 +165,9 @@ def measure(guest: Guest, repetitions: int, with_qemu: bool) -> list[Series]:
         ]
         if with_qemu:
             variants.append(("QEMU", lambda: run_qemu(guest)))
-        return alternate(variants, repetitions, lambda line: print(line, file=sys.stderr))
+        # Not counted: the first machine of a process finds its memory cold.
+        run_plain(guest, images)
+        return alternate(variants, repetitions, lambda line: note(f"{guest.smp} vCPUs, {line}"))
 
 
 def _rate(series: Series) -> float | None:
@@ -173,30 +175,23 @@ def _rate(series: Series) -> float | None:
     return None if instructions is None else instructions / series.seconds / 1e6
 
 
-def _ratio(series: Series, base: Series | None) -> float | None:
-    return None if base is None or not base.seconds else series.seconds / base.seconds
-
-
-def _text(value: float | None, form: str = ".2f") -> str:
-    return "-" if value is None else format(value, form)
-
-
 def report(results: list[Series]) -> str:
     """The table for people."""
     by_name = {series.name: series for series in results}
-    plain, qemu = by_name[PLAIN], by_name.get("QEMU")
+    plain = by_name[PLAIN].seconds
+    qemu = by_name["QEMU"].seconds if "QEMU" in by_name else None
     rows = []
     for series in results:
         rows.append(
             [
                 series.name,
-                _text(series.seconds),
+                text(series.seconds),
                 f"{series.spread:.0%}",
-                _text(series.count("instructions"), ","),
-                _text(_rate(series), ".1f"),
-                _text(series.count("trace_bytes"), ","),
-                _text(_ratio(series, plain)),
-                _text(_ratio(series, qemu)),
+                text(series.count("instructions"), ","),
+                text(_rate(series), ".1f"),
+                text(series.count("trace_bytes"), ","),
+                text(ratio(series.seconds, plain)),
+                text(ratio(series.seconds, qemu)),
             ]
         )
     header = ["", "seconds", "spread", "instructions", "MIPS", "trace bytes", "/ plain", "/ QEMU"]
@@ -206,80 +201,94 @@ def report(results: list[Series]) -> str:
 def as_json(guest: Guest, results: list[Series]) -> dict[str, object]:
     """The same for machines, with every single time."""
     by_name = {series.name: series for series in results}
+    plain = by_name[PLAIN].seconds
+    qemu = by_name["QEMU"].seconds if "QEMU" in by_name else None
     return {
         "smp": guest.smp,
         "memory": guest.memory,
         "seed": guest.seed,
         "kernel": guest.kernel.name,
-        "host_cpus": os.cpu_count(),
         "variants": {
             series.name: {
                 "seconds": series.seconds,
+                "spread": series.spread,
                 "all_seconds": [sample.seconds for sample in series.samples],
                 "instructions": series.count("instructions"),
                 "mips": _rate(series),
                 "trace_bytes": series.count("trace_bytes"),
                 "file_bytes": series.count("file_bytes"),
-                "to_plain": _ratio(series, by_name[PLAIN]),
-                "to_qemu": _ratio(series, by_name.get("QEMU")),
+                "to_plain": ratio(series.seconds, plain),
+                "to_qemu": ratio(series.seconds, qemu),
             }
             for series in results
         },
     }
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that only this benchmark has."""
+    parser.add_argument("--initrd", type=Path, help="by default one that powers off at once")
+    parser.add_argument("--append", default="console=ttyS0 panic=-1")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(
+    arguments: argparse.Namespace, smps: list[int], with_qemu: bool
+) -> list[tuple[Guest, list[Series]]]:
+    """Measure what the options ask for, at each of these numbers of vCPUs."""
+    with tempfile.TemporaryDirectory(prefix="rr86-bench-") as folder:
+        kernel, initrd = arguments.kernel, arguments.initrd
+        if kernel is None:
+            kernel = Path(folder) / "demo.elf"
+            kernel.write_bytes(demo_image())
+        elif initrd is None:
+            initrd = Path(folder) / "initrd.gz"
+            initrd.write_bytes(initramfs(build(["init"]), []))
+        guest = Guest(
+            kernel=kernel,
+            initrd=initrd,
+            append=arguments.append,
+            smp=1,
+            memory=parse_size(arguments.memory),
+            seed=arguments.seed,
+            timeout=arguments.timeout,
+        )
+        guests = [replace(guest, smp=smp) for smp in smps]
+        return [(each, measure(each, arguments.repetitions, with_qemu)) for each in guests]
+
+
+def show(measured: list[tuple[Guest, list[Series]]]) -> None:
+    """A table for each number of vCPUs."""
+    for guest, results in measured:
+        print(f"\n{guest.kernel.name}, {guest.smp} vCPUs, {format_size(guest.memory)}, ", end="")
+        print(f"medians of {len(results[0].samples)}\n")
+        print(report(results))
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.boot", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--kernel", type=Path, help="by default the demo guest of the package")
-    parser.add_argument("--initrd", type=Path)
-    parser.add_argument("--append", default="console=ttyS0 panic=-1")
-    parser.add_argument("--smp", type=int, default=4)
-    parser.add_argument("-m", "--memory", default="512M")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-n", "--repetitions", type=int, default=3)
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one run")
-    parser.add_argument("--no-qemu", action="store_true", help="leave QEMU out")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parsed = parser.parse_args()
-    if parsed.repetitions < 1:
-        parser.error("--repetitions must be at least 1")
-    return parsed
+    parser.add_argument("--smp", type=counts, default=[4], metavar="N,…", help="vCPUs")
+    add_common_arguments(parser)
+    add_arguments(parser)
+    return parser.parse_args()
 
 
 def main() -> int:
     """Measure and print; the exit status is 0 if every run ended as it should."""
     arguments = _arguments()
-    with tempfile.TemporaryDirectory(prefix="rr86-bench-") as folder:
-        kernel = arguments.kernel
-        if kernel is None:
-            kernel = Path(folder) / "demo.elf"
-            kernel.write_bytes(demo_image())
-        with_qemu = not arguments.no_qemu and shutil.which(QEMU) is not None
-        try:
-            guest = Guest(
-                kernel=kernel,
-                initrd=arguments.initrd,
-                append=arguments.append,
-                smp=arguments.smp,
-                memory=parse_size(arguments.memory),
-                seed=arguments.seed,
-                timeout=arguments.timeout,
-            )
-            results = measure(guest, arguments.repetitions, with_qemu)
-        except (BenchError, SpecError, OSError) as error:
-            print(f"bench: {error}", file=sys.stderr)
-            return 1
-        if arguments.json:
-            print(json.dumps(as_json(guest, results), indent=2))
-            return 0
-        print(f"\n{kernel.name}, {guest.smp} vCPUs, {format_size(guest.memory)}, ", end="")
-        print(f"medians of {arguments.repetitions}\n")
-        print(report(results))
-        if not with_qemu and not arguments.no_qemu:
-            print(f"\n{QEMU} is not installed, so there is nothing to compare with.")
+    try:
+        measured = run(arguments, arguments.smp, qemu_there(not arguments.no_qemu))
+    except (BenchError, SpecError, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    if arguments.json != "-":
+        show(measured)
         if arguments.kernel is None:
             print(f"\n{_HINT}")
+    if arguments.json is not None:
+        boots = [as_json(guest, results) for guest, results in measured]
+        write_json({"host": host(), "boots": boots}, arguments.json)
     return 0
 
 

@@ -9,6 +9,7 @@ host. The format is the "newc" cpio of the kernel's Documentation/driver-api/ear
 import argparse
 import gzip
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 INIT = """\
@@ -27,6 +28,9 @@ cat /proc/interrupts
 poweroff -f
 """
 FOLDERS = ("bin", "dev", "proc", "sys", "tmp")
+FILE = stat.S_IFREG | 0o644
+EXECUTABLE = stat.S_IFREG | 0o755
+FOLDER = stat.S_IFDIR | 0o755
 
 
 def entry(name: str, mode: int, content: bytes, number: int) -> bytes:
@@ -38,14 +42,19 @@ def entry(name: str, mode: int, content: bytes, number: int) -> bytes:
     return head + content + b"\0" * (-len(content) % 4)
 
 
+def archive(parts: Iterable[tuple[str, int, bytes]]) -> bytes:
+    """A compressed archive of these files and folders: name, mode, content."""
+    entries = [*parts, ("TRAILER!!!", 0, b"")]
+    joined = b"".join(entry(*part, number) for number, part in enumerate(entries, 1))
+    return gzip.compress(joined, mtime=0)
+
+
 def initramfs(busybox: bytes, init: str = INIT) -> bytes:
-    """The archive, compressed."""
-    executable = stat.S_IFREG | 0o755
-    parts = [(folder, stat.S_IFDIR | 0o755, b"") for folder in FOLDERS]
-    parts += [("bin/busybox", executable, busybox), ("init", executable, init.encode())]
-    parts.append(("TRAILER!!!", 0, b""))
-    archive = b"".join(entry(*part, number) for number, part in enumerate(parts, 1))
-    return gzip.compress(archive, mtime=0)
+    """The usual archive: busybox, an init, and folders to mount things on."""
+    folders = [(folder, FOLDER, b"") for folder in FOLDERS]
+    return archive(
+        [*folders, ("bin/busybox", EXECUTABLE, busybox), ("init", EXECUTABLE, init.encode())]
+    )
 
 
 def main() -> None:

@@ -52,6 +52,13 @@ def command(
         int | None,
         typer.Option("--max-block", metavar="N", help="Most instructions in a block."),
     ] = None,
+    cross_writes: Annotated[
+        bool,
+        typer.Option(
+            "--cross-writes/--no-cross-writes",
+            help="Log which vCPU writes and reads which page.",
+        ),
+    ] = True,
     schedule: Annotated[
         str,
         typer.Option(
@@ -143,6 +150,7 @@ def command(
         "schedule": schedule,
         "protocol": block_protocol,
         "window_bias": window_bias,
+        "cross_writes": cross_writes,
     }
     out = Output()
     recorder = start(

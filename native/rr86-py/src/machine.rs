@@ -14,6 +14,7 @@ use rr86_core::replay::{Checkpointer, Replayer, TraceReader};
 use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
 use rr86_core::translate::engine::BlockLimits;
 use rr86_core::translate::protocol::{Protocol, PROTOCOLS};
+use rr86_core::translate::vcpu::Exit;
 
 use crate::blocks;
 use crate::errors::{self, NativeError};
@@ -110,7 +111,7 @@ impl Machine {
     #[new]
     #[pyo3(signature = (*, memory, vcpus, cpuid, msrs=Vec::new(), seed=0, quantum=100_000,
         start_time=1_700_000_000, fw_cfg=Vec::new(), fw_cfg_files=Vec::new(), max_block=64,
-        block_capacity=262_144, block_protocol="precise", window_bias=8192, schedule="uniform"))]
+        block_capacity=262_144, block_protocol="precise", window_bias=8192, schedule="uniform", cross_writes=true))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         memory: u64,
@@ -127,6 +128,7 @@ impl Machine {
         block_protocol: &str,
         window_bias: u32,
         schedule: &str,
+        cross_writes: bool,
     ) -> PyResult<Self> {
         let policy = Policy::named(schedule).map_err(|e| NativeError::new_err(e.to_string()))?;
         let protocol = Protocol::named(block_protocol).ok_or_else(|| {
@@ -156,6 +158,7 @@ impl Machine {
                 capacity: block_capacity.max(1),
                 protocol,
             },
+            tracking: cross_writes,
         })
         .map_err(errors::machine)?;
         let mut recorder = Recorder::new(machine, Scheduler::new(policy, seed, quantum));
@@ -524,6 +527,7 @@ impl Machine {
             ("code_drops", s.code_drops),
             ("dispatches", s.dispatches),
             ("lookups", s.lookups),
+            ("fetch_misses", s.fetch_misses),
             ("slow_accesses", s.slow_accesses),
             ("bounced_accesses", s.bounced_accesses),
             ("tlb_fills", s.tlb_fills),
@@ -535,6 +539,9 @@ impl Machine {
             ("interrupts", s.interrupts),
         ] {
             stats.set_item(name, value)?;
+        }
+        for (name, count) in Exit::NAMES.iter().zip(s.exits) {
+            stats.set_item(format!("exits_{name}"), count)?;
         }
         for (mnemonic, calls) in engine.helpers.sorted() {
             stats.set_item(format!("helper_{mnemonic}"), calls)?;

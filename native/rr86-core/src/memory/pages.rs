@@ -1,8 +1,10 @@
 //! What is known of each page of RAM: who may touch it without being noticed, whether blocks were
 //! made from it, and whether it changed since the last digest.
 //!
-//! A page belongs to one vCPU, or is read-shared. Whoever needs more takes the slow path, which
-//! hands the page over and tells (docs/determinism.md, "Cross-vCPU writes").
+//! A page is written by one agent at a time, its owner, who then is its only reader too; or it is read
+//! by several, and written by none. Whoever needs more takes the slow path, which hands the page over
+//! and tells (docs/determinism.md, "Cross-vCPU writes"). So every reader's first access after somebody
+//! else's store is seen.
 
 use bitflags::bitflags;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -12,8 +14,6 @@ use crate::saved::{LoadError, Reader, Writer};
 
 /// Nobody has touched the page.
 pub const NOBODY: u8 = 0xff;
-/// Several vCPUs may read the page; none may write it.
-pub const SHARED: u8 = 0xfe;
 /// A device or loader, in hand-offs.
 pub const DEVICE: u8 = 0xfd;
 
@@ -26,13 +26,22 @@ bitflags! {
         const WATCHED = 2;
         /// Written since the last digest.
         const DIRTY = 4;
+        /// `writer` may write, and nobody else may read.
+        const OWNED = 8;
+        /// A device has read the page since its last store.
+        const DEVICE_READS = 16;
+        /// Some vCPU may know, or may have known, the page for fetches.
+        const FETCHED = 32;
     }
 }
 
 #[derive(Clone, Copy, Debug)]
 pub struct PageInfo {
-    pub owner: u8,
+    /// Who owns the page, or owned it last.
+    pub writer: u8,
     pub flags: PageFlags,
+    /// Bit n: vCPU n may read the page.
+    pub readers: u64,
     /// Bit n: a block was made from bytes of the n-th 64-byte line.
     pub code_lines: u64,
 }
@@ -53,6 +62,8 @@ pub struct HandOff {
     pub from: u8,
     pub to: u8,
     pub kind: HandOffKind,
+    /// Bit n: the n-th 64-byte line was written since the page's last hand-off.
+    pub lines: u64,
 }
 
 /// The table of all pages, and the incremental digest of RAM.
@@ -71,8 +82,9 @@ impl Pages {
         Self {
             info: vec![
                 PageInfo {
-                    owner: NOBODY,
+                    writer: NOBODY,
                     flags: PageFlags::empty(),
+                    readers: 0,
                     code_lines: 0
                 };
                 count
@@ -82,6 +94,49 @@ impl Pages {
             sum: 0,
             changed: None,
         }
+    }
+
+    /// Whether an agent may write a page.
+    #[inline]
+    pub fn owns(&self, page: usize, agent: u8) -> bool {
+        let info = &self.info[page];
+        info.writer == agent && info.flags.contains(PageFlags::OWNED)
+    }
+
+    /// Whether an agent may read a page.
+    #[inline]
+    pub fn reads(&self, page: usize, agent: u8) -> bool {
+        let info = &self.info[page];
+        if agent == DEVICE {
+            info.flags.contains(PageFlags::DEVICE_READS) || self.owns(page, DEVICE)
+        } else {
+            info.readers >> (agent & 63) & 1 != 0
+        }
+    }
+
+    /// Gives an agent a page. Returns who wrote it last, [`NOBODY`] if nobody has touched it.
+    pub fn give(&mut self, page: usize, agent: u8, kind: HandOffKind) -> u8 {
+        let info = &mut self.info[page];
+        let last = info.writer;
+        let bit = if agent == DEVICE {
+            0
+        } else {
+            1 << (agent & 63)
+        };
+        if kind == HandOffKind::Write || last == NOBODY {
+            info.writer = agent;
+            info.readers = bit;
+            info.flags |= PageFlags::OWNED;
+            info.flags -= PageFlags::DEVICE_READS;
+        } else {
+            info.readers |= bit;
+            info.flags -= PageFlags::OWNED;
+            info.flags.set(
+                PageFlags::DEVICE_READS,
+                agent == DEVICE || info.flags.contains(PageFlags::DEVICE_READS),
+            );
+        }
+        last
     }
 
     /// Notes that a page is about to be written.

@@ -11,10 +11,50 @@ use super::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 pub const LOW_RAM_MAX: u64 = 0x8000_0000;
 const HIGH_RAM_BASE: u64 = 1 << 32;
 
-/// The guest's RAM. Host memory is taken from the host only as the guest touches it.
+/// Places for the mapping that are tried: the first, their distance, their number.
+const FIRST_PLACE: usize = 16 << 40;
+const PLACES_APART: usize = 1 << 40;
+const PLACES: usize = 100;
+/// log2 of the bytes whose stores share a mark.
+pub const LINE_SHIFT: u32 = 6;
+const LINES_IN_PAGE: usize = 1 << (PAGE_SHIFT - LINE_SHIFT);
+
+/// The guest's RAM, and a mark for each of its 64-byte lines that is set when the line is written. Host
+/// memory is taken from the host only as the guest touches it.
+///
+/// The mark of the byte at host address `a` lies at `a >> 6`, so that translated code sets it with a
+/// shift and a store. That is why the mapping's place is chosen, and not left to the host.
 pub struct GuestRam {
     base: *mut u8,
     size: u64,
+}
+
+/// Maps `len` bytes at exactly this address, or fails.
+fn map_at(address: usize, len: usize) -> io::Result<*mut u8> {
+    // SAFETY: a fresh anonymous mapping that replaces none that exists.
+    let base = unsafe {
+        libc::mmap(
+            address as *mut libc::c_void,
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE
+                | libc::MAP_ANONYMOUS
+                | libc::MAP_NORESERVE
+                | libc::MAP_FIXED_NOREPLACE,
+            -1,
+            0,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    if base as usize != address {
+        // A host older than the flag takes the address as a hint.
+        // SAFETY: the mapping was just made and nobody knows it.
+        unsafe { libc::munmap(base, len) };
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    Ok(base.cast())
 }
 
 // SAFETY: the mapping belongs to this object alone, and all access goes through `&mut` owners.
@@ -28,27 +68,77 @@ impl GuestRam {
     pub fn new(size: u64) -> io::Result<Self> {
         assert_eq!(size & PAGE_MASK, 0, "RAM is a whole number of pages");
         let len = usize::try_from(size).map_err(io::Error::other)?;
-        // SAFETY: a fresh anonymous mapping; no existing memory is affected.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+        if len > PLACES_APART {
+            return Err(io::ErrorKind::OutOfMemory.into());
         }
-        // SAFETY: `base` and `len` are the mapping just made. Huge pages are only a hint, so the
-        // result does not matter.
-        unsafe { libc::madvise(base, len, libc::MADV_HUGEPAGE) };
-        Ok(Self {
-            base: base.cast(),
-            size,
-        })
+        let mut error = io::Error::from(io::ErrorKind::AddrInUse);
+        for place in 0..PLACES {
+            let at = FIRST_PLACE + place * PLACES_APART;
+            let base = match map_at(at, len) {
+                Ok(base) => base,
+                Err(refused) => {
+                    error = refused;
+                    continue;
+                }
+            };
+            match map_at(at >> LINE_SHIFT, len >> LINE_SHIFT) {
+                Ok(_) => {
+                    // SAFETY: `base` and `len` are the mapping just made. Huge pages are only a hint, so the
+                    // result does not matter.
+                    unsafe { libc::madvise(base.cast(), len, libc::MADV_HUGEPAGE) };
+                    return Ok(Self { base, size });
+                }
+                Err(refused) => {
+                    error = refused;
+                    // SAFETY: the mapping was just made and nobody knows it.
+                    unsafe { libc::munmap(base.cast(), len) };
+                }
+            }
+        }
+        Err(error)
+    }
+
+    /// Marks the lines of `len` bytes from the host address `at` as written.
+    ///
+    /// # Panics
+    /// If the bytes are not all RAM.
+    #[inline]
+    pub fn mark_lines(&mut self, at: *const u8, len: usize) {
+        let offset = (at as usize).wrapping_sub(self.base as usize);
+        assert!(offset < self.size as usize && len <= self.size as usize - offset);
+        let first = at as usize >> LINE_SHIFT;
+        let last = (at as usize + len.max(1) - 1) >> LINE_SHIFT;
+        for mark in first..=last {
+            // SAFETY: the marks of all of RAM are mapped, and written only here and by translated code,
+            // which does not run now.
+            unsafe { *(mark as *mut u8) = 1 };
+        }
+    }
+
+    fn marks(&mut self, page: usize) -> &mut [u8; LINES_IN_PAGE] {
+        let at = self.page_pointer(page) as usize >> LINE_SHIFT;
+        // SAFETY: the marks of a page are mapped, and `&mut self` makes the borrow unique.
+        unsafe { &mut *(at as *mut [u8; LINES_IN_PAGE]) }
+    }
+
+    /// Which lines of a page have been written since this was last asked; bit n is line n.
+    pub fn take_lines(&mut self, page: usize) -> u64 {
+        let marks = std::mem::replace(self.marks(page), [0; LINES_IN_PAGE]);
+        // Eight marks of one bit each become eight neighbouring bits.
+        marks
+            .chunks_exact(8)
+            .enumerate()
+            .fold(0, |lines, (n, eight)| {
+                let word = u64::from_le_bytes(eight.try_into().expect("eight bytes"));
+                lines | (word.wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * n)
+            })
+    }
+
+    /// Sets the marks of a page, as `take_lines` gives them.
+    pub fn set_lines(&mut self, page: usize, lines: u64) {
+        for (n, mark) in self.marks(page).iter_mut().enumerate() {
+            *mark = (lines >> n & 1) as u8;
+        }
     }
 
     /// Size in bytes.
@@ -126,8 +216,12 @@ impl GuestRam {
 
 impl Drop for GuestRam {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made in `new` with this size, and nothing refers to it any more.
-        unsafe { libc::munmap(self.base.cast(), self.size as usize) };
+        // SAFETY: both mappings were made in `new` with these sizes, and nothing refers to them any more.
+        unsafe {
+            libc::munmap(self.base.cast(), self.size as usize);
+            let marks = (self.base as usize >> LINE_SHIFT) as *mut libc::c_void;
+            libc::munmap(marks, self.size as usize >> LINE_SHIFT);
+        }
     }
 }
 
@@ -152,5 +246,25 @@ mod tests {
         let mut out = [0; 3];
         ram.read(8191, &mut out);
         assert_eq!(out, [7, 0xff, 0xff]);
+    }
+
+    #[test]
+    fn lines_are_marked_where_bytes_are_written_and_told_once() {
+        let mut ram = GuestRam::new(8192).unwrap();
+        let page = ram.page_pointer(1);
+        ram.mark_lines(page, 1);
+        ram.mark_lines(page.wrapping_add(127), 2);
+        ram.mark_lines(page.wrapping_add(4088), 8);
+        assert_eq!(ram.take_lines(0), 0);
+        assert_eq!(ram.take_lines(1), 1 << 63 | 0b111);
+        assert_eq!(ram.take_lines(1), 0);
+        ram.set_lines(1, 0x8000_0000_dead_beef);
+        assert_eq!(ram.take_lines(1), 0x8000_0000_dead_beef);
+    }
+
+    #[test]
+    fn machines_live_side_by_side() {
+        let all: Vec<_> = (0..8).map(|_| GuestRam::new(1 << 20).unwrap()).collect();
+        assert!(all.windows(2).all(|w| w[0].base != w[1].base));
     }
 }

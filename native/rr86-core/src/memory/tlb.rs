@@ -6,6 +6,10 @@
 //! for dirty tracking) is expressed by *not* putting a tag in for that kind of access, so that it
 //! takes the slow path; the fast path never grows.
 //!
+//! An entry keeps its translation while its tags are away, and the slow path uses it. So page walks,
+//! which set accessed bits and see changed tables, come when the guest's own accesses and flushes make
+//! them come: sharing, digests and watchpoints, which take tags away, do not add to them.
+//!
 //! There is one table per kind of privilege, because what may be touched differs: user, supervisor,
 //! and supervisor with SMAP suspended (RFLAGS.AC). Entries are also threaded by physical page
 //! (`PageSlots`), so that taking a page's rights away from a vCPU costs its few aliases and not a
@@ -33,7 +37,8 @@ const NO_SLOT: u16 = u16::MAX;
 /// Bytes in a [`TlbEntry`]; translated code scales its index by this.
 pub const ENTRY_SHIFT: u32 = 5;
 
-/// One entry. A tag is the virtual page address, or a page address that cannot match this slot.
+/// One entry. A tag is the virtual page address; or, to match nothing, the same with its lowest bit
+/// turned over, which is an address that has another slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct TlbEntry {
@@ -57,17 +62,26 @@ const UNGUARDED: u16 = 4;
 const IN_LOCAL: u16 = 8;
 const IN_GLOBAL: u16 = 16;
 const LISTED: u16 = IN_LOCAL | IN_GLOBAL;
+/// The translation allows reads, and writes without setting D.
+const MAY_READ: u16 = 32;
+const MAY_WRITE: u16 = 64;
+/// The guest's page is larger than 4 KiB, or than 4 MiB.
+const LARGE: u16 = 128;
+const HUGE: u16 = 256;
+
+/// What turns a tag into one that matches nothing.
+const AWAY: u64 = 1 << PAGE_SHIFT;
 
 /// Result of a page walk that may be cached.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fill {
+    /// RAM page index.
     pub page: u32,
-    pub host: u64,
     pub read: bool,
     pub write: bool,
     pub global: bool,
-    /// Writes go unchecked although the page has code.
-    pub unguarded: bool,
+    /// Size in bytes of the guest's page.
+    pub size: u64,
 }
 
 /// The tables of one vCPU. Translated code reads `entries` directly.
@@ -81,9 +95,16 @@ pub struct Tlb {
     heads: Vec<u16>,
 }
 
-/// A tag that no address can match in slot `index` of a table: a page with another index.
-fn no_match(index: usize) -> u64 {
-    ((index ^ 1) as u64) << PAGE_SHIFT
+impl TlbEntry {
+    /// Virtual page address of the translation in `slot`.
+    fn address(&self, slot: usize) -> u64 {
+        let here = (slot as u64) << PAGE_SHIFT;
+        self.read ^ ((self.read ^ here) & AWAY)
+    }
+
+    fn is_for(&self, slot: usize, address: u64) -> bool {
+        self.flags & USED != 0 && (self.address(slot) ^ address) >> PAGE_SHIFT == 0
+    }
 }
 
 fn table_of(slot: usize) -> (usize, u32) {
@@ -123,7 +144,7 @@ impl Tlb {
     }
 
     fn empty(slot: usize) -> TlbEntry {
-        let tag = no_match(slot - table_of(slot).0);
+        let tag = ((slot - table_of(slot).0) as u64) << PAGE_SHIFT ^ AWAY;
         TlbEntry {
             read: tag,
             write: tag,
@@ -134,12 +155,14 @@ impl Tlb {
         }
     }
 
-    /// Puts a translation in.
-    pub fn insert(&mut self, mmu: MmuIndex, address: u64, fill: &Fill) {
+    /// Puts a translation in, which gives no right yet.
+    pub fn insert(&mut self, mmu: MmuIndex, address: u64, host: u64, fill: &Fill) {
         let slot = slot_of(mmu, address);
         let tag = address >> PAGE_SHIFT << PAGE_SHIFT;
-        let miss = no_match(slot - table_of(slot).0);
-        let old = self.entries[slot].flags;
+        let entry = &self.entries[slot];
+        let old = entry.flags;
+        let same = entry.is_for(slot, address) && entry.page == fill.page;
+        let unguarded = if same { old & UNGUARDED } else { 0 };
         if old & USED != 0 {
             self.unthread(slot);
         }
@@ -151,20 +174,63 @@ impl Tlb {
         if old & mark == 0 {
             list.push(slot as u16);
         }
-        let listed = old & LISTED | mark;
+        let set = |flag: u16, on: bool| if on { flag } else { 0 };
+        let flags = USED
+            | old & LISTED
+            | mark
+            | unguarded
+            | set(GLOBAL, fill.global)
+            | set(MAY_READ, fill.read)
+            | set(MAY_WRITE, fill.write)
+            | set(LARGE, fill.size > 1 << PAGE_SHIFT)
+            | set(HUGE, fill.size > 1 << 22);
         let head = &mut self.heads[fill.page as usize];
         self.entries[slot] = TlbEntry {
-            read: if fill.read { tag } else { miss },
-            write: if fill.write { tag } else { miss },
-            host: fill.host,
+            read: tag ^ AWAY,
+            write: tag ^ AWAY,
+            host,
             page: fill.page,
             next: *head,
-            flags: USED
-                | listed
-                | if fill.global { GLOBAL } else { 0 }
-                | if fill.unguarded { UNGUARDED } else { 0 },
+            flags,
         };
         *head = slot as u16;
+    }
+
+    /// The translation of an address, if it is here and allows the access.
+    pub fn get(&self, mmu: MmuIndex, address: u64, write: bool) -> Option<Fill> {
+        let slot = slot_of(mmu, address);
+        let entry = &self.entries[slot];
+        let needed = if write { MAY_WRITE } else { MAY_READ };
+        (entry.flags & needed != 0 && entry.is_for(slot, address)).then(|| Fill {
+            page: entry.page,
+            read: entry.flags & MAY_READ != 0,
+            write: entry.flags & MAY_WRITE != 0,
+            global: entry.flags & GLOBAL != 0,
+            size: match entry.flags & (LARGE | HUGE) {
+                0 => 1 << PAGE_SHIFT,
+                LARGE => 1 << 21,
+                _ => 1 << 30,
+            },
+        })
+    }
+
+    /// Lets reads of an address, and writes if wanted, take the fast path as far as its translation
+    /// allows them.
+    pub fn allow(&mut self, mmu: MmuIndex, address: u64, write: bool) {
+        let slot = slot_of(mmu, address);
+        let entry = &mut self.entries[slot];
+        debug_assert!(entry.is_for(slot, address));
+        let tag = address >> PAGE_SHIFT << PAGE_SHIFT;
+        let away = |flag: u16, on: bool| {
+            if on && entry.flags & flag != 0 {
+                0
+            } else {
+                AWAY
+            }
+        };
+        let (read, write) = (away(MAY_READ, true), away(MAY_WRITE, write));
+        entry.read = tag ^ read;
+        entry.write = tag ^ write;
     }
 
     fn unthread(&mut self, slot: usize) {
@@ -223,11 +289,29 @@ impl Tlb {
         }) = list;
     }
 
-    /// Forgets the translations of the page that holds `address` (INVLPG).
+    /// Forgets the translations of the guest's page that holds `address`, whatever its size (INVLPG;
+    /// SDM vol. 3A, section 4.10.4.1).
     pub fn flush_page(&mut self, address: u64) {
         for mmu in [MmuIndex::Supervisor, MmuIndex::User, MmuIndex::SupervisorAc] {
             let slot = slot_of(mmu, address);
-            if self.entries[slot].flags & USED != 0 {
+            if self.entries[slot].is_for(slot, address) {
+                self.drop_slot(slot);
+            }
+        }
+        for n in 0..self.local.len() + self.global.len() {
+            let slot = match self.local.get(n) {
+                Some(&slot) => slot,
+                None => self.global[n - self.local.len()],
+            };
+            let slot = usize::from(slot);
+            let entry = &self.entries[slot];
+            let shift = match entry.flags & (LARGE | HUGE) {
+                0 => continue,
+                // Of 2 and 4 MiB, the larger: forgetting more is allowed.
+                LARGE => 22,
+                _ => 30,
+            };
+            if (entry.address(slot) ^ address) >> shift == 0 {
                 self.drop_slot(slot);
             }
         }
@@ -237,22 +321,22 @@ impl Tlb {
         let mut at = self.heads[page];
         while at != NO_SLOT {
             let slot = at as usize;
-            let miss = no_match(slot - table_of(slot).0);
             let entry = &mut self.entries[slot];
+            let away = entry.address(slot) ^ AWAY;
             at = entry.next;
-            change(entry, miss);
+            change(entry, away);
         }
     }
 
     /// Takes the right to write a RAM page without the slow path away.
     pub fn protect_page(&mut self, page: usize) {
-        self.for_page(page, |entry, miss| entry.write = miss);
+        self.for_page(page, |entry, away| entry.write = away);
     }
 
     /// Guards a page: no write passes unchecked any more.
     pub fn guard_page(&mut self, page: usize) {
-        self.for_page(page, |entry, miss| {
-            entry.write = miss;
+        self.for_page(page, |entry, away| {
+            entry.write = away;
             entry.flags &= !UNGUARDED;
         });
     }
@@ -260,10 +344,9 @@ impl Tlb {
     /// Drops the guard of a page in the entry for an address, if there is one. `coded` says that the
     /// page has code after all.
     pub fn unguard(&mut self, mmu: MmuIndex, address: u64, page: usize, coded: bool) -> bool {
-        let entry = &mut self.entries[slot_of(mmu, address)];
-        let tag = address >> PAGE_SHIFT << PAGE_SHIFT;
-        let here = entry.flags & USED != 0 && entry.page as usize == page;
-        if !here || entry.read != tag && entry.write != tag {
+        let slot = slot_of(mmu, address);
+        let entry = &mut self.entries[slot];
+        if !entry.is_for(slot, address) || entry.page as usize != page {
             return false;
         }
         if coded {
@@ -274,15 +357,16 @@ impl Tlb {
 
     /// Whether writes through the entry for an address go unchecked although the page has code.
     pub fn is_unguarded(&self, mmu: MmuIndex, address: u64, page: usize) -> bool {
-        let entry = &self.entries[slot_of(mmu, address)];
-        entry.flags & (USED | UNGUARDED) == USED | UNGUARDED && entry.page as usize == page
+        let slot = slot_of(mmu, address);
+        let entry = &self.entries[slot];
+        entry.flags & UNGUARDED != 0 && entry.is_for(slot, address) && entry.page as usize == page
     }
 
     /// Takes all rights to a RAM page away.
     pub fn revoke_page(&mut self, page: usize) {
-        self.for_page(page, |entry, miss| {
-            entry.write = miss;
-            entry.read = miss;
+        self.for_page(page, |entry, away| {
+            entry.write = away;
+            entry.read = away;
         });
     }
 
@@ -290,7 +374,10 @@ impl Tlb {
     pub fn protect_all(&mut self) {
         for &slot in self.local.iter().chain(&self.global) {
             let slot = slot as usize;
-            self.entries[slot].write = no_match(slot - table_of(slot).0);
+            let entry = &mut self.entries[slot];
+            if entry.flags & USED != 0 {
+                entry.write = entry.address(slot) ^ AWAY;
+            }
         }
     }
 
@@ -390,12 +477,16 @@ mod tests {
     fn fill(page: u32, global: bool) -> Fill {
         Fill {
             page,
-            host: 0x1000,
             read: true,
             write: true,
             global,
-            unguarded: false,
+            size: 4096,
         }
+    }
+
+    fn insert(tlb: &mut Tlb, mmu: MmuIndex, address: u64, fill: &Fill) {
+        tlb.insert(mmu, address, 0x1000, fill);
+        tlb.allow(mmu, address, true);
     }
 
     fn hits(tlb: &Tlb, mmu: MmuIndex, address: u64) -> bool {
@@ -421,9 +512,9 @@ mod tests {
     #[test]
     fn revoking_a_page_reaches_every_alias_and_nothing_else() {
         let mut tlb = tlb();
-        tlb.insert(MmuIndex::Supervisor, 0x1000, &fill(5, false));
-        tlb.insert(MmuIndex::User, 0x7000, &fill(5, false));
-        tlb.insert(MmuIndex::Supervisor, 0x2000, &fill(6, false));
+        insert(&mut tlb, MmuIndex::Supervisor, 0x1000, &fill(5, false));
+        insert(&mut tlb, MmuIndex::User, 0x7000, &fill(5, false));
+        insert(&mut tlb, MmuIndex::Supervisor, 0x2000, &fill(6, false));
         tlb.revoke_page(5);
         assert!(!hits(&tlb, MmuIndex::Supervisor, 0x1000));
         assert!(!hits(&tlb, MmuIndex::User, 0x7000));
@@ -433,24 +524,62 @@ mod tests {
     #[test]
     fn a_slot_that_is_taken_over_leaves_its_old_page_s_thread() {
         let mut tlb = tlb();
-        tlb.insert(MmuIndex::Supervisor, 0x1000, &fill(5, false));
-        tlb.insert(MmuIndex::Supervisor, 0x1000 + (4096 << 12), &fill(6, false));
+        insert(&mut tlb, MmuIndex::Supervisor, 0x1000, &fill(5, false));
+        insert(
+            &mut tlb,
+            MmuIndex::Supervisor,
+            0x1000 + (4096 << 12),
+            &fill(6, false),
+        );
         tlb.revoke_page(5);
         assert!(hits(&tlb, MmuIndex::Supervisor, 0x1000 + (4096 << 12)));
         tlb.flush(false);
-        tlb.insert(MmuIndex::Supervisor, 0x1000, &fill(6, false));
+        insert(&mut tlb, MmuIndex::Supervisor, 0x1000, &fill(6, false));
         assert!(hits(&tlb, MmuIndex::Supervisor, 0x1000));
     }
 
     #[test]
     fn global_entries_survive_a_cr3_write_only() {
         let mut tlb = tlb();
-        tlb.insert(MmuIndex::Supervisor, 0x1000, &fill(5, true));
-        tlb.insert(MmuIndex::Supervisor, 0x2000, &fill(6, false));
+        insert(&mut tlb, MmuIndex::Supervisor, 0x1000, &fill(5, true));
+        insert(&mut tlb, MmuIndex::Supervisor, 0x2000, &fill(6, false));
         tlb.flush(true);
         assert!(hits(&tlb, MmuIndex::Supervisor, 0x1000));
         assert!(!hits(&tlb, MmuIndex::Supervisor, 0x2000));
         tlb.flush(false);
         assert!(!hits(&tlb, MmuIndex::Supervisor, 0x1000));
+    }
+
+    #[test]
+    fn a_translation_outlives_the_rights_that_are_taken_away() {
+        let mut tlb = tlb();
+        let read_only = Fill {
+            write: false,
+            ..fill(5, false)
+        };
+        insert(&mut tlb, MmuIndex::User, 0x1000, &fill(5, false));
+        insert(&mut tlb, MmuIndex::User, 0x2000, &read_only);
+        tlb.revoke_page(5);
+        assert!(!hits(&tlb, MmuIndex::User, 0x1000));
+        assert_eq!(tlb.get(MmuIndex::User, 0x1fff, true), Some(fill(5, false)));
+        assert_eq!(tlb.get(MmuIndex::User, 0x2000, false), Some(read_only));
+        assert_eq!(tlb.get(MmuIndex::User, 0x2000, true), None);
+        assert_eq!(tlb.get(MmuIndex::Supervisor, 0x1000, false), None);
+        tlb.allow(MmuIndex::User, 0x1000, true);
+        assert!(hits(&tlb, MmuIndex::User, 0x1000));
+    }
+
+    #[test]
+    fn invlpg_forgets_all_of_a_large_page() {
+        let mut tlb = tlb();
+        let large = Fill {
+            size: 1 << 21,
+            ..fill(5, true)
+        };
+        insert(&mut tlb, MmuIndex::Supervisor, 0x20_1000, &large);
+        insert(&mut tlb, MmuIndex::Supervisor, 0x20_2000, &fill(6, true));
+        tlb.flush_page(0x3f_f000);
+        assert!(!hits(&tlb, MmuIndex::Supervisor, 0x20_1000));
+        assert!(hits(&tlb, MmuIndex::Supervisor, 0x20_2000));
     }
 }

@@ -1,7 +1,7 @@
 //! What the engine observed, in the vocabulary of traces.
 
 use super::event::{Access, Block, Event, SliceEnd, NO_VCPU};
-use crate::memory::pages::{HandOffKind, DEVICE, NOBODY, SHARED};
+use crate::memory::pages::{HandOffKind, DEVICE, NOBODY};
 use crate::schedule::{Ending, SliceStop};
 use crate::translate::engine::Observed;
 use crate::translate::windows::Window;
@@ -9,7 +9,7 @@ use crate::translate::windows::Window;
 /// The event that tells of an observation.
 pub fn event(observed: &Observed) -> Event {
     let agent = |a: u8| {
-        if matches!(a, DEVICE | NOBODY | SHARED) {
+        if matches!(a, DEVICE | NOBODY) {
             NO_VCPU
         } else {
             a
@@ -81,8 +81,7 @@ pub fn event(observed: &Observed) -> Event {
                 HandOffKind::Read => Access::Read,
                 HandOffKind::Write => Access::Write,
             },
-            // Which lines were written is not tracked; all of them may have been.
-            lines: u64::MAX,
+            lines: h.lines,
         },
     }
 }

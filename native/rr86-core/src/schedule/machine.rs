@@ -33,6 +33,8 @@ pub struct MachineConfig {
     pub fw_cfg: Vec<(u16, Vec<u8>)>,
     pub fw_cfg_files: Vec<(String, Vec<u8>)>,
     pub blocks: BlockLimits,
+    /// Track who writes and reads which page.
+    pub tracking: bool,
 }
 
 /// Instructions that a slice has before PAUSE gives way: vCPUs that wait for each other, or for the
@@ -166,13 +168,14 @@ impl Machine {
         });
         let mut model = CpuidTable::new(config.cpuid);
         model.set_msrs(config.msrs);
-        let engine = Engine::new(
+        let mut engine = Engine::new(
             config.memory,
             config.vcpus,
             model,
             Box::new(board),
             config.blocks,
         )?;
+        engine.set_tracking(config.tracking);
         Ok(Self {
             engine,
             slice: None,
@@ -323,7 +326,7 @@ impl Machine {
                     let mut bytes = vec![0; length];
                     let inside = self.is_ram(paddr, length);
                     if inside {
-                        self.engine.ram.read(paddr, &mut bytes);
+                        self.engine.read_physical(paddr, &mut bytes);
                     }
                     self.board().dma_done(inside.then_some(&bytes));
                 }

@@ -9,7 +9,7 @@
 use super::cache::BlockId;
 use super::engine::{Agent, Engine, Observed, StopCause};
 use super::protocol::Source;
-use super::vcpu::{jump_index, Vcpu, NO_KEY};
+use super::vcpu::Vcpu;
 use super::windows::{Fetched, Uncommitted, Unguard};
 use super::writelog::{Commit, Passage};
 use crate::memory::pages::{HandOffKind, PageFlags};
@@ -65,6 +65,17 @@ impl Engine {
             2
         };
         self.blocks.get(id).ranges().take(pages).collect()
+    }
+
+    /// Reads guest RAM as a device does.
+    pub fn read_physical(&mut self, paddr: u64, out: &mut [u8]) {
+        let last = paddr.saturating_add(out.len().max(1) as u64 - 1);
+        for number in paddr >> PAGE_SHIFT..=last >> PAGE_SHIFT {
+            if let Some(page) = self.ram.page_index(number << PAGE_SHIFT) {
+                self.acquire(Agent::Device.number(), page, HandOffKind::Read);
+            }
+        }
+        self.ram.read(paddr, out);
     }
 
     /// Writes guest RAM as a device or a plain store does; see [`Engine::write`].
@@ -162,12 +173,20 @@ impl Engine {
         if watched {
             self.log_write(commit, paddr, data);
         }
-        let offset = (paddr & PAGE_MASK) as usize;
-        self.ram.page_mut(page)[offset..offset + data.len()].copy_from_slice(data);
+        self.put(page, paddr, data);
         if self.protocol.can_be_stale() {
             self.mark_stale(page, paddr, data.len() as u64);
         }
         watched && self.watched(paddr, data.len() as u64)
+    }
+
+    /// Changes bytes of one page of RAM.
+    fn put(&mut self, page: usize, paddr: u64, data: &[u8]) {
+        let offset = (paddr & PAGE_MASK) as usize;
+        let bytes = &mut self.ram.page_mut(page)[offset..offset + data.len()];
+        bytes.copy_from_slice(data);
+        let host = bytes.as_ptr();
+        self.mark_lines(host, data.len());
     }
 
     /// How a write that is about to be checked gets past the protocol.
@@ -200,8 +219,7 @@ impl Engine {
             },
         };
         self.log_write(&commit, paddr, data);
-        let offset = (paddr & PAGE_MASK) as usize;
-        self.ram.page_mut(page)[offset..offset + data.len()].copy_from_slice(data);
+        self.put(page, paddr, data);
         self.watched(paddr, data.len() as u64)
     }
 
@@ -325,10 +343,7 @@ impl Engine {
         self.code_map.remove(&offset);
         for &vcpu in &self.vcpus {
             // SAFETY: only the jump cache is touched, through the raw pointer.
-            let entry = unsafe { &mut (*vcpu).jumps[jump_index(rip)] };
-            if entry.code == code {
-                entry.key = NO_KEY;
-            }
+            unsafe { (*vcpu).forget_jump(rip, code) };
         }
     }
 
@@ -518,7 +533,7 @@ impl Engine {
     pub(super) fn drop_guard(&mut self, v: &mut Vcpu, unguard: Unguard) {
         let Unguard { linear, mmu, page } = unguard;
         let coded = self.pages.info[page].flags.contains(PageFlags::CODE);
-        if self.pages.info[page].owner != v.cpu.id || !v.tlb.unguard(mmu, linear, page, coded) {
+        if !self.may_write(page, v.cpu.id) || !v.tlb.unguard(mmu, linear, page, coded) {
             return;
         }
         if coded {

@@ -6,18 +6,19 @@ use super::classify::shape::{self, Shape};
 use super::emit::{self, Request};
 use super::engine::{Engine, Resume, StopCause};
 use super::execute::Flow;
+use super::fetch::FetchPage;
 use super::mode::Mode;
 use super::signals;
 use super::slow::{sync_flags, View};
 use super::stubs;
-use super::vcpu::{jump_index, Exit, JumpEntry, Vcpu};
+use super::vcpu::{Exit, Vcpu};
 use super::windows::{Fetched, Window};
 use crate::cpu::exception::{vector, Exception};
 use crate::cpu::interrupt::{self, Event};
 use crate::cpu::memory::Privilege;
 use crate::cpu::paging::Access;
 use crate::cpu::state::{sreg, Activity, RFlags};
-use crate::memory::pages::HandOffKind;
+use crate::memory::pages::{HandOffKind, PageFlags};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 
 /// Why a vCPU stopped running.
@@ -125,7 +126,7 @@ impl Engine {
                     return RunEnd::Budget;
                 }
                 let mode = Mode::of(&v.cpu);
-                v.run.jump_key = v.key_of(mode);
+                v.run.jump_key = mode.key();
                 let single = mode.one() && resume.is_none();
                 let stepping = v.cpu.rflags & RFlags::TF.bits() != 0;
                 if single && v.cpu.dr[7] & 0xff != 0 && engine.execution_breakpoint(v) {
@@ -145,17 +146,12 @@ impl Engine {
                         engine.link = None;
                         engine.partial(v, resume, exact)
                     }
-                    None => match engine.lookup(v, mode) {
+                    None => match engine
+                        .known_code(v, mode)
+                        .map_or_else(|| engine.enter(v, mode, exact), |code| Ok(Some(Some(code))))
+                    {
                         Ok(None) => return RunEnd::Window(Window::Fetch),
-                        Ok(Some(id)) => {
-                            let code = engine.ready(v, id, exact);
-                            // Not before: a flush on the way here has dropped what it names.
-                            let link = engine.link.take();
-                            if code.is_some() {
-                                engine.chain(link, id);
-                            }
-                            code
-                        }
+                        Ok(Some(code)) => code,
                         Err(fault) => {
                             engine.link = None;
                             engine.deliver_fault(v, fault);
@@ -200,6 +196,37 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Host address of the block at rip if the jump cache knows it, and if it fits whatever its length.
+    #[inline]
+    fn known_code(&self, v: &Vcpu, mode: Mode) -> Option<u64> {
+        let roomy = v.run.budget >= self.limits.instructions as i64;
+        // The relative that leaves jumps behind does so in jumps, not in look-ups.
+        let asked = self.link.is_some() || self.protocol.chain_kept;
+        if !roomy || asked || mode.one() || !mode.code_flat() {
+            return None;
+        }
+        v.known_jump(v.cpu.rip, mode)
+    }
+
+    /// Host address of the block at rip, made if need be; or as `lookup` and `ready` have it.
+    fn enter(
+        &mut self,
+        v: &mut Vcpu,
+        mode: Mode,
+        exact: bool,
+    ) -> Result<Option<Option<u64>>, Exception> {
+        let Some(id) = self.lookup(v, mode)? else {
+            return Ok(None);
+        };
+        let code = self.ready(v, id, exact);
+        // Not before: a flush on the way here has dropped what it names.
+        let link = self.link.take();
+        if code.is_some() {
+            self.chain(link, id);
+        }
+        Ok(Some(code))
     }
 
     /// Delivers an NMI or interrupt that is due.
@@ -287,6 +314,7 @@ impl Engine {
     /// What to do after code came back. `None` goes on.
     fn after(&mut self, v: &mut Vcpu) -> Option<RunEnd> {
         let exit = v.run.exit;
+        self.stats.exits[exit as usize % Exit::COUNT] += 1;
         if exit == Exit::Chain as u32 {
             self.follow(v);
             return None;
@@ -399,14 +427,19 @@ impl Engine {
         if let Some(page) = v.fetch.get(linear, user) {
             return Ok(page);
         }
-        let page = self
-            .translate(v, linear, Access::Fetch, Privilege::Current)?
-            .paddr;
-        if let Some(index) = self.ram.page_index(page) {
+        self.stats.fetch_misses += 1;
+        let found = self.translate(v, linear, Access::Fetch, Privilege::Current)?;
+        let fetch = FetchPage {
+            page: found.paddr,
+            shift: found.page_size.trailing_zeros() as u8,
+            global: found.global,
+        };
+        if let Some(index) = self.ram.page_index(found.paddr) {
             self.acquire(v.cpu.id, index, HandOffKind::Read);
+            self.pages.info[index].flags |= PageFlags::FETCHED;
         }
-        v.fetch.insert(linear, user, page);
-        Ok(page)
+        v.remember_fetch(linear, user, fetch);
+        Ok(found.paddr)
     }
 
     /// Finds the block at rip, or makes it. `None` when the vCPU is to be switched out between the
@@ -564,6 +597,7 @@ impl Engine {
             stop,
             hooks: &self.hooks,
             checked: start == 0 && block.checked,
+            tracking: self.tracking(),
             address: self.code.next_address(),
         };
         emit::translate(request, self.stubs, &mut self.info)
@@ -592,11 +626,8 @@ impl Engine {
         let block = self.blocks.get(id);
         let code = block.code;
         if !block.mode.one() && block.second.is_none() {
-            let rip = v.cpu.rip;
-            v.jumps[jump_index(rip)] = JumpEntry {
-                key: rip ^ v.run.jump_key,
-                code,
-            };
+            let (linear, rip, mode) = (self.fetch_address(v), block.rip, block.mode);
+            v.remember_jump(linear, rip, mode, code);
         }
         Some(code)
     }

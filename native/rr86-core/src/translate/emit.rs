@@ -14,6 +14,7 @@ use super::mode::Mode;
 use super::site::{AccessKind, Site};
 use super::stubs::Stubs;
 use super::vcpu::{at, jump_index, Exit, GUEST_RSP, JUMP_BITS, T0, T1};
+use crate::memory::ram::LINE_SHIFT;
 use crate::memory::tlb::{MmuIndex, ENTRY_SHIFT, TABLES};
 use crate::memory::{PAGE_SHIFT, PAGE_SIZE};
 
@@ -64,6 +65,8 @@ pub struct Request<'a> {
     pub hooks: &'a Hooks,
     /// Compare the source with memory at entry.
     pub checked: bool,
+    /// Mark the lines that stores write.
+    pub tracking: bool,
     /// Host address at which the code will run.
     pub address: u64,
 }
@@ -204,7 +207,7 @@ impl Emitter<'_> {
                     self.helper(false);
                 }
             }
-            Class::HelperEnd if insn.mnemonic() == Mnemonic::Pause => self.pause(insn),
+            Class::HelperEnd if self.inline_end(insn) => {}
             Class::HelperEnd | Class::Raise(_) => self.helper(true),
         }
     }
@@ -388,6 +391,9 @@ impl Emitter<'_> {
         let branch = self.hot.jcc(cc::A);
         self.hot
             .gs_at(&[0x03], W64, T0, T1, at::tlb(mmu_table(mmu), at::TLB_HOST));
+        if kind.writes() && self.request.tracking {
+            self.mark_lines(size);
+        }
         let mut site = self.site();
         site.size = size as u8;
         site.kind = kind;
@@ -398,6 +404,24 @@ impl Emitter<'_> {
             kind,
             site,
             tag,
+        }
+    }
+
+    /// Marks the lines of `size` bytes at the host address in T0 as written (`GuestRam`). The slow path
+    /// does so itself, because its store may go elsewhere.
+    fn mark_lines(&mut self, size: usize) {
+        let mut mark = |last: i32| {
+            match last {
+                0 => self.hot.mov_rr(W64, T1, T0),
+                _ => self.hot.mem(&[0x8d], W64, T1, Some(T0), None, last),
+            }
+            self.hot.shift_imm(5, T1, LINE_SHIFT as u8);
+            self.hot.mem(&[0xc6], asm::W32, Reg(0), Some(T1), None, 0);
+            self.hot.u8(1);
+        };
+        mark(0);
+        if size > 1 {
+            mark(size as i32 - 1);
         }
     }
 
@@ -501,6 +525,18 @@ impl Emitter<'_> {
             patch: (flat && same_page).then_some(at as u32),
             exit: exit as u32,
         });
+    }
+
+    /// Ends the block with a jump to a known rip in another mode; flags are in AX.
+    pub(super) fn jump_in_mode(&mut self, target: u64, mode: Mode) {
+        let index = jump_index(target) * size_of::<super::vcpu::JumpEntry>();
+        self.hot.mov_imm(T0, target ^ mode.key());
+        self.hot.gs(&[0x3b], W64, T0, at::JUMP + index);
+        let miss = self.hot.jcc(cc::NE);
+        self.hot.gs(&[0xff], W32, Reg(4), at::JUMP_CODE + index);
+        self.hot.patch_here(miss);
+        Self::store_rip(&mut self.hot, target);
+        self.leave(Stream::Hot, Exit::Lookup);
     }
 
     /// Lets the helper of the current instruction raise #GP(0) when the target in `target` is not canonical:

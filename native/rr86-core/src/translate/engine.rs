@@ -14,7 +14,7 @@ use super::bus::Bus;
 use super::cache::{BlockId, Blocks};
 use super::codebuf::CodeBuffer;
 use super::emit::{Hooks, Trap};
-use super::execute::{Flow, HelperCounts};
+use super::execute::{DecodedCache, Flow, HelperCounts};
 use super::protocol::Protocol;
 use super::site::Site;
 use super::stubs::{self, Stubs};
@@ -26,7 +26,7 @@ use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
 use crate::cpu::msr::index;
 use crate::cpu::state::{CpuState, RFlags};
-use crate::memory::pages::{HandOff, HandOffKind, PageFlags, Pages, DEVICE, NOBODY, SHARED};
+use crate::memory::pages::{HandOff, HandOffKind, PageFlags, Pages, DEVICE, NOBODY};
 use crate::memory::ram::GuestRam;
 use crate::memory::PAGE_SHIFT;
 
@@ -129,7 +129,11 @@ pub struct Stats {
     pub block_flushes: u64,
     pub code_drops: u64,
     pub dispatches: u64,
+    /// Returns of translated code by [`Exit`].
+    pub exits: [u64; Exit::COUNT],
     pub lookups: u64,
+    /// Look-ups that found the page not known for fetches.
+    pub fetch_misses: u64,
     pub slow_accesses: u64,
     pub bounced_accesses: u64,
     pub tlb_fills: u64,
@@ -178,6 +182,7 @@ pub struct Engine {
     pub model: CpuidTable,
     pub stats: Stats,
     pub helpers: HelperCounts,
+    pub(super) decoded: DecodedCache,
     pub(super) vcpus: Vec<*mut Vcpu>,
     pub(super) code: CodeBuffer,
     pub(super) stubs: Stubs,
@@ -192,6 +197,8 @@ pub struct Engine {
     pub(super) flow: Flow,
     /// A helper's store hit the running block or a watchpoint.
     pub(super) helper_stop: bool,
+    /// Pages have owners, and the lines that these write are marked.
+    tracking: bool,
     pub(super) resume: Vec<Option<Resume>>,
     pub(super) hooks: Hooks,
     pub(super) watches: Vec<(u64, u64)>,
@@ -278,6 +285,7 @@ impl Engine {
             model,
             stats: Stats::default(),
             helpers: HelperCounts::new(),
+            decoded: DecodedCache::new(),
             vcpus: Vec::new(),
             code,
             stubs,
@@ -288,6 +296,7 @@ impl Engine {
             exit_requested: false,
             flow: Flow::Next,
             helper_stop: false,
+            tracking: true,
             resume: vec![None; vcpus],
             hooks: Hooks::default(),
             watches: Vec::new(),
@@ -483,43 +492,81 @@ impl Engine {
     /// Makes an agent the owner, or a reader, of a page, taking rights from others where needed.
     #[inline]
     pub fn acquire(&mut self, agent: u8, page: usize, kind: HandOffKind) {
-        let owner = self.pages.info[page].owner;
-        if owner == agent || owner == SHARED && kind == HandOffKind::Read {
+        if !self.tracking {
             return;
         }
-        self.hand_off(agent, page, owner, kind);
+        let allowed = match kind {
+            HandOffKind::Read => self.pages.reads(page, agent),
+            HandOffKind::Write => self.pages.owns(page, agent),
+        };
+        if !allowed {
+            self.hand_off(agent, page, kind);
+        }
     }
 
-    fn hand_off(&mut self, agent: u8, page: usize, owner: u8, kind: HandOffKind) {
-        if owner == NOBODY {
-            self.pages.info[page].owner = agent;
-            return;
-        }
-        self.pages.info[page].owner = if kind == HandOffKind::Read {
-            SHARED
-        } else {
-            agent
-        };
+    fn hand_off(&mut self, agent: u8, page: usize, kind: HandOffKind) {
+        let before = self.pages.info[page];
         for index in 0..self.vcpus.len() {
-            // SAFETY: only the TLB field is borrowed; callers hold no reference to another vCPU's, and
-            // the running vCPU's own reference is not used across this call.
-            let tlb = unsafe { &mut (*self.vcpus[index]).tlb };
+            let number = index as u8;
+            if number == agent || !self.pages.reads(page, number) {
+                continue;
+            }
+            // SAFETY: only the TLBs are touched; callers hold no reference to another vCPU's, and the
+            // running vCPU's own are not.
+            let other = unsafe { &mut *self.vcpus[index] };
             match kind {
-                HandOffKind::Read => tlb.protect_page(page),
-                HandOffKind::Write if index != usize::from(agent) => tlb.revoke_page(page),
-                HandOffKind::Write => {}
+                HandOffKind::Read => other.tlb.protect_page(page),
+                HandOffKind::Write => {
+                    other.tlb.revoke_page(page);
+                    if before.flags.contains(PageFlags::FETCHED) {
+                        other.revoke_fetches(self.ram.page_address(page));
+                    }
+                }
             }
         }
+        let from = self.pages.give(page, agent, kind);
+        if from == NOBODY {
+            return;
+        }
         self.stats.hand_offs += 1;
+        let lines = if before.flags.contains(PageFlags::OWNED) {
+            self.ram.take_lines(page)
+        } else {
+            0
+        };
         let page = self.ram.page_address(page) >> PAGE_SHIFT;
         let hand_off = HandOff {
             page,
-            from: owner,
+            from,
             to: agent,
             kind,
+            lines,
         };
         self.observed
             .push((self.icount, Observed::HandOff(hand_off)));
+    }
+
+    /// Switches the tracking of who writes and reads which page on or off, before anything has run.
+    pub fn set_tracking(&mut self, on: bool) {
+        self.tracking = on;
+    }
+
+    /// Whether it is tracked who writes and reads which page.
+    pub fn tracking(&self) -> bool {
+        self.tracking
+    }
+
+    /// Whether a vCPU may write a page without asking.
+    pub(super) fn may_write(&self, page: usize, vcpu: u8) -> bool {
+        !self.tracking || self.pages.owns(page, vcpu)
+    }
+
+    /// Notes a write to RAM by Rust code.
+    #[inline]
+    pub(super) fn mark_lines(&mut self, host: *const u8, len: usize) {
+        if self.tracking {
+            self.ram.mark_lines(host, len);
+        }
     }
 
     /// Removes every block because the cache is full.
@@ -560,8 +607,7 @@ impl Engine {
     pub fn flush_tlb(&mut self, vcpu: &mut Vcpu, keep_global: bool) {
         self.stats.tlb_flushes += 1;
         vcpu.tlb.flush(keep_global);
-        vcpu.fetch.clear();
-        vcpu.forget_jumps();
+        vcpu.flush_fetches(keep_global);
     }
 
     /// INIT of a vCPU: its state, and everything cached about it.

@@ -9,7 +9,7 @@ use super::classify::Class;
 use super::copy::number;
 use super::emit::Emitter;
 use super::vcpu::{at, GUEST_RAX, T0, T1};
-use crate::cpu::state::{RFlags, STATUS_FLAGS};
+use crate::cpu::state::{Cr4, RFlags, STATUS_FLAGS};
 
 impl Emitter<'_> {
     /// Emits a helper instruction inline if there is code for it.
@@ -23,6 +23,7 @@ impl Emitter<'_> {
                 self.hot.load(W32, asm::RCX, at::TSC_AUX);
             }
             M::Cli if mode.ring0() => self.cli(),
+            M::Swapgs if mode.ring0() && mode.code64() => self.swapgs(),
             M::Pushfq if mode.ring0() && mode.code64() => self.pushfq(),
             M::Mov
                 if mode.code64()
@@ -43,8 +44,51 @@ impl Emitter<'_> {
         true
     }
 
+    /// The same for one that ends its block.
+    pub(super) fn inline_end(&mut self, insn: &Instruction) -> bool {
+        let mode = self.request.mode;
+        match insn.mnemonic() {
+            M::Pause => self.pause(insn),
+            M::Stac | M::Clac if mode.ring0() && mode.code64() && !mode.one() => {
+                self.alignment_check(insn, insn.mnemonic() == M::Stac);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// STAC and CLAC change which pages may be touched, so the next block is one of another mode.
+    fn alignment_check(&mut self, insn: &Instruction, on: bool) {
+        self.free_host_flags();
+        // CR4.SMAP is bit 5 of the third byte. Without it, the mode stays, and the helper looks whether
+        // there are such instructions at all.
+        self.hot.gs(&[0xf6], W32, Reg(0), at::CR4 + 2);
+        self.hot.u8((Cr4::SMAP.bits() >> 16) as u8);
+        let smap = self.hot.jcc(asm::cc::NE);
+        self.helper(true);
+        self.hot.patch_here(smap);
+        // AC is bit 2 of the third byte.
+        let bit = (RFlags::AC.bits() >> 16) as u8;
+        let (ext, operand) = if on { (1, bit) } else { (4, !bit) };
+        self.hot.gs(&[0x80], W32, Reg(ext), at::RFLAGS + 2);
+        self.hot.u8(operand);
+        let mode = self.request.mode.with_ac(on);
+        self.hot.mov_imm(T0, mode.key());
+        self.hot.store(W64, T0, at::JUMP_KEY);
+        self.jump_in_mode(insn.next_ip(), mode);
+    }
+
+    fn swapgs(&mut self) {
+        use crate::cpu::state::sreg;
+        let base = at::segment_base(sreg::GS);
+        self.hot.load(W64, T0, base);
+        self.hot.load(W64, T1, at::KERNEL_GS_BASE);
+        self.hot.store(W64, T0, at::KERNEL_GS_BASE);
+        self.hot.store(W64, T1, base);
+    }
+
     /// PAUSE goes on with the next block unless the scheduler wants to know.
-    pub(super) fn pause(&mut self, insn: &Instruction) {
+    fn pause(&mut self, insn: &Instruction) {
         self.free_host_flags();
         self.hot.load(W64, T0, at::BUDGET);
         self.hot.gs(&[0x3b], W64, T0, at::PAUSE_BELOW);

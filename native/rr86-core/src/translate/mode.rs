@@ -149,6 +149,26 @@ impl Mode {
             MmuIndex::Supervisor
         }
     }
+    /// The mode after EFLAGS.AC has changed while CR4.SMAP is on.
+    pub fn with_ac(self, on: bool) -> Self {
+        Self(if on {
+            self.0 | Self::AC
+        } else {
+            self.0 & !Self::AC
+        })
+    }
+
+    /// The same as `Mode::of(cpu).mmu()`.
+    pub fn mmu_of(cpu: &CpuState) -> MmuIndex {
+        if cpu.cpl == 3 {
+            MmuIndex::User
+        } else if cpu.cr4 & Cr4::SMAP.bits() != 0 && cpu.rflags & RFlags::AC.bits() != 0 {
+            MmuIndex::SupervisorAc
+        } else {
+            MmuIndex::Supervisor
+        }
+    }
+
     /// What is mixed into the top bits of a pc to make a jump-cache key. Canonical addresses have
     /// equal top bits, so keys of different modes or addresses never meet.
     pub fn key(self) -> u64 {

@@ -335,8 +335,9 @@ impl Engine {
         };
         check_end(&vcpu.cpu, linear, size)?;
         let room = (PAGE_SIZE - (linear & PAGE_MASK)) as usize;
-        let first = self.translate(vcpu, linear, kind_of(kind), Privilege::Current)?;
-        let paddr = first.paddr | linear & PAGE_MASK;
+        let mmu = mode.mmu();
+        let first = self.map(vcpu, mmu, linear, kind_of(kind), Privilege::Current)?;
+        let paddr = first | linear & PAGE_MASK;
         let mut parts = [(paddr, size.min(room)), (0, 0)];
         self.plain = false;
         if size > room {
@@ -346,9 +347,9 @@ impl Engine {
             } else {
                 next & 0xffff_ffff
             };
-            let second = self.translate(vcpu, next, kind_of(kind), Privilege::Current)?;
-            parts[1] = (second.paddr, size - room);
-        } else if let Some(host) = self.direct(vcpu, linear, &first, kind, mode.mmu()) {
+            let second = self.map(vcpu, mmu, next, kind_of(kind), Privilege::Current)?;
+            parts[1] = (second, size - room);
+        } else if let Some(host) = self.direct(vcpu, linear, first, size, kind, mmu) {
             return Ok(AccessResult { host, commit: 0 });
         }
         self.stats.bounced_accesses += 1;
@@ -381,69 +382,84 @@ impl Engine {
         })
     }
 
-    /// Host address of an access to RAM that needs no further care, after filling the TLB.
+    /// Physical address of the page at `linear`, from the TLB or by a walk that fills it.
+    pub(super) fn map(
+        &mut self,
+        vcpu: &mut Vcpu,
+        mmu: MmuIndex,
+        linear: u64,
+        access: Access,
+        privilege: Privilege,
+    ) -> Result<u64, Exception> {
+        if let Some(fill) = vcpu.tlb.get(mmu, linear, access == Access::Write) {
+            return Ok(self.ram.page_address(fill.page as usize));
+        }
+        let found = self.translate(vcpu, linear, access, privilege)?;
+        if let Some(page) = self.ram.page_index(found.paddr) {
+            let (may_read, may_write) = if mmu == MmuIndex::User {
+                (Permissions::USER_READ, Permissions::USER_WRITE)
+            } else {
+                (Permissions::SUPERVISOR_READ, Permissions::SUPERVISOR_WRITE)
+            };
+            let fill = Fill {
+                page: page as u32,
+                read: found.permissions.contains(may_read),
+                write: found.permissions.contains(may_write) && found.dirty,
+                global: found.global,
+                size: found.page_size,
+            };
+            self.stats.tlb_fills += 1;
+            let host = self.ram.page_pointer(page) as u64;
+            vcpu.tlb.insert(mmu, linear, host, &fill);
+        }
+        Ok(found.paddr)
+    }
+
+    /// Host address of an access to RAM that needs no further care, after letting the next one take the
+    /// fast path. `paddr` is where `map` has found the page.
     fn direct(
         &mut self,
         vcpu: &mut Vcpu,
         linear: u64,
-        translation: &Translation,
+        paddr: u64,
+        size: usize,
         kind: AccessKind,
         mmu: MmuIndex,
     ) -> Option<u64> {
-        let page = self.ram.page_index(translation.paddr)?;
+        let page = self.ram.page_index(paddr)?;
         if self.breakpoint_in_page(&vcpu.cpu, linear) {
             return None;
         }
         let number = vcpu.cpu.id;
         let writes = kind.writes();
-        self.acquire(
-            number,
-            page,
-            if writes {
-                HandOffKind::Write
-            } else {
-                HandOffKind::Read
-            },
-        );
-        let unguarded = vcpu.tlb.is_unguarded(mmu, linear, page);
+        let access = if writes {
+            HandOffKind::Write
+        } else {
+            HandOffKind::Read
+        };
+        self.acquire(number, page, access);
         let flags = self.pages.info[page].flags;
         let watched = flags.contains(PageFlags::WATCHED);
-        let guarded = flags.contains(PageFlags::CODE) && !unguarded;
-        let special = watched || guarded;
+        let guarded = flags.contains(PageFlags::CODE) && !vcpu.tlb.is_unguarded(mmu, linear, page);
         if writes && guarded {
             return None;
         }
-        let user = mmu == MmuIndex::User;
-        let permissions = translation.permissions;
-        let (may_read, may_write) = if user {
-            (Permissions::USER_READ, Permissions::USER_WRITE)
-        } else {
-            (Permissions::SUPERVISOR_READ, Permissions::SUPERVISOR_WRITE)
-        };
-        let info = &self.pages.info[page];
-        let write = translation.dirty
-            && permissions.contains(may_write)
-            && !special
-            && (writes || info.owner == number && info.flags.contains(PageFlags::DIRTY));
         if writes {
             self.pages.mark_dirty(page);
         }
-        let host = self.ram.page_pointer(page) as u64;
-        let fill = Fill {
-            page: page as u32,
-            host,
-            read: permissions.contains(may_read),
-            write,
-            global: translation.global,
-            unguarded,
-        };
-        self.stats.tlb_fills += 1;
-        vcpu.tlb.insert(mmu, linear, &fill);
+        let write = !watched
+            && !guarded
+            && (writes || self.may_write(page, number) && flags.contains(PageFlags::DIRTY));
+        vcpu.tlb.allow(mmu, linear, write);
         if writes && watched {
             self.plain = true;
             return None;
         }
-        Some(host + (linear & PAGE_MASK))
+        let host = self.ram.page_pointer(page) as u64 + (linear & PAGE_MASK);
+        if writes {
+            self.mark_lines(host as *const u8, size);
+        }
+        Some(host)
     }
 
     /// Walks the page tables for `vcpu`.
@@ -581,11 +597,13 @@ impl View {
         access: Access,
         privilege: Privilege,
     ) -> Result<[(u64, usize); 2], Exception> {
+        let mmu = self.mmu(privilege);
         // SAFETY: a `View` is made by the engine for the duration of one instruction, from pointers
         // that stay valid for it; no other reference is used meanwhile.
-        let (vcpu, engine) = unsafe { (&*self.vcpu, &mut *self.engine) };
+        let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
+        let long = vcpu.cpu.long_mode();
         let wrap = |a: u64| {
-            if vcpu.cpu.long_mode() {
+            if long {
                 a
             } else {
                 a & 0xffff_ffff
@@ -594,17 +612,26 @@ impl View {
         let linear = wrap(linear);
         check_end(&vcpu.cpu, linear, size)?;
         let room = ((PAGE_SIZE - (linear & PAGE_MASK)) as usize).min(size);
-        let first = engine.translate(vcpu, linear, access, privilege)?;
-        let mut parts = [(first.paddr | linear & PAGE_MASK, room), (0, 0)];
+        let first = engine.map(vcpu, mmu, linear, access, privilege)?;
+        let mut parts = [(first | linear & PAGE_MASK, room), (0, 0)];
         if room < size {
             let next = wrap(linear.wrapping_add(room as u64));
-            let second = engine.translate(vcpu, next, access, privilege)?;
-            parts[1] = (second.paddr, size - room);
+            let second = engine.map(vcpu, mmu, next, access, privilege)?;
+            parts[1] = (second, size - room);
         }
         Ok(parts)
     }
 
-    /// Host address of an access that the TLB allows without further care.
+    fn mmu(&self, privilege: Privilege) -> MmuIndex {
+        match privilege {
+            // With SMAP, an implicit access ignores RFLAGS.AC.
+            Privilege::System => MmuIndex::Supervisor,
+            // SAFETY: as in `parts`.
+            Privilege::Current => Mode::mmu_of(unsafe { &(*self.vcpu).cpu }),
+        }
+    }
+
+    /// Host address of an access that the TLB allows without further care; a write is going to be made.
     fn quick(
         &self,
         linear: u64,
@@ -614,15 +641,19 @@ impl View {
     ) -> Option<*mut u8> {
         // SAFETY: as in `parts`.
         let vcpu = unsafe { &*self.vcpu };
-        let mmu = match privilege {
-            // With SMAP, an implicit access ignores RFLAGS.AC.
-            Privilege::System => MmuIndex::Supervisor,
-            Privilege::Current => Mode::of(&vcpu.cpu).mmu(),
-        };
+        let mmu = self.mmu(privilege);
         let entry = &vcpu.tlb.entries[slot_of(mmu, linear)];
         let tag = if write { entry.write } else { entry.read };
         let offset = linear.wrapping_sub(tag);
-        (offset <= PAGE_SIZE - size as u64).then(|| (entry.host + offset) as *mut u8)
+        if offset > PAGE_SIZE - size as u64 {
+            return None;
+        }
+        let host = (entry.host + offset) as *mut u8;
+        if write {
+            // SAFETY: as in `parts`.
+            unsafe { (*self.engine).mark_lines(host, size) };
+        }
+        Some(host)
     }
 
     /// Fills the TLB for an access to one page of RAM; `None` if it is anything else.
@@ -633,27 +664,23 @@ impl View {
         kind: AccessKind,
         privilege: Privilege,
     ) -> Option<*mut u8> {
+        let mmu = self.mmu(privilege);
         // SAFETY: as in `parts`.
         let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
         engine.plain = false;
         if size as u64 > PAGE_SIZE - (linear & PAGE_MASK) {
             return None;
         }
-        let mode = Mode::of(&vcpu.cpu);
-        let mmu = match privilege {
-            Privilege::System => MmuIndex::Supervisor,
-            Privilege::Current => mode.mmu(),
-        };
-        let linear = if mode.code64() {
+        let linear = if vcpu.cpu.long_mode() {
             linear
         } else {
             linear & 0xffff_ffff
         };
-        let translation = engine
-            .translate(vcpu, linear, kind_of(kind), privilege)
+        let page = engine
+            .map(vcpu, mmu, linear, kind_of(kind), privilege)
             .ok()?;
         engine
-            .direct(vcpu, linear, &translation, kind, mmu)
+            .direct(vcpu, linear, page, size, kind, mmu)
             .map(|host| host as *mut u8)
     }
 

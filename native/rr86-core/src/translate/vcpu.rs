@@ -5,7 +5,6 @@ use std::alloc::{alloc_zeroed, handle_alloc_error, Layout};
 use std::mem::offset_of;
 
 use super::asm::{self, Reg};
-use super::mode::Mode;
 use crate::cpu::exception::Exception;
 use crate::cpu::state::{gpr, CpuState};
 use crate::memory::tlb::{Tlb, TlbEntry, ENTRY_SHIFT, TABLES};
@@ -42,7 +41,7 @@ pub const T0: Reg = asm::R10;
 pub const T1: Reg = asm::R11;
 
 /// log2 of the number of jump-cache entries.
-pub const JUMP_BITS: u32 = 12;
+pub const JUMP_BITS: u32 = 14;
 
 /// A jump-cache entry: where code for a pc in a mode starts.
 #[repr(C)]
@@ -53,9 +52,6 @@ pub struct JumpEntry {
     /// Host address of the code.
     pub code: u64,
 }
-
-/// Generations of jump-cache entries; their number takes bits 61 and 62 of a key.
-const GENERATIONS: u64 = 4;
 
 /// A key that no canonical pc in any mode gives: the mode part has 15 bits.
 pub const NO_KEY: u64 = 0x7fff_8000_0000_0000;
@@ -80,6 +76,14 @@ pub enum Exit {
     Signal = 6,
     /// The end of a partial block (`resume`) was reached.
     Partial = 7,
+}
+
+impl Exit {
+    pub const COUNT: usize = 8;
+    /// Names of all kinds, in the order of their numbers.
+    pub const NAMES: [&'static str; Self::COUNT] = [
+        "chain", "jump", "budget", "fault", "helper", "stopped", "signal", "partial",
+    ];
 }
 
 /// The words that translated code and the dispatcher share.
@@ -135,7 +139,6 @@ pub struct Vcpu {
     pub tlb: Tlb,
     pub jumps: [JumpEntry; 1 << JUMP_BITS],
     pub fetch: super::fetch::FetchTlb,
-    jump_generation: u64,
 }
 
 impl Vcpu {
@@ -160,28 +163,6 @@ impl Vcpu {
         this.run.this = &raw const *this as u64;
         this.clear_jumps();
         this
-    }
-
-    /// Forgets which addresses lead where, because a mapping has changed. Entries of an older
-    /// generation match no key; only when generations run out are they cleared.
-    pub fn forget_jumps(&mut self) {
-        self.jump_generation = (self.jump_generation + 1) % GENERATIONS;
-        if self.jump_generation == 0 {
-            self.clear_jumps();
-        }
-    }
-
-    /// What is mixed into a pc to make a jump-cache key now.
-    pub fn key_of(&self, mode: Mode) -> u64 {
-        mode.key() | self.jump_generation << 61
-    }
-
-    /// Forgets where code is.
-    pub fn clear_jumps(&mut self) {
-        self.jumps.fill(JumpEntry {
-            key: NO_KEY,
-            code: 0,
-        });
     }
 }
 
@@ -213,6 +194,10 @@ pub mod at {
     pub const fn selector(index: usize) -> usize {
         segment_base(index) + offset_of!(crate::cpu::state::Segment, selector)
     }
+    pub const CR4: usize = offset_of!(Vcpu, cpu) + offset_of!(CpuState, cr4);
+    pub const KERNEL_GS_BASE: usize = offset_of!(Vcpu, cpu)
+        + offset_of!(CpuState, msr)
+        + offset_of!(crate::cpu::state::Msrs, kernel_gs_base);
     pub const TSC_AUX: usize = offset_of!(Vcpu, cpu)
         + offset_of!(CpuState, msr)
         + offset_of!(crate::cpu::state::Msrs, tsc_aux);

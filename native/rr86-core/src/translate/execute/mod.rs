@@ -44,6 +44,52 @@ impl HelperCounts {
     }
 }
 
+/// Instructions that helpers have executed, so that they need not be decoded each time.
+pub struct DecodedCache(Vec<Decoded>);
+
+#[derive(Clone, Copy)]
+struct Decoded {
+    /// Serial number of the block and offset in it.
+    place: (u64, u16),
+    insn: Instruction,
+    too_long: bool,
+}
+
+const DECODED: usize = 1 << 10;
+
+impl DecodedCache {
+    pub(super) fn new() -> Self {
+        let nothing = Decoded {
+            place: (u64::MAX, 0),
+            insn: Instruction::default(),
+            too_long: false,
+        };
+        Self(vec![nothing; DECODED])
+    }
+}
+
+impl Engine {
+    /// The instruction at an offset of a block, and whether it is longer than 15 bytes.
+    #[inline]
+    fn instruction_at(&mut self, id: super::cache::BlockId, offset: u16) -> (Instruction, bool) {
+        let block = self.blocks.get(id);
+        let place = (block.serial, offset);
+        let index = block.serial.wrapping_mul(31).wrapping_add(offset.into()) as usize % DECODED;
+        let known = &mut self.decoded.0[index];
+        if known.place != place {
+            let bytes = &block.bytes[usize::from(offset)..];
+            let rip = block.rip.wrapping_add(u64::from(offset));
+            let insn = shape::single(bytes, rip, block.mode);
+            *known = Decoded {
+                place,
+                insn,
+                too_long: shape::too_long(&insn, bytes, block.mode),
+            };
+        }
+        (known.insn, known.too_long)
+    }
+}
+
 /// How to go on after a helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
@@ -168,11 +214,8 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     engine.stats.helper_calls += 1;
     engine.note_position(v, site);
     sync_flags(v);
-    let block = engine.blocks.get(v.run.site_block);
-    let offset = usize::from(site.offset);
-    let rip = block.rip.wrapping_add(offset as u64);
-    let insn = shape::single(&block.bytes[offset..], rip, block.mode);
-    let too_long = shape::too_long(&insn, &block.bytes[offset..], block.mode);
+    let (insn, too_long) = engine.instruction_at(v.run.site_block, site.offset);
+    let rip = insn.ip();
     v.cpu.rip = rip;
     engine.helpers.count(insn.mnemonic());
     engine.helper_stop = false;

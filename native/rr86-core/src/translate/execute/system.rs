@@ -184,8 +184,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             control::check_invalidate(&c.v.cpu)?;
             let linear = operand_linear(c);
             c.v.tlb.flush_page(linear);
-            c.v.fetch.clear();
-            c.v.forget_jumps();
+            c.v.flush_fetch_page(linear);
         }
         M::Wbinvd | M::Invd => control::check_invalidate(&c.v.cpu)?,
         M::Swapgs => {

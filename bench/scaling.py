@@ -1,0 +1,317 @@
+"""How cost grows: with vCPUs, with the length of a run, in memory; and what a start costs.
+
+    python -m bench.scaling --kernel vmlinuz
+
+Four questions, each with the bound that rr86 sets itself:
+
+vcpus    the same work of eight processes, on 1 to 8 vCPUs: the host's time for an instruction
+length   ten times the work: ten times the time, and no more memory beside the guest's own
+start    from exec of `rr86 record` to the end of a run of one instruction, its trace closed
+memory   the most that `rr86 record` held at once in a run, and how much of it is RAM that the guest
+         has touched
+
+The last three look at the command as a user starts it, from outside.
+"""
+
+import argparse
+import gc
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench.common import (
+    BenchError,
+    Sample,
+    Series,
+    add_common_arguments,
+    host,
+    note,
+    table,
+    text,
+    write_json,
+)
+from bench.programs.build import build
+from bench.programs.guest import APPEND, initramfs
+from rr86.cpu.inspection import Inspector
+from rr86.cpu.symbols import GuestSymbols
+from rr86.guests import demo_folder
+from rr86.machine.spec import SpecError, parse_size
+from rr86.record.power import switch_on
+from rr86.record.recorder import board_spec
+from rr86.replay.conditions import as_conditions
+from rr86.replay.execution import Execution
+
+VCPUS = (1, 2, 4, 8)
+# Programs and iterations of the unit of work whose growth is measured.
+WORK = (
+    ("parallel", 10),
+    ("getppid", 100_000),
+    ("forkexec", 40),
+    ("pagefault", 200),
+    ("pipe", 2_000),
+)
+TIMES = 10
+_COMMAND = (sys.executable, "-c", "from rr86.cli import main; main()", "record", "--no-input")
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One measured quantity and its bound."""
+
+    question: str
+    what: str
+    value: float
+    unit: str
+    bound: float | None = None
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether the bound is kept, where there is one."""
+        return None if self.bound is None else self.value <= self.bound
+
+
+@dataclass(frozen=True)
+class Child:
+    """What a finished `rr86 record` has used, in seconds and bytes."""
+
+    seconds: float
+    peak: int
+    # Guest RAM that was resident when last looked at.
+    touched: int
+
+
+def resident(smaps: str, size: int) -> int:
+    """Resident bytes of the private writable mappings that are at least so large."""
+    total, counted = 0, False
+    for line in smaps.splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            private = line.split()[1] == "rw-p"
+            counted = False
+        elif line.startswith("Size:"):
+            counted = private and int(line.split()[1]) * 1024 >= size
+        elif line.startswith("Rss:") and counted:
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def high_water(status: str) -> int:
+    """The most bytes that a process has had resident, from its /proc/PID/status."""
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+class _Watch(threading.Thread):
+    """Looks at a process until it is gone.
+
+    What `wait` says of its memory is of no use: it counts what the parent held when it forked.
+    """
+
+    def __init__(self, pid: int, memory: int) -> None:
+        super().__init__()
+        self.peak = 0
+        self.touched = 0
+        self._folder = Path(f"/proc/{pid}")
+        self._memory = memory
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Look fifty times a second, and every tenth time closely."""
+        looks = 0
+        while not self._over.wait(0.02):
+            try:
+                status = (self._folder / "status").read_text(encoding="utf-8")
+                self.peak = max(self.peak, high_water(status))
+                if looks % 10 == 0:
+                    smaps = (self._folder / "smaps").read_text(encoding="utf-8")
+                    self.touched = max(self.touched, resident(smaps, self._memory))
+            except OSError:
+                return
+            looks += 1
+
+    def stop(self) -> None:
+        """The process has ended."""
+        self._over.set()
+        self.join()
+
+
+def record(options: Sequence[str], memory: int, folder: Path) -> Child:
+    """`rr86 record` with these options, as a process of its own."""
+    trace = folder / "scaling.rr86"
+    trace.unlink(missing_ok=True)
+    command = [*_COMMAND, "-q", "-m", f"{memory // _MIB}M", "-o", str(trace), *options]
+    started = time.monotonic()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        watch = _Watch(process.pid, memory)
+        watch.start()
+        _, said = process.communicate()
+        seconds = time.monotonic() - started
+        watch.stop()
+    if not trace.exists() or said.strip():
+        last = (said.strip().splitlines() or ["no trace"])[-1]
+        raise BenchError(f"rr86 record ended with status {process.returncode}: {last}")
+    return Child(seconds, watch.peak, watch.touched)
+
+
+def start_up(image: Path, repetitions: int, memory: int, folder: Path) -> Series:
+    """Runs of one instruction."""
+    options = ["--limit-instructions", "1", str(image)]
+    runs = [record(options, memory, folder) for _ in range(repetitions)]
+    return Series(image.name, [Sample(run.seconds) for run in runs])
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Host nanoseconds for an instruction: of the boot, and of the work after it."""
+
+    boot: float
+    work: float
+
+
+def cost(
+    kernel: bytes, executables: dict[str, Path], smp: int, memory: int, patience: float
+) -> Cost:
+    """Boot and work once, plain."""
+    programs = [(name, count) for name, count in WORK if name == "parallel"]
+    initrd = initramfs(executables, [(name, count * TIMES) for name, count in programs])
+    spec = board_spec(smp=smp, memory=memory, append=APPEND)
+    machine = switch_on(spec, {"kernel": kernel, "initrd": initrd})
+    execution = Execution(machine, Inspector(machine, GuestSymbols(kernel), smp))
+    moments = [(time.monotonic(), 0)]
+    for marker in ("[bench parallel begin]", "[bench parallel end 0 "):
+        deadline = time.monotonic() + patience
+        stop = execution.run(
+            as_conditions(f"console={marker}"),
+            tick=lambda _, deadline=deadline: time.monotonic() > deadline,  # type: ignore[misc]
+        )
+        if stop.reason != "condition":
+            raise BenchError(f"{smp} vCPUs: no {marker!r}, but: {stop.describe()}")
+        moments.append((time.monotonic(), stop.icount))
+    (begun, _), (booted, first), (ended, last) = moments
+    return Cost((booted - begun) * 1e9 / first, (ended - booted) * 1e9 / (last - first))
+
+
+def measure(kernel: Path | None, repetitions: int, memory: int, patience: float) -> list[Answer]:
+    """All answers that can be had; without a kernel, how long the demo guest takes to start."""
+    answers = []
+    with tempfile.TemporaryDirectory(prefix="rr86-bench-") as name:
+        folder = Path(name)
+        for image in (demo_folder() / "demo.elf", kernel):
+            if image is not None:
+                note(f"start of {image.name}")
+                series = start_up(image, max(repetitions, 5), memory, folder)
+                answers.append(Answer("start", image.name, series.seconds * 1e3, "ms", 150))
+        if kernel is None:
+            note("Without --kernel only the start of the demo guest is measured.")
+            return answers
+        executables = build([*(name for name, _ in WORK), "init"])
+        answers += _by_vcpus(kernel.read_bytes(), executables, repetitions, memory, patience)
+        answers += _by_length(kernel, executables, repetitions, memory, folder)
+    return answers
+
+
+def _by_vcpus(
+    kernel: bytes, executables: dict[str, Path], repetitions: int, memory: int, patience: float
+) -> list[Answer]:
+    costs: dict[int, list[Cost]] = {smp: [] for smp in VCPUS}
+    # The first machine of a process finds its memory cold, and would make one vCPU look slow.
+    cost(kernel, executables, VCPUS[0], memory, patience)
+    for number in range(1, repetitions + 1):
+        for smp in VCPUS:
+            note(f"{number}/{repetitions} the same work on {smp} vCPUs")
+            gc.collect()
+            costs[smp].append(cost(kernel, executables, smp, memory, patience))
+    answers = []
+    for part in ("boot", "work"):
+        medians = {
+            smp: statistics.median(getattr(each, part) for each in costs[smp]) for smp in VCPUS
+        }
+        for smp, value in medians.items():
+            answers.append(Answer("vcpus", f"{part}, {smp} vCPUs", value, "ns/instruction"))
+        last = max(VCPUS)
+        ratio = medians[last] / medians[1]
+        answers.append(Answer("vcpus", f"{part}, {last} vCPUs to 1", ratio, "x", 1.3))
+    return answers
+
+
+def _by_length(
+    kernel: Path, executables: dict[str, Path], repetitions: int, memory: int, folder: Path
+) -> list[Answer]:
+    runs: dict[int, list[Child]] = {0: [], 1: [], TIMES: []}
+    for number in range(1, repetitions + 1):
+        for factor, kept in runs.items():
+            note(f"{number}/{repetitions} {factor} times the work")
+            initrd = folder / "initrd.gz"
+            work = [(name, count * factor) for name, count in WORK if factor]
+            initrd.write_bytes(initramfs(executables, work))
+            options = ["--smp", "4", "--initrd", str(initrd), "--append", APPEND, str(kernel)]
+            kept.append(record(options, memory, folder))
+    seconds = {
+        factor: statistics.median(run.seconds for run in kept) for factor, kept in runs.items()
+    }
+    beside = {
+        factor: statistics.median(run.peak - run.touched for run in kept) / _MIB
+        for factor, kept in runs.items()
+    }
+    peak = statistics.median(run.peak for run in runs[TIMES]) / _MIB
+    once, often = seconds[1] - seconds[0], seconds[TIMES] - seconds[0]
+    return [
+        Answer("length", "boot alone", seconds[0], "s"),
+        Answer("length", "the work once, after the boot", once, "s"),
+        Answer("length", f"{TIMES} times, after the boot", often, "s"),
+        Answer("length", f"{TIMES} times to {TIMES} x once", often / (TIMES * once), "x", 1.1),
+        Answer("length", "memory that it adds", beside[TIMES] - beside[1], "MiB", 16),
+        Answer("memory", f"peak with {TIMES} times the work", peak, "MiB"),
+        Answer("memory", "peak less the RAM touched, boot alone", beside[0], "MiB", 300),
+        Answer("memory", f"the same, {TIMES} times the work", beside[TIMES], "MiB", 300),
+    ]
+
+
+def report(answers: Sequence[Answer]) -> str:
+    """The table for people."""
+    rows = []
+    for each in answers:
+        word = {None: "", True: "kept", False: "not kept"}[each.kept]
+        value = f"{text(each.value)} {each.unit}"
+        rows.append([f"{each.question}: {each.what}", value, text(each.bound, "g"), word])
+    return table(["", "measured", "at most", ""], rows)
+
+
+def as_json(answers: Sequence[Answer]) -> list[dict[str, object]]:
+    """The same for machines."""
+    return [{**asdict(each), "kept": each.kept} for each in answers]
+
+
+def run(arguments: argparse.Namespace) -> list[Answer]:
+    """Measure what the options ask for."""
+    memory = parse_size(arguments.memory)
+    return measure(arguments.kernel, arguments.repetitions, memory, arguments.timeout)
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_common_arguments(parser, qemu=False)
+    arguments = parser.parse_args()
+    try:
+        answers = run(arguments)
+    except (BenchError, SpecError, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    if arguments.json != "-":
+        print(f"\n{report(answers)}")
+    if arguments.json is not None:
+        write_json({"host": host(), "scaling": as_json(answers)}, arguments.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
