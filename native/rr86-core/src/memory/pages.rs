@@ -32,6 +32,9 @@ bitflags! {
         const DEVICE_READS = 16;
         /// Some vCPU may know, or may have known, the page for fetches.
         const FETCHED = 32;
+        /// What a checkpoint keeps.
+        const KEPT = Self::CODE.bits() | Self::OWNED.bits() | Self::DEVICE_READS.bits()
+            | Self::FETCHED.bits();
     }
 }
 
@@ -211,51 +214,67 @@ impl Pages {
         }
     }
 
-    /// Writes what is known of each page. Nothing may have been written since the last digest.
-    pub fn save(&self, w: &mut Writer) {
+    /// Writes what is known of each page, and which of its lines are marked. Nothing may have been
+    /// written since the last digest.
+    pub fn save(&self, w: &mut Writer, ram: &GuestRam) {
         let told = |info: &PageInfo| {
-            info.owner != NOBODY || info.code_lines != 0 || info.flags.contains(PageFlags::CODE)
+            info.writer != NOBODY || info.code_lines != 0 || info.flags.intersects(PageFlags::KEPT)
         };
         w.varint(self.info.iter().filter(|info| told(info)).count() as u64);
         let mut last = 0;
         for (page, info) in self.info.iter().enumerate().filter(|(_, info)| told(info)) {
             w.delta(last, page as u64);
             last = page as u64;
-            w.u8(info.owner);
-            w.bool(info.flags.contains(PageFlags::CODE));
+            w.u8(info.writer);
+            w.u8((info.flags & PageFlags::KEPT).bits());
+            w.varint(info.readers);
             w.varint(info.code_lines);
+            w.varint(ram.lines(page));
         }
     }
 
-    /// Replaces what is known of each page; `vcpus` may own pages.
+    /// Replaces what is known of each page; `vcpus` may read and write them.
     ///
     /// # Errors
-    /// For pages and owners that do not exist.
-    pub fn load(&mut self, r: &mut Reader<'_>, vcpus: usize) -> Result<(), LoadError> {
-        for info in &mut self.info {
-            info.owner = NOBODY;
+    /// For pages and vCPUs that do not exist.
+    pub fn load(
+        &mut self,
+        r: &mut Reader<'_>,
+        ram: &mut GuestRam,
+        vcpus: usize,
+    ) -> Result<(), LoadError> {
+        let bad = |field, value| Err(LoadError::BadValue { field, value });
+        for (page, info) in self.info.iter_mut().enumerate() {
+            if info.writer != NOBODY {
+                ram.set_lines(page, 0);
+            }
+            info.writer = NOBODY;
+            info.readers = 0;
             info.code_lines = 0;
-            info.flags -= PageFlags::CODE;
+            info.flags -= PageFlags::KEPT;
         }
         let mut last = 0;
         for _ in 0..r.count("number of pages", self.info.len())? {
             last = r.delta(last)?;
-            let info = usize::try_from(last)
-                .ok()
-                .and_then(|page| self.info.get_mut(page))
-                .ok_or(LoadError::BadValue {
-                    field: "page",
-                    value: last,
-                })?;
-            info.owner = r.u8()?;
-            if usize::from(info.owner) >= vcpus && info.owner < DEVICE {
-                return Err(LoadError::BadValue {
-                    field: "owner of a page",
-                    value: info.owner.into(),
-                });
+            let page = usize::try_from(last).unwrap_or(usize::MAX);
+            let Some(info) = self.info.get_mut(page) else {
+                return bad("page", last);
+            };
+            info.writer = r.u8()?;
+            if usize::from(info.writer) >= vcpus && !matches!(info.writer, DEVICE | NOBODY) {
+                return bad("owner of a page", info.writer.into());
             }
-            info.flags.set(PageFlags::CODE, r.bool()?);
+            let flags = r.u8()?;
+            match PageFlags::from_bits(flags).filter(|&f| PageFlags::KEPT.contains(f)) {
+                Some(flags) => info.flags |= flags,
+                None => return bad("flags of a page", flags.into()),
+            }
+            info.readers = r.varint()?;
+            if vcpus < 64 && info.readers >> vcpus != 0 {
+                return bad("readers of a page", info.readers);
+            }
             info.code_lines = r.varint()?;
+            ram.set_lines(page, r.varint()?);
         }
         Ok(())
     }

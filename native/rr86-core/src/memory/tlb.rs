@@ -69,6 +69,9 @@ const MAY_WRITE: u16 = 64;
 const LARGE: u16 = 128;
 const HUGE: u16 = 256;
 
+/// What a checkpoint keeps.
+const KEPT: u16 = GLOBAL | UNGUARDED | MAY_READ | MAY_WRITE | LARGE | HUGE;
+
 /// What turns a tag into one that matches nothing.
 const AWAY: u64 = 1 << PAGE_SHIFT;
 
@@ -383,33 +386,18 @@ impl Tlb {
 
     // ---- checkpoints -----------------------------------------------------------------------------
 
-    /// Writes the translations that are in. Rights to write are not among them: nobody has any right
-    /// after a digest.
+    /// Writes the translations that are in, without the rights that they give at the moment: the next
+    /// access gets these anew, and nobody notices.
     pub fn save(&self, w: &mut Writer) {
-        let kept: Vec<usize> = (0..SLOTS)
-            .filter(|&slot| {
-                let entry = &self.entries[slot];
-                let readable = entry.read != no_match(slot - table_of(slot).0);
-                entry.flags & USED != 0 && (readable || entry.flags & UNGUARDED != 0)
-            })
-            .collect();
-        w.varint(kept.len() as u64);
-        for slot in kept {
+        let used = |slot: &usize| self.entries[*slot].flags & USED != 0;
+        w.varint((0..SLOTS).filter(used).count() as u64);
+        for slot in (0..SLOTS).filter(used) {
             let entry = &self.entries[slot];
             let first = table_of(slot).0;
-            let readable = entry.read != no_match(slot - first);
-            // A slot without a tag is known by its own number.
-            let tag = if readable {
-                entry.read >> PAGE_SHIFT
-            } else {
-                (slot - first) as u64
-            };
             let table = TABLES.iter().position(|&(start, _)| start == first);
-            w.u8(table.unwrap_or(0) as u8
-                | u8::from(readable) << 2
-                | u8::from(entry.flags & GLOBAL != 0) << 3
-                | u8::from(entry.flags & UNGUARDED != 0) << 4);
-            w.varint(tag);
+            w.u8(table.unwrap_or(0) as u8);
+            w.u16(entry.flags & KEPT);
+            w.varint(entry.address(slot) >> PAGE_SHIFT);
             w.varint(u64::from(entry.page));
         }
     }
@@ -425,37 +413,35 @@ impl Tlb {
         pages: usize,
         host: impl Fn(usize) -> u64,
     ) -> Result<(), LoadError> {
+        let bad = |field, value| Err(LoadError::BadValue { field, value });
         self.flush(false);
         for _ in 0..r.count("number of translations", SLOTS)? {
-            let bits = r.u8()?;
-            let mmu = match bits & 3 {
+            let mmu = match r.u8()? {
                 0 => MmuIndex::Supervisor,
                 1 => MmuIndex::User,
                 2 => MmuIndex::SupervisorAc,
-                _ => {
-                    return Err(LoadError::BadValue {
-                        field: "table of a translation",
-                        value: bits.into(),
-                    })
-                }
+                table => return bad("table of a translation", table.into()),
             };
-            let tag = r.varint()?;
-            if bits >> 5 != 0 || tag >> (64 - PAGE_SHIFT) != 0 {
-                return Err(LoadError::BadValue {
-                    field: "translation",
-                    value: tag,
-                });
+            let flags = r.u16()?;
+            let address = r.varint()?;
+            if flags & !KEPT != 0 || address >> (64 - PAGE_SHIFT) != 0 {
+                return bad("translation", address);
             }
             let page = r.index("page of a translation", pages)?;
             let fill = Fill {
                 page: page as u32,
-                host: host(page),
-                read: bits & 4 != 0,
-                write: false,
-                global: bits & 8 != 0,
-                unguarded: bits & 16 != 0,
+                read: flags & MAY_READ != 0,
+                write: flags & MAY_WRITE != 0,
+                global: flags & GLOBAL != 0,
+                size: match flags & (LARGE | HUGE) {
+                    0 => 1 << PAGE_SHIFT,
+                    LARGE => 1 << 21,
+                    _ => 1 << 30,
+                },
             };
-            self.insert(mmu, tag << PAGE_SHIFT, &fill);
+            let address = address << PAGE_SHIFT;
+            self.insert(mmu, address, host(page), &fill);
+            self.entries[slot_of(mmu, address)].flags |= flags & UNGUARDED;
         }
         Ok(())
     }

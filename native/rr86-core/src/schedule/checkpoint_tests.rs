@@ -42,6 +42,7 @@ fn machine() -> Machine {
             capacity: 64,
             protocol: Protocol::named("qemu-7.2").expect("a protocol"),
         },
+        tracking: true,
     })
     .expect("a machine");
     machine.load(ENTRY, &PROGRAM).expect("RAM");
@@ -225,6 +226,7 @@ fn a_protocol_that_keeps_chains_has_no_checkpoints() {
             capacity: 64,
             protocol: Protocol::named("chain-kept").expect("a protocol"),
         },
+        tracking: true,
     };
     let mut machine = Machine::new(config.clone()).expect("a machine");
     assert!(machine.allow_checkpoints().is_err());

@@ -10,6 +10,7 @@ use super::cache::{Block, BlockId};
 use super::classify::shape::{self, Shape};
 use super::coherence::line_mask;
 use super::engine::{Engine, Resume};
+use super::execute::DecodedCache;
 use super::mode::Mode;
 use super::windows::{Fetched, Uncommitted, UnderWay, Unguard};
 use crate::cpu::{check, save};
@@ -255,7 +256,7 @@ impl Engine {
         w.varint(self.skipped_ns);
         maybe(w, self.faulted_at);
         w.u8(self.current_vcpu);
-        self.pages.save(w);
+        self.pages.save(w, &self.ram);
         self.save_blocks(w);
         w.varint(self.leaky.len() as u64);
         for &page in &self.leaky {
@@ -264,9 +265,9 @@ impl Engine {
         for (n, &vcpu) in self.vcpus.iter().enumerate() {
             w.bytes(&save::save(self.cpu(n)));
             // SAFETY: the pointer is valid as long as the engine, and `&self` keeps code from running.
-            let (tlb, fetch) = unsafe { (&(*vcpu).tlb, &(*vcpu).fetch) };
-            tlb.save(w);
-            fetch.save(w);
+            let vcpu = unsafe { &*vcpu };
+            vcpu.tlb.save(w);
+            vcpu.save_fetches(w);
             maybe(w, self.interrupted_at[n]);
             maybe(w, self.serialised[n]);
             let (checked, rip) = self.checked_stores[n];
@@ -293,7 +294,7 @@ impl Engine {
         self.skipped_ns = moment(r)?;
         self.faulted_at = maybe_moment(r)?;
         self.current_vcpu = r.u8()?;
-        self.pages.load(r, vcpus)?;
+        self.pages.load(r, &mut self.ram, vcpus)?;
         self.load_blocks(r)?;
         let pages = self.ram.pages();
         for _ in 0..r.count("number of unguarded pages", pages)? {
@@ -318,6 +319,7 @@ impl Engine {
         self.stopped = None;
         self.passed_hook = None;
         self.refetched = None;
+        self.decoded = DecodedCache::new();
         self.position = (BlockId::MAX, 0);
     }
 
@@ -335,10 +337,11 @@ impl Engine {
         *self.cpu_mut(n) = state;
         let ram = &self.ram;
         // SAFETY: the pointer is valid as long as the engine, no code runs, and no other reference to
-        // these fields exists.
-        let (tlb, fetch) = unsafe { (&mut (*self.vcpus[n]).tlb, &mut (*self.vcpus[n]).fetch) };
-        tlb.load(r, pages, |page| ram.page_pointer(page) as u64)?;
-        fetch.load(r)?;
+        // the vCPU exists.
+        let vcpu = unsafe { &mut *self.vcpus[n] };
+        vcpu.tlb
+            .load(r, pages, |page| ram.page_pointer(page) as u64)?;
+        vcpu.load_fetches(r)?;
         self.interrupted_at[n] = maybe_moment(r)?;
         self.serialised[n] = maybe_moment(r)?;
         self.checked_stores[n] = (moment(r)?, r.u64()?);

@@ -11,7 +11,7 @@ use super::mode::Mode;
 use super::signals;
 use super::slow::{sync_flags, View};
 use super::stubs;
-use super::vcpu::{Exit, Vcpu};
+use super::vcpu::{jump_index, Exit, Vcpu};
 use super::windows::{Fetched, Window};
 use crate::cpu::exception::{vector, Exception};
 use crate::cpu::interrupt::{self, Event};

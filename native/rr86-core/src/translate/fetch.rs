@@ -255,36 +255,40 @@ impl Vcpu {
         }
     }
 
-    /// Writes the translations that are in.
-    pub fn save(&self, w: &mut Writer) {
-        let current = |entry: &&FetchEntry| {
-            entry.tag != u64::MAX && entry.tag >> 52 & (GENERATIONS - 1) == self.generation
-        };
-        let kept: Vec<&FetchEntry> = self.entries.iter().filter(current).collect();
-        w.varint(kept.len() as u64);
-        for entry in kept {
+    /// Writes the translations for fetches. Those that are asleep are none.
+    pub(super) fn save_fetches(&self, w: &mut Writer) {
+        let known = |e: &&FetchEntry| e.tag != u64::MAX && !e.asleep;
+        w.varint(self.fetch.entries.iter().filter(known).count() as u64);
+        for entry in self.fetch.entries.iter().filter(known) {
             w.bool(entry.tag >> 63 != 0);
-            w.varint(entry.tag & ((1 << 52) - 1));
+            w.varint(entry.tag & !(1 << 63));
             w.varint(entry.page >> PAGE_SHIFT);
+            w.u8(entry.shift);
+            w.bool(entry.global);
         }
     }
 
-    /// Replaces all translations.
+    /// Replaces all translations for fetches.
     ///
     /// # Errors
     /// For addresses that do not exist.
-    pub fn load(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
-        self.clear();
+    pub(super) fn load_fetches(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
+        self.flush_fetches(false);
         for _ in 0..r.count("number of fetch translations", SLOTS)? {
             let user = r.bool()?;
             let (linear, page) = (r.varint()?, r.varint()?);
-            if linear >> 52 != 0 || page >> 40 != 0 {
+            let found = FetchPage {
+                page: page << PAGE_SHIFT,
+                shift: r.u8()?,
+                global: r.bool()?,
+            };
+            if linear >> 52 != 0 || page >> 40 != 0 || !(12..=30).contains(&found.shift) {
                 return Err(LoadError::BadValue {
                     field: "fetch translation",
-                    value: linear | page,
+                    value: linear,
                 });
             }
-            self.insert(linear << PAGE_SHIFT, user, page << PAGE_SHIFT);
+            self.remember_fetch(linear << PAGE_SHIFT, user, found);
         }
         Ok(())
     }
