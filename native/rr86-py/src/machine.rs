@@ -240,20 +240,24 @@ impl Machine {
         checkpoint: Option<usize>,
     ) -> PyResult<()> {
         let reader = TraceReader::open(Path::new(path)).map_err(errors::trace)?;
-        let checkpoints = reader.checkpoints().map_err(errors::trace)?;
-        let checkpoint = checkpoint.map(|n| {
-            checkpoints
-                .get(n)
-                .ok_or_else(|| NativeError::new_err(format!("the trace has no checkpoint {n}")))
-        });
-        let checkpoint = checkpoint.transpose()?;
+        let checkpoint = match checkpoint {
+            None => None,
+            Some(n) => {
+                let mut all = reader.checkpoints().map_err(errors::trace)?;
+                if n >= all.len() {
+                    let what = format!("the trace has no checkpoint {n}");
+                    return Err(NativeError::new_err(what));
+                }
+                Some(all.swap_remove(n))
+            }
+        };
         match std::mem::replace(self.driver(), Driver::Gone) {
             Driver::Record(recorder) => {
                 let machine = recorder.machine;
                 let replayer = match checkpoint {
                     None => Replayer::new(machine, reader.stream(), verify),
                     Some(info) => py
-                        .detach(|| Replayer::from_checkpoint(machine, &reader, info, verify))
+                        .detach(|| Replayer::from_checkpoint(machine, &reader, &info, verify))
                         .map_err(errors::replay)?,
                 };
                 *self.driver() = Driver::Replay(Box::new(replayer));

@@ -49,6 +49,9 @@ pub struct ChunkInfo {
     pub last: (u64, u8),
 }
 
+/// A chunk as it stands in the file: header, table, payload.
+pub(crate) type RawChunk = (ChunkHeader, Vec<u8>, Vec<u8>);
+
 /// A trace that is open for reading. Clones share the open file.
 #[derive(Clone)]
 pub struct TraceReader {
@@ -289,13 +292,10 @@ impl TraceReader {
     }
 
     /// Gives every chunk as it stands in the file, for a copy.
-    pub(crate) fn raw_chunk(
-        &self,
-        n: usize,
-    ) -> Option<Result<(ChunkHeader, Vec<u8>, Vec<u8>), TraceError>> {
+    pub(crate) fn raw_chunk(&self, n: usize) -> Option<Result<RawChunk, TraceError>> {
         let chunk = self.trace.chunks.get(n)?;
         let payload = self.trace.payload(chunk);
-        Some(payload.map(|payload| (chunk.header.clone(), chunk.table.clone(), payload)))
+        Some(payload.map(|payload| (chunk.header, chunk.table.clone(), payload)))
     }
 
     fn event_chunk(&self, n: usize) -> Result<&Located, TraceError> {
