@@ -170,9 +170,10 @@ class Machine:
         Runs with the GIL released. A "limit" stop may overshoot by one slice and never changes the
         course of the run. Conditions are (kind, a, b):
         ("rip", address, 0): before the instruction at this address executes, on any vCPU;
-        ("int3", 0, 0): before an INT3 (CC) executes; ("stale", 0, 0): before a block executes
-        whose source bytes memory no longer holds; ("stale-int3", 0, 0): before an INT3 executes
-        that memory does not hold; ("icount", n, 0): before the n-th instruction
+        ("int3", 0, 0): before an INT3 (CC) or INT 3 (CD 03) executes, or the handler of an
+        interrupt with vector 3; ("stale", 0, 0): before a block executes whose source bytes
+        memory no longer holds; ("stale-int3", 0, 0): before an INT3 or INT 3 executes that memory
+        does not hold; ("icount", n, 0): before the n-th instruction
         (counted from 0, all vCPUs); ("write", paddr, length): after an instruction wrote there;
         ("irq", vector, 0): before the first instruction of this vector's handler;
         ("console", index, 0): after the OUT that sent the last byte of
@@ -201,6 +202,9 @@ class Machine:
         """Physical address of a linear one, or None where it is not mapped."""
     def digests(self) -> dict[str, int]:
         """Digest of each component: "ram", "cpu0"…, "lapic0"…, "ioapic", …, "blocks"."""
+    def detect_stale(self, on: bool) -> None:
+        """Whether to look for stale blocks, which is the default. Without, a recording runs the
+        same and costs what it would cost if there were no stale events; it cannot be verified."""
     def current_block(self, vcpu: int) -> BlockInfo | None:
         """The block that a vCPU is in, or would enter next if it exists."""
     def block(self, serial: int) -> BlockInfo | None:

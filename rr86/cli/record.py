@@ -84,8 +84,8 @@ def command(
         typer.Option(
             "--until",
             metavar="CONDITION",
-            help="Stop at int3, stale, panic, rip=ADDR, symbol=NAME, icount=N, console=TEXT, "
-            "write=PADDR[:LEN] or irq=N; may be given several times.",
+            help="Stop at int3 (honest or not), stale-int3, stale, panic, rip=ADDR, symbol=NAME, "
+            "icount=N, console=TEXT, write=PADDR[:LEN] or irq=N; may be given several times.",
         ),
     ] = None,
     limit_instructions: Annotated[

@@ -30,6 +30,7 @@ class ReplaySession:
         verify: bool = True,
         console: Callable[[bytes], None] | None = None,
         checkpoint: "Checkpoint | None" = None,
+        stale_int3: bool = False,
     ) -> None:
         from rr86.record.power import switch_on
 
@@ -43,7 +44,9 @@ class ReplaySession:
         )
         self._console = bytearray()
         self._sink = console
-        self._execution = Execution(self.machine, self.inspector, self._heard, self.began)
+        self._execution = Execution(
+            self.machine, self.inspector, self._heard, self.began, stale_int3
+        )
 
     def _heard(self, data: bytes) -> None:
         self._console += data

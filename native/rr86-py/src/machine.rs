@@ -10,7 +10,7 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
 use rr86_core::record::{Recorder, Stop};
-use rr86_core::replay::{Checkpointer, Replayer, TraceReader};
+use rr86_core::replay::{Checkpointer, ExpansionWriter, Replayer, Solo, TraceReader};
 use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
 use rr86_core::translate::engine::BlockLimits;
 use rr86_core::translate::protocol::{Protocol, PROTOCOLS};
@@ -23,6 +23,7 @@ use crate::errors::{self, NativeError};
 enum Driver {
     Record(Box<Recorder>),
     Replay(Box<Replayer>),
+    Solo(Box<Solo>),
     /// In transition; seen only after a failed `replay_from`.
     Gone,
 }
@@ -32,6 +33,7 @@ impl Driver {
         match self {
             Self::Record(r) => Ok(&mut r.machine),
             Self::Replay(r) => Ok(&mut r.machine),
+            Self::Solo(s) => Ok(&mut s.machine),
             Self::Gone => Err(NativeError::new_err(
                 "this machine could not start its replay",
             )),
@@ -288,6 +290,50 @@ impl Machine {
         py.detach(|| copy.finish()).map_err(errors::trace)
     }
 
+    /// Makes an expansion of the trace on the way of a replay that has not begun.
+    fn expand_to(&mut self, trace: &str, path: &str) -> PyResult<()> {
+        let reader = TraceReader::open(Path::new(trace)).map_err(errors::trace)?;
+        let Driver::Replay(replayer) = self.driver() else {
+            return Err(NativeError::new_err("only a replay can be expanded"));
+        };
+        let writer = ExpansionWriter::create(Path::new(path), &reader).map_err(errors::trace)?;
+        replayer.expand(writer);
+        Ok(())
+    }
+
+    fn finish_expansion(&mut self) -> PyResult<()> {
+        let Driver::Replay(replayer) = self.driver() else {
+            return Err(NativeError::new_err("only a replay can be expanded"));
+        };
+        replayer.finish_expansion().map_err(errors::trace)
+    }
+
+    #[pyo3(signature = (path, expansion, vcpu, verify=true))]
+    fn replay_alone(
+        &mut self,
+        path: &str,
+        expansion: &str,
+        vcpu: usize,
+        verify: bool,
+    ) -> PyResult<()> {
+        let reader = TraceReader::open(Path::new(path)).map_err(errors::trace)?;
+        let machine = self.driver().machine()?;
+        machine.check_vcpu(vcpu).map_err(errors::machine)?;
+        match std::mem::replace(self.driver(), Driver::Gone) {
+            Driver::Record(recorder) => {
+                let machine = recorder.machine;
+                let solo = Solo::new(machine, &reader, Path::new(expansion), vcpu, verify)
+                    .map_err(errors::trace)?;
+                *self.driver() = Driver::Solo(Box::new(solo));
+                Ok(())
+            }
+            other => {
+                *self.driver() = other;
+                Err(NativeError::new_err("this machine is replaying already"))
+            }
+        }
+    }
+
     fn trace_bytes(&mut self) -> u64 {
         match self.driver() {
             Driver::Record(r) => r.trace_bytes(),
@@ -316,6 +362,7 @@ impl Machine {
         let stop = py.detach(|| match driver {
             Driver::Record(r) => r.run(max_instructions, conditions).map_err(errors::trace),
             Driver::Replay(r) => r.run(max_instructions, conditions).map_err(errors::replay),
+            Driver::Solo(s) => s.run(max_instructions).map_err(errors::replay),
             Driver::Gone => Err(NativeError::new_err(
                 "this machine could not start its replay",
             )),
@@ -324,6 +371,7 @@ impl Machine {
             (_, Stop::Ended(Ending::TripleFault { vcpu })) => vcpu,
             (Driver::Record(r), _) => r.vcpu,
             (Driver::Replay(r), _) => r.vcpu,
+            (Driver::Solo(s), _) => s.vcpu,
             (Driver::Gone, _) => 0,
         };
         let (name, number, code) = describe(stop);
@@ -355,7 +403,7 @@ impl Machine {
         let bytes = match self.driver() {
             Driver::Record(r) => r.take_console(),
             Driver::Replay(r) => r.take_console(),
-            Driver::Gone => Vec::new(),
+            Driver::Solo(_) | Driver::Gone => Vec::new(),
         };
         PyBytes::new(py, &bytes)
     }
@@ -451,6 +499,11 @@ impl Machine {
         Ok(digests)
     }
 
+    fn detect_stale(&mut self, on: bool) -> PyResult<()> {
+        self.driver().machine()?.engine.detect_stale(on);
+        Ok(())
+    }
+
     fn current_block<'py>(
         &mut self,
         py: Python<'py>,
@@ -512,7 +565,12 @@ impl Machine {
         let slices = match self.driver() {
             Driver::Record(r) => r.slices,
             Driver::Replay(r) => r.slices,
+            Driver::Solo(s) => s.slices,
             Driver::Gone => 0,
+        };
+        let own = match self.driver() {
+            Driver::Solo(s) => Some(s.instructions),
+            _ => None,
         };
         let engine = &self.driver().machine()?.engine;
         let s = engine.stats;
@@ -527,6 +585,7 @@ impl Machine {
             ("blocks_invalidated", s.blocks_invalidated),
             ("stale_blocks", s.stale_blocks),
             ("stale_entries", s.stale_entries),
+            ("stale_int3s", s.stale_int3s),
             ("block_flushes", s.block_flushes),
             ("code_drops", s.code_drops),
             ("dispatches", s.dispatches),
@@ -543,6 +602,9 @@ impl Machine {
             ("interrupts", s.interrupts),
         ] {
             stats.set_item(name, value)?;
+        }
+        if let Some(own) = own {
+            stats.set_item("own_instructions", own)?;
         }
         for (name, count) in Exit::NAMES.iter().zip(s.exits) {
             stats.set_item(format!("exits_{name}"), count)?;

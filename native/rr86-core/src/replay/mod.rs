@@ -2,9 +2,12 @@
 
 pub mod checkpointer;
 mod checkpoints;
+mod expand;
+pub mod expansion;
 pub mod reader;
 mod replayer;
 pub mod scan;
+mod solo;
 pub mod stream;
 pub mod summary;
 
@@ -19,4 +22,7 @@ mod size_tests;
 #[cfg(test)]
 mod tests;
 
+pub use expand::Expander;
+pub use expansion::{ExpansionReader, ExpansionWriter};
 pub use replayer::{Divergence, ReplayError, Replayer};
+pub use solo::Solo;

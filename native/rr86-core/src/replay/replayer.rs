@@ -6,6 +6,8 @@ use thiserror::Error;
 
 use super::checkpointer::Checkpointer;
 use super::checkpoints::CheckpointInfo;
+use super::expand::Expander;
+use super::expansion::ExpansionWriter;
 use super::reader::TraceReader;
 use super::stream::EventStream;
 use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE};
@@ -54,6 +56,7 @@ pub struct Replayer {
     turn: usize,
     /// Where checkpoints go, if this replay makes them.
     checkpointer: Option<Checkpointer>,
+    expander: Option<Box<Expander>>,
 }
 
 impl Replayer {
@@ -74,6 +77,23 @@ impl Replayer {
             free: false,
             turn: 0,
             checkpointer: None,
+            expander: None,
+        }
+    }
+
+    /// Makes an expansion of the trace on the way. Nothing must have run yet.
+    pub fn expand(&mut self, writer: ExpansionWriter) {
+        self.expander = Some(Box::new(Expander::new(&mut self.machine, writer)));
+    }
+
+    /// Closes the expansion, after the end of the trace has been reached.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish_expansion(&mut self) -> Result<(), TraceError> {
+        match self.expander.take() {
+            Some(expander) => expander.finish(&mut self.machine),
+            None => Ok(()),
         }
     }
 
@@ -176,6 +196,9 @@ impl Replayer {
                     vcpu, instructions, ..
                 } => {
                     self.slices += 1;
+                    if let Some(expander) = &mut self.expander {
+                        expander.after_slice(&self.machine, vcpu);
+                    }
                     self.check_slice(vcpu, instructions)?;
                     let output = self.machine.board().take_serial_output();
                     self.console.extend_from_slice(&output);
@@ -235,6 +258,9 @@ impl Replayer {
                         return Err(self.diverged("schedule", what));
                     }
                     self.recorded = instructions;
+                    if let Some(expander) = &mut self.expander {
+                        expander.before_slice(&self.machine, self.vcpu);
+                    }
                     return Ok(Some(Decision {
                         vcpu: self.vcpu,
                         // The instruction that shuts a vCPU down never retires.
@@ -253,7 +279,12 @@ impl Replayer {
                     bytes,
                 } => self.machine.console_input(&bytes),
                 Event::Input { .. } => {}
-                Event::Digests { list } => self.check_digests(&list)?,
+                Event::Digests { list } => {
+                    if let Some(expander) = &mut self.expander {
+                        expander.digests(&mut self.machine)?;
+                    }
+                    self.check_digests(&list)?;
+                }
                 Event::Stop { .. } => {}
                 other => self.expected.push((icount, other)),
             }

@@ -28,6 +28,14 @@ const PROGRAM: [u8; 30] = [
     0xeb, 0xe2, // jmp
 ];
 
+/// Switches in all fetch windows, and in half of the stores' windows, which are drawn more rarely.
+fn draw_windows(state: u64) -> WindowPolicy {
+    WindowPolicy::Draw {
+        state,
+        bias: 0x8000 << 8,
+    }
+}
+
 fn machine() -> Machine {
     let mut machine = Machine::new(MachineConfig {
         memory: 4 << 20,
@@ -63,8 +71,7 @@ fn machine() -> Machine {
         set("rbx", 64 + 64 * vcpu as u64);
         set("activity", 0);
     }
-    let bias = 30_000;
-    let policy = WindowPolicy::Draw { state: 3, bias };
+    let policy = draw_windows(3);
     machine.engine.set_windows(policy);
     machine.allow_checkpoints().expect("checkpoints");
     machine
@@ -141,10 +148,7 @@ fn a_restored_machine_goes_on_like_the_one_that_was_saved() {
         other.digests();
         assert_eq!(take(&mut other).state, saved.state);
         // Both go the same way from here, windows and all.
-        let policy = WindowPolicy::Draw {
-            state: 77,
-            bias: 30_000,
-        };
+        let policy = draw_windows(77);
         original.engine.set_windows(policy.clone());
         other.engine.set_windows(policy);
         original.engine.observed.clear();
@@ -198,10 +202,7 @@ fn damaged_states_are_refused_or_safe_to_run() {
                 continue;
             }
             ran += 1;
-            let policy = WindowPolicy::Draw {
-                state: draw,
-                bias: 30_000,
-            };
+            let policy = draw_windows(draw);
             machine.engine.set_windows(policy);
             let mut scheduler = Scheduler::new(Policy::Random, draw, 40);
             run(&mut machine, &mut scheduler, 20);

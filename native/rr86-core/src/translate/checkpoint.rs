@@ -32,6 +32,7 @@ const MARKED: u8 = 1;
 const CHECKED: u8 = 2;
 const ENTERED_STALE: u8 = 4;
 const OWN_BYTES: u8 = 8;
+const STALE_INT3: u8 = 16;
 
 fn bad<T>(field: &'static str, value: u64) -> Result<T, LoadError> {
     Err(LoadError::BadValue { field, value })
@@ -311,6 +312,7 @@ impl Engine {
         self.blocks.clear();
         self.resume.fill(None);
         self.left_behind.clear();
+        self.overrun = None;
         self.leaky.clear();
         self.forget_code();
         self.under_way.fill(UnderWay::default());
@@ -403,6 +405,7 @@ impl Engine {
                 (block.checked, CHECKED),
                 (block.entered_stale, ENTERED_STALE),
                 (own, OWN_BYTES),
+                (block.stale_int3, STALE_INT3),
             ];
             w.u8(flags.iter().map(|&(on, bit)| u8::from(on) * bit).sum());
             if own {
@@ -435,7 +438,7 @@ impl Engine {
             };
             if bytes.len() != place.len
                 || usize::from(made_by) >= self.vcpus.len()
-                || flags >> 4 != 0
+                || flags >> 5 != 0
                 || fetched_at.max(linked_at) >= MOST_TIME
             {
                 return bad("block", serial);
@@ -468,6 +471,7 @@ impl Engine {
             block.marked = flags & MARKED != 0;
             block.checked = flags & CHECKED != 0;
             block.entered_stale = flags & ENTERED_STALE != 0;
+            block.stale_int3 = flags & STALE_INT3 != 0;
             if !self.is_guarded(id) {
                 return bad("block on a page without code", serial);
             }

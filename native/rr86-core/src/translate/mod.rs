@@ -21,6 +21,7 @@ pub mod engine;
 pub mod execute;
 pub mod fetch;
 mod inline;
+pub mod inputs;
 mod inspect;
 pub mod mode;
 pub mod protocol;
