@@ -131,15 +131,30 @@ class Machine:
         """Set registers by name; the names are those of `registers`."""
 
     # -- recording and replaying ----------------------------------------------------------------
-    def record_to(self, path: str, header: bytes, images: Sequence[tuple[str, bytes]]) -> None:
-        """Start a trace at `path`: msgpack `header`, images by content hash, then events."""
+    def record_to(
+        self,
+        path: str,
+        header: bytes,
+        images: Sequence[tuple[str, bytes]],
+        checkpoints: int | None = None,
+    ) -> None:
+        """Start a trace at `path`: msgpack `header`, images by content hash, then events; with a
+        checkpoint at the first slice boundary after every `checkpoints` instructions."""
     def finish_recording(self, footer: bytes) -> None:
         """Close the trace properly; `footer` is msgpack metadata known only at the end."""
     def seal_trace(self) -> None:
         """End the chunk under way and hand it over for writing: a recorder that is killed later
         loses only what follows. Happens by itself every 100 million instructions."""
-    def replay_from(self, path: str, verify: bool = True) -> None:
-        """Take decisions and inputs from the trace at `path`."""
+    def replay_from(self, path: str, verify: bool = True, checkpoint: int | None = None) -> None:
+        """Take decisions and inputs from the trace at `path`, from power-on, or from one of the
+        trace's checkpoints; the machine has the configuration of the recorded one. After an error
+        the machine is of no use."""
+    def make_checkpoints(self, source: str, path: str, every: int) -> None:
+        """While replaying `source` from power-on, write a copy of it to `path`, with a checkpoint
+        at the first digests after every so many instructions."""
+    def finish_checkpoints(self) -> None:
+        """Complete the copy that `make_checkpoints` began, whether or not the replay has come to
+        its end."""
     def expand_to(self, trace: str, path: str, stores: bool = False) -> None:
         """Have the replay that is about to begin make an expansion of its trace."""
     def finish_expansion(self) -> None:
@@ -254,6 +269,9 @@ class TraceReader:
         last_icount; for each kind that occurs KIND_events and KIND_bytes."""
     def damage(self) -> str | None:
         """What was found where an unfinished or damaged file stops making sense, or None."""
+    def checkpoints(self) -> list[tuple[int, int, int]]:
+        """(icount, bytes in the file, pages of RAM that changed since the one before) of each
+        checkpoint."""
     def chunk_count(self) -> int: ...
     def events(self, chunk: int) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
         """(kind, icount, vcpu, fields) of every event of a chunk, in order."""

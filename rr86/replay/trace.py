@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import TraceContentError
 from rr86.record.metadata import Footer, Header
+from rr86.replay.checkpoints import Checkpoint, nearest
 from rr86.replay.conditions import Condition
 from rr86.replay.session import ReplaySession
 from rr86.replay.stop import Stop
@@ -137,15 +138,35 @@ class Trace:
                 ):
                     yield Event(kind, icount, None if where == NO_VCPU else where, fields)
 
+    def checkpoints(self) -> list[Checkpoint]:
+        """The moments from which a replay can begin, besides power-on."""
+        return [
+            Checkpoint(number, icount, stored, pages)
+            for number, (icount, stored, pages) in enumerate(self._reader.checkpoints())
+        ]
+
     def session(
-        self, verify: bool = True, console: Callable[[bytes], None] | None = None
+        self,
+        verify: bool = True,
+        console: Callable[[bytes], None] | None = None,
+        at: int | None = None,
     ) -> ReplaySession:
-        """A replay that stands at power-on; any number may be open at once."""
+        """A replay that stands at power-on, or at the last checkpoint at or before the moment `at`.
+
+        Any number may be open at once. `ReplaySession.began` says where one has begun.
+        """
         images = {name: self.image(name) for name, _, _ in self._reader.images()}
         if "kernel" not in images:
             raise TraceContentError("the trace holds no kernel image")
         return ReplaySession(
-            self.spec, images, self.path, self.symbols(), verify, console, self.stale_int3s > 0
+            self.spec,
+            images,
+            self.path,
+            self.symbols(),
+            verify,
+            console,
+            checkpoint=None if at is None else nearest(self.checkpoints(), at),
+            stale_int3=self.stale_int3s > 0,
         )
 
     def replay(

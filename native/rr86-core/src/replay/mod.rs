@@ -1,5 +1,7 @@
 //! The replaying side of a trace: reading the file that `crate::record` wrote.
 
+pub mod checkpointer;
+mod checkpoints;
 mod expand;
 pub mod expansion;
 pub mod reader;
@@ -9,6 +11,8 @@ mod solo;
 pub mod stream;
 pub mod summary;
 
+pub use checkpointer::Checkpointer;
+pub use checkpoints::CheckpointInfo;
 pub use reader::{ChunkInfo, ImageInfo, TraceReader};
 pub use stream::EventStream;
 pub use summary::{KindSummary, Summary};

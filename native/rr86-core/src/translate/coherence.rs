@@ -58,7 +58,7 @@ impl Engine {
     }
 
     /// The parts of a block that the protocol tracks.
-    fn tracked_ranges(&self, id: BlockId) -> Vec<(u64, u64)> {
+    pub(super) fn tracked_ranges(&self, id: BlockId) -> Vec<(u64, u64)> {
         let pages = if self.protocol.second_page_untracked {
             1
         } else {
