@@ -160,15 +160,37 @@ class Machine:
         """Set registers by name; the names are those of `registers`."""
 
     # -- recording and replaying ----------------------------------------------------------------
-    def record_to(self, path: str, header: bytes, images: Sequence[tuple[str, bytes]]) -> None:
-        """Start a trace at `path`: msgpack `header`, images by content hash, then events."""
+    def record_to(
+        self,
+        path: str,
+        header: bytes,
+        images: Sequence[tuple[str, bytes]],
+        checkpoints: int | None = None,
+    ) -> None:
+        """Start a trace at `path`: msgpack `header`, images by content hash, then events; with a
+        checkpoint at the first slice boundary after every `checkpoints` instructions."""
     def finish_recording(self, footer: bytes) -> None:
         """Close the trace properly; `footer` is msgpack metadata known only at the end."""
     def seal_trace(self) -> None:
         """End the chunk under way and hand it over for writing: a recorder that is killed later
         loses only what follows. Happens by itself every 100 million instructions."""
-    def replay_from(self, path: str, verify: bool = True) -> None:
-        """Take decisions and inputs from the trace at `path`."""
+    def replay_from(self, path: str, verify: bool = True, checkpoint: int | None = None) -> None:
+        """Take decisions and inputs from the trace at `path`, from power-on, or from one of the
+        trace's checkpoints; the machine has the configuration of the recorded one. After an error
+        the machine is of no use."""
+    def make_checkpoints(self, source: str, path: str, every: int) -> None:
+        """While replaying `source` from power-on, write a copy of it to `path`, with a checkpoint
+        at the first digests after every so many instructions."""
+    def finish_checkpoints(self) -> None:
+        """Complete the copy that `make_checkpoints` began, whether or not the replay has come to
+        its end."""
+    def expand_to(self, trace: str, path: str, stores: bool = False) -> None:
+        """Have the replay that is about to begin make an expansion of its trace."""
+    def finish_expansion(self) -> None:
+        """Close the expansion at the end of the replay."""
+    def replay_alone(self, path: str, expansion: str, vcpu: int, verify: bool = True) -> None:
+        """Replay one vCPU of a trace with its inputs from an expansion. `run` then counts that
+        vCPU's instructions (`stats()["own_instructions"]`)."""
     def ask_oracle(self) -> None:
         """Before anything is loaded: have the oracle check the log of cross-vCPU writes of the
         trace that will be replayed. Slow."""
@@ -263,6 +285,21 @@ class SharingRows(TypedDict):
     lines: list[SharedLineRow]
 
 @final
+class ExpansionReader:
+    """What a full replay noted beside a trace, for replays of one vCPU and for `who-wrote`."""
+
+    @staticmethod
+    def open(trace: str, path: str) -> "ExpansionReader | None":
+        """The expansion of a trace; None if the file is absent, unfinished, or not this trace's."""
+    def has_stores(self) -> bool: ...
+    def stores(
+        self, paddr: int, length: int
+    ) -> list[tuple[int, int, int, int, int, bytes, bytes]]:
+        """Stores to shared lines that touch the range, by the moment of the last of each run:
+        (vcpu or -1, paddr, first, last, rip, old, new). A run is all stores of one agent to
+        exactly these bytes between two hand-offs of the page; old, new and rip are the last's."""
+
+@final
 class TraceReader:
     """A trace file, read chunk by chunk. Raises `TraceError`, naming the chunk, on damage."""
 
@@ -281,6 +318,9 @@ class TraceReader:
         last_icount; for each kind that occurs KIND_events and KIND_bytes."""
     def damage(self) -> str | None:
         """What was found where an unfinished or damaged file stops making sense, or None."""
+    def checkpoints(self) -> list[tuple[int, int, int]]:
+        """(icount, bytes in the file, pages of RAM that changed since the one before) of each
+        checkpoint."""
     def chunk_count(self) -> int: ...
     def sharing(self, first: int, last: int, top: int) -> SharingRows:
         """What the hand-offs at `first` to `last` add up to, with the `top` pages and lines."""

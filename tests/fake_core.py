@@ -79,7 +79,13 @@ class Machine:
         self.replaying = False
         self.runs: list[int] = []
 
-    def record_to(self, path: str, header: bytes, images: Sequence[tuple[str, bytes]]) -> None:
+    def record_to(
+        self,
+        path: str,
+        header: bytes,
+        images: Sequence[tuple[str, bytes]],
+        checkpoints: int | None = None,
+    ) -> None:
         self.path = Path(path)
         self.trace = {
             "magic": MAGIC,
@@ -102,7 +108,7 @@ class Machine:
         self.trace["footer"] = footer.hex()
         self._save()
 
-    def replay_from(self, path: str, verify: bool = True) -> None:
+    def replay_from(self, path: str, verify: bool = True, checkpoint: int | None = None) -> None:
         self.replaying = True
         self.verify = verify
 
@@ -259,6 +265,9 @@ class TraceReader:
             "file_bytes": len(json.dumps(self.trace)),
             "image_bytes": sum(len(data) // 2 for data in self.trace["images"].values()),
         }
+
+    def checkpoints(self) -> list[tuple[int, int, int]]:
+        return []
 
     def chunk_count(self) -> int:
         return 1

@@ -12,6 +12,7 @@ import typer
 
 from rr86.cli import (
     bisect_invalidation,
+    checkpoint,
     events,
     info,
     protocols,
@@ -53,6 +54,7 @@ def _common(
 
 app.command("record", epilog=EPILOG)(record.command)
 app.command("replay", epilog=EPILOG)(replay.command)
+app.command("checkpoint")(checkpoint.command)
 app.command("info")(info.command)
 app.command("events")(events.command)
 app.command("sharing")(sharing.command)

@@ -107,11 +107,13 @@ class Recorder:
         *,
         file_names: Mapping[str, str] | None = None,
         console: Callable[[bytes], None] | None = None,
+        checkpoints: int | None = None,
     ) -> None:
         """Switch on a machine and start its trace at `output`.
 
         `images` are "kernel" and maybe "initrd", "module0"…; `file_names` says what to call them
         in the trace. `console` gets the bytes that the guest sends to its serial console.
+        `checkpoints` asks for a checkpoint after every so many instructions.
         """
         from rr86 import __version__
         from rr86.record.power import switch_on
@@ -125,7 +127,11 @@ class Recorder:
             images={name: (file_names or {}).get(name, name) for name in images},
             host=this_host(),
         )
-        self.machine.record_to(str(self.path), header.pack(), list(images.items()))
+        if checkpoints is not None and checkpoints <= 0:
+            raise RecordingError(
+                f"checkpoints need a distance of at least 1 instruction, not {checkpoints}"
+            )
+        self.machine.record_to(str(self.path), header.pack(), list(images.items()), checkpoints)
         symbols = GuestSymbols(images["kernel"])
         self.inspector = Inspector(self.machine, symbols, spec.vcpus)
         self._execution = Execution(self.machine, self.inspector, console)
@@ -274,6 +280,7 @@ def start(
     seed: int = 0,
     output: str | Path | None = None,
     console: Callable[[bytes], None] | None = None,
+    checkpoints: int | None = None,
     **more: int | str | bool,
 ) -> Recorder:
     """A `Recorder` for image files; options as for `record`."""
@@ -293,7 +300,9 @@ def start(
     names = {name: path.name for name, path in files.items()}
     place = None if output is None else Path(output)
     with reserved(place, kernel, files.values()) as path:
-        return Recorder(spec, images, path, file_names=names, console=console)
+        return Recorder(
+            spec, images, path, file_names=names, console=console, checkpoints=checkpoints
+        )
 
 
 def record(
@@ -309,12 +318,14 @@ def record(
     until: Until = None,
     limits: Limits | None = None,
     console: Callable[[bytes], None] | None = None,
+    checkpoints: int | None = None,
     **more: int | str | bool,
 ) -> Recording:
     """Record a run of `kernel` from power-on until it ends, a condition holds or a limit is met.
 
     `memory` is bytes or text like "512M"; `output` defaults to the next free name in the current
     folder; `until` takes conditions as in `--until`; `console` gets the guest's console bytes;
+    `checkpoints` asks for a checkpoint after every so many instructions (`Trace.session(at=…)`);
     `more` are fields of `BoardSpec` such as `quantum` or `max_block`. When the call is
     interrupted (Ctrl-C), the trace is finished before the exception goes on.
     """
@@ -329,6 +340,7 @@ def record(
         seed=seed,
         output=output,
         console=console,
+        checkpoints=checkpoints,
         **more,
     )
     with recorder:

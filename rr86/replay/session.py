@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
     from rr86.machine.spec import BoardSpec
+    from rr86.replay.checkpoints import Checkpoint
 
 
 class ReplaySession:
@@ -30,19 +31,25 @@ class ReplaySession:
         symbols: GuestSymbols | None = None,
         verify: bool = True,
         console: Callable[[bytes], None] | None = None,
+        checkpoint: "Checkpoint | None" = None,
         stale_int3: bool = False,
         oracle: bool = False,
     ) -> None:
         from rr86.record.power import switch_on
 
         self.machine: Machine = switch_on(spec, images, oracle)
-        self.machine.replay_from(str(path), verify)
+        number = None if checkpoint is None else checkpoint.number
+        self.machine.replay_from(str(path), verify, number)
+        self.began = 0 if checkpoint is None else checkpoint.icount
+        """The moment at which this replay began: 0, or that of a checkpoint."""
         self.inspector = Inspector(
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
         self._console = bytearray()
         self._sink = console
-        self._execution = Execution(self.machine, self.inspector, self._heard, stale_int3)
+        self._execution = Execution(
+            self.machine, self.inspector, self._heard, self.began, stale_int3
+        )
 
     def _heard(self, data: bytes) -> None:
         self._console += data
@@ -51,7 +58,7 @@ class ReplaySession:
 
     @property
     def console(self) -> bytes:
-        """What the guest has sent to its serial console so far."""
+        """What the guest has sent to its serial console since the replay began."""
         return bytes(self._console)
 
     @property

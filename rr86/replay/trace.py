@@ -10,6 +10,7 @@ from rr86.cpu.physical import Mapped, PhysicalNames
 from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import TraceContentError
 from rr86.record.metadata import Footer, Header
+from rr86.replay.checkpoints import Checkpoint, nearest
 from rr86.replay.conditions import Condition
 from rr86.replay.session import ReplaySession
 from rr86.replay.sharing import CrossWrite, Sharing, cross_writes
@@ -171,19 +172,29 @@ class Trace:
                 ):
                     yield Event(kind, icount, None if where == NO_VCPU else where, fields)
 
+    def checkpoints(self) -> list[Checkpoint]:
+        """The moments from which a replay can begin, besides power-on."""
+        return [
+            Checkpoint(number, icount, stored, pages)
+            for number, (icount, stored, pages) in enumerate(self._reader.checkpoints())
+        ]
+
     def session(
         self,
         verify: bool = True,
         console: Callable[[bytes], None] | None = None,
+        at: int | None = None,
         oracle: bool = False,
     ) -> ReplaySession:
-        """A replay that stands at power-on; any number may be open at once.
+        """A replay that stands at power-on, or at the last checkpoint at or before the moment `at`.
 
-        With `oracle`, the replay is slow, and checks on its way that the trace holds every
-        cross-vCPU write: `ReplaySession.oracle_report` says what was found.
+        Any number may be open at once. `ReplaySession.began` says where one has begun. With
+        `oracle`, the replay is slow, always begins at power-on, and checks on its way that the
+        trace holds every cross-vCPU write: `ReplaySession.oracle_report` says what was found.
         """
         if oracle and not self.spec.cross_writes:
             raise TraceContentError("the trace was recorded without cross-vCPU writes")
+        begin = None if at is None or oracle else nearest(self.checkpoints(), at)
         images = {name: self.image(name) for name, _, _ in self._reader.images()}
         if "kernel" not in images:
             raise TraceContentError("the trace holds no kernel image")
@@ -194,6 +205,7 @@ class Trace:
             self.symbols(),
             verify,
             console,
+            checkpoint=begin,
             stale_int3=self.stale_int3s > 0,
             oracle=oracle,
         )

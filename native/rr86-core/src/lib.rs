@@ -7,5 +7,6 @@ pub mod machine;
 pub mod memory;
 pub mod record;
 pub mod replay;
+pub mod saved;
 pub mod schedule;
 pub mod translate;

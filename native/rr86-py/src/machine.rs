@@ -10,7 +10,7 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
 use rr86_core::record::{Recorder, Stop};
-use rr86_core::replay::{Replayer, Solo, TraceReader};
+use rr86_core::replay::{Checkpointer, Replayer, Solo, TraceReader};
 use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
 use rr86_core::translate::engine::BlockLimits;
 use rr86_core::translate::protocol::{Protocol, PROTOCOLS};
@@ -192,11 +192,13 @@ impl Machine {
         Ok(())
     }
 
+    #[pyo3(signature = (path, header, images, checkpoints=None))]
     fn record_to(
         &mut self,
         path: &str,
         header: &[u8],
         images: Vec<(String, PyBackedBytes)>,
+        checkpoints: Option<u64>,
     ) -> PyResult<()> {
         let Driver::Record(recorder) = self.driver() else {
             return Err(NativeError::new_err("a replaying machine cannot record"));
@@ -205,6 +207,11 @@ impl Machine {
             .iter()
             .map(|(name, data)| (name.clone(), &data[..]))
             .collect();
+        if let Some(every) = checkpoints {
+            recorder
+                .set_checkpoints(every)
+                .map_err(errors::checkpoint)?;
+        }
         recorder
             .record_to(Path::new(path), header, &images)
             .map_err(errors::trace)
@@ -227,12 +234,35 @@ impl Machine {
         }
     }
 
-    #[pyo3(signature = (path, verify=true))]
-    fn replay_from(&mut self, path: &str, verify: bool) -> PyResult<()> {
+    #[pyo3(signature = (path, verify=true, checkpoint=None))]
+    fn replay_from(
+        &mut self,
+        py: Python<'_>,
+        path: &str,
+        verify: bool,
+        checkpoint: Option<usize>,
+    ) -> PyResult<()> {
         let reader = TraceReader::open(Path::new(path)).map_err(errors::trace)?;
+        let checkpoint = match checkpoint {
+            None => None,
+            Some(n) => {
+                let mut all = reader.checkpoints().map_err(errors::trace)?;
+                if n >= all.len() {
+                    let what = format!("the trace has no checkpoint {n}");
+                    return Err(NativeError::new_err(what));
+                }
+                Some(all.swap_remove(n))
+            }
+        };
         match std::mem::replace(self.driver(), Driver::Gone) {
             Driver::Record(recorder) => {
-                let replayer = Replayer::new(recorder.machine, reader.stream(), verify);
+                let machine = recorder.machine;
+                let replayer = match checkpoint {
+                    None => Replayer::new(machine, reader.stream(), verify),
+                    Some(info) => py
+                        .detach(|| Replayer::from_checkpoint(machine, &reader, &info, verify))
+                        .map_err(errors::replay)?,
+                };
                 *self.driver() = Driver::Replay(Box::new(replayer));
                 Ok(())
             }
@@ -241,6 +271,24 @@ impl Machine {
                 Err(NativeError::new_err("this machine is replaying already"))
             }
         }
+    }
+
+    fn make_checkpoints(&mut self, source: &str, path: &str, every: u64) -> PyResult<()> {
+        let Driver::Replay(replayer) = self.driver() else {
+            return Err(NativeError::new_err("only a replay can add checkpoints"));
+        };
+        let reader = TraceReader::open(Path::new(source)).map_err(errors::trace)?;
+        let copy = Checkpointer::create(reader, Path::new(path), every).map_err(errors::trace)?;
+        replayer.make_checkpoints(copy).map_err(errors::checkpoint)
+    }
+
+    fn finish_checkpoints(&mut self, py: Python<'_>) -> PyResult<()> {
+        let copy = match self.driver() {
+            Driver::Replay(replayer) => replayer.take_checkpointer(),
+            _ => None,
+        };
+        let copy = copy.ok_or_else(|| NativeError::new_err("no checkpoints are being made"))?;
+        py.detach(|| copy.finish()).map_err(errors::trace)
     }
 
     /// Makes an expansion of the trace on the way of a replay that has not begun.

@@ -196,6 +196,14 @@ impl TraceReader {
         Ok(d)
     }
 
+    fn checkpoints(&self) -> PyResult<Vec<(u64, u64, u64)>> {
+        let all = self.0.checkpoints().map_err(errors::trace)?;
+        Ok(all
+            .iter()
+            .map(|c| (c.icount, c.stored_len, c.pages))
+            .collect())
+    }
+
     fn chunk_count(&self) -> usize {
         self.0.chunk_count()
     }

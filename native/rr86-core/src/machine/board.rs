@@ -559,6 +559,17 @@ impl Board {
         std::mem::take(&mut self.signals)
     }
 
+    /// What the calls since the last [`Board::take_signals`] ask for, without taking it.
+    #[must_use]
+    pub fn signals(&self) -> &[Signal] {
+        &self.signals
+    }
+
+    /// Replaces what is asked for; each concerns a vCPU that exists.
+    pub fn set_signals(&mut self, signals: Vec<Signal>) {
+        self.signals = signals;
+    }
+
     /// The access to guest memory that a device needs next. Tell its outcome with
     /// [`Board::dma_done`], and ask again until there is none.
     #[must_use]

@@ -1,5 +1,7 @@
 //! The replaying side of a trace: reading the file that `crate::record` wrote.
 
+pub mod checkpointer;
+mod checkpoints;
 mod expand;
 pub mod expansion;
 pub mod reader;
@@ -10,6 +12,8 @@ mod solo;
 pub mod stream;
 pub mod summary;
 
+pub use checkpointer::Checkpointer;
+pub use checkpoints::CheckpointInfo;
 pub use reader::{ChunkInfo, ImageInfo, TraceReader};
 pub use sharing::{HandOffRow, SharedLine, SharedPage, Sharing};
 pub use stream::EventStream;

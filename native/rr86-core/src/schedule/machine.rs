@@ -415,6 +415,13 @@ impl Machine {
         }
     }
 
+    /// Stands between two slices, whatever was under way.
+    pub(super) fn forget_slice(&mut self) {
+        self.slice = None;
+        self.after_stop = None;
+        self.ending = None;
+    }
+
     /// Why the machine ended, if it has.
     pub fn ending(&self) -> Option<Ending> {
         self.ending

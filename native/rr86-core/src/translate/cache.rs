@@ -146,6 +146,11 @@ impl Blocks {
         self.next_serial
     }
 
+    /// Sets the serial number of the next block, for a checkpoint that is restored.
+    pub fn set_next_serial(&mut self, serial: u64) {
+        self.next_serial = serial;
+    }
+
     /// Whether the block still exists.
     pub fn is_live(&self, id: BlockId) -> bool {
         self.blocks[id as usize].live
@@ -324,14 +329,17 @@ impl Blocks {
         self.take_out(id, pages);
     }
 
-    /// Blocks whose second page starts at this physical address.
+    /// Blocks whose second page starts at this physical address, in the order of their serial numbers.
     pub fn crossing_into(&self, page: u64) -> Vec<BlockId> {
-        (0..self.blocks.len() as BlockId)
+        let mut found: Vec<BlockId> = (0..self.blocks.len() as BlockId)
             .filter(|&id| {
                 let block = &self.blocks[id as usize];
                 block.live && block.second == Some(page)
             })
-            .collect()
+            .collect();
+        // Places in the table are reused, and not the same after a checkpoint.
+        found.sort_by_key(|&id| self.get(id).serial);
+        found
     }
 
     /// Gives a block new code. Its own jumps are not linked yet; jumps to it are rewritten to lead to the

@@ -59,7 +59,7 @@ impl Engine {
     }
 
     /// The parts of a block that the protocol tracks.
-    fn tracked_ranges(&self, id: BlockId) -> Vec<(u64, u64)> {
+    pub(super) fn tracked_ranges(&self, id: BlockId) -> Vec<(u64, u64)> {
         let pages = if self.protocol.second_page_untracked {
             1
         } else {
@@ -543,7 +543,8 @@ impl Engine {
         };
         self.observed.push((self.icount(), event));
         if self.detects {
-            if self.is_stale(id) {
+            // Bytes that were read just now are those of memory.
+            if fetched.icount != linked_at && self.is_stale(id) {
                 self.mark(id, true);
             } else if second.is_some() && self.protocol.second_page_untracked
                 || self

@@ -79,6 +79,7 @@ impl Engine {
             (*this).current_vcpu = (*vcpu).cpu.id;
             (*this).finish_steps(&mut *vcpu);
             let end = Self::dispatch(this, vcpu, span);
+            (*this).end_overrun(index);
             (*this).clear_exit_request(&mut *vcpu);
             (*this).note_boundary(&*vcpu);
             sync_flags(&mut *vcpu);
@@ -110,11 +111,7 @@ impl Engine {
                 }
                 let index = usize::from(v.cpu.id);
                 let resume = engine.resume[index];
-                if resume.is_none() {
-                    if let Some(id) = engine.overrun.take() {
-                        engine.blocks.release(id);
-                    }
-                }
+                engine.end_overrun(index);
                 // Inside a block only a debugger stops; what else there is waits for its end.
                 if resume.is_none() && engine.has_signals() {
                     return RunEnd::Signals;
@@ -202,6 +199,15 @@ impl Engine {
                         return RunEnd::TripleFault;
                     }
                 }
+            }
+        }
+    }
+
+    /// Lets go of a block that was removed while a vCPU was in it, once the vCPU is out.
+    fn end_overrun(&mut self, index: usize) {
+        if self.resume[index].is_none() {
+            if let Some(id) = self.overrun.take() {
+                self.blocks.release(id);
             }
         }
     }

@@ -198,7 +198,7 @@ pub struct Engine {
     pub(super) info: InstructionInfoFactory,
     pub(super) limits: BlockLimits,
     /// Retired instructions of all vCPUs at the last position that was noted.
-    icount: u64,
+    pub(super) icount: u64,
     /// Nanoseconds that virtual time has jumped ahead of the instruction count.
     pub skipped_ns: u64,
     pub(super) exit_requested: bool,
@@ -263,7 +263,7 @@ pub struct Engine {
     /// Hears of every access; see `oracle`.
     pub(super) oracle: Option<Box<Oracle>>,
     /// Block and offset of the instruction whose moment was noted last.
-    position: (BlockId, u16),
+    pub(super) position: (BlockId, u16),
     /// The last access was kept off the fast path only because its page is watched.
     pub(super) plain: bool,
     /// Moment and rip of each vCPU's store that is checked and not committed.
@@ -641,7 +641,7 @@ impl Engine {
         self.forget_code();
     }
 
-    fn forget_code(&mut self) {
+    pub(super) fn forget_code(&mut self) {
         self.link = None;
         self.code.clear();
         self.code_map.clear();

@@ -100,7 +100,10 @@ impl InputLog {
         icount: u64,
     ) {
         if let Some(stores) = &mut self.stores {
-            stores.handed(page);
+            // Until its owner changes, nobody else writes the page.
+            if before.writer != agent || kind == HandOffKind::Read {
+                stores.handed(page);
+            }
         }
         let now: &PageBytes = ram.page(page).try_into().expect("a whole page");
         let readers = before.readers;

@@ -10,6 +10,7 @@ pub mod asm;
 mod branch;
 pub mod bus;
 pub mod cache;
+mod checkpoint;
 pub mod classify;
 pub mod codebuf;
 mod coherence;

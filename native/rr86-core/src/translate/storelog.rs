@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::engine::Agent;
+use crate::memory::PAGE_MASK;
 
 /// The last of a run of stores to the same bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub struct StoreLog {
     /// Lines of interest by RAM page index.
     lines: BTreeMap<usize, u64>,
     /// Entries that the page's next hand-off completes, by RAM page index.
-    pending: BTreeMap<usize, Vec<StoreEntry>>,
+    pending: BTreeMap<usize, BTreeMap<(u16, u16), StoreEntry>>,
     /// Complete entries.
     pub done: Vec<StoreEntry>,
 }
@@ -65,17 +66,8 @@ impl StoreLog {
         let (icount, rip) = at;
         let pending = self.pending.entry(page).or_default();
         let agent = agent.number();
-        if let Some(entry) = pending
-            .iter_mut()
-            .find(|e| e.paddr == paddr && e.new.len() == new.len() && e.agent == agent)
-        {
-            entry.last = icount;
-            entry.rip = rip;
-            entry.old.copy_from_slice(old);
-            entry.new.copy_from_slice(new);
-            return;
-        }
-        pending.push(StoreEntry {
+        let place = ((paddr & PAGE_MASK) as u16, new.len() as u16);
+        let entry = pending.entry(place).or_insert_with(|| StoreEntry {
             agent,
             paddr,
             first: icount,
@@ -84,19 +76,23 @@ impl StoreLog {
             old: old.to_vec(),
             new: new.to_vec(),
         });
+        entry.last = icount;
+        entry.rip = rip;
+        entry.old.copy_from_slice(old);
+        entry.new.copy_from_slice(new);
     }
 
     /// A page changes hands.
     pub(super) fn handed(&mut self, page: usize) {
         if let Some(entries) = self.pending.get_mut(&page) {
-            self.done.append(entries);
+            self.done.extend(std::mem::take(entries).into_values());
         }
     }
 
     /// Completes everything, at the end of the run.
     pub fn close(&mut self) {
         for (_, entries) in std::mem::take(&mut self.pending) {
-            self.done.extend(entries);
+            self.done.extend(entries.into_values());
         }
     }
 }
