@@ -98,8 +98,11 @@ class Trace:
 
     def symbols(self) -> GuestSymbols:
         """The kernel's symbols, placed where the recording found them."""
+        return self._symbols_in(self.image("kernel"))
+
+    def _symbols_in(self, kernel: bytes) -> GuestSymbols:
         footer = self.footer or Footer()
-        return GuestSymbols(self.image("kernel"), footer.kaslr_offset, footer.lstar)
+        return GuestSymbols(kernel, footer.kaslr_offset, footer.lstar)
 
     def events(
         self,
@@ -135,7 +138,8 @@ class Trace:
         images = {name: self.image(name) for name, _, _ in self._reader.images()}
         if "kernel" not in images:
             raise TraceContentError("the trace holds no kernel image")
-        return ReplaySession(self.spec, images, self.path, self.symbols(), verify, console)
+        symbols = self._symbols_in(images["kernel"])
+        return ReplaySession(self.spec, images, self.path, symbols, verify, console)
 
     def replay(
         self,
