@@ -29,28 +29,24 @@ class Condition:
         return self.kind
 
 
-@dataclass(frozen=True)
 class Int3(Condition):
     """Before an INT3 (CC) executes, on any vCPU."""
 
     kind = "int3"
 
 
-@dataclass(frozen=True)
 class StaleInt3(Condition):
     """Before an INT3 executes that is in a stale block, and not in memory."""
 
     kind = "stale-int3"
 
 
-@dataclass(frozen=True)
 class Stale(Condition):
     """Before a block executes whose source bytes memory no longer holds."""
 
     kind = "stale"
 
 
-@dataclass(frozen=True)
 class Panic(Condition):
     """On entry to the kernel's panic(); without symbols, when the console says so."""
 
@@ -125,7 +121,6 @@ class Irq(Condition):
         return f"irq={self.vector}"
 
 
-@dataclass(frozen=True)
 class End(Condition):
     """The end of the run; it is where every run without other conditions stops."""
 
