@@ -114,6 +114,7 @@ class Machine:
         block_protocol: str = "precise",
         window_bias: int = 8192,
         schedule: str = "uniform",
+        cross_writes: bool = True,
     ) -> Self:
         """`cpuid` rows are (leaf, subleaf or -1 for "any", eax, ebx, ecx, edx); an exact subleaf
         goes before -1, and a leaf without a row reads as zeros. `msrs` are (index, value after
@@ -139,6 +140,13 @@ class Machine:
         loses only what follows. Happens by itself every 100 million instructions."""
     def replay_from(self, path: str, verify: bool = True) -> None:
         """Take decisions and inputs from the trace at `path`."""
+    def expand_to(self, trace: str, path: str, stores: bool = False) -> None:
+        """Have the replay that is about to begin make an expansion of its trace."""
+    def finish_expansion(self) -> None:
+        """Close the expansion at the end of the replay."""
+    def replay_alone(self, path: str, expansion: str, vcpu: int, verify: bool = True) -> None:
+        """Replay one vCPU of a trace with its inputs from an expansion. `run` then counts that
+        vCPU's instructions (`stats()["own_instructions"]`)."""
     def trace_bytes(self) -> int:
         """Bytes written to the trace so far (0 when not recording)."""
 
@@ -154,9 +162,10 @@ class Machine:
         Runs with the GIL released. A "limit" stop may overshoot by one slice and never changes the
         course of the run. Conditions are (kind, a, b):
         ("rip", address, 0): before the instruction at this address executes, on any vCPU;
-        ("int3", 0, 0): before an INT3 (CC) executes; ("stale", 0, 0): before a block executes
-        whose source bytes memory no longer holds; ("stale-int3", 0, 0): before an INT3 executes
-        that memory does not hold; ("icount", n, 0): before the n-th instruction
+        ("int3", 0, 0): before an INT3 (CC) or INT 3 (CD 03) executes, or the handler of an
+        interrupt with vector 3; ("stale", 0, 0): before a block executes whose source bytes
+        memory no longer holds; ("stale-int3", 0, 0): before an INT3 or INT 3 executes that memory
+        does not hold; ("icount", n, 0): before the n-th instruction
         (counted from 0, all vCPUs); ("write", paddr, length): after an instruction wrote there;
         ("irq", vector, 0): before the first instruction of this vector's handler;
         ("console", index, 0): after the OUT that sent the last byte of
@@ -185,6 +194,9 @@ class Machine:
         """Physical address of a linear one, or None where it is not mapped."""
     def digests(self) -> dict[str, int]:
         """Digest of each component: "ram", "cpu0"…, "lapic0"…, "ioapic", …, "blocks"."""
+    def detect_stale(self, on: bool) -> None:
+        """Whether to look for stale blocks, which is the default. Without, a recording runs the
+        same and costs what it would cost if there were no stale events; it cannot be verified."""
     def current_block(self, vcpu: int) -> BlockInfo | None:
         """The block that a vCPU is in, or would enter next if it exists."""
     def block(self, serial: int) -> BlockInfo | None:
@@ -207,6 +219,21 @@ class Machine:
         """Go free, and have a block that is fetched and not yet linked be fetched anew."""
     def stats(self) -> dict[str, int]:
         """Counters: instructions, slices, blocks_translated, tlb_misses, …"""
+
+@final
+class ExpansionReader:
+    """What a full replay noted beside a trace, for replays of one vCPU and for `who-wrote`."""
+
+    @staticmethod
+    def open(trace: str, path: str) -> "ExpansionReader | None":
+        """The expansion of a trace; None if the file is absent, unfinished, or not this trace's."""
+    def has_stores(self) -> bool: ...
+    def stores(
+        self, paddr: int, length: int
+    ) -> list[tuple[int, int, int, int, int, bytes, bytes]]:
+        """Stores to shared lines that touch the range, by the moment of the last of each run:
+        (vcpu or -1, paddr, first, last, rip, old, new). A run is all stores of one agent to
+        exactly these bytes between two hand-offs of the page; old, new and rip are the last's."""
 
 @final
 class TraceReader:

@@ -127,7 +127,7 @@ class Machine:
         for index, (kind, a, _) in enumerate(conditions):
             if (
                 (kind == "rip" and a == step.rip)
-                or (kind == "int3" and step.code == b"\xcc")
+                or (kind == "int3" and (step.code == b"\xcc" or step.vector == 3))
                 or (kind == "icount" and a == self.position)
                 or (kind == "irq" and a == step.vector)
             ):

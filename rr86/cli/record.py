@@ -52,6 +52,13 @@ def command(
         int | None,
         typer.Option("--max-block", metavar="N", help="Most instructions in a block."),
     ] = None,
+    cross_writes: Annotated[
+        bool,
+        typer.Option(
+            "--cross-writes/--no-cross-writes",
+            help="Log which vCPU writes and reads which page.",
+        ),
+    ] = True,
     schedule: Annotated[
         str,
         typer.Option(
@@ -77,8 +84,8 @@ def command(
         typer.Option(
             "--until",
             metavar="CONDITION",
-            help="Stop at int3, stale, panic, rip=ADDR, symbol=NAME, icount=N, console=TEXT, "
-            "write=PADDR[:LEN] or irq=N; may be given several times.",
+            help="Stop at int3 (honest or not), stale-int3, stale, panic, rip=ADDR, symbol=NAME, "
+            "icount=N, console=TEXT, write=PADDR[:LEN] or irq=N; may be given several times.",
         ),
     ] = None,
     limit_instructions: Annotated[
@@ -133,6 +140,7 @@ def command(
         "schedule": schedule,
         "protocol": block_protocol,
         "window_bias": window_bias,
+        "cross_writes": cross_writes,
     }
     out = Output()
     recorder = start(

@@ -22,8 +22,9 @@ def command(
         typer.Option(
             "--until",
             metavar="CONDITION",
-            help="Stop at int3, stale-int3, stale, panic, rip=ADDR, symbol=NAME, icount=N, "
-            "console=TEXT, write=PADDR[:LEN], irq=N or end; may be given several times.",
+            help="Stop at int3 (see above), any-int3, stale-int3, stale, panic, rip=ADDR, "
+            "symbol=NAME, icount=N, console=TEXT, write=PADDR[:LEN], irq=N or end; may be given "
+            "several times.",
         ),
     ] = None,
     no_verify: Annotated[
@@ -37,13 +38,19 @@ def command(
     """Replay a trace to its end, or to the first moment where a condition is met.
 
     The guest's serial console goes to stdout, everything else to stderr.
+
+    An INT3 (CC) or INT 3 (CD 03) is stale if a translated block holds it and memory does not. In a
+    trace with stale ones, --until int3 passes over the honest ones, such as those of the kernel's
+    own code patching, and stops at the first stale one (as stale-int3 does). In a trace without,
+    it stops at the first of any kind (as any-int3 does), be it an INT3 or the handler of an
+    interrupt that was injected with vector 3. The stop tells which of the three it is.
     """
     from rr86.cli.progress import Progress
     from rr86.cli.show import show_statistics, show_stop
     from rr86.cli.terminal import Interruption, Output
     from rr86.record.metadata import this_host
-    from rr86.replay.conditions import End, Int3, StaleInt3, as_conditions
-    from rr86.replay.int3 import look
+    from rr86.replay.conditions import End, Int3, as_conditions
+    from rr86.replay.int3 import explain
     from rr86.replay.trace import open_trace
 
     conditions = as_conditions(until)
@@ -73,10 +80,14 @@ def command(
         if not quiet:
             out.end_line()
             show_stop(stop, session.inspector)
-            if isinstance(stop.condition, Int3 | StaleInt3):
-                found = look(session.machine, stop.vcpu)
-                if found is not None:
-                    say(str(found))
+            kind = explain(session.machine, stop.vcpu, stop.condition)
+            if kind is not None:
+                say(kind)
+            if isinstance(stop.condition, Int3) and recorded.stale_int3s:
+                say(
+                    f"memory did not hold {recorded.stale_int3s:,} of the INT3s executed in this "
+                    "trace; int3 stops at these alone, any-int3 at every one"
+                )
             unmet = [str(each) for each in conditions if not isinstance(each, End)]
             if stop.over and unmet:
                 say(f"never met: {', '.join(unmet)}")

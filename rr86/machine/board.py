@@ -77,6 +77,7 @@ class Placement:
             "block_protocol": spec.protocol,
             "window_bias": spec.window_bias,
             "schedule": spec.schedule,
+            "cross_writes": spec.cross_writes,
         }
 
     def apply(self, machine: LoadTarget) -> None:

@@ -45,6 +45,7 @@ class ReplaySession:
         symbols: GuestSymbols | None = None,
         verify: bool = True,
         console: Callable[[bytes], None] | None = None,
+        stale_int3: bool = False,
     ) -> None:
         from rr86.record.power import switch_on
 
@@ -54,7 +55,7 @@ class ReplaySession:
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
         self._console = _Console(console)
-        self._execution = Execution(self.machine, self.inspector, self._console)
+        self._execution = Execution(self.machine, self.inspector, self._console, stale_int3)
 
     @property
     def console(self) -> bytes:

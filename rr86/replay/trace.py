@@ -12,7 +12,7 @@ from rr86.record.metadata import Footer, Header
 from rr86.replay.conditions import Condition
 from rr86.replay.session import ReplaySession
 from rr86.replay.stop import Stop
-from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU
+from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU, STALE_INT3
 
 if TYPE_CHECKING:
     from rr86.machine.spec import BoardSpec
@@ -81,6 +81,15 @@ class Trace:
         """What stops an incomplete or damaged trace from being read further, if anything does."""
         return self._reader.damage()
 
+    @cached_property
+    def stale_int3s(self) -> int:
+        """How many INT3s were executed that memory did not hold; at least so many, if the
+        recording was not finished properly."""
+        counted = self.footer.statistics.get("stale_int3s") if self.footer is not None else None
+        if counted is not None:
+            return counted
+        return sum(event.fields["what"] == STALE_INT3 for event in self.events(("stale",)))
+
     def summary(self) -> dict[str, int]:
         """Sizes, number of chunks and of events by kind, last moment."""
         return self._reader.summary()
@@ -139,7 +148,8 @@ class Trace:
         if "kernel" not in images:
             raise TraceContentError("the trace holds no kernel image")
         symbols = self._symbols_in(images["kernel"])
-        return ReplaySession(self.spec, images, self.path, symbols, verify, console)
+        stale_int3 = self.stale_int3s > 0
+        return ReplaySession(self.spec, images, self.path, symbols, verify, console, stale_int3)
 
     def replay(
         self,

@@ -32,6 +32,7 @@ fn machine() -> Machine {
         start_time: 0,
         fw_cfg: Vec::new(),
         fw_cfg_files: Vec::new(),
+        tracking: true,
         blocks: BlockLimits {
             instructions: 3,
             capacity: 64,

@@ -11,7 +11,7 @@ use rr86_core::contents::Contents;
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
 use rr86_core::record::{Recorder, Stop};
-use rr86_core::replay::{Replayer, TraceReader};
+use rr86_core::replay::{Replayer, Solo, TraceReader};
 use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
 use rr86_core::translate::engine::BlockLimits;
 use rr86_core::translate::protocol::{Protocol, PROTOCOLS};
@@ -24,6 +24,7 @@ use crate::errors::{self, NativeError};
 enum Driver {
     Record(Box<Recorder>),
     Replay(Box<Replayer>),
+    Solo(Box<Solo>),
     /// In transition; seen only after a failed `replay_from`.
     Gone,
 }
@@ -33,6 +34,7 @@ impl Driver {
         match self {
             Self::Record(r) => Ok(&mut r.machine),
             Self::Replay(r) => Ok(&mut r.machine),
+            Self::Solo(s) => Ok(&mut s.machine),
             Self::Gone => Err(NativeError::new_err(
                 "this machine could not start its replay",
             )),
@@ -112,7 +114,7 @@ impl Machine {
     #[new]
     #[pyo3(signature = (*, memory, vcpus, cpuid, msrs=Vec::new(), seed=0, quantum=100_000,
         start_time=1_700_000_000, fw_cfg=Vec::new(), fw_cfg_files=Vec::new(), max_block=64,
-        block_capacity=262_144, block_protocol="precise", window_bias=8192, schedule="uniform"))]
+        block_capacity=262_144, block_protocol="precise", window_bias=8192, schedule="uniform", cross_writes=true))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         memory: u64,
@@ -129,6 +131,7 @@ impl Machine {
         block_protocol: &str,
         window_bias: u32,
         schedule: &str,
+        cross_writes: bool,
     ) -> PyResult<Self> {
         let policy = Policy::named(schedule).map_err(|e| NativeError::new_err(e.to_string()))?;
         let protocol = Protocol::named(block_protocol).ok_or_else(|| {
@@ -162,6 +165,7 @@ impl Machine {
                 capacity: block_capacity.max(1),
                 protocol,
             },
+            tracking: cross_writes,
         })
         .map_err(errors::machine)?;
         let mut recorder = Recorder::new(machine, Scheduler::new(policy, seed, quantum));
@@ -243,6 +247,51 @@ impl Machine {
         }
     }
 
+    /// Makes an expansion of the trace on the way of a replay that has not begun.
+    #[pyo3(signature = (trace, path, stores=false))]
+    fn expand_to(&mut self, trace: &str, path: &str, stores: bool) -> PyResult<()> {
+        let reader = TraceReader::open(Path::new(trace)).map_err(errors::trace)?;
+        let Driver::Replay(replayer) = self.driver() else {
+            return Err(NativeError::new_err("only a replay can be expanded"));
+        };
+        replayer
+            .expand(&reader, Path::new(path), stores)
+            .map_err(errors::trace)
+    }
+
+    fn finish_expansion(&mut self) -> PyResult<()> {
+        let Driver::Replay(replayer) = self.driver() else {
+            return Err(NativeError::new_err("only a replay can be expanded"));
+        };
+        replayer.finish_expansion().map_err(errors::trace)
+    }
+
+    #[pyo3(signature = (path, expansion, vcpu, verify=true))]
+    fn replay_alone(
+        &mut self,
+        path: &str,
+        expansion: &str,
+        vcpu: usize,
+        verify: bool,
+    ) -> PyResult<()> {
+        let reader = TraceReader::open(Path::new(path)).map_err(errors::trace)?;
+        let machine = self.driver().machine()?;
+        machine.check_vcpu(vcpu).map_err(errors::machine)?;
+        match std::mem::replace(self.driver(), Driver::Gone) {
+            Driver::Record(recorder) => {
+                let machine = recorder.machine;
+                let solo = Solo::new(machine, &reader, Path::new(expansion), vcpu, verify)
+                    .map_err(errors::trace)?;
+                *self.driver() = Driver::Solo(Box::new(solo));
+                Ok(())
+            }
+            other => {
+                *self.driver() = other;
+                Err(NativeError::new_err("this machine is replaying already"))
+            }
+        }
+    }
+
     fn trace_bytes(&mut self) -> u64 {
         match self.driver() {
             Driver::Record(r) => r.trace_bytes(),
@@ -271,6 +320,7 @@ impl Machine {
         let stop = py.detach(|| match driver {
             Driver::Record(r) => r.run(max_instructions, conditions).map_err(errors::trace),
             Driver::Replay(r) => r.run(max_instructions, conditions).map_err(errors::replay),
+            Driver::Solo(s) => s.run(max_instructions).map_err(errors::replay),
             Driver::Gone => Err(NativeError::new_err(
                 "this machine could not start its replay",
             )),
@@ -279,6 +329,7 @@ impl Machine {
             (_, Stop::Ended(Ending::TripleFault { vcpu })) => vcpu,
             (Driver::Record(r), _) => r.vcpu,
             (Driver::Replay(r), _) => r.vcpu,
+            (Driver::Solo(s), _) => s.vcpu,
             (Driver::Gone, _) => 0,
         };
         let (name, number, code) = describe(stop);
@@ -310,7 +361,7 @@ impl Machine {
         let bytes = match self.driver() {
             Driver::Record(r) => r.take_console(),
             Driver::Replay(r) => r.take_console(),
-            Driver::Gone => Vec::new(),
+            Driver::Solo(_) | Driver::Gone => Vec::new(),
         };
         PyBytes::new(py, &bytes)
     }
@@ -406,6 +457,11 @@ impl Machine {
         Ok(digests)
     }
 
+    fn detect_stale(&mut self, on: bool) -> PyResult<()> {
+        self.driver().machine()?.engine.detect_stale(on);
+        Ok(())
+    }
+
     fn current_block<'py>(
         &mut self,
         py: Python<'py>,
@@ -467,7 +523,12 @@ impl Machine {
         let slices = match self.driver() {
             Driver::Record(r) => r.slices,
             Driver::Replay(r) => r.slices,
+            Driver::Solo(s) => s.slices,
             Driver::Gone => 0,
+        };
+        let own = match self.driver() {
+            Driver::Solo(s) => Some(s.instructions),
+            _ => None,
         };
         let engine = &self.driver().machine()?.engine;
         let s = engine.stats;
@@ -482,6 +543,7 @@ impl Machine {
             ("blocks_invalidated", s.blocks_invalidated),
             ("stale_blocks", s.stale_blocks),
             ("stale_entries", s.stale_entries),
+            ("stale_int3s", s.stale_int3s),
             ("block_flushes", s.block_flushes),
             ("code_drops", s.code_drops),
             ("dispatches", s.dispatches),
@@ -498,6 +560,9 @@ impl Machine {
             ("interrupts", s.interrupts),
         ] {
             stats.set_item(name, value)?;
+        }
+        if let Some(own) = own {
+            stats.set_item("own_instructions", own)?;
         }
         for (name, count) in Exit::NAMES.iter().zip(s.exits) {
             stats.set_item(format!("exits_{name}"), count)?;

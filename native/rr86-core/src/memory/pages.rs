@@ -31,6 +31,8 @@ bitflags! {
         const DEVICE_READS = 16;
         /// Some vCPU may know, or may have known, the page for fetches.
         const FETCHED = 32;
+        /// Stores to this page are logged.
+        const LOGGED = 64;
     }
 }
 

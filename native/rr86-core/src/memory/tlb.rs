@@ -200,7 +200,7 @@ impl Tlb {
         let slot = slot_of(mmu, address);
         let entry = &self.entries[slot];
         let needed = if write { MAY_WRITE } else { MAY_READ };
-        (entry.flags & needed != 0 && entry.is_for(slot, address)).then(|| Fill {
+        (entry.flags & needed != 0 && entry.is_for(slot, address)).then_some(Fill {
             page: entry.page,
             read: entry.flags & MAY_READ != 0,
             write: entry.flags & MAY_WRITE != 0,

@@ -2,10 +2,17 @@
 //! recorder saw.
 
 use crate::translate::windows::WindowPolicy;
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use thiserror::Error;
 
+use super::expand::Expander;
+use super::expansion::ExpansionWriter;
+use super::reader::TraceReader;
 use super::stream::EventStream;
-use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE};
+use crate::memory::PAGE_SHIFT;
+use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE, NO_VCPU};
 use crate::schedule::{Conditions, Decision, Machine, SliceReport, Wait};
 use crate::translate::engine::StopCause;
 
@@ -21,6 +28,33 @@ pub struct Divergence {
     pub icount: u64,
     pub vcpu: u8,
     pub what: String,
+}
+
+/// The lines that one agent wrote and another then got, by RAM page index.
+fn shared_lines(
+    trace: &TraceReader,
+    machine: &Machine,
+) -> Result<BTreeMap<usize, u64>, TraceError> {
+    let mut all = BTreeMap::new();
+    for next in trace.stream() {
+        if let (
+            _,
+            Event::HandOff {
+                page,
+                from,
+                to,
+                lines,
+                ..
+            },
+        ) = next?
+        {
+            let index = machine.engine.ram.page_index(page << PAGE_SHIFT);
+            if let Some(index) = index.filter(|_| from != to && from != NO_VCPU) {
+                *all.entry(index).or_default() |= lines;
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// Why a replay cannot go on.
@@ -47,6 +81,7 @@ pub struct Replayer {
     /// The run has left the recording on purpose: see [`Replayer::set_free`].
     free: bool,
     turn: usize,
+    expander: Option<Box<Expander>>,
 }
 
 impl Replayer {
@@ -66,6 +101,38 @@ impl Replayer {
             finished: false,
             free: false,
             turn: 0,
+            expander: None,
+        }
+    }
+
+    /// Makes an expansion of the trace on the way. Nothing must have run yet. With `stores`, the last stores
+    /// to shared lines are kept too.
+    ///
+    /// # Errors
+    /// When the file cannot be written or the trace cannot be read.
+    pub fn expand(
+        &mut self,
+        trace: &TraceReader,
+        path: &Path,
+        stores: bool,
+    ) -> Result<(), TraceError> {
+        let writer = ExpansionWriter::create(path, trace, stores)?;
+        let lines = stores
+            .then(|| shared_lines(trace, &self.machine))
+            .transpose()?;
+        let expander = Expander::new(&mut self.machine, writer, lines);
+        self.expander = Some(Box::new(expander));
+        Ok(())
+    }
+
+    /// Closes the expansion, after the end of the trace has been reached.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish_expansion(&mut self) -> Result<(), TraceError> {
+        match self.expander.take() {
+            Some(expander) => expander.finish(&mut self.machine),
+            None => Ok(()),
         }
     }
 
@@ -131,6 +198,9 @@ impl Replayer {
                     vcpu, instructions, ..
                 } => {
                     self.slices += 1;
+                    if let Some(expander) = &mut self.expander {
+                        expander.after_slice(&self.machine, vcpu);
+                    }
                     self.check_slice(vcpu, instructions)?;
                     let output = self.machine.board().take_serial_output();
                     self.console.extend_from_slice(&output);
@@ -190,6 +260,9 @@ impl Replayer {
                         return Err(self.diverged("schedule", what));
                     }
                     self.recorded = instructions;
+                    if let Some(expander) = &mut self.expander {
+                        expander.before_slice(&self.machine, self.vcpu);
+                    }
                     return Ok(Some(Decision {
                         vcpu: self.vcpu,
                         // The instruction that shuts a vCPU down never retires.
@@ -208,7 +281,12 @@ impl Replayer {
                     bytes,
                 } => self.machine.console_input(&bytes),
                 Event::Input { .. } => {}
-                Event::Digests { list } => self.check_digests(&list)?,
+                Event::Digests { list } => {
+                    if let Some(expander) = &mut self.expander {
+                        expander.digests(&mut self.machine)?;
+                    }
+                    self.check_digests(&list)?;
+                }
                 Event::Stop { .. } => {}
                 other => self.expected.push((icount, other)),
             }

@@ -34,6 +34,8 @@ pub struct MachineConfig {
     pub fw_cfg: Vec<(u16, Contents)>,
     pub fw_cfg_files: Vec<(String, Vec<u8>)>,
     pub blocks: BlockLimits,
+    /// Track who writes and reads which page.
+    pub tracking: bool,
 }
 
 /// Instructions that a slice has before PAUSE gives way: vCPUs that wait for each other, or for the
@@ -167,13 +169,14 @@ impl Machine {
         });
         let mut model = CpuidTable::new(config.cpuid);
         model.set_msrs(config.msrs);
-        let engine = Engine::new(
+        let mut engine = Engine::new(
             config.memory,
             config.vcpus,
             model,
             Box::new(board),
             config.blocks,
         )?;
+        engine.set_tracking(config.tracking);
         Ok(Self {
             engine,
             slice: None,

@@ -44,6 +44,8 @@ pub struct Block {
     pub checked: bool,
     /// It has been entered while it was stale.
     pub entered_stale: bool,
+    /// A breakpoint instruction in it was executed that memory did not hold.
+    pub stale_int3: bool,
     /// The vCPU that made it, and the moments at which its bytes were read and it was linked.
     pub made_by: u8,
     pub fetched_at: u64,
@@ -218,6 +220,7 @@ impl Blocks {
             marked: false,
             checked: false,
             entered_stale: false,
+            stale_int3: false,
             made_by: 0,
             fetched_at: 0,
             linked_at: 0,
@@ -286,11 +289,24 @@ impl Blocks {
 
     /// Removes a block; `pages` as for `insert`.
     pub fn remove(&mut self, id: BlockId, pages: impl Iterator<Item = usize>) -> Patches {
+        let patches = self.detach(id, pages);
+        self.release(id);
+        patches
+    }
+
+    /// Removes a block that is needed until it is released: nothing leads to it any more, it has no
+    /// code, and its place is not used again yet.
+    pub fn detach(&mut self, id: BlockId, pages: impl Iterator<Item = usize>) -> Patches {
         let mut patches = Patches::new();
         self.unlink(id, &mut patches);
         self.take_out(id, pages);
-        self.free.push(id);
+        self.blocks[id as usize].code = 0;
         patches
+    }
+
+    /// Lets the place of a detached block be used again.
+    pub fn release(&mut self, id: BlockId) {
+        self.free.push(id);
     }
 
     fn take_out(&mut self, id: BlockId, pages: impl Iterator<Item = usize>) {

@@ -14,6 +14,7 @@ use super::mode::Mode;
 use super::site::{AccessKind, Site};
 use super::stubs::Stubs;
 use super::vcpu::{at, jump_index, Exit, GUEST_RSP, JUMP_BITS, T0, T1};
+use crate::cpu::exception::vector;
 use crate::memory::ram::LINE_SHIFT;
 use crate::memory::tlb::{MmuIndex, ENTRY_SHIFT, TABLES};
 use crate::memory::{PAGE_SHIFT, PAGE_SIZE};
@@ -76,8 +77,17 @@ pub struct Request<'a> {
 pub struct Hooks {
     /// Sorted.
     pub rips: Vec<u64>,
-    /// Every INT3.
+    /// Every breakpoint instruction: INT3, and INT with vector 3.
     pub int3: bool,
+}
+
+/// CC, or CD 03.
+fn is_breakpoint(insn: Instruction) -> bool {
+    match insn.mnemonic() {
+        Mnemonic::Int3 => true,
+        Mnemonic::Int => insn.immediate8() == vector::BP,
+        _ => false,
+    }
 }
 
 enum Label {
@@ -161,9 +171,7 @@ impl Emitter<'_> {
         for (index, &(insn, class)) in insns.iter().enumerate().take(stop).skip(start) {
             self.index = index;
             let hooks = self.request.hooks;
-            if hooks.rips.binary_search(&insn.ip()).is_ok()
-                || hooks.int3 && insn.mnemonic() == Mnemonic::Int3
-            {
+            if hooks.rips.binary_search(&insn.ip()).is_ok() || hooks.int3 && is_breakpoint(insn) {
                 self.hook();
             }
             self.instruction(&insn, class);

@@ -15,6 +15,7 @@ use super::cache::{BlockId, Blocks};
 use super::codebuf::CodeBuffer;
 use super::emit::{Hooks, Trap};
 use super::execute::{DecodedCache, Flow, HelperCounts};
+use super::inputs::Inputs;
 use super::protocol::Protocol;
 use super::site::Site;
 use super::stubs::{self, Stubs};
@@ -86,6 +87,11 @@ pub enum Observed {
         serial: u64,
         vcpu: u8,
     },
+    /// A breakpoint instruction was executed that memory does not hold; told once a block.
+    StaleInt3 {
+        serial: u64,
+        vcpu: u8,
+    },
     /// A write removed a block.
     Invalidate {
         serial: u64,
@@ -126,6 +132,8 @@ pub struct Stats {
     /// Blocks that a protocol let go stale, and executions of such blocks.
     pub stale_blocks: u64,
     pub stale_entries: u64,
+    /// Executions of breakpoint instructions that memory did not hold.
+    pub stale_int3s: u64,
     pub block_flushes: u64,
     pub code_drops: u64,
     pub dispatches: u64,
@@ -195,8 +203,16 @@ pub struct Engine {
     pub(super) exit_requested: bool,
     /// What a helper that ends its block wants next.
     pub(super) flow: Flow,
-    /// A helper's store hit the running block or a watchpoint.
+    /// What is left of the budget after the running iteration of a string instruction, whose store is the
+    /// last thing that it does: the vCPU may be switched out in a window of that store.
+    pub(super) string_left: Option<i64>,
+    /// A helper's store hit the running block or a watchpoint, or is in a window.
     pub(super) helper_stop: bool,
+    /// Where vCPUs' inputs come from.
+    pub inputs: Inputs,
+    pub(super) astray: Option<(u64, String)>,
+    /// INITs of each vCPU.
+    inits: Vec<u64>,
     /// Pages have owners, and the lines that these write are marked.
     tracking: bool,
     pub(super) resume: Vec<Option<Resume>>,
@@ -225,6 +241,8 @@ pub struct Engine {
     /// A direct jump that was followed and could be linked.
     pub(super) link: Option<(BlockId, usize)>,
     pub(super) protocol: Protocol,
+    /// Blocks are compared with memory wherever the protocol may have let them go stale.
+    pub(super) detects: bool,
     pub(super) windows: WindowPolicy,
     pub(super) windows_open: bool,
     /// Instruction count at which the running slice began.
@@ -234,6 +252,8 @@ pub struct Engine {
     pub(super) under_way: Vec<UnderWay>,
     /// Blocks that were invalidated and can still be reached.
     pub(super) left_behind: Vec<BlockId>,
+    /// The block that the running vCPU is in although a store of its own has removed it.
+    pub(super) overrun: Option<BlockId>,
     /// Pages with code to which some vCPU can write unchecked.
     pub(super) leaky: BTreeSet<usize>,
     pub(super) current_vcpu: u8,
@@ -295,7 +315,11 @@ impl Engine {
             skipped_ns: 0,
             exit_requested: false,
             flow: Flow::Next,
+            string_left: None,
             helper_stop: false,
+            inputs: Inputs::Live,
+            astray: None,
+            inits: vec![0; vcpus],
             tracking: true,
             resume: vec![None; vcpus],
             hooks: Hooks::default(),
@@ -315,12 +339,14 @@ impl Engine {
             partial_end: None,
             link: None,
             protocol: limits.protocol,
+            detects: limits.protocol.can_be_stale(),
             windows: WindowPolicy::Closed,
             windows_open: false,
             slice_start: 0,
             in_window: None,
             under_way: vec![UnderWay::default(); vcpus],
             left_behind: Vec::new(),
+            overrun: None,
             leaky: BTreeSet::new(),
             current_vcpu: 0,
             stop_on_stale: false,
@@ -378,6 +404,11 @@ impl Engine {
         self.icount
     }
 
+    /// Says that others have run up to this instruction count.
+    pub fn set_icount(&mut self, icount: u64) {
+        self.icount = icount;
+    }
+
     /// Virtual time in nanoseconds: one per instruction, plus idle jumps.
     pub fn now(&self) -> u64 {
         self.icount + self.skipped_ns
@@ -388,6 +419,11 @@ impl Engine {
     pub(super) fn note_position(&mut self, vcpu: &Vcpu, site: Site) {
         self.icount = (vcpu.run.icount_base - vcpu.run.budget - i64::from(site.remaining)) as u64;
         self.position = (vcpu.run.site_block, site.offset);
+    }
+
+    /// Block and offset of the instruction whose moment was noted last.
+    pub(super) fn position(&self) -> (BlockId, u16) {
+        self.position
     }
 
     /// rip of the instruction whose moment was noted last.
@@ -505,6 +541,33 @@ impl Engine {
     }
 
     fn hand_off(&mut self, agent: u8, page: usize, kind: HandOffKind) {
+        match self.inputs {
+            Inputs::Live => {}
+            Inputs::Logged(_) => self.log_hand_off(agent, page, kind),
+            Inputs::Played(_) => self.play_hand_off(agent, page, kind),
+        }
+        let owned = self.pages.info[page].flags.contains(PageFlags::OWNED);
+        let from = self.transfer(agent, page, kind);
+        if from == NOBODY {
+            return;
+        }
+        self.stats.hand_offs += 1;
+        let lines = if owned { self.ram.take_lines(page) } else { 0 };
+        let page = self.ram.page_address(page) >> PAGE_SHIFT;
+        let hand_off = HandOff {
+            page,
+            from,
+            to: agent,
+            kind,
+            lines,
+        };
+        self.observed
+            .push((self.icount, Observed::HandOff(hand_off)));
+    }
+
+    /// Takes a page's rights from those who must not keep them, and gives them to an agent. Returns who wrote
+    /// it last.
+    pub(super) fn transfer(&mut self, agent: u8, page: usize, kind: HandOffKind) -> u8 {
         let before = self.pages.info[page];
         for index in 0..self.vcpus.len() {
             let number = index as u8;
@@ -524,26 +587,7 @@ impl Engine {
                 }
             }
         }
-        let from = self.pages.give(page, agent, kind);
-        if from == NOBODY {
-            return;
-        }
-        self.stats.hand_offs += 1;
-        let lines = if before.flags.contains(PageFlags::OWNED) {
-            self.ram.take_lines(page)
-        } else {
-            0
-        };
-        let page = self.ram.page_address(page) >> PAGE_SHIFT;
-        let hand_off = HandOff {
-            page,
-            from,
-            to: agent,
-            kind,
-            lines,
-        };
-        self.observed
-            .push((self.icount, Observed::HandOff(hand_off)));
+        self.pages.give(page, agent, kind)
     }
 
     /// Switches the tracking of who writes and reads which page on or off, before anything has run.
@@ -581,6 +625,7 @@ impl Engine {
         }
         self.resume.fill(None);
         self.left_behind.clear();
+        self.overrun = None;
         self.leaky.clear();
         self.forget_code();
     }
@@ -612,6 +657,7 @@ impl Engine {
 
     /// INIT of a vCPU: its state, and everything cached about it.
     pub fn init_vcpu(&mut self, index: usize) {
+        self.inits[index] += 1;
         self.resume[index] = None;
         self.under_way[index] = UnderWay::default();
         // SAFETY: the pointer is valid, no code runs, and no other reference to the vCPU exists.
@@ -620,12 +666,17 @@ impl Engine {
         self.flush_tlb(vcpu, false);
     }
 
+    /// How many INITs a vCPU has had.
+    pub fn inits(&self, index: usize) -> u64 {
+        self.inits[index]
+    }
+
     /// After a device access: comes back soon if the board wants something, or if an interrupt can now
     /// be delivered. Without this, the moment of delivery would depend on when the dispatcher is next
     /// entered, which is not part of the machine.
     pub(super) fn after_bus(&mut self, vcpu: &mut Vcpu) {
         let open = vcpu.cpu.rflags & RFlags::IF.bits() != 0;
-        if self.bus.has_signals() || open && self.bus.pending_interrupt(usize::from(vcpu.cpu.id)) {
+        if self.has_signals() || open && self.pending_interrupt(usize::from(vcpu.cpu.id)) {
             self.request_exit(vcpu);
         }
     }

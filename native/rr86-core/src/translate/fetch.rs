@@ -204,6 +204,14 @@ impl Vcpu {
         }
     }
 
+    /// Sends the jump to a block at `rip` to its new code.
+    pub(super) fn move_jump(&mut self, rip: u64, from: u64, to: u64) {
+        let entry = &mut self.jumps[jump_index(rip)];
+        if entry.code == from {
+            entry.code = to;
+        }
+    }
+
     /// Forgets where host code is.
     pub(super) fn clear_jumps(&mut self) {
         self.jumps.fill(JumpEntry {

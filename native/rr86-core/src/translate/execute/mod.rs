@@ -107,6 +107,8 @@ pub(super) struct Context<'a> {
     pub engine: &'a mut Engine,
     pub insn: &'a Instruction,
     pub flow: Flow,
+    /// What is left of the budget after this instruction.
+    pub left: i64,
 }
 
 pub(super) type Result<T = ()> = std::result::Result<T, Exception>;
@@ -219,11 +221,13 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     v.cpu.rip = rip;
     engine.helpers.count(insn.mnemonic());
     engine.helper_stop = false;
+    let left = engine.left_after(v, site);
     let mut context = Context {
         v,
         engine,
         insn: &insn,
         flow: Flow::Next,
+        left,
     };
     let result = if too_long {
         Err(Exception::gp(0))
@@ -345,7 +349,8 @@ pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
     1
 }
 
-/// Called by translated code at the entry of a block that may be stale. Returns 0 to go on.
+/// Called by translated code at the entry of a block that may be stale, or where one becomes so inside.
+/// Returns 0 to go on.
 ///
 /// # Safety
 /// As for [`helper`].
@@ -368,12 +373,13 @@ pub unsafe extern "sysv64" fn entered(vcpu: *mut Vcpu, site: u32) -> u32 {
     }
     engine.passed_hook = Some(moment);
     engine.stopped = Some(StopCause::Stale);
-    v.cpu.rip = engine.blocks.get(id).rip;
+    let rip = engine.blocks.get(id).rip;
+    v.cpu.rip = rip.wrapping_add(u64::from(site.offset));
     v.run.budget += i64::from(site.remaining);
     v.run.exit = Exit::Stopped as u32;
     engine.resume[usize::from(v.cpu.id)] = Some(Resume {
         block: id,
-        index: 0,
+        index: engine.index_after(id, usize::from(site.offset)) - 1,
     });
     1
 }
