@@ -79,8 +79,11 @@ pub struct Blocks {
     blocks: Vec<Block>,
     free: Vec<BlockId>,
     buckets: Vec<BlockId>,
-    /// Blocks with bytes in a RAM page, by page index.
-    by_page: Vec<Vec<BlockId>>,
+    /// By page index, which of `page_lists` is the page's, counted from 1; 0 for a page that never had
+    /// code. All zeros, so that the host gives memory for it only where the guest has code.
+    by_page: Vec<u32>,
+    /// Blocks with bytes in a RAM page.
+    page_lists: Vec<Vec<BlockId>>,
     live: usize,
     next_serial: u64,
     /// Wrapping sum of the digests of all blocks that exist.
@@ -99,7 +102,8 @@ impl Blocks {
             blocks: Vec::new(),
             free: Vec::new(),
             buckets: vec![NONE; BUCKETS],
-            by_page: vec![Vec::new(); pages],
+            by_page: vec![0; pages],
+            page_lists: Vec::new(),
             live: 0,
             next_serial: 0,
             sum: 0,
@@ -241,14 +245,22 @@ impl Blocks {
         };
         self.buckets[place] = id;
         for page in pages {
-            self.by_page[page].push(id);
+            if self.by_page[page] == 0 {
+                self.page_lists.push(Vec::new());
+                self.by_page[page] = self.page_lists.len() as u32;
+            }
+            let list = self.by_page[page] as usize - 1;
+            self.page_lists[list].push(id);
         }
         id
     }
 
     /// Blocks with bytes in a RAM page.
     pub fn in_page(&self, page: usize) -> &[BlockId] {
-        &self.by_page[page]
+        match self.by_page[page] {
+            0 => &[],
+            list => &self.page_lists[list as usize - 1],
+        }
     }
 
     /// Links a slot of `from` to `to`; returns where to patch.
@@ -319,7 +331,9 @@ impl Blocks {
             self.blocks[at as usize].next = next;
         }
         for page in pages {
-            self.by_page[page].retain(|&b| b != id);
+            if let Some(list) = (self.by_page[page] as usize).checked_sub(1) {
+                self.page_lists[list].retain(|&b| b != id);
+            }
         }
     }
 
@@ -392,7 +406,7 @@ impl Blocks {
         self.blocks.clear();
         self.free.clear();
         self.buckets.fill(NONE);
-        self.by_page.iter_mut().for_each(Vec::clear);
+        self.page_lists.iter_mut().for_each(Vec::clear);
         self.live = 0;
         self.sum = 0;
     }
