@@ -13,35 +13,38 @@ pub type BlockId = u32;
 const NONE: BlockId = BlockId::MAX;
 
 /// A translation block.
+///
+/// What a look-up reads comes first, so that it lies in one line of the host's cache.
+#[repr(C, align(64))]
 pub struct Block {
-    /// Number that is never used again, for the trace.
-    pub serial: u64,
-    /// rip of the first instruction.
-    pub rip: u64,
     /// Physical address of the first byte.
     pub paddr: u64,
+    /// rip of the first instruction.
+    pub rip: u64,
     /// Physical address of the first byte in the second page, for an instruction that crosses.
     pub second: Option<u64>,
-    pub mode: Mode,
-    /// Source bytes as they were fetched.
-    pub bytes: Box<[u8]>,
-    pub count: u8,
     /// Host address of the code; 0 when there is none now.
     pub code: u64,
-    pub code_offset: usize,
+    pub mode: Mode,
+    next: BlockId,
+    pub count: u8,
+    live: bool,
+    /// Its source changed and the protocol left it in place.
+    pub marked: bool,
+    /// Entries compare the source with memory.
+    pub checked: bool,
     pub code_len: u32,
+    pub code_offset: usize,
+    /// Number that is never used again, for the trace.
+    pub serial: u64,
+    /// Source bytes as they were fetched.
+    pub bytes: Box<[u8]>,
     pub slots: Vec<Slot>,
     pub traps: Vec<Trap>,
     /// Jumps patched to lead here: (block, slot).
     incoming: Vec<(BlockId, u8)>,
     /// Where this block's own jumps lead.
     outgoing: [BlockId; 2],
-    next: BlockId,
-    live: bool,
-    /// Its source changed and the protocol left it in place.
-    pub marked: bool,
-    /// Entries compare the source with memory.
-    pub checked: bool,
     /// It has been entered while it was stale.
     pub entered_stale: bool,
     /// A breakpoint instruction in it was executed that memory did not hold.
