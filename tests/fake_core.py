@@ -214,6 +214,9 @@ class Machine:
                 return data[address - start : address - start + length]
         return b""
 
+    def translate(self, vcpu: int, address: int) -> int | None:
+        return None
+
     def current_block(self, vcpu: int) -> dict[str, Any]:
         rip = self.registers(vcpu)["rip"]
         source = self.read_virtual(vcpu, rip, 1)
@@ -290,7 +293,7 @@ class FakeCore:
     guest: Guest
     machines: list[Machine] = field(default_factory=list)
 
-    def power_on(self, spec: Any, files: Any) -> Machine:
+    def power_on(self, spec: Any, files: Any, oracle: bool = False) -> Machine:
         machine = Machine(spec.vcpus)
         machine.guest = self.guest
         self.machines.append(machine)

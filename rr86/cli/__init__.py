@@ -19,6 +19,7 @@ from rr86.cli import (
     protocols,
     record,
     replay,
+    sharing,
     symbols,
 )
 from rr86.cli.status import EPILOG, say
@@ -57,6 +58,7 @@ app.command("replay", epilog=EPILOG)(replay.command)
 app.command("checkpoint")(checkpoint.command)
 app.command("info")(info.command)
 app.command("events")(events.command)
+app.command("sharing")(sharing.command)
 app.command("symbols")(symbols.command)
 app.command("protocols")(protocols.command)
 app.command("bisect-invalidation")(bisect_invalidation.command)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rr86.cli.status import of_stop, reporting_errors, say
+from rr86.cli.status import ERROR, of_stop, reporting_errors, say
 from rr86.cli.values import trace_or_newest
 
 if TYPE_CHECKING:
@@ -55,6 +55,14 @@ def command(
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not compare digests on the way.")
     ] = False,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle",
+            help="Check every access to memory against the trace's hand-offs; slow. "
+            "Exit status 1 if a cross-vCPU write is missing.",
+        ),
+    ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Show counters at the end.")] = False,
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", help="No console output and no report.")
@@ -72,7 +80,7 @@ def command(
     interrupt that was injected with vector 3. The stop tells which of the three it is.
     """
     from rr86.cli.progress import Progress
-    from rr86.cli.show import show_statistics, show_stop
+    from rr86.cli.show import show_oracle, show_statistics, show_stop
     from rr86.cli.terminal import Interruption, Output
     from rr86.record.metadata import this_host
     from rr86.replay.conditions import End, Icount, Int3, as_conditions
@@ -100,7 +108,7 @@ def command(
         if shown:
             out.write(data)
 
-    session = recorded.session(not no_verify, heard, first)
+    session = recorded.session(not no_verify, heard, first, oracle)
     progress.began = session.began
 
     def between_slices(moment: "Stop") -> bool:
@@ -135,6 +143,11 @@ def command(
             say(speed)
         if stats:
             show_statistics(session.statistics())
+    if oracle:
+        report = session.oracle_report()
+        show_oracle(report, session.inspector)
     if stop.reason == "interrupted":
         raise typer.Exit(128 + interruption.signal if interruption else 141)
+    if oracle and report.missing:
+        raise typer.Exit(ERROR)
     raise typer.Exit(of_stop(stop))

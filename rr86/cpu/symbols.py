@@ -104,6 +104,12 @@ class SymbolTable:
             return None
         return best, distance
 
+    def distance_to_next(self, address: int) -> int | None:
+        """Bytes from a runtime address to the next symbol's; None behind the last one."""
+        linked = address - self.offset
+        index = bisect_right(self._addresses, linked)
+        return self._addresses[index] - linked if index < len(self._addresses) else None
+
     def lookup(self, address: int) -> str | None:
         """`name` or `name+0x1c` for a runtime address, or None where no symbol covers it."""
         found = self.resolve(address)

@@ -201,17 +201,22 @@ def build(spec: BoardSpec, files: BootFiles) -> Placement:
     )
 
 
-def power_on(spec: BoardSpec, files: BootFiles) -> "Machine":
+def power_on(spec: BoardSpec, files: BootFiles, oracle: bool = False) -> "Machine":
     """A native machine, loaded and about to execute the kernel's first instruction."""
-    return start(build(spec, files))
+    return start(build(spec, files), oracle)
 
 
-def start(placement: Placement) -> "Machine":
-    """A native machine made from a placement (built now, or read back from a trace)."""
+def start(placement: Placement, oracle: bool = False) -> "Machine":
+    """A native machine made from a placement (built now, or read back from a trace).
+
+    With `oracle`, every access is seen by the oracle, from those of the loader on.
+    """
     # Imported here so that everything else works, and is tested, without the native core.
     from rr86._native import Machine
 
     machine = Machine(**placement.machine_arguments())
+    if oracle:
+        machine.ask_oracle()
     placement.apply(machine)
     return machine
 

@@ -233,12 +233,14 @@ class Recorder:
 
             # Reading symbols takes most of a second; LSTAR lets those who need them do it later.
             offset = self.inspector.symbols.offset
-            registers = (self.machine.registers(vcpu) for vcpu in range(self.spec.vcpus))
+            registers = [self.machine.registers(vcpu) for vcpu in range(self.spec.vcpus)]
             lstar = next((each["lstar"] for each in registers if each["lstar"]), 0)
             statistics = self.machine.stats()
             footer = Footer(
                 kaslr_offset=offset,
                 lstar=lstar,
+                image=self._place(0, lstar),
+                per_cpu=[self._per_cpu(vcpu, each) for vcpu, each in enumerate(registers)],
                 stop={} if self.stop is None else self.stop.as_dict(),
                 statistics=statistics,
             )
@@ -254,6 +256,17 @@ class Recorder:
                 offset,
             )
         return self._recording
+
+    def _place(self, vcpu: int, address: int) -> tuple[int, int] | None:
+        """An address of the kernel's half with the physical one that it is mapped to."""
+        physical = self.machine.translate(vcpu, address) if address >> 63 else None
+        return None if physical is None else (address, physical)
+
+    def _per_cpu(self, vcpu: int, registers: Mapping[str, int]) -> tuple[int, int] | None:
+        """A vCPU's per-CPU area: GS in the kernel, the other base while it runs user code."""
+        bases = (registers["gs_base"], registers["kernel_gs_base"])
+        places = (self._place(vcpu, base) for base in bases)
+        return next((place for place in places if place is not None), None)
 
 
 def start(

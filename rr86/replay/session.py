@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from rr86.cpu.inspection import Inspector
 from rr86.cpu.symbols import GuestSymbols
+from rr86.errors import Rr86Error
 from rr86.replay.conditions import Condition, as_conditions
 from rr86.replay.execution import Execution, Tick
+from rr86.replay.oracle import OracleReport
 from rr86.replay.stop import Stop
 
 if TYPE_CHECKING:
@@ -48,10 +50,11 @@ class ReplaySession:
         console: Callable[[bytes], None] | None = None,
         checkpoint: "Checkpoint | None" = None,
         stale_int3: bool = False,
+        oracle: bool = False,
     ) -> None:
         from rr86.record.power import switch_on
 
-        self.machine: Machine = switch_on(spec, images)
+        self.machine: Machine = switch_on(spec, images, oracle)
         number = None if checkpoint is None else checkpoint.number
         self.machine.replay_from(str(path), verify, number)
         self.began = 0 if checkpoint is None else checkpoint.icount
@@ -113,6 +116,13 @@ class ReplaySession:
     def backtrace(self, vcpu: int = 0, limit: int = 32) -> "list[Frame]":
         """The vCPU's call stack, innermost frame first."""
         return self.inspector.backtrace(vcpu, limit)
+
+    def oracle_report(self) -> OracleReport:
+        """What the oracle has found so far; for sessions that were opened with it."""
+        verdict = self.machine.oracle_verdict()
+        if verdict is None:
+            raise Rr86Error("the oracle has nothing to say about this replay")
+        return OracleReport.from_native(verdict)
 
     def statistics(self) -> dict[str, int]:
         """The core's counters."""

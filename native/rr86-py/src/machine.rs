@@ -19,6 +19,7 @@ use rr86_core::translate::vcpu::Exit;
 
 use crate::blocks;
 use crate::errors::{self, NativeError};
+use crate::oracle;
 
 /// What drives the machine.
 enum Driver {
@@ -544,6 +545,17 @@ impl Machine {
         let entries = entries
             .ok_or_else(|| NativeError::new_err("there were too many writes to log them all"))?;
         blocks::writes(py, &entries)
+    }
+
+    fn ask_oracle(&mut self) -> PyResult<()> {
+        self.driver().machine()?.engine.ask_oracle();
+        Ok(())
+    }
+
+    fn oracle_verdict<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let engine = &self.driver().machine()?.engine;
+        let oracle = engine.oracle();
+        oracle.map(|o| oracle::verdict(py, o.verdict())).transpose()
     }
 
     fn go_free(&mut self) -> PyResult<()> {

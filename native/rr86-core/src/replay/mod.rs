@@ -7,6 +7,7 @@ pub mod expansion;
 pub mod reader;
 mod replayer;
 pub mod scan;
+mod sharing;
 mod solo;
 pub mod stream;
 pub mod summary;
@@ -14,6 +15,7 @@ pub mod summary;
 pub use checkpointer::Checkpointer;
 pub use checkpoints::CheckpointInfo;
 pub use reader::{ChunkInfo, ImageInfo, TraceReader};
+pub use sharing::{HandOffRow, SharedLine, SharedPage, Sharing};
 pub use stream::EventStream;
 pub use summary::{KindSummary, Summary};
 

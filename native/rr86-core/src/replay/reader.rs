@@ -16,7 +16,7 @@ use super::stream::EventStream;
 use super::summary::Summary;
 use crate::record::codec;
 use crate::record::error::TraceError;
-use crate::record::event::Event;
+use crate::record::event::{Event, Kind};
 use crate::record::format::{self, ChunkHeader, ChunkKind, Codec, EventTable};
 use crate::record::varint::Cursor;
 
@@ -219,6 +219,14 @@ impl TraceReader {
             first: (header.first_icount, header.first_vcpu),
             last: (header.last_icount, header.last_vcpu),
         })
+    }
+
+    /// How many events of a kind event chunk `n` has, as its header says.
+    pub fn count_of(&self, n: usize, kind: Kind) -> Result<u32, TraceError> {
+        let chunk = self.event_chunk(n)?;
+        let table =
+            EventTable::parse(&chunk.table, &chunk.header).map_err(|why| chunk.malformed(why))?;
+        Ok(table.counts[usize::from(kind.0)])
     }
 
     /// The first event chunk with an event at `icount` or later; `chunk_count()` if there is none.

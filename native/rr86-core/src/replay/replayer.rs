@@ -13,6 +13,7 @@ use super::expand::Expander;
 use super::expansion::ExpansionWriter;
 use super::reader::TraceReader;
 use super::stream::EventStream;
+use crate::memory::pages::DEVICE;
 use crate::memory::PAGE_SHIFT;
 use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE, NO_VCPU};
 use crate::schedule::{CheckpointError, Conditions, Decision, Machine, SliceReport, Wait};
@@ -192,6 +193,7 @@ impl Replayer {
     /// the vCPUs take turns.
     pub fn set_free(&mut self) {
         self.free = true;
+        self.machine.engine.dismiss_oracle();
     }
 
     fn diverged(&self, component: &str, what: String) -> ReplayError {
@@ -332,8 +334,25 @@ impl Replayer {
                     self.check_digests(&list)?;
                 }
                 Event::Stop { .. } => {}
-                other => self.expected.push((icount, other)),
+                other => {
+                    self.tell_oracle(icount, &other);
+                    self.expected.push((icount, other));
+                }
             }
+        }
+    }
+
+    /// Reads a hand-off to the oracle, if one is asked.
+    fn tell_oracle(&mut self, icount: u64, event: &Event) {
+        if let (
+            Some(oracle),
+            &Event::HandOff {
+                page, from, lines, ..
+            },
+        ) = (self.machine.engine.oracle_mut(), event)
+        {
+            let from = if from == NO_VCPU { DEVICE } else { from };
+            oracle.read_log(icount, page, from, lines);
         }
     }
 

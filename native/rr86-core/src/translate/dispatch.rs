@@ -8,6 +8,7 @@ use super::engine::{Engine, Resume, StopCause};
 use super::execute::Flow;
 use super::fetch::FetchPage;
 use super::mode::Mode;
+use super::oracle::Seen;
 use super::signals;
 use super::slow::{sync_flags, View};
 use super::stubs;
@@ -100,6 +101,7 @@ impl Engine {
                 let v = &mut *vcpu;
                 engine.clear_exit_request(v);
                 engine.note_boundary(v);
+                engine.stand_between(Some(v.cpu.rip));
                 engine.stats.dispatches += 1;
                 if let Some(window) = engine.in_window.take() {
                     return RunEnd::Window(window);
@@ -172,6 +174,7 @@ impl Engine {
                 engine.resume[index] = None;
                 v.run.debug_hits = 0;
                 let before = v.run.budget;
+                engine.stand_between(None);
                 let stubs = engine.stubs;
                 stubs::enter(&stubs, vcpu, code);
 
@@ -533,6 +536,10 @@ impl Engine {
         if len <= room {
             second = None;
         }
+        self.seen(v.cpu.id, Seen::Fetch, paddr, len.min(room));
+        if let Some(second) = second {
+            self.seen(v.cpu.id, Seen::Fetch, second, len - room);
+        }
         Ok(Ok(Fetched {
             rip,
             linear,
@@ -611,7 +618,7 @@ impl Engine {
             start,
             stop,
             hooks: &self.hooks,
-            checked,
+            checked: checked || start == 0 && self.oracle.is_some(),
             tracking: self.tracking(),
             address: self.code.next_address(),
         };

@@ -16,6 +16,7 @@ use super::codebuf::CodeBuffer;
 use super::emit::{Hooks, Trap};
 use super::execute::{DecodedCache, Flow, HelperCounts};
 use super::inputs::Inputs;
+use super::oracle::Oracle;
 use super::protocol::Protocol;
 use super::site::Site;
 use super::stubs::{self, Stubs};
@@ -259,6 +260,8 @@ pub struct Engine {
     pub(super) current_vcpu: u8,
     pub(super) stop_on_stale: bool,
     pub(super) write_log: WriteLog,
+    /// Hears of every access; see `oracle`.
+    pub(super) oracle: Option<Box<Oracle>>,
     /// Block and offset of the instruction whose moment was noted last.
     pub(super) position: (BlockId, u16),
     /// The last access was kept off the fast path only because its page is watched.
@@ -351,6 +354,7 @@ impl Engine {
             current_vcpu: 0,
             stop_on_stale: false,
             write_log: WriteLog::default(),
+            oracle: None,
             position: (0, 0),
             plain: false,
             checked_stores: vec![(0, 0); vcpus],

@@ -24,6 +24,7 @@ mod inline;
 pub mod inputs;
 mod inspect;
 pub mod mode;
+pub mod oracle;
 pub mod protocol;
 pub mod signals;
 pub mod site;

@@ -365,6 +365,13 @@ pub unsafe extern "sysv64" fn entered(vcpu: *mut Vcpu, site: u32) -> u32 {
     let (v, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).run.engine) };
     let site = Site::unpack(site);
     let id = v.run.site_block;
+    if site.offset == 0 && engine.oracle().is_some() {
+        engine.note_position(v, site);
+        engine.entered_block(v, id);
+        if !engine.blocks.get(id).checked {
+            return 0;
+        }
+    }
     if !engine.is_stale(id) {
         return 0;
     }
