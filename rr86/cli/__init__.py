@@ -4,6 +4,7 @@ One module per command; what a command needs beyond its options is imported when
 a mistyped option is answered at once.
 """
 
+import gc
 import signal
 import sys
 from typing import Any
@@ -69,6 +70,8 @@ _CallError: Any = typer.BadParameter.__mro__[2]
 
 def main() -> None:
     """Run the command line; the entry point of the `rr86` script."""
+    # What has been imported stays; the collections of a start, some dozens, need not look at it.
+    gc.freeze()
     try:
         sys.exit(app(prog_name="rr86", standalone_mode=False))
     except _CallError as error:

@@ -8,8 +8,7 @@ guest's kernel image when somebody first asks, because unpacking a kernel takes 
 import fnmatch
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rr86.errors import KernelImageError, SymbolsError
 
@@ -23,8 +22,7 @@ _FARTHEST = 1 << 24
 _PER_CPU_END = 1 << 24
 
 
-@dataclass(frozen=True)
-class Symbol:
+class Symbol(NamedTuple):
     """A symbol: link-time address, nm's type letter, name, and size (0: up to the next one)."""
 
     address: int

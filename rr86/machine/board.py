@@ -6,7 +6,6 @@ again, so that a trace can hold exactly what was loaded and does not depend on h
 build tables.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -152,6 +151,8 @@ class Placement:
 
     def digest(self) -> str:
         """SHA-256 over everything that the machine is made from: equal machines, equal digests."""
+        import hashlib
+
         state = hashlib.sha256()
 
         def add(*parts: object) -> None:

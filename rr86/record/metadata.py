@@ -7,15 +7,14 @@ two recordings of one run are equal byte for byte. The core stores both without 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rr86.errors import TraceContentError
 
 _LARGEST = 16 << 20
 
 
-@dataclass(frozen=True)
-class Host:
+class Host(NamedTuple):
     """The maker and family of the host's CPU, for what makers do differently."""
 
     maker: str

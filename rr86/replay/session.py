@@ -20,6 +20,23 @@ if TYPE_CHECKING:
     from rr86.replay.checkpoints import Checkpoint
 
 
+class _Console:
+    """Remembers what the guest says, and hands it on.
+
+    An object of its own, so that a session does not refer to itself: its machine is hundreds of
+    megabytes, which have to go with the last reference, and not when the collector comes by.
+    """
+
+    def __init__(self, sink: Callable[[bytes], None] | None) -> None:
+        self.heard = bytearray()
+        self._sink = sink
+
+    def __call__(self, data: bytes) -> None:
+        self.heard += data
+        if self._sink is not None:
+            self._sink(data)
+
+
 class ReplaySession:
     """One replay of one trace. Sessions share nothing and may be driven side by side."""
 
@@ -45,21 +62,15 @@ class ReplaySession:
         self.inspector = Inspector(
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
-        self._console = bytearray()
-        self._sink = console
+        self._console = _Console(console)
         self._execution = Execution(
-            self.machine, self.inspector, self._heard, self.began, stale_int3
+            self.machine, self.inspector, self._console, self.began, stale_int3
         )
-
-    def _heard(self, data: bytes) -> None:
-        self._console += data
-        if self._sink is not None:
-            self._sink(data)
 
     @property
     def console(self) -> bytes:
         """What the guest has sent to its serial console since the replay began."""
-        return bytes(self._console)
+        return bytes(self._console.heard)
 
     @property
     def icount(self) -> int:

@@ -113,8 +113,11 @@ class Trace:
 
     def symbols(self) -> GuestSymbols:
         """The kernel's symbols, placed where the recording found them."""
+        return self._symbols_in(self.image("kernel"))
+
+    def _symbols_in(self, kernel: bytes) -> GuestSymbols:
         footer = self.footer or Footer()
-        return GuestSymbols(self.image("kernel"), footer.kaslr_offset, footer.lstar)
+        return GuestSymbols(kernel, footer.kaslr_offset, footer.lstar)
 
     def names(self) -> PhysicalNames:
         """Names for physical addresses of the kernel, if the recording noted where that was."""
@@ -202,7 +205,7 @@ class Trace:
             self.spec,
             images,
             self.path,
-            self.symbols(),
+            self._symbols_in(images["kernel"]),
             verify,
             console,
             checkpoint=begin,

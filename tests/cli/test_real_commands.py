@@ -40,6 +40,26 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_recording_imports_nothing_that_it_does_not_use(folder: Path) -> None:
+    program = (
+        "import sys; from rr86.cli import main\n"
+        "try: main()\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    options = ["record", "-q", "--no-input", "--limit-instructions", "1", "demo.elf"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *options],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    imported = done.stderr.split()
+    assert "rr86._native" in imported
+    costly = {"capstone", "hashlib", "json", "rich.console", "zstandard"}
+    assert costly.isdisjoint(imported)
+
+
 def spinning(folder: Path, image: Path, least_bytes: int) -> "subprocess.Popen[str]":
     """A recording of a guest that never ends, with at least so many bytes in its trace."""
     process = subprocess.Popen(

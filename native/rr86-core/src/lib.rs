@@ -2,6 +2,7 @@
 //! block. It knows no Python. Arrows point one way:
 //! `record, replay → schedule → machine → translate → memory → cpu`.
 
+pub mod contents;
 pub mod cpu;
 pub mod machine;
 pub mod memory;

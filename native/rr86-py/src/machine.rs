@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyList};
+use rr86_core::contents::Contents;
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
 use rr86_core::record::{Recorder, Stop};
@@ -124,7 +125,7 @@ impl Machine {
         seed: u64,
         quantum: u64,
         start_time: i64,
-        fw_cfg: Vec<(u16, Vec<u8>)>,
+        fw_cfg: Vec<(u16, PyBackedBytes)>,
         fw_cfg_files: Vec<(String, Vec<u8>)>,
         max_block: usize,
         block_capacity: usize,
@@ -147,6 +148,10 @@ impl Machine {
                 ecx,
                 edx,
             })
+            .collect();
+        let fw_cfg = fw_cfg
+            .into_iter()
+            .map(|(key, data)| (key, Contents::new(data)))
             .collect();
         let machine = schedule::Machine::new(MachineConfig {
             memory,
@@ -203,9 +208,9 @@ impl Machine {
         let Driver::Record(recorder) = self.driver() else {
             return Err(NativeError::new_err("a replaying machine cannot record"));
         };
-        let images: Vec<(String, &[u8])> = images
-            .iter()
-            .map(|(name, data)| (name.clone(), &data[..]))
+        let images: Vec<(String, Contents)> = images
+            .into_iter()
+            .map(|(name, data)| (name, Contents::new(data)))
             .collect();
         if let Some(every) = checkpoints {
             recorder

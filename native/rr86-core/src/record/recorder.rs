@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::event::Event;
 use super::observe;
 use super::{TraceError, TraceWriter};
+use crate::contents::Contents;
 use crate::schedule::{CheckpointError, Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
 use crate::translate::engine::StopCause;
 use crate::translate::windows::WindowPolicy;
@@ -119,7 +120,7 @@ impl Recorder {
         &mut self,
         path: &Path,
         header: &[u8],
-        images: &[(String, &[u8])],
+        images: &[(String, Contents)],
     ) -> Result<(), TraceError> {
         self.writer = Some(TraceWriter::create(path, header, images)?);
         Ok(())

@@ -21,6 +21,7 @@ use super::error::TraceError;
 use super::event::Event;
 use super::format::{self, ChunkHeader, ChunkKind, Codec, PagesTable, StateTable};
 use super::varint::put;
+use crate::contents::Contents;
 
 /// The zstd level. On the events of a boot, levels 1 to 9 differ by 1 % in size and by a factor of
 /// eight in time; on images, 3 is worth its time.
@@ -84,14 +85,15 @@ impl TraceWriter {
     pub fn create(
         path: &Path,
         header: &[u8],
-        images: &[(String, &[u8])],
+        images: &[(String, Contents)],
     ) -> Result<Self, TraceError> {
         too_large("a header", header.len() as u64, format::MAX_RAW as u64)?;
-        let list = image_list(images)?;
+        let hashes: Vec<u128> = images.iter().map(|(_, c)| xxh3_128(c)).collect();
+        let list = image_list(images, &hashes)?;
         let mut output = Output::create(path)?;
         output.blob(ChunkKind::HEADER, &[], header)?;
         output.blob(ChunkKind::IMAGE_LIST, &[], &list)?;
-        Self::start(output, distinct(images))
+        Self::start(output, distinct(images, &hashes))
     }
 
     /// Creates the file (replacing one that exists), for a trace that is copied from another.
@@ -99,7 +101,7 @@ impl TraceWriter {
         Self::start(Output::create(path)?, BTreeMap::new())
     }
 
-    fn start(mut output: Output, images: BTreeMap<u128, Vec<u8>>) -> Result<Self, TraceError> {
+    fn start(mut output: Output, images: BTreeMap<u128, Contents>) -> Result<Self, TraceError> {
         let shared = output.shared.clone();
         let path = output.path.clone();
         let (jobs, receiver) = sync_channel(QUEUE);
@@ -296,11 +298,11 @@ fn too_large(what: &'static str, len: u64, limit: u64) -> Result<(), TraceError>
 
 /// The payload of the image list chunk: a count, and for each image its name's length, the name,
 /// the content's length and its hash.
-fn image_list(images: &[(String, &[u8])]) -> Result<Vec<u8>, TraceError> {
+fn image_list(images: &[(String, Contents)], hashes: &[u128]) -> Result<Vec<u8>, TraceError> {
     let mut list = Vec::new();
     let mut names = BTreeSet::new();
     put(&mut list, images.len() as u64);
-    for (name, content) in images {
+    for ((name, content), hash) in images.iter().zip(hashes) {
         too_large("an image's name", name.len() as u64, MAX_IMAGE_NAME as u64)?;
         too_large("an image", content.len() as u64, format::MAX_IMAGE)?;
         if !names.insert(name) {
@@ -309,21 +311,16 @@ fn image_list(images: &[(String, &[u8])]) -> Result<Vec<u8>, TraceError> {
         put(&mut list, name.len() as u64);
         list.extend_from_slice(name.as_bytes());
         put(&mut list, content.len() as u64);
-        list.extend_from_slice(&xxh3_128(content).to_be_bytes());
+        list.extend_from_slice(&hash.to_be_bytes());
     }
     too_large("an image list", list.len() as u64, format::MAX_RAW as u64)?;
     Ok(list)
 }
 
 /// The different contents among images, by hash.
-fn distinct(images: &[(String, &[u8])]) -> BTreeMap<u128, Vec<u8>> {
-    let mut contents = BTreeMap::new();
-    for (_, content) in images {
-        contents
-            .entry(xxh3_128(content))
-            .or_insert_with(|| content.to_vec());
-    }
-    contents
+fn distinct(images: &[(String, Contents)], hashes: &[u128]) -> BTreeMap<u128, Contents> {
+    let contents = images.iter().map(|(_, content)| content.clone());
+    hashes.iter().copied().zip(contents).collect()
 }
 
 /// The file, as the thread sees it.
@@ -405,7 +402,7 @@ impl Output {
         self.file.flush().map_err(|e| TraceError::io(&self.path, e))
     }
 
-    fn images(&mut self, images: &BTreeMap<u128, Vec<u8>>) -> Result<(), TraceError> {
+    fn images(&mut self, images: &BTreeMap<u128, Contents>) -> Result<(), TraceError> {
         for (hash, content) in images {
             for (n, piece) in content.chunks(format::IMAGE_CHUNK).enumerate() {
                 let mut table = hash.to_be_bytes().to_vec();

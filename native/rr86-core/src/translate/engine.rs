@@ -769,7 +769,9 @@ impl Engine {
             let matches = condition == 3 || condition == 1 && write;
             let len = [1, 2, 8, 4][(vcpu.cpu.dr[7] >> (18 + 4 * n) & 3) as usize];
             let at = vcpu.cpu.dr[n] & !(len - 1);
-            if enabled && matches && linear < at + len && at < linear.wrapping_add(size as u64) {
+            let overlaps = linear <= at.saturating_add(len - 1)
+                && at <= linear.saturating_add(size.max(1) as u64 - 1);
+            if enabled && matches && overlaps {
                 vcpu.run.debug_hits |= 1 << n;
             }
         }

@@ -69,7 +69,7 @@ pub fn machine(oracle: bool) -> Machine {
 pub fn record(path: &Path) {
     let mut recorder = Recorder::new(machine(false), Scheduler::new(Policy::Uniform, 5, 1000));
     recorder
-        .record_to(path, b"", &[("kernel".to_string(), &PROGRAM[..])])
+        .record_to(path, b"", &[("kernel".to_string(), (&PROGRAM[..]).into())])
         .expect("a trace");
     let stop = recorder
         .run(40_000, &mut Conditions::default())
@@ -83,7 +83,7 @@ pub fn rewrite(from: &Path, to: &Path, change: impl FnOnce(&mut Vec<(u64, Event)
     let reader = TraceReader::open(from).expect("a trace");
     let mut events: Vec<_> = reader.stream().map(|e| e.expect("an event")).collect();
     change(&mut events);
-    let images = [("kernel".to_string(), &PROGRAM[..])];
+    let images = [("kernel".to_string(), (&PROGRAM[..]).into())];
     let mut writer = TraceWriter::create(to, reader.header(), &images).expect("a copy");
     for (icount, event) in &events {
         writer.push(*icount, event).expect("an event");
