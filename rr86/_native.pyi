@@ -117,6 +117,8 @@ class OracleVerdict(TypedDict):
     missing: int
     # hand-offs of the trace that the replay has reached
     hand_offs: int
+    # physical address of a byte that somebody must have written, unseen; None as it should be
+    unseen: int | None
     gaps: list[OracleGap]
 
 @final
@@ -289,12 +291,10 @@ class ExpansionReader:
     """What a full replay noted beside a trace, for replays of one vCPU and for `who-wrote`."""
 
     @staticmethod
-    def open(trace: str, path: str) -> "ExpansionReader | None":
+    def open(trace: str, path: str) -> ExpansionReader | None:
         """The expansion of a trace; None if the file is absent, unfinished, or not this trace's."""
     def has_stores(self) -> bool: ...
-    def stores(
-        self, paddr: int, length: int
-    ) -> list[tuple[int, int, int, int, int, bytes, bytes]]:
+    def stores(self, paddr: int, length: int) -> list[tuple[int, int, int, int, int, bytes, bytes]]:
         """Stores to shared lines that touch the range, by the moment of the last of each run:
         (vcpu or -1, paddr, first, last, rip, old, new). A run is all stores of one agent to
         exactly these bytes between two hand-offs of the page; old, new and rip are the last's."""

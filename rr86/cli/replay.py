@@ -148,6 +148,6 @@ def command(
         show_oracle(report, session.inspector)
     if stop.reason == "interrupted":
         raise typer.Exit(128 + interruption.signal if interruption else 141)
-    if oracle and report.missing:
+    if oracle and not report.clean:
         raise typer.Exit(ERROR)
     raise typer.Exit(of_stop(stop))

@@ -37,6 +37,10 @@ def show_oracle(report: "OracleReport", inspector: "Inspector") -> None:
         f"that another wrote, {report.missing:,} not told by {report.hand_offs:,} hand-offs",
         file=sys.stderr,
     )
+    if report.unseen is not None:
+        print(
+            f"rr86: oracle: nobody was seen to write physical {report.unseen:#x}", file=sys.stderr
+        )
     for gap in report.gaps[:_GAPS_SHOWN]:
         print(f"  {gap.describe(inspector.symbolize)}", file=sys.stderr)
     if len(report.gaps) > _GAPS_SHOWN:

@@ -55,13 +55,22 @@ class Gap:
 class OracleReport:
     """What the oracle saw of a replay: how many accesses, how many of them met bytes that another
     agent wrote last (`foreign`), how many of those the trace does not tell of (`missing`), the
-    trace's hand-offs, and the gaps, at most a hundred."""
+    trace's hand-offs, and the gaps, at most a hundred.
+
+    `unseen` is the physical address of a byte that changed without the oracle having seen a write;
+    then it was not told of everything, and its report is worth nothing. None as it should be."""
 
     accesses: int
     foreign: int
     missing: int
     hand_offs: int
+    unseen: int | None
     gaps: tuple[Gap, ...]
+
+    @property
+    def clean(self) -> bool:
+        """Whether the oracle saw everything, and the trace tells of all of it."""
+        return self.missing == 0 and self.unseen is None
 
     @classmethod
     def from_native(cls, verdict: "OracleVerdict") -> "OracleReport":
@@ -71,5 +80,6 @@ class OracleReport:
             foreign=verdict["foreign"],
             missing=verdict["missing"],
             hand_offs=verdict["hand_offs"],
+            unseen=verdict["unseen"],
             gaps=tuple(Gap(**gap) for gap in verdict["gaps"]),
         )

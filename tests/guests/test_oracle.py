@@ -46,6 +46,8 @@ def asked(recorded: Recorded) -> OracleReport:
 def assert_nothing_is_missing(report: OracleReport) -> None:
     assert [gap.describe() for gap in report.gaps] == []
     assert report.missing == 0
+    assert report.unseen is None
+    assert report.clean
     # Images are loaded by nobody's vCPU, so every guest meets bytes of another.
     assert 0 < report.foreign < report.accesses
     assert report.hand_offs > 0

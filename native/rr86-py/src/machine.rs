@@ -555,7 +555,9 @@ impl Machine {
     fn oracle_verdict<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
         let engine = &self.driver().machine()?.engine;
         let oracle = engine.oracle();
-        oracle.map(|o| oracle::verdict(py, o.verdict())).transpose()
+        oracle
+            .map(|o| oracle::verdict(py, o.verdict(), engine.unseen_by_oracle()))
+            .transpose()
     }
 
     fn go_free(&mut self) -> PyResult<()> {

@@ -10,7 +10,11 @@ fn agent(number: u8) -> Option<u8> {
 }
 
 /// A verdict as a dictionary.
-pub fn verdict<'py>(py: Python<'py>, verdict: &Verdict) -> PyResult<Bound<'py, PyDict>> {
+pub fn verdict<'py>(
+    py: Python<'py>,
+    verdict: &Verdict,
+    unseen: Option<u64>,
+) -> PyResult<Bound<'py, PyDict>> {
     let gaps = PyList::empty(py);
     for gap in &verdict.gaps {
         let d = PyDict::new(py);
@@ -30,6 +34,7 @@ pub fn verdict<'py>(py: Python<'py>, verdict: &Verdict) -> PyResult<Bound<'py, P
     d.set_item("foreign", verdict.foreign)?;
     d.set_item("hand_offs", verdict.hand_offs)?;
     d.set_item("missing", verdict.missing)?;
+    d.set_item("unseen", unseen)?;
     d.set_item("gaps", gaps)?;
     Ok(d)
 }

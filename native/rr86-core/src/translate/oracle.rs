@@ -79,19 +79,22 @@ struct Book {
     told: BTreeMap<u8, [Clock; LINES]>,
 }
 
+/// The bits of a stamp that are a clock.
+const CLOCK: u64 = (1 << 56) - 1;
+
 /// A writer's number plus one in the top byte, and below it the clock of the write. 0 is nobody.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp(u64);
 
 impl Stamp {
     fn new(writer: u8, clock: Clock) -> Self {
-        Self((u64::from(writer) + 1) << 56 | clock & (1 << 56) - 1)
+        Self((u64::from(writer) + 1) << 56 | clock & CLOCK)
     }
     fn writer(self) -> Option<u8> {
         ((self.0 >> 56) as u8).checked_sub(1)
     }
     fn clock(self) -> Clock {
-        self.0 & (1 << 56) - 1
+        self.0 & CLOCK
     }
 }
 
@@ -263,6 +266,22 @@ impl Engine {
     /// The same, to be told of the log.
     pub fn oracle_mut(&mut self) -> Option<&mut Oracle> {
         self.oracle.as_deref_mut()
+    }
+
+    /// Physical address of a byte that is not zero, as RAM is at power-on, and that the oracle saw nobody
+    /// write: it is not told of everything then, and its verdict is worth nothing.
+    pub fn unseen_by_oracle(&self) -> Option<u64> {
+        let oracle = self.oracle.as_deref()?;
+        (0..self.ram.pages()).find_map(|index| {
+            let paddr = self.ram.page_address(index);
+            let book = oracle.books.get((paddr >> PAGE_SHIFT) as usize);
+            let book = book.and_then(Option::as_deref);
+            let written = |at: usize| book.is_some_and(|book| book.last[at] != 0);
+            let mut bytes = self.ram.page(index).iter().enumerate();
+            bytes
+                .find(|&(at, &byte)| byte != 0 && !written(at))
+                .map(|(at, _)| paddr + at as u64)
+        })
     }
 
     /// Tells the oracle of an access.
