@@ -115,6 +115,16 @@ def command(
             help="End at this size, as 100M or 2G.",
         ),
     ] = None,
+    checkpoints: Annotated[
+        int | None,
+        typer.Option(
+            "--checkpoints",
+            metavar="EVERY",
+            parser=parse_count,
+            help="Keep the whole machine after every so many instructions, as 200M: replays then "
+            "reach later moments at once.",
+        ),
+    ] = None,
     no_input: Annotated[bool, typer.Option("--no-input", help="Give stdin to nobody.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Show counters at the end.")] = False,
     quiet: Annotated[
@@ -153,6 +163,7 @@ def command(
         seed=seed,
         output=output,
         console=None if quiet else out.write,
+        checkpoints=checkpoints,
         **{name: value for name, value in more.items() if value is not None},
     )
     source = Input(enabled=not no_input)

@@ -5,11 +5,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rr86.cli.status import of_stop, reporting_errors, say
+from rr86.cli.status import ERROR, of_stop, reporting_errors, say
 from rr86.cli.values import trace_or_newest
 
 if TYPE_CHECKING:
     from rr86.replay.stop import Stop
+
+
+def _moment(text: str) -> int:
+    """The instruction count that --from names."""
+    from rr86.errors import ConditionError
+    from rr86.replay.conditions import Icount, parse
+
+    condition = parse(text if "=" in text else f"icount={text}")
+    if not isinstance(condition, Icount):
+        raise ConditionError(f"a replay can begin at icount=N only, not at {text!r}")
+    return condition.count
+
+
+def _beginning(began: int, first: int) -> str:
+    """Where the replay has begun, and what that means for the console."""
+    place = f"the checkpoint at instruction {began:,}" if began else "power-on"
+    return f"replaying from {place}; console output before instruction {first:,} is not shown"
 
 
 @reporting_errors
@@ -51,8 +68,24 @@ def command(
             help="Where the expansion is, or shall be; by default TRACE.expansion.",
         ),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="icount=N",
+            help="Begin there, from the last checkpoint before; what comes earlier is not shown.",
+        ),
+    ] = None,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not compare digests on the way.")
+    ] = False,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle",
+            help="Check every access to memory against the trace's hand-offs; slow. "
+            "Exit status 1 if a cross-vCPU write is missing.",
+        ),
     ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Show counters at the end.")] = False,
     quiet: Annotated[
@@ -61,7 +94,8 @@ def command(
 ) -> None:
     """Replay a trace to its end, or to the first moment where a condition is met.
 
-    The guest's serial console goes to stdout, everything else to stderr. A vCPU that is replayed
+    The guest's serial console goes to stdout, everything else to stderr. --from is quick where the
+    trace has checkpoints (rr86 record --checkpoints, rr86 checkpoint). A vCPU that is replayed
     alone has no devices, and so no console; its own digests are compared.
 
     An INT3 (CC) or INT 3 (CD 03) is stale if a translated block holds it and memory does not. In a
@@ -72,23 +106,26 @@ def command(
     """
     from rr86.cli import alone
     from rr86.cli.progress import Progress
-    from rr86.cli.show import show_statistics, show_stop
+    from rr86.cli.show import show_oracle, show_statistics, show_stop
     from rr86.cli.terminal import Interruption, Output
     from rr86.record.metadata import this_host
-    from rr86.replay.conditions import End, Int3, as_conditions
+    from rr86.replay.conditions import End, Icount, Int3, as_conditions
     from rr86.replay.int3 import explain
     from rr86.replay.trace import open_trace
 
     lone = parallel or vcpu is not None
     if parallel and vcpu is not None:
         raise typer.BadParameter("--vcpu and --parallel exclude each other")
-    if lone and until:
+    whole = [("--until", until), ("--from", start), ("--oracle", oracle)]
+    if lone and any(value for _, value in whole):
+        name = next(name for name, value in whole if value)
         raise typer.BadParameter(
-            "--until needs the whole machine: it does not go with --vcpu or --parallel"
+            f"{name} needs the whole machine: it does not go with --vcpu or --parallel"
         )
     if expansion is not None and not lone:
         raise typer.BadParameter("--expansion is for --vcpu and --parallel")
     conditions = as_conditions(until)
+    first = None if start is None else _moment(start)
     recorded = open_trace(trace_or_newest(trace))
     if not recorded.complete and not quiet:
         why = recorded.damage or "nobody ended it"
@@ -108,7 +145,14 @@ def command(
     out = Output()
     progress = Progress("replaying")
     interruption = Interruption()
-    session = recorded.session(not no_verify, None if quiet else out.write)
+    shown = not quiet and first is None
+
+    def heard(data: bytes) -> None:
+        if shown:
+            out.write(data)
+
+    session = recorded.session(not no_verify, heard, first, oracle)
+    progress.began = session.began
 
     def between_slices(moment: "Stop") -> bool:
         progress.update(moment)
@@ -116,7 +160,14 @@ def command(
 
     with interruption.watching():
         with progress.shown(not quiet):
-            stop = session.run(conditions, tick=between_slices)
+            stop = None
+            if first is not None and first > session.began:
+                stop = session.run(Icount(first), tick=between_slices)
+            if first is not None and not quiet:
+                say(_beginning(session.began, first))
+                shown = True
+            if stop is None or stop.reason == "condition":
+                stop = session.run(conditions, tick=between_slices)
             speed = progress.text(stop)
         if not quiet:
             out.end_line()
@@ -135,6 +186,11 @@ def command(
             say(speed)
         if stats:
             show_statistics(session.statistics())
+    if oracle:
+        report = session.oracle_report()
+        show_oracle(report, session.inspector)
     if stop.reason == "interrupted":
         raise typer.Exit(128 + interruption.signal if interruption else 141)
+    if oracle and not report.clean:
+        raise typer.Exit(ERROR)
     raise typer.Exit(of_stop(stop))

@@ -10,6 +10,7 @@ from rr86.cli.status import Failure, reporting_errors, say
 if TYPE_CHECKING:
     from rr86.replay.places import Located, Place
     from rr86.replay.stop import Stop
+    from rr86.replay.trace import Trace
     from rr86.replay.writers import WriteRecord
 
 FOUND, NOBODY, FAILED = 0, 1, 2
@@ -29,16 +30,18 @@ def _hex(data: bytes) -> str:
     return f"{shown} …" if len(data) > _MOST_BYTES_SHOWN else shown
 
 
-def _headline(place: "Place", located: "Located", at: int | None) -> str:
-    where = ", ".join(
-        f"{start:#x}" + (f" to {start + size - 1:#x}" if size > 1 else "")
-        for start, size in located.ranges
-    )
-    what = f"physical {where}"
+def _headline(trace: "Trace", place: "Place", located: "Located", at: int | None) -> str:
+    """What is asked about, with the names that it has."""
+    names = trace.names()
+    parts = []
+    for start, size in located.ranges:
+        where = f"{start:#x}" + (f" to {start + size - 1:#x}" if size > 1 else "")
+        name = names.lookup(start) or place.symbol
+        parts.append(f"physical {where}" + (f" <{name}>" if name else ""))
     if located.linear is not None:
-        name = f"{place.symbol}+{place.offset:#x}" if place.offset else place.symbol
-        what = f"{located.linear:#x}{f' <{name}>' if name else ''}, {what}"
-    return f"{what}, " + ("at the end" if at is None else f"before instruction {at:,}")
+        parts.insert(0, f"{located.linear:#x}")
+    moment = "at the end" if at is None else f"before instruction {at:,}"
+    return f"{', '.join(parts)}, {moment}"
 
 
 def _lines(record: "WriteRecord") -> list[str]:
@@ -124,7 +127,7 @@ def _run(
         }
         print(json.dumps(answer, indent=2))
     else:
-        print(_headline(place, located, at))
+        print(_headline(recorded, place, located, at))
         for record in records:
             print("\n".join(_lines(record)))
         say(_source(records, history.has_log, expansion.why_not(recorded.spec)))
@@ -176,7 +179,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
     """Name the last writer of some bytes: which vCPU, at which moment, with which instruction, and
-    what it wrote over what.
+    what it wrote over what. A per-CPU symbol is answered for each CPU.
 
     Memory that several vCPUs touch is answered from the log of stores in the trace's expansion, if
     that has one. Otherwise the trace is replayed up to the moment, and it is said.

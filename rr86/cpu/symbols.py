@@ -8,8 +8,7 @@ guest's kernel image when somebody first asks, because unpacking a kernel takes 
 import fnmatch
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rr86.errors import KernelImageError, SymbolsError
 
@@ -23,8 +22,7 @@ _FARTHEST = 1 << 24
 _PER_CPU_END = 1 << 24
 
 
-@dataclass(frozen=True)
-class Symbol:
+class Symbol(NamedTuple):
     """A symbol: link-time address, nm's type letter, name, and size (0: up to the next one)."""
 
     address: int
@@ -71,15 +69,6 @@ class SymbolTable:
         symbol = self._by_name.get(name)
         return None if symbol is None else symbol.address
 
-    def size(self, name: str) -> int:
-        """The size of a symbol: what its table says, or else up to the next address with a name; 0
-        where neither is known."""
-        symbol = self._by_name.get(name)
-        if symbol is None or symbol.size:
-            return 0 if symbol is None else symbol.size
-        index = bisect_right(self._addresses, symbol.address)
-        return self._addresses[index] - symbol.address if index < len(self._addresses) else 0
-
     def runtime_address(self, symbol: Symbol) -> int:
         """Where a symbol is in the running guest."""
         if self.relocatable and symbol.address < _PER_CPU_END:
@@ -114,6 +103,12 @@ class SymbolTable:
         if distance >= _FARTHEST or (distance and index + 1 == len(self._rows) and not best.size):
             return None
         return best, distance
+
+    def distance_to_next(self, address: int) -> int | None:
+        """Bytes from a runtime address to the next symbol's; None behind the last one."""
+        linked = address - self.offset
+        index = bisect_right(self._addresses, linked)
+        return self._addresses[index] - linked if index < len(self._addresses) else None
 
     def lookup(self, address: int) -> str | None:
         """`name` or `name+0x1c` for a runtime address, or None where no symbol covers it."""

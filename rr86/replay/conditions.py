@@ -29,7 +29,6 @@ class Condition:
         return self.kind
 
 
-@dataclass(frozen=True)
 class Int3(Condition):
     """The INT3 that matters: in a replay of a trace in which INT3s were executed that memory did
     not hold (`Trace.stale_int3s`), before such a one; otherwise as `AnyInt3`."""
@@ -37,7 +36,6 @@ class Int3(Condition):
     kind = "int3"
 
 
-@dataclass(frozen=True)
 class AnyInt3(Condition):
     """Before an INT3 (CC) or INT 3 (CD 03) executes on any vCPU, or the handler of an interrupt
     that came with vector 3."""
@@ -45,21 +43,18 @@ class AnyInt3(Condition):
     kind = "any-int3"
 
 
-@dataclass(frozen=True)
 class StaleInt3(Condition):
     """Before an INT3 or INT 3 executes that is in a stale block, and not in memory."""
 
     kind = "stale-int3"
 
 
-@dataclass(frozen=True)
 class Stale(Condition):
     """Before a block executes whose source bytes memory no longer holds."""
 
     kind = "stale"
 
 
-@dataclass(frozen=True)
 class Panic(Condition):
     """On entry to the kernel's panic(); without symbols, when the console says so."""
 
@@ -134,7 +129,6 @@ class Irq(Condition):
         return f"irq={self.vector}"
 
 
-@dataclass(frozen=True)
 class End(Condition):
     """The end of the run; it is where every run without other conditions stops."""
 

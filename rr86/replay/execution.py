@@ -38,6 +38,7 @@ class Execution:
         machine: "Machine",
         inspector: Inspector,
         console: Callable[[bytes], None] | None = None,
+        began: int = 0,
         stale_int3: bool = False,
     ) -> None:
         self.machine = machine
@@ -46,7 +47,7 @@ class Execution:
         self.stop: Stop | None = None
         self._sink = console
         self._slice = _FIRST_SLICE
-        self._icount = 0
+        self._icount = began
 
     @property
     def icount(self) -> int:

@@ -1,8 +1,9 @@
 """Where in physical memory something is that has a linear address or a name.
 
-Translation is exact, by the guest's own page tables: those of a vCPU at a moment, which takes a
-replay up to it. A Linux kernel's own image is simpler: it stays where it is from before the entry
-to x86_64_start_kernel on, so its symbols take a replay of the beginning only.
+A linear address is translated exactly, by the page tables of a vCPU at a moment, which takes a
+replay up to it. Symbols need none: the kernel's image is contiguous and never moves, nor do the
+per-CPU areas, and a finished recording says where both are. Of an unfinished one, the beginning is
+replayed up to the kernel's entry, where its image is mapped already.
 """
 
 import re
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _PAGE = 4096
 _PER_CPU_END = 1 << 24
+# A symbol of up to so many bytes is meant as a whole.
+_WORD = 8
 
 
 @dataclass(frozen=True)
@@ -67,61 +70,65 @@ def locate(
     tick: Tick | None = None,
 ) -> Located:
     """Find a place: a physical address as it is, a linear one (`virtual`) as `vcpu` maps it at the
-    moment `at` (None: the end), a symbol where the kernel is. One byte where no size was said, or
-    the size of the symbol where that is known and at most eight."""
+    moment `at` (None: the end), a symbol where the kernel is, a per-CPU one for each CPU.
+
+    Where no size was said it is a symbol's, if that is at most eight bytes, and one byte otherwise.
+    """
     check_vcpu(trace, vcpu)
-    if place.address is not None:
-        size = place.size or 1
-        if not virtual:
-            return Located(((place.address, size),), None)
-        return _translated(_at(trace, at, tick), vcpu, place.address, size)
-    assert place.symbol is not None
+    if place.symbol is not None:
+        return _symbol(trace, place, place.symbol, tick)
+    assert place.address is not None
+    size = place.size or 1
+    if not virtual:
+        return Located(((place.address, size),), None)
+    return _translated(_at(trace, at, tick), vcpu, place.address, size)
+
+
+def _symbol(trace: "Trace", place: Place, name: str, tick: Tick | None) -> Located:
     symbols = trace.symbols()
     linked = symbols.linked
     if linked is None:
-        raise SymbolsError(f"{place.symbol!r} cannot be looked up: {symbols.problem}")
+        raise SymbolsError(f"{name!r} cannot be looked up: {symbols.problem}")
     # Misspelt names fail before anything is replayed.
-    linked.address(place.symbol)
-    base = linked.link_address(place.symbol) or 0
-    if linked.relocatable and base < _PER_CPU_END:
-        raise AddressError(
-            f"{place.symbol} is a per-CPU variable, one for each vCPU: add the vCPU's GS base, and "
-            "ask with --virtual"
+    linked.address(name)
+    names = trace.names()
+    if names.known:
+        return Located(
+            tuple(
+                (start + place.offset, place.size or _word(length - place.offset))
+                for start, length in names.ranges(name)
+            ),
+            None,
         )
-    size = place.size or _known_size(linked.size(place.symbol), place.offset)
-    if linked.relocatable and linked.link_address(ENTRY_SYMBOL) is not None:
-        session = trace.session()
-        stop = session.run(f"symbol={ENTRY_SYMBOL}", tick=tick)
-        if stop.reason == "interrupted":
-            raise KeyboardInterrupt
-        if stop.reason != "condition":
-            raise AddressError("the kernel never came to its entry: its symbols have no place yet")
-        vcpu = stop.vcpu
-    else:
-        session = _at(trace, at, tick)
+    if (linked.link_address(name) or 0) < _PER_CPU_END:
+        raise AddressError(
+            f"{name} is a per-CPU variable, and the recording was not finished, so that it does "
+            "not say where these are"
+        )
+    session = trace.session()
+    stop = session.run(f"symbol={ENTRY_SYMBOL}", tick=tick)
+    if stop.reason == "interrupted":
+        raise KeyboardInterrupt
     table = session.inspector.symbols.table
-    if table is None:
-        raise SymbolsError("the trace does not say where the kernel was")
-    return _translated(session, vcpu, table.address(place.symbol) + place.offset, size)
+    if stop.reason != "condition" or table is None:
+        raise AddressError("the kernel never came to its entry: its symbols have no place yet")
+    address = table.address(name)
+    size = place.size or _word((table.distance_to_next(address) or 1) - place.offset)
+    return _translated(session, stop.vcpu, address + place.offset, size)
 
 
-def _known_size(size: int, offset: int) -> int:
-    left = size - offset
-    return left if 1 <= left <= 8 else 1
+def _word(length: int) -> int:
+    return length if 1 <= length <= _WORD else 1
 
 
 def _at(trace: "Trace", at: int | None, tick: Tick | None) -> "ReplaySession":
-    session = begin_before(trace, at)
-    if at != 0:
+    last = trace.summary()["last_icount"] if at is None else at
+    session = trace.session(at=max(0, last - 1))
+    if at is None or at > session.icount:
         stop = session.run("end" if at is None else f"icount={at}", tick=tick)
         if stop.reason == "interrupted":
             raise KeyboardInterrupt
     return session
-
-
-def begin_before(trace: "Trace", at: int | None) -> "ReplaySession":
-    """A replay that stands at a moment before this one (None: the end), as late as may be."""
-    return trace.session()
 
 
 def _translated(session: "ReplaySession", vcpu: int, address: int, size: int) -> Located:

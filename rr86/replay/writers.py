@@ -24,7 +24,6 @@ from rr86.replay.execution import Tick
 if TYPE_CHECKING:
     from rr86._native import ExpansionReader, LoggedWrite, Machine
     from rr86.cpu.symbols import GuestSymbols
-    from rr86.replay.session import ReplaySession
     from rr86.replay.stop import Stop
     from rr86.replay.trace import Trace
 
@@ -303,12 +302,7 @@ def _logged_store(write: "LoggedWrite") -> Store:
 
 def _beginnings(trace: "Trace") -> list[int]:
     """Moments at which a replay can begin, in order."""
-    return [0]
-
-
-def _begin(trace: "Trace", moment: int) -> "ReplaySession":
-    """A replay that begins at one of these moments."""
-    return trace.session()
+    return [0, *sorted(each.icount for each in trace.checkpoints())]
 
 
 def _logged(
@@ -322,7 +316,7 @@ def _logged(
     """The last store to each of these bytes in a replay from `start` to `end`; if `exact`, only
     those before `end`."""
     wanted = set(places)
-    session = _begin(trace, start)
+    session = trace.session(at=start)
     session.machine.log_writes(_ranges(wanted))
     found: dict[int, Store] = {}
 

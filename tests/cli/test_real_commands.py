@@ -40,6 +40,26 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_recording_imports_nothing_that_it_does_not_use(folder: Path) -> None:
+    program = (
+        "import sys; from rr86.cli import main\n"
+        "try: main()\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    options = ["record", "-q", "--no-input", "--limit-instructions", "1", "demo.elf"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *options],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    imported = done.stderr.split()
+    assert "rr86._native" in imported
+    costly = {"capstone", "hashlib", "json", "rich.console", "zstandard"}
+    assert costly.isdisjoint(imported)
+
+
 def spinning(folder: Path, image: Path, least_bytes: int) -> "subprocess.Popen[str]":
     """A recording of a guest that never ends, with at least so many bytes in its trace."""
     process = subprocess.Popen(
@@ -229,3 +249,117 @@ def test_an_expansion_that_says_otherwise_is_a_divergence(folder: Path) -> None:
         diverged = rr86(folder, "replay", *option, "1.rr86")
         assert diverged.returncode == 4, diverged.stderr
         assert "the replay diverged" in diverged.stderr
+
+
+def test_a_replay_begins_at_a_checkpoint_and_says_so(folder: Path) -> None:
+    recorded = rr86(folder, "record", "--smp", "4", "-m", "64M", "--checkpoints", "1M", "demo.elf")
+    assert recorded.returncode == 0
+    trace = open_trace(folder / "demo.elf-001.rr86")
+    found = trace.checkpoints()
+    assert "checkpoints" in rr86(folder, "info").stdout
+    shown = json.loads(rr86(folder, "info", "--json").stdout)["checkpoints"]
+    assert [each["icount"] for each in shown] == [each.icount for each in found]
+    moment = found[1].icount + 300_000
+    late = rr86(folder, "replay", "--from", f"icount={moment}")
+    assert late.returncode == 0
+    assert recorded.stdout.endswith(late.stdout)
+    assert len(late.stdout) < len(recorded.stdout)
+    line = (
+        f"replaying from the checkpoint at instruction {found[1].icount:,}; console output before"
+    )
+    assert late.stderr.count(line) == 1
+    stop = moment + 1000
+    near = rr86(folder, "replay", "--from", str(moment), "--until", f"icount={stop}")
+    far = rr86(folder, "replay", "--until", f"icount={stop}")
+    # All but the lines about where it began and how fast it was.
+    assert near.stderr.splitlines()[2:-1] == far.stderr.splitlines()[1:-1]
+
+
+def test_without_checkpoints_a_replay_from_a_moment_begins_at_power_on(
+    folder: Path, demo_trace: Path
+) -> None:
+    whole = rr86(folder, "replay", str(demo_trace))
+    late = rr86(folder, "replay", str(demo_trace), "--from", "2000000")
+    assert late.returncode == 0
+    assert whole.stdout.endswith(late.stdout)
+    assert len(late.stdout) < len(whole.stdout)
+    assert "replaying from power-on" in late.stderr
+    beyond = rr86(folder, "replay", str(demo_trace), "--from", "99000000000")
+    assert (beyond.returncode, beyond.stdout) == (0, "")
+
+
+def test_checkpoints_are_added_in_place_or_beside(folder: Path) -> None:
+    rr86(folder, "record", "--smp", "4", "-m", "64M", "--checkpoints", "1M", "demo.elf")
+    path = folder / "demo.elf-001.rr86"
+    before = len(open_trace(path).checkpoints())
+    done = rr86(folder, "checkpoint", str(path), "--every", "2M", "-o", "other.rr86")
+    assert done.returncode == 0
+    fewer = len(open_trace(folder / "other.rr86").checkpoints())
+    assert 0 < fewer < before == len(open_trace(path).checkpoints())
+    assert f"{fewer} checkpoints" in done.stderr
+    assert rr86(folder, "checkpoint", "--every", "2M", str(path)).returncode == 0
+    assert len(open_trace(path).checkpoints()) == fewer
+    assert rr86(folder, "replay", str(path)).returncode == 0
+
+
+def test_wrong_uses_of_checkpoints_are_one_line(folder: Path, demo_trace: Path) -> None:
+    for status, arguments in (
+        (2, ("replay", str(demo_trace), "--from", "rip=0x1000")),
+        (2, ("replay", str(demo_trace), "--from", "soon")),
+        (2, ("record", "demo.elf", "--checkpoints", "often")),
+        (1, ("record", "demo.elf", "--checkpoints", "1M", "--block-protocol", "chain-kept")),
+        (1, ("checkpoint", "none.rr86")),
+        (1, ("checkpoint", str(demo_trace), "-o", "no/where.rr86")),
+    ):
+        done = rr86(folder, *arguments)
+        assert done.returncode == status, done.stderr
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith("rr86: error: ")
+
+
+def test_who_wrote_names_the_writer_from_a_replay_and_from_the_log(
+    folder: Path, demo_trace: Path
+) -> None:
+    path = folder / "demo.rr86"
+    path.write_bytes(demo_trace.read_bytes())
+    trace = open_trace(path)
+    event = [e for e in trace.events(["hand-off"], first=1_000_000) if e.fields["from"] in range(4)]
+    page, lines = next((int(e.fields["page"]), int(e.fields["lines"])) for e in event)
+    line = (lines & -lines).bit_length() - 1
+    place = f"{page * 4096 + line * 64:#x}:8"
+    replayed = rr86(folder, "who-wrote", "demo.rr86", place)
+    assert replayed.returncode == 0, replayed.stderr
+    assert "answered by a replay: there is no log of stores" in replayed.stderr
+    assert " at instruction " in replayed.stdout
+    assert "vCPU " in replayed.stdout
+    logged = rr86(folder, "who-wrote", "--expand", "demo.rr86", place)
+    assert logged.returncode == 0, logged.stderr
+    assert "answered from the trace's log of stores" in logged.stderr
+    assert logged.stdout == replayed.stdout
+    answer = json.loads(rr86(folder, "who-wrote", "--json", "demo.rr86", place).stdout)
+    assert sum(each["size"] for each in answer["writes"]) == 8
+    first = next(each for each in answer["writes"] if each["by"] != "nobody")
+    assert first["source"] == "log"
+    at = str(first["icount"] + 1)
+    again = rr86(folder, "who-wrote", "--json", "demo.rr86", place, "--at", at)
+    assert first in [{**each, "source": "log"} for each in json.loads(again.stdout)["writes"]]
+
+
+def test_who_wrote_tells_nobody_from_an_error(folder: Path, demo_trace: Path) -> None:
+    nobody = rr86(folder, "who-wrote", str(demo_trace), "0x3f00000:16")
+    assert (nobody.returncode, nobody.stdout.splitlines()[1:]) == (
+        1,
+        ["  0x3f00000 to 0x3f0000f: nobody has written it", "    since power-on: zero"],
+    )
+    for wrong in (
+        ["0x123456789000"],
+        ["nosuchsymbol"],
+        ["--virtual", "0xffff800000000000"],
+        ["--virtual", "--vcpu", "9", "0x1000"],
+        ["--vcpu", "1", "0x1000"],
+        ["--at", "soon", "0x1000"],
+        ["one:two"],
+    ):
+        failed = rr86(folder, "who-wrote", str(demo_trace), *wrong)
+        assert (failed.returncode, failed.stdout) == (2, ""), wrong
+        assert failed.stderr.startswith("rr86: error: "), wrong

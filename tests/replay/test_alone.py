@@ -193,3 +193,10 @@ def test_traces_that_cannot_be_taken_apart_are_refused(
     trace = record_guest(MANIFEST["xmod"], tmp_path / "x.rr86", append=GUESTS["xmod"], **options)
     with pytest.raises(ExpansionError, match=why):
         trace.trace().alone(0)
+
+
+def test_checkpoints_are_no_matter_to_a_vcpu_alone(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints.rr86"
+    trace = record_guest(MANIFEST["smp"], path, checkpoints=200_000).trace()
+    assert trace.checkpoints()
+    assert trace.replay_parallel().instructions == sum(trace.retired())

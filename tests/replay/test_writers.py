@@ -186,6 +186,30 @@ def test_without_a_log_every_answer_comes_from_a_replay(smp: Truth, tmp_path: Pa
     assert history.has_log
 
 
+def test_a_replay_goes_back_from_checkpoint_to_checkpoint(tmp_path: Path) -> None:
+    trace = recorded(tmp_path, "smp", checkpoints=200_000)
+    assert len(trace.checkpoints()) > 5
+    truth = truth_of(trace, pages_of(trace))
+    history = WriteHistory(trace)
+    moments = [each.icount for each in trace.checkpoints()]
+    draw = random.Random(10)
+    long_ago = 0
+    for paddr in draw.sample(sorted(truth.writes), 12):
+        for moment in (draw.randrange(truth.last + 1), draw.choice(moments), truth.last):
+            (record,) = history.who_wrote(paddr, 1, moment)
+            assert_true(truth, record, moment)
+            long_ago += record.moment is not None and moment - record.moment > 400_000
+    assert long_ago > 5
+    # Writes at the very moment of a checkpoint belong to one of its sides only.
+    for moment in moments:
+        for paddr in [p for p, rows in truth.writes.items() if any(r[1] == moment for r in rows)][
+            :2
+        ]:
+            for at in (moment, moment + 1):
+                (record,) = history.who_wrote(paddr, 1, at)
+                assert_true(truth, record, at)
+
+
 @pytest.mark.parametrize(
     ("name", "append", "options"),
     [
@@ -244,18 +268,16 @@ def test_places_that_make_no_sense_are_refused(text: str) -> None:
         parse_place(text)
 
 
-def test_a_symbol_is_where_the_guest_maps_it(smp: Truth) -> None:
+def test_a_symbol_is_where_the_guest_has_it(smp: Truth) -> None:
     table = smp.trace.symbols().table
     assert table is not None
     name = next(s.name for _, s in table.search() if not s.is_text and s.size in (4, 8))
-    located = locate(smp.trace, parse_place(name))
-    address = table.address(name)
-    assert located.linear == address
+    ((paddr, size),) = locate(smp.trace, parse_place(name)).ranges
     session = smp.trace.session()
     session.run()
-    ((paddr, size),) = located.ranges
-    assert size == table.size(name)
-    assert session.memory(paddr, size) == session.read_virtual(address, size)
+    assert session.memory(paddr, size) == session.read_virtual(table.address(name), size)
+    assert locate(smp.trace, parse_place(f"{name}+1")).ranges == ((paddr + 1, size - 1),)
+    assert locate(smp.trace, parse_place(f"{name}+1:2")).ranges == ((paddr + 1, 2),)
 
 
 def test_a_linear_range_is_translated_page_by_page(smp: Truth) -> None:

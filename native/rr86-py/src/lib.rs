@@ -4,6 +4,7 @@ mod blocks;
 mod errors;
 mod expansion;
 mod machine;
+mod oracle;
 mod panics;
 mod trace;
 

@@ -7,10 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyList};
+use rr86_core::contents::Contents;
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
 use rr86_core::record::{Recorder, Stop};
-use rr86_core::replay::{Replayer, Solo, TraceReader};
+use rr86_core::replay::{Checkpointer, Replayer, Solo, TraceReader};
 use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
 use rr86_core::translate::engine::BlockLimits;
 use rr86_core::translate::protocol::{Protocol, PROTOCOLS};
@@ -18,6 +19,7 @@ use rr86_core::translate::vcpu::Exit;
 
 use crate::blocks;
 use crate::errors::{self, NativeError};
+use crate::oracle;
 
 /// What drives the machine.
 enum Driver {
@@ -123,7 +125,7 @@ impl Machine {
         seed: u64,
         quantum: u64,
         start_time: i64,
-        fw_cfg: Vec<(u16, Vec<u8>)>,
+        fw_cfg: Vec<(u16, PyBackedBytes)>,
         fw_cfg_files: Vec<(String, Vec<u8>)>,
         max_block: usize,
         block_capacity: usize,
@@ -146,6 +148,10 @@ impl Machine {
                 ecx,
                 edx,
             })
+            .collect();
+        let fw_cfg = fw_cfg
+            .into_iter()
+            .map(|(key, data)| (key, Contents::new(data)))
             .collect();
         let machine = schedule::Machine::new(MachineConfig {
             memory,
@@ -191,19 +197,26 @@ impl Machine {
         Ok(())
     }
 
+    #[pyo3(signature = (path, header, images, checkpoints=None))]
     fn record_to(
         &mut self,
         path: &str,
         header: &[u8],
         images: Vec<(String, PyBackedBytes)>,
+        checkpoints: Option<u64>,
     ) -> PyResult<()> {
         let Driver::Record(recorder) = self.driver() else {
             return Err(NativeError::new_err("a replaying machine cannot record"));
         };
-        let images: Vec<(String, &[u8])> = images
-            .iter()
-            .map(|(name, data)| (name.clone(), &data[..]))
+        let images: Vec<(String, Contents)> = images
+            .into_iter()
+            .map(|(name, data)| (name, Contents::new(data)))
             .collect();
+        if let Some(every) = checkpoints {
+            recorder
+                .set_checkpoints(every)
+                .map_err(errors::checkpoint)?;
+        }
         recorder
             .record_to(Path::new(path), header, &images)
             .map_err(errors::trace)
@@ -226,12 +239,35 @@ impl Machine {
         }
     }
 
-    #[pyo3(signature = (path, verify=true))]
-    fn replay_from(&mut self, path: &str, verify: bool) -> PyResult<()> {
+    #[pyo3(signature = (path, verify=true, checkpoint=None))]
+    fn replay_from(
+        &mut self,
+        py: Python<'_>,
+        path: &str,
+        verify: bool,
+        checkpoint: Option<usize>,
+    ) -> PyResult<()> {
         let reader = TraceReader::open(Path::new(path)).map_err(errors::trace)?;
+        let checkpoint = match checkpoint {
+            None => None,
+            Some(n) => {
+                let mut all = reader.checkpoints().map_err(errors::trace)?;
+                if n >= all.len() {
+                    let what = format!("the trace has no checkpoint {n}");
+                    return Err(NativeError::new_err(what));
+                }
+                Some(all.swap_remove(n))
+            }
+        };
         match std::mem::replace(self.driver(), Driver::Gone) {
             Driver::Record(recorder) => {
-                let replayer = Replayer::new(recorder.machine, reader.stream(), verify);
+                let machine = recorder.machine;
+                let replayer = match checkpoint {
+                    None => Replayer::new(machine, reader.stream(), verify),
+                    Some(info) => py
+                        .detach(|| Replayer::from_checkpoint(machine, &reader, &info, verify))
+                        .map_err(errors::replay)?,
+                };
                 *self.driver() = Driver::Replay(Box::new(replayer));
                 Ok(())
             }
@@ -240,6 +276,24 @@ impl Machine {
                 Err(NativeError::new_err("this machine is replaying already"))
             }
         }
+    }
+
+    fn make_checkpoints(&mut self, source: &str, path: &str, every: u64) -> PyResult<()> {
+        let Driver::Replay(replayer) = self.driver() else {
+            return Err(NativeError::new_err("only a replay can add checkpoints"));
+        };
+        let reader = TraceReader::open(Path::new(source)).map_err(errors::trace)?;
+        let copy = Checkpointer::create(reader, Path::new(path), every).map_err(errors::trace)?;
+        replayer.make_checkpoints(copy).map_err(errors::checkpoint)
+    }
+
+    fn finish_checkpoints(&mut self, py: Python<'_>) -> PyResult<()> {
+        let copy = match self.driver() {
+            Driver::Replay(replayer) => replayer.take_checkpointer(),
+            _ => None,
+        };
+        let copy = copy.ok_or_else(|| NativeError::new_err("no checkpoints are being made"))?;
+        py.detach(|| copy.finish()).map_err(errors::trace)
     }
 
     /// Makes an expansion of the trace on the way of a replay that has not begun.
@@ -491,6 +545,19 @@ impl Machine {
         let entries = entries
             .ok_or_else(|| NativeError::new_err("there were too many writes to log them all"))?;
         blocks::writes(py, &entries)
+    }
+
+    fn ask_oracle(&mut self) -> PyResult<()> {
+        self.driver().machine()?.engine.ask_oracle();
+        Ok(())
+    }
+
+    fn oracle_verdict<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let engine = &self.driver().machine()?.engine;
+        let oracle = engine.oracle();
+        oracle
+            .map(|o| oracle::verdict(py, o.verdict(), engine.unseen_by_oracle()))
+            .transpose()
     }
 
     fn go_free(&mut self) -> PyResult<()> {

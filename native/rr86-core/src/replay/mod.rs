@@ -1,16 +1,22 @@
 //! The replaying side of a trace: reading the file that `crate::record` wrote.
 
+pub mod checkpointer;
+mod checkpoints;
 mod expand;
 pub mod expansion;
 pub mod reader;
 mod replayer;
 pub mod scan;
+mod sharing;
 mod solo;
 pub mod stream;
 pub mod summary;
 pub mod survey;
 
+pub use checkpointer::Checkpointer;
+pub use checkpoints::CheckpointInfo;
 pub use reader::{ChunkInfo, ImageInfo, TraceReader};
+pub use sharing::{HandOffRow, SharedLine, SharedPage, Sharing};
 pub use stream::EventStream;
 pub use summary::{KindSummary, Summary};
 

@@ -7,14 +7,17 @@ use std::path::Path;
 
 use thiserror::Error;
 
+use super::checkpointer::Checkpointer;
+use super::checkpoints::CheckpointInfo;
 use super::expand::Expander;
 use super::expansion::ExpansionWriter;
 use super::reader::TraceReader;
 use super::stream::EventStream;
 use super::survey;
+use crate::memory::pages::DEVICE;
 use crate::memory::PAGE_SHIFT;
-use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE};
-use crate::schedule::{Conditions, Decision, Machine, SliceReport, Wait};
+use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE, NO_VCPU};
+use crate::schedule::{CheckpointError, Conditions, Decision, Machine, SliceReport, Wait};
 use crate::translate::engine::StopCause;
 
 /// Instructions in a slice of a free run that the recording has no suggestion for.
@@ -51,6 +54,8 @@ pub enum ReplayError {
     Trace(#[from] TraceError),
     #[error(transparent)]
     Divergence(#[from] Divergence),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
 }
 
 pub struct Replayer {
@@ -68,6 +73,8 @@ pub struct Replayer {
     /// The run has left the recording on purpose: see [`Replayer::set_free`].
     free: bool,
     turn: usize,
+    /// Where checkpoints go, if this replay makes them.
+    checkpointer: Option<Checkpointer>,
     expander: Option<Box<Expander>>,
 }
 
@@ -88,6 +95,7 @@ impl Replayer {
             finished: false,
             free: false,
             turn: 0,
+            checkpointer: None,
             expander: None,
         }
     }
@@ -123,6 +131,28 @@ impl Replayer {
         }
     }
 
+    /// A replay that begins at a checkpoint of its trace, on a machine of the same configuration.
+    ///
+    /// # Errors
+    /// [`ReplayError`] when the checkpoint is damaged, or of another machine.
+    pub fn from_checkpoint(
+        mut machine: Machine,
+        reader: &TraceReader,
+        checkpoint: &CheckpointInfo,
+        verify: bool,
+    ) -> Result<Self, ReplayError> {
+        machine.wipe();
+        reader.checkpoint_pages(checkpoint, |page, bytes| {
+            machine.set_page(page, bytes).map_err(ReplayError::from)
+        })?;
+        machine.restore(&reader.checkpoint_state(checkpoint)?)?;
+        if machine.engine.icount() != checkpoint.icount {
+            return Err(CheckpointError::Moment.into());
+        }
+        let events = reader.stream_from(checkpoint.chunk);
+        Ok(Self::new(machine, events, verify))
+    }
+
     /// Console output since the last call.
     pub fn take_console(&mut self) -> Vec<u8> {
         self.console
@@ -130,11 +160,27 @@ impl Replayer {
         std::mem::take(&mut self.console)
     }
 
+    /// Makes checkpoints from now on. The replay stands at power-on.
+    ///
+    /// # Errors
+    /// When the machine has state that checkpoints do not hold.
+    pub fn make_checkpoints(&mut self, checkpointer: Checkpointer) -> Result<(), CheckpointError> {
+        self.machine.allow_checkpoints()?;
+        self.checkpointer = Some(checkpointer);
+        Ok(())
+    }
+
+    /// The checkpoints made so far, to be finished.
+    pub fn take_checkpointer(&mut self) -> Option<Checkpointer> {
+        self.checkpointer.take()
+    }
+
     /// Goes on without the recording's authority, after the machine was changed: nothing is compared any
     /// more, and the recorded slices are only suggestions. Where one does not fit, and after the last,
     /// the vCPUs take turns.
     pub fn set_free(&mut self) {
         self.free = true;
+        self.machine.engine.dismiss_oracle();
     }
 
     fn diverged(&self, component: &str, what: String) -> ReplayError {
@@ -275,8 +321,25 @@ impl Replayer {
                     self.check_digests(&list)?;
                 }
                 Event::Stop { .. } => {}
-                other => self.expected.push((icount, other)),
+                other => {
+                    self.tell_oracle(icount, &other);
+                    self.expected.push((icount, other));
+                }
             }
+        }
+    }
+
+    /// Reads a hand-off to the oracle, if one is asked.
+    fn tell_oracle(&mut self, icount: u64, event: &Event) {
+        if let (
+            Some(oracle),
+            &Event::HandOff {
+                page, from, lines, ..
+            },
+        ) = (self.machine.engine.oracle_mut(), event)
+        {
+            let from = if from == NO_VCPU { DEVICE } else { from };
+            oracle.read_log(icount, page, from, lines);
         }
     }
 
@@ -382,18 +445,22 @@ impl Replayer {
     }
 
     fn check_digests(&mut self, list: &[(std::sync::Arc<str>, u64)]) -> Result<(), ReplayError> {
-        if !self.verify {
+        if !self.verify && self.checkpointer.is_none() {
             return Ok(());
         }
-        for (name, value) in self.machine.digests() {
-            match list.iter().find(|(n, _)| **n == *name) {
-                Some((_, recorded)) if *recorded == value => {}
+        let digests = self.machine.digests();
+        for (name, value) in digests.iter().filter(|_| self.verify) {
+            match list.iter().find(|(n, _)| **n == **name) {
+                Some((_, recorded)) if recorded == value => {}
                 Some((_, recorded)) => {
                     let what = format!("digest {value:016x}, recorded {recorded:016x}");
-                    return Err(self.diverged(&name, what));
+                    return Err(self.diverged(name, what));
                 }
-                None => return Err(self.diverged(&name, "no digest was recorded".to_string())),
+                None => return Err(self.diverged(name, "no digest was recorded".to_string())),
             }
+        }
+        if let (Some(copy), Some(chunks)) = (&mut self.checkpointer, self.events.between_chunks()) {
+            copy.at_digests(&mut self.machine, chunks, &digests)?;
         }
         Ok(())
     }

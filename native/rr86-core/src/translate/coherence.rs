@@ -8,6 +8,7 @@
 
 use super::cache::BlockId;
 use super::engine::{Agent, Engine, Observed, Resume, StopCause};
+use super::oracle::Seen;
 use super::protocol::Source;
 use super::vcpu::Vcpu;
 use super::windows::{Fetched, Uncommitted, Unguard};
@@ -58,7 +59,7 @@ impl Engine {
     }
 
     /// The parts of a block that the protocol tracks.
-    fn tracked_ranges(&self, id: BlockId) -> Vec<(u64, u64)> {
+    pub(super) fn tracked_ranges(&self, id: BlockId) -> Vec<(u64, u64)> {
         let pages = if self.protocol.second_page_untracked {
             1
         } else {
@@ -75,6 +76,7 @@ impl Engine {
                 self.acquire(Agent::Device.number(), page, HandOffKind::Read);
             }
         }
+        self.seen(Agent::Device.number(), Seen::Read, paddr, out.len());
         self.ram.read(paddr, out);
     }
 
@@ -167,7 +169,9 @@ impl Engine {
         let Some(page) = self.ram.page_index(paddr) else {
             return false;
         };
-        self.acquire(commit.agent.number(), page, HandOffKind::Write);
+        let agent = commit.agent.number();
+        self.acquire(agent, page, HandOffKind::Write);
+        self.seen(agent, Seen::Write, paddr, data.len());
         self.pages.mark_dirty(page);
         let watched = self.pages.info[page].flags.contains(PageFlags::WATCHED);
         if watched {
@@ -210,6 +214,7 @@ impl Engine {
             return false;
         };
         self.acquire(vcpu, page, HandOffKind::Write);
+        self.seen(vcpu, Seen::Write, paddr, data.len());
         self.pages.mark_dirty(page);
         let commit = Commit {
             agent: Agent::Vcpu(vcpu),
@@ -538,7 +543,8 @@ impl Engine {
         };
         self.observed.push((self.icount(), event));
         if self.detects {
-            if self.is_stale(id) {
+            // Bytes that were read just now are those of memory.
+            if fetched.icount != linked_at && self.is_stale(id) {
                 self.mark(id, true);
             } else if second.is_some() && self.protocol.second_page_untracked
                 || self

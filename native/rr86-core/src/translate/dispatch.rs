@@ -8,6 +8,7 @@ use super::engine::{Engine, Resume, StopCause};
 use super::execute::Flow;
 use super::fetch::FetchPage;
 use super::mode::Mode;
+use super::oracle::Seen;
 use super::signals;
 use super::slow::{sync_flags, View};
 use super::stubs;
@@ -78,6 +79,7 @@ impl Engine {
             (*this).current_vcpu = (*vcpu).cpu.id;
             (*this).finish_steps(&mut *vcpu);
             let end = Self::dispatch(this, vcpu, span);
+            (*this).end_overrun(index);
             (*this).clear_exit_request(&mut *vcpu);
             (*this).note_boundary(&*vcpu);
             sync_flags(&mut *vcpu);
@@ -99,6 +101,7 @@ impl Engine {
                 let v = &mut *vcpu;
                 engine.clear_exit_request(v);
                 engine.note_boundary(v);
+                engine.stand_between(Some(v.cpu.rip));
                 engine.stats.dispatches += 1;
                 if let Some(window) = engine.in_window.take() {
                     return RunEnd::Window(window);
@@ -108,11 +111,7 @@ impl Engine {
                 }
                 let index = usize::from(v.cpu.id);
                 let resume = engine.resume[index];
-                if resume.is_none() {
-                    if let Some(id) = engine.overrun.take() {
-                        engine.blocks.release(id);
-                    }
-                }
+                engine.end_overrun(index);
                 // Inside a block only a debugger stops; what else there is waits for its end.
                 if resume.is_none() && engine.has_signals() {
                     return RunEnd::Signals;
@@ -175,6 +174,7 @@ impl Engine {
                 engine.resume[index] = None;
                 v.run.debug_hits = 0;
                 let before = v.run.budget;
+                engine.stand_between(None);
                 let stubs = engine.stubs;
                 stubs::enter(&stubs, vcpu, code);
 
@@ -199,6 +199,15 @@ impl Engine {
                         return RunEnd::TripleFault;
                     }
                 }
+            }
+        }
+    }
+
+    /// Lets go of a block that was removed while a vCPU was in it, once the vCPU is out.
+    fn end_overrun(&mut self, index: usize) {
+        if self.resume[index].is_none() {
+            if let Some(id) = self.overrun.take() {
+                self.blocks.release(id);
             }
         }
     }
@@ -527,6 +536,10 @@ impl Engine {
         if len <= room {
             second = None;
         }
+        self.seen(v.cpu.id, Seen::Fetch, paddr, len.min(room));
+        if let Some(second) = second {
+            self.seen(v.cpu.id, Seen::Fetch, second, len - room);
+        }
         Ok(Ok(Fetched {
             rip,
             linear,
@@ -605,7 +618,7 @@ impl Engine {
             start,
             stop,
             hooks: &self.hooks,
-            checked,
+            checked: checked || start == 0 && self.oracle.is_some(),
             tracking: self.tracking(),
             address: self.code.next_address(),
         };

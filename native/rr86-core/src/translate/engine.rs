@@ -16,6 +16,7 @@ use super::codebuf::CodeBuffer;
 use super::emit::{Hooks, Trap};
 use super::execute::{DecodedCache, Flow, HelperCounts};
 use super::inputs::Inputs;
+use super::oracle::Oracle;
 use super::protocol::Protocol;
 use super::site::Site;
 use super::stubs::{self, Stubs};
@@ -197,7 +198,7 @@ pub struct Engine {
     pub(super) info: InstructionInfoFactory,
     pub(super) limits: BlockLimits,
     /// Retired instructions of all vCPUs at the last position that was noted.
-    icount: u64,
+    pub(super) icount: u64,
     /// Nanoseconds that virtual time has jumped ahead of the instruction count.
     pub skipped_ns: u64,
     pub(super) exit_requested: bool,
@@ -259,8 +260,10 @@ pub struct Engine {
     pub(super) current_vcpu: u8,
     pub(super) stop_on_stale: bool,
     pub(super) write_log: WriteLog,
+    /// Hears of every access; see `oracle`.
+    pub(super) oracle: Option<Box<Oracle>>,
     /// Block and offset of the instruction whose moment was noted last.
-    position: (BlockId, u16),
+    pub(super) position: (BlockId, u16),
     /// The last access was kept off the fast path only because its page is watched.
     pub(super) plain: bool,
     /// Moment and rip of each vCPU's store that is checked and not committed.
@@ -351,6 +354,7 @@ impl Engine {
             current_vcpu: 0,
             stop_on_stale: false,
             write_log: WriteLog::default(),
+            oracle: None,
             position: (0, 0),
             plain: false,
             checked_stores: vec![(0, 0); vcpus],
@@ -637,7 +641,7 @@ impl Engine {
         self.forget_code();
     }
 
-    fn forget_code(&mut self) {
+    pub(super) fn forget_code(&mut self) {
         self.link = None;
         self.code.clear();
         self.code_map.clear();
@@ -765,7 +769,9 @@ impl Engine {
             let matches = condition == 3 || condition == 1 && write;
             let len = [1, 2, 8, 4][(vcpu.cpu.dr[7] >> (18 + 4 * n) & 3) as usize];
             let at = vcpu.cpu.dr[n] & !(len - 1);
-            if enabled && matches && linear < at + len && at < linear.wrapping_add(size as u64) {
+            let overlaps = linear <= at.saturating_add(len - 1)
+                && at <= linear.saturating_add(size.max(1) as u64 - 1);
+            if enabled && matches && overlaps {
                 vcpu.run.debug_hits |= 1 << n;
             }
         }

@@ -9,6 +9,7 @@ use super::classify::{needs_alignment, shape, waits};
 use super::coherence::Writer;
 use super::engine::{Agent, Engine};
 use super::mode::Mode;
+use super::oracle::Seen;
 use super::protocol::Source;
 use super::site::{AccessKind, Site};
 use super::vcpu::{Exit, Vcpu};
@@ -467,7 +468,12 @@ impl Engine {
         let write = !watched
             && !guarded
             && (writes || self.may_write(page, number) && flags.contains(PageFlags::DIRTY));
-        vcpu.tlb.allow(mmu, linear, write);
+        if self.oracle.is_none() {
+            vcpu.tlb.allow(mmu, linear, write);
+        }
+        if kind != AccessKind::Write {
+            self.seen(number, Seen::Read, paddr | linear & PAGE_MASK, size);
+        }
         if writes && watched {
             self.plain = true;
             return None;
@@ -475,6 +481,7 @@ impl Engine {
         let host = self.ram.page_pointer(page) as u64 + (linear & PAGE_MASK);
         if writes {
             self.mark_lines(host as *const u8, size);
+            self.seen(number, Seen::Write, paddr | linear & PAGE_MASK, size);
         }
         Some(host)
     }
@@ -502,6 +509,7 @@ impl Engine {
     pub fn load(&mut self, vcpu: &Vcpu, paddr: u64, out: &mut [u8]) {
         if let Some(page) = self.ram.page_index(paddr) {
             self.acquire(vcpu.cpu.id, page, HandOffKind::Read);
+            self.seen(vcpu.cpu.id, Seen::Read, paddr, out.len());
             self.ram.read(paddr, out);
             return;
         }
@@ -573,6 +581,7 @@ impl Walker<'_> {
         let mut bytes = [0; N];
         if let Some(page) = self.engine.ram.page_index(paddr) {
             self.engine.acquire(self.agent, page, HandOffKind::Read);
+            self.engine.seen(self.agent, Seen::Read, paddr, N);
         }
         self.engine.ram.read(paddr, &mut bytes);
         bytes

@@ -169,6 +169,11 @@ impl Engine {
         }
     }
 
+    /// Whether any vCPU has something under way.
+    pub fn has_under_way(&self) -> bool {
+        self.under_way.iter().any(|steps| !steps.is_empty())
+    }
+
     /// Digest of everything that is under way.
     pub fn windows_digest(&self) -> u64 {
         let mut text = String::new();

@@ -52,7 +52,8 @@ struct Decoded {
     /// Serial number of the block and offset in it.
     place: (u64, u16),
     insn: Instruction,
-    too_long: bool,
+    /// What it raises by its mere form, in its block's mode.
+    refused: Option<Exception>,
 }
 
 const DECODED: usize = 1 << 10;
@@ -62,16 +63,20 @@ impl DecodedCache {
         let nothing = Decoded {
             place: (u64::MAX, 0),
             insn: Instruction::default(),
-            too_long: false,
+            refused: None,
         };
         Self(vec![nothing; DECODED])
     }
 }
 
 impl Engine {
-    /// The instruction at an offset of a block, and whether it is longer than 15 bytes.
+    /// The instruction at an offset of a block, and what it raises by its mere form.
     #[inline]
-    fn instruction_at(&mut self, id: super::cache::BlockId, offset: u16) -> (Instruction, bool) {
+    fn instruction_at(
+        &mut self,
+        id: super::cache::BlockId,
+        offset: u16,
+    ) -> (Instruction, Option<Exception>) {
         let block = self.blocks.get(id);
         let place = (block.serial, offset);
         let index = block.serial.wrapping_mul(31).wrapping_add(offset.into()) as usize % DECODED;
@@ -80,13 +85,18 @@ impl Engine {
             let bytes = &block.bytes[usize::from(offset)..];
             let rip = block.rip.wrapping_add(u64::from(offset));
             let insn = shape::single(bytes, rip, block.mode);
+            let refused = match classify(&insn, block.mode) {
+                _ if shape::too_long(&insn, bytes, block.mode) => Some(Exception::gp(0)),
+                Class::Raise(exception) => Some(exception),
+                _ => None,
+            };
             *known = Decoded {
                 place,
                 insn,
-                too_long: shape::too_long(&insn, bytes, block.mode),
+                refused,
             };
         }
-        (known.insn, known.too_long)
+        (known.insn, known.refused)
     }
 }
 
@@ -132,9 +142,6 @@ impl Context<'_> {
 }
 
 fn run(context: &mut Context<'_>) -> Result {
-    if let Class::Raise(exception) = classify(context.insn, super::mode::Mode::of(&context.v.cpu)) {
-        return Err(exception);
-    }
     if context.insn.is_string_instruction() {
         return super::strings::execute(context);
     }
@@ -216,7 +223,7 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     engine.stats.helper_calls += 1;
     engine.note_position(v, site);
     sync_flags(v);
-    let (insn, too_long) = engine.instruction_at(v.run.site_block, site.offset);
+    let (insn, refused) = engine.instruction_at(v.run.site_block, site.offset);
     let rip = insn.ip();
     v.cpu.rip = rip;
     engine.helpers.count(insn.mnemonic());
@@ -229,10 +236,9 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
         flow: Flow::Next,
         left,
     };
-    let result = if too_long {
-        Err(Exception::gp(0))
-    } else {
-        run(&mut context)
+    let result = match refused {
+        Some(exception) => Err(exception),
+        None => run(&mut context),
     };
     let flow = context.flow;
     if serialises(&insn) {
@@ -359,6 +365,13 @@ pub unsafe extern "sysv64" fn entered(vcpu: *mut Vcpu, site: u32) -> u32 {
     let (v, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).run.engine) };
     let site = Site::unpack(site);
     let id = v.run.site_block;
+    if site.offset == 0 && engine.oracle().is_some() {
+        engine.note_position(v, site);
+        engine.entered_block(v, id);
+        if !engine.blocks.get(id).checked {
+            return 0;
+        }
+    }
     if !engine.is_stale(id) {
         return 0;
     }
