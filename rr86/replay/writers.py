@@ -166,15 +166,25 @@ class WriteHistory:
     ) -> list[WriteRecord]:
         """The last writes to these bytes before the moment `at`, or up to the trace's end, in the
         order of addresses. `tick` watches a replay if there has to be one."""
+        answers, moment = self._asked(paddr, size, at)
+        if answers.open:
+            self._from_replay(answers, moment, tick)
+        return self._records(answers)
+
+    def ask_log(self, paddr: int, at: int | None = None) -> WriteRecord | None:
+        """The last write to a byte as `who_wrote` tells it, or None if that takes a replay."""
+        answers, _ = self._asked(paddr, 1, at)
+        return None if answers.open else self._records(answers)[0]
+
+    def _asked(self, paddr: int, size: int, at: int | None) -> tuple[_Answers, int]:
+        """What the log knows, and the moment in question."""
         if not 1 <= size <= LARGEST:
             raise AddressError(f"{size:,} bytes cannot be asked for at once, only 1 to {LARGEST:,}")
         self._check_ram(paddr, size)
         moment = self.trace.summary()["last_icount"] + 1 if at is None else at
         answers = _Answers(paddr, size, {}, {}, {})
         self._from_log(answers, moment)
-        if answers.open:
-            self._from_replay(answers, moment, tick)
-        return self._records(answers)
+        return answers, moment
 
     def _check_ram(self, paddr: int, size: int) -> None:
         from rr86.machine.memory_map import HIGH_RAM_BASE, MemoryMap
