@@ -76,8 +76,19 @@ class Result:
         }
 
 
-def draw(trace: Trace, count: int, seed: int) -> list[Question]:
-    """Random bytes of shared lines, each line as likely as any other, at random moments."""
+def draw(trace: Trace, count: int, seed: int, seen: bool = False) -> list[Question]:
+    """Random bytes of shared lines, each line as likely as any other, at random moments; or those
+    that were `seen`: at random hand-offs, bytes of a line that the hand-off tells of."""
+    generator = random.Random(seed)
+    if seen:
+        events = [e for e in trace.cross_writes() if e.lines and e.writer is not None]
+        if not events:
+            raise SystemExit("bench: this guest's vCPUs share nothing")
+        chosen = (generator.choice(events) for _ in range(count))
+        return [
+            Question(generator.choice(each.addresses) + generator.randrange(_LINE), each.icount)
+            for each in chosen
+        ]
     lines = [
         page * _PAGE + line * _LINE
         for page, mask in sorted(trace.shared_lines().items())
@@ -87,7 +98,6 @@ def draw(trace: Trace, count: int, seed: int) -> list[Question]:
     if not lines:
         raise SystemExit("bench: this guest's vCPUs share nothing")
     last = trace.summary()["last_icount"]
-    generator = random.Random(seed)
     return [
         Question(
             generator.choice(lines) + generator.randrange(_LINE), generator.randrange(last + 1)
@@ -131,7 +141,7 @@ def compare(question: Question, record: WriteRecord, truth: Store | None) -> str
     return f"{question.paddr:#x} before {question.at:,}: {record.store} instead of {truth}"
 
 
-def measure(trace: Trace, pairs: int, replays: int, seed: int) -> Result:
+def measure(trace: Trace, pairs: int, replays: int, seed: int, seen: bool = False) -> Result:
     """Ask, check and count."""
     history = WriteHistory(trace)
     result = Result(pairs=pairs, instructions=trace.summary()["last_icount"])
@@ -141,7 +151,7 @@ def measure(trace: Trace, pairs: int, replays: int, seed: int) -> Result:
     result.expansion_seconds = time.monotonic() - started
     result.expansion_bytes = place.stat().st_size
     result.lines = sum(mask.bit_count() for mask in trace.shared_lines().values())
-    questions = draw(trace, pairs, seed)
+    questions = draw(trace, pairs, seed, seen)
     note("replaying with all writes to these bytes logged")
     started = time.monotonic()
     truth = truths(trace, questions)
@@ -198,6 +208,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the run and of the questions")
     parser.add_argument("--checkpoints", type=positive, help="instructions between two")
     parser.add_argument("-n", "--pairs", type=positive, default=1000)
+    parser.add_argument(
+        "--seen", action="store_true", help="ask at hand-offs, about lines that they tell of"
+    )
     parser.add_argument("--replays", type=int, default=20, help="at most so many by a replay")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers there")
     return parser.parse_args()
@@ -226,7 +239,8 @@ def main() -> int:
                 checkpoints=arguments.checkpoints,
                 output=path,
             )
-        result = measure(open_trace(path), arguments.pairs, arguments.replays, arguments.seed)
+        trace = open_trace(path)
+        result = measure(trace, arguments.pairs, arguments.replays, arguments.seed, arguments.seen)
     print(report(result))
     if arguments.json is not None:
         write_json(result.as_dict(), arguments.json)

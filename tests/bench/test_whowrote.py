@@ -22,6 +22,12 @@ def test_all_answers_are_right_and_most_come_from_the_log(demo_trace: Path, tmp_
     assert "0 of " in report(result)
 
 
+def test_what_another_got_to_see_is_in_the_log(demo_trace: Path, tmp_path: Path) -> None:
+    result = measure(open_trace(copy_of(demo_trace, tmp_path)), 100, 2, 3, seen=True)
+    assert result.mismatches == []
+    assert result.from_log > 95
+
+
 def test_a_wrong_answer_is_noticed(demo_trace: Path, tmp_path: Path) -> None:
     trace = open_trace(copy_of(demo_trace, tmp_path))
     history = WriteHistory(trace)
