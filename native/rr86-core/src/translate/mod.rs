@@ -34,6 +34,7 @@ pub mod storelog;
 mod strings;
 pub mod stubs;
 pub mod vcpu;
+pub mod view;
 pub mod windows;
 pub mod writelog;
 
