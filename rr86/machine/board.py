@@ -7,6 +7,7 @@ build tables.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -207,8 +208,9 @@ def power_on(spec: BoardSpec, files: BootFiles) -> "Machine":
 def start(placement: Placement) -> "Machine":
     """A native machine made from a placement (built now, or read back from a trace)."""
     # Imported here so that everything else works, and is tested, without the native core.
-    from rr86._native import Machine
+    from rr86._native import Machine, disable_shortcuts
 
+    disable_shortcuts([name for name in os.environ.get("RR86_DISABLE", "").split(",") if name])
     machine = Machine(**placement.machine_arguments())
     placement.apply(machine)
     return machine

@@ -47,6 +47,8 @@ pub mod cc {
 #[derive(Default)]
 pub struct Asm {
     pub bytes: Vec<u8>,
+    /// The stack pointer lies this far above the GS base, so that the vCPU is reached through it.
+    pub frame: Option<usize>,
 }
 
 impl Asm {
@@ -92,8 +94,12 @@ impl Asm {
         self.u8(0xc0 | (reg.0 & 7) << 3 | rm.0 & 7);
     }
 
-    /// `op reg, gs:[disp]`.
+    /// `op reg, gs:[disp]`, or the same word through the stack pointer.
     pub fn gs(&mut self, op: &[u8], width: Width, reg: Reg, disp: usize) {
+        if let Some(frame) = self.frame {
+            self.mem(op, width, reg, Some(RSP), None, disp as i32 - frame as i32);
+            return;
+        }
         if width == W16 {
             self.u8(0x66);
         }
@@ -105,9 +111,14 @@ impl Asm {
         self.u32(disp as u32);
     }
 
-    /// `op reg, gs:[index + disp]`.
+    /// `op reg, gs:[index + disp]`, or the same through the stack pointer.
     pub fn gs_at(&mut self, op: &[u8], width: Width, reg: Reg, index: Reg, disp: usize) {
         assert!(index != RSP && index != R12, "needs a SIB byte");
+        if let Some(frame) = self.frame {
+            let disp = disp as i32 - frame as i32;
+            self.mem(op, width, reg, Some(RSP), Some((index, 1)), disp);
+            return;
+        }
         self.u8(0x65);
         self.rex(width, reg.0, 0, index.0, false);
         self.raw(op);
@@ -260,6 +271,12 @@ impl Asm {
         self.u8(0xf0);
         self.u8(0xc0 | (dst.0 & 7) << 3 | src.0 & 7);
         self.u8(count);
+    }
+
+    /// `test reg, imm8` of the low byte.
+    pub fn test_low(&mut self, reg: Reg, imm: u8) {
+        self.rex(W32, 0, 0, reg.0, true);
+        self.raw(&[0xf6, 0xc0 | reg.0 & 7, imm]);
     }
 
     /// Saves the status flags in AX: LAHF, SETO AL.

@@ -589,6 +589,7 @@ impl Engine {
             hooks: &self.hooks,
             checked: start == 0 && block.checked,
             tracking: self.tracking(),
+            shortcuts: self.shortcuts,
             address: self.code.next_address(),
         };
         emit::translate(request, self.stubs, &mut self.info)

@@ -11,6 +11,7 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic};
 use super::asm::{self, cc, Asm, Reg, W32, W64};
 use super::classify::Class;
 use super::mode::Mode;
+use super::shortcuts::Shortcuts;
 use super::site::{AccessKind, Site};
 use super::stubs::Stubs;
 use super::vcpu::{at, jump_index, Exit, GUEST_RSP, JUMP_BITS, T0, T1};
@@ -67,6 +68,7 @@ pub struct Request<'a> {
     pub checked: bool,
     /// Mark the lines that stores write.
     pub tracking: bool,
+    pub shortcuts: Shortcuts,
     /// Host address at which the code will run.
     pub address: u64,
 }
@@ -119,9 +121,13 @@ pub struct Emitter<'a> {
 
 /// Translates a block.
 pub fn translate(request: Request<'_>, stubs: Stubs, info: &mut InstructionInfoFactory) -> Code {
+    let code = || Asm {
+        frame: request.shortcuts.has(Shortcuts::FRAME).then_some(at::FRAME),
+        ..Asm::default()
+    };
     let mut e = Emitter {
-        hot: Asm::default(),
-        cold: Asm::default(),
+        hot: code(),
+        cold: code(),
         fixups: Vec::new(),
         slots: Vec::new(),
         traps: Vec::new(),
@@ -420,8 +426,22 @@ impl Emitter<'_> {
             self.hot.u8(1);
         };
         mark(0);
-        if size > 1 {
+        if size > 1 && !(size.is_power_of_two() && self.request.shortcuts.has(Shortcuts::MARKS)) {
             mark(size as i32 - 1);
+        } else if size > 1 {
+            // An aligned operand lies in one line.
+            self.hot.test_low(T0, size as u8 - 1);
+            let unaligned = self.hot.jcc(cc::NE);
+            let back = self.hot.len();
+            self.fixups
+                .push((Stream::Hot, unaligned, Label::Cold(self.cold.len())));
+            let last = size as i32 - 1;
+            self.cold.mem(&[0x8d], W64, T1, Some(T0), None, last);
+            self.cold.shift_imm(5, T1, LINE_SHIFT as u8);
+            self.cold.mem(&[0xc6], asm::W32, Reg(0), Some(T1), None, 0);
+            self.cold.u8(1);
+            let at = self.cold.jmp();
+            self.fixups.push((Stream::Cold, at, Label::Hot(back)));
         }
     }
 

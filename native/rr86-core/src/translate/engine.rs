@@ -16,6 +16,7 @@ use super::codebuf::CodeBuffer;
 use super::emit::{Hooks, Trap};
 use super::execute::{DecodedCache, Flow, HelperCounts};
 use super::protocol::Protocol;
+use super::shortcuts::Shortcuts;
 use super::site::Site;
 use super::stubs::{self, Stubs};
 use super::vcpu::{Exit, Vcpu};
@@ -199,6 +200,7 @@ pub struct Engine {
     pub(super) helper_stop: bool,
     /// Pages have owners, and the lines that these write are marked.
     tracking: bool,
+    pub(super) shortcuts: Shortcuts,
     pub(super) resume: Vec<Option<Resume>>,
     pub(super) hooks: Hooks,
     pub(super) watches: Vec<(u64, u64)>,
@@ -297,6 +299,7 @@ impl Engine {
             flow: Flow::Next,
             helper_stop: false,
             tracking: true,
+            shortcuts: Shortcuts::default(),
             resume: vec![None; vcpus],
             hooks: Hooks::default(),
             watches: Vec::new(),

@@ -23,6 +23,7 @@ mod inline;
 mod inspect;
 pub mod mode;
 pub mod protocol;
+pub mod shortcuts;
 pub mod signals;
 pub mod site;
 pub mod slow;

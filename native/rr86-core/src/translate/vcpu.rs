@@ -101,7 +101,11 @@ pub struct RunState {
     pub flags_ax: u64,
     /// This structure's own vCPU.
     pub this: u64,
+    /// The thread's stack pointer when code was entered.
     pub host_rsp: u64,
+    /// The stack pointer in a block, and that of a stub which has called Rust.
+    pub code_rsp: u64,
+    pub stub_rsp: u64,
     /// [`super::mode::Mode::key`] of the running mode.
     pub jump_key: u64,
     pub exit: u32,
@@ -131,9 +135,16 @@ pub struct RunState {
 #[repr(C, align(64))]
 pub struct Bounce(pub [u8; 192]);
 
+/// The stack that translated code runs on. It holds the return addresses of stubs and the frames of host
+/// signals; Rust runs on the thread's own. Its upper end is where the stack pointer stands in a block, so
+/// that the words behind it are at small displacements.
+#[repr(C, align(64))]
+pub struct CodeStack([u8; 1 << 16]);
+
 /// A vCPU.
 #[repr(C, align(64))]
 pub struct Vcpu {
+    pub stack: CodeStack,
     pub cpu: CpuState,
     pub run: RunState,
     pub tlb: Tlb,
@@ -161,6 +172,7 @@ impl Vcpu {
             Box::from_raw(raw)
         };
         this.run.this = &raw const *this as u64;
+        this.run.code_rsp = this.run.this + at::FRAME as u64;
         this.clear_jumps();
         this
     }
@@ -180,6 +192,8 @@ pub const JUMP_HASH: u32 = 0x9e37_79b1;
 pub mod at {
     use super::*;
 
+    /// Where the stack pointer stands in a block.
+    pub const FRAME: usize = offset_of!(Vcpu, stack) + size_of::<CodeStack>();
     pub const fn gpr(index: usize) -> usize {
         offset_of!(Vcpu, cpu) + offset_of!(CpuState, gpr) + 8 * index
     }
@@ -209,6 +223,8 @@ pub mod at {
     pub const FLAGS_AX: usize = RUN + offset_of!(RunState, flags_ax);
     pub const THIS: usize = RUN + offset_of!(RunState, this);
     pub const HOST_RSP: usize = RUN + offset_of!(RunState, host_rsp);
+    pub const CODE_RSP: usize = RUN + offset_of!(RunState, code_rsp);
+    pub const STUB_RSP: usize = RUN + offset_of!(RunState, stub_rsp);
     pub const JUMP_KEY: usize = RUN + offset_of!(RunState, jump_key);
     pub const EXIT: usize = RUN + offset_of!(RunState, exit);
     pub const EXIT_SLOT: usize = RUN + offset_of!(RunState, exit_slot);
