@@ -183,6 +183,14 @@ impl Asm {
         }
     }
 
+    /// `lea dst, [base + disp]`, or a move.
+    pub fn lea(&mut self, dst: Reg, base: Reg, disp: i32) {
+        match disp {
+            0 => self.mov_rr(W64, dst, base),
+            _ => self.mem(&[0x8d], W64, dst, Some(base), None, disp),
+        }
+    }
+
     pub fn load(&mut self, width: Width, dst: Reg, disp: usize) {
         self.gs(&[0x8b], width, dst, disp);
     }

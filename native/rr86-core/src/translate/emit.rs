@@ -11,6 +11,7 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic};
 use super::asm::{self, cc, Asm, Reg, W32, W64};
 use super::classify::Class;
 use super::mode::Mode;
+use super::runs::{Run, Second};
 use super::shortcuts::Shortcuts;
 use super::site::{AccessKind, Site};
 use super::stubs::Stubs;
@@ -101,7 +102,6 @@ pub struct Access {
     start: usize,
     kind: AccessKind,
     site: Site,
-    tag: usize,
 }
 
 pub struct Emitter<'a> {
@@ -116,7 +116,9 @@ pub struct Emitter<'a> {
     stubs: Stubs,
     pub(super) encoder: Encoder,
     pub(super) info: &'a mut InstructionInfoFactory,
-    fpu_loaded: bool,
+    pub(super) fpu_loaded: bool,
+    pub(super) run: Option<Run>,
+    pub(super) seconds: Vec<Second>,
 }
 
 /// Translates a block.
@@ -138,6 +140,8 @@ pub fn translate(request: Request<'_>, stubs: Stubs, info: &mut InstructionInfoF
         encoder: Encoder::new(64),
         info,
         fpu_loaded: false,
+        run: None,
+        seconds: Vec::new(),
     };
     e.block();
     e.finish()
@@ -166,13 +170,12 @@ impl Emitter<'_> {
         }
         for (index, &(insn, class)) in insns.iter().enumerate().take(stop).skip(start) {
             self.index = index;
-            let hooks = self.request.hooks;
-            if hooks.rips.binary_search(&insn.ip()).is_ok()
-                || hooks.int3 && insn.mnemonic() == Mnemonic::Int3
-            {
+            if self.hooked(&insn) {
                 self.hook();
             }
+            self.begin_run();
             self.instruction(&insn, class);
+            self.end_run();
         }
         if stop < insns.len() {
             self.flags_to_ax();
@@ -183,9 +186,17 @@ impl Emitter<'_> {
             let next = insns[stop - 1].0.next_ip();
             self.jump_to(next);
         }
+        self.second_copies();
     }
 
-    fn instruction(&mut self, insn: &Instruction, class: Class) {
+    /// Whether the debugger wants to be asked before an instruction.
+    pub(super) fn hooked(&self, insn: &Instruction) -> bool {
+        let hooks = self.request.hooks;
+        hooks.rips.binary_search(&insn.ip()).is_ok()
+            || hooks.int3 && insn.mnemonic() == Mnemonic::Int3
+    }
+
+    pub(super) fn instruction(&mut self, insn: &Instruction, class: Class) {
         match class {
             Class::Nop => {}
             Class::Copy => self.copy(insn),
@@ -378,27 +389,9 @@ impl Emitter<'_> {
     /// the caller emits the instruction itself, position-independent, and calls `end_access`.
     pub(super) fn begin_access(&mut self, size: usize, kind: AccessKind, stack: bool) -> Access {
         self.free_host_flags();
-        let mmu = self.request.mode.mmu();
-        let (_, bits) = TABLES[mmu as usize];
-        let tag = at::tlb(
-            mmu_table(mmu),
-            if kind.writes() {
-                at::TAG_WRITE
-            } else {
-                at::TAG_READ
-            },
-        );
-        let mask = ((1i32 << bits) - 1) << ENTRY_SHIFT;
-        self.hot
-            .rorx(W64, T1, T0, PAGE_SHIFT as u8 - ENTRY_SHIFT as u8);
-        self.hot.alu_imm(4, W32, T1, mask);
-        self.hot.gs_at(&[0x2b], W64, T0, T1, tag);
-        self.hot.alu_imm(7, W64, T0, PAGE_SIZE as i32 - size as i32);
-        let branch = self.hot.jcc(cc::A);
-        self.hot
-            .gs_at(&[0x03], W64, T0, T1, at::tlb(mmu_table(mmu), at::TLB_HOST));
+        let branch = self.check_address(size, kind);
         if kind.writes() && self.request.tracking {
-            self.mark_lines(size);
+            self.mark_lines(0, size);
         }
         let mut site = self.site();
         site.size = size as u8;
@@ -409,40 +402,94 @@ impl Emitter<'_> {
             start: self.hot.len(),
             kind,
             site,
-            tag,
         }
     }
 
-    /// Marks the lines of `size` bytes at the host address in T0 as written (`GuestRam`). The slow path
-    /// does so itself, because its store may go elsewhere.
-    fn mark_lines(&mut self, size: usize) {
-        let mut mark = |last: i32| {
-            match last {
-                0 => self.hot.mov_rr(W64, T1, T0),
-                _ => self.hot.mem(&[0x8d], W64, T1, Some(T0), None, last),
-            }
-            self.hot.shift_imm(5, T1, LINE_SHIFT as u8);
-            self.hot.mem(&[0xc6], asm::W32, Reg(0), Some(T1), None, 0);
-            self.hot.u8(1);
-        };
-        mark(0);
-        if size > 1 && !(size.is_power_of_two() && self.request.shortcuts.has(Shortcuts::MARKS)) {
-            mark(size as i32 - 1);
-        } else if size > 1 {
+    fn tag_of(&self, kind: AccessKind) -> usize {
+        at::tlb(
+            mmu_table(self.request.mode.mmu()),
+            if kind.writes() {
+                at::TAG_WRITE
+            } else {
+                at::TAG_READ
+            },
+        )
+    }
+
+    /// Makes the linear address in T0 the host address of `size` bytes, all in one page, or jumps. Returns
+    /// the position of the jump; where it leads, T1 is what `tag_of` has to be added to.
+    pub(super) fn check_address(&mut self, size: usize, kind: AccessKind) -> usize {
+        let mmu = self.request.mode.mmu();
+        let (_, bits) = TABLES[mmu as usize];
+        let tag = self.tag_of(kind);
+        let mask = ((1i32 << bits) - 1) << ENTRY_SHIFT;
+        self.hot
+            .rorx(W64, T1, T0, PAGE_SHIFT as u8 - ENTRY_SHIFT as u8);
+        self.hot.alu_imm(4, W32, T1, mask);
+        self.hot.gs_at(&[0x2b], W64, T0, T1, tag);
+        self.hot.alu_imm(7, W64, T0, PAGE_SIZE as i32 - size as i32);
+        let branch = self.hot.jcc(cc::A);
+        self.hot
+            .gs_at(&[0x03], W64, T0, T1, at::tlb(mmu_table(mmu), at::TLB_HOST));
+        branch
+    }
+
+    /// Marks the line of the byte at this displacement from the host address in T0 as written
+    /// (`GuestRam`). The slow path does so itself, because its store may go elsewhere.
+    pub(super) fn mark_line(&mut self, displacement: i32) {
+        self.hot.lea(T1, T0, displacement);
+        Self::mark_t1(&mut self.hot);
+    }
+
+    fn mark_t1(a: &mut Asm) {
+        a.shift_imm(5, T1, LINE_SHIFT as u8);
+        a.mem(&[0xc6], asm::W32, Reg(0), Some(T1), None, 0);
+        a.u8(1);
+    }
+
+    /// Marks the lines of up to 64 bytes.
+    pub(super) fn mark_lines(&mut self, displacement: i32, size: usize) {
+        let last = displacement + size as i32 - 1;
+        if size == 1 {
+            self.mark_line(displacement);
+        } else if size <= 16
+            && size.is_power_of_two()
+            && self.request.shortcuts.has(Shortcuts::MARKS)
+        {
             // An aligned operand lies in one line.
-            self.hot.test_low(T0, size as u8 - 1);
+            self.hot.lea(T1, T0, displacement);
+            self.hot.test_low(T1, size as u8 - 1);
             let unaligned = self.hot.jcc(cc::NE);
             let back = self.hot.len();
             self.fixups
                 .push((Stream::Hot, unaligned, Label::Cold(self.cold.len())));
-            let last = size as i32 - 1;
-            self.cold.mem(&[0x8d], W64, T1, Some(T0), None, last);
-            self.cold.shift_imm(5, T1, LINE_SHIFT as u8);
-            self.cold.mem(&[0xc6], asm::W32, Reg(0), Some(T1), None, 0);
-            self.cold.u8(1);
+            self.cold.lea(T1, T0, last);
+            Self::mark_t1(&mut self.cold);
+            self.cold.lea(T1, T0, displacement);
             let at = self.cold.jmp();
             self.fixups.push((Stream::Cold, at, Label::Hot(back)));
+            Self::mark_t1(&mut self.hot);
+        } else {
+            self.mark_line(displacement);
+            self.mark_line(last);
         }
+    }
+
+    /// Notes that the jump at this position in the hot stream leads to a place that comes later in it.
+    pub(super) fn forward(&mut self, branch: usize) -> usize {
+        self.fixups.push((Stream::Hot, branch, Label::Hot(0)));
+        self.fixups.len() - 1
+    }
+
+    /// That place is here.
+    pub(super) fn land(&mut self, fixup: usize) {
+        self.fixups[fixup].2 = Label::Hot(self.hot.len());
+    }
+
+    /// A jump to a place earlier in the hot stream.
+    pub(super) fn jump_back(&mut self, to: usize) {
+        let at = self.hot.jmp();
+        self.fixups.push((Stream::Hot, at, Label::Hot(to)));
     }
 
     /// Emits the slow path of an access whose instruction has just been emitted.
@@ -452,8 +499,8 @@ impl Emitter<'_> {
             start,
             kind,
             site,
-            tag,
         } = access;
+        let tag = self.tag_of(kind);
         let end = self.hot.len();
         self.fixups
             .push((Stream::Hot, branch, Label::Cold(self.cold.len())));

@@ -23,6 +23,7 @@ mod inline;
 mod inspect;
 pub mod mode;
 pub mod protocol;
+mod runs;
 pub mod shortcuts;
 pub mod signals;
 pub mod site;

@@ -14,8 +14,15 @@ impl Shortcuts {
     /// An aligned store marks one line; whether it may touch two is asked and not assumed.
     pub const MARKS: Self = Self(1 << 1);
 
+    /// Neighbouring accesses around one address share a check.
+    pub const RUNS: Self = Self(1 << 2);
+
     /// The names by which they are switched off.
-    pub const NAMES: [(&'static str, Self); 2] = [("frame", Self::FRAME), ("marks", Self::MARKS)];
+    pub const NAMES: [(&'static str, Self); 3] = [
+        ("frame", Self::FRAME),
+        ("marks", Self::MARKS),
+        ("runs", Self::RUNS),
+    ];
 
     pub const ALL: Self = Self((1 << Self::NAMES.len()) - 1);
 
