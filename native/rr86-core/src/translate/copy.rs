@@ -5,11 +5,13 @@
 //! most host registers), pass through temporaries. Everything around the copy leaves flags alone.
 
 use iced_x86::{
-    Code, Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
+    Code, Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind, OpKind,
+    Register, RflagsBits,
 };
 
 use super::asm::{self, Reg, W16, W32, W64};
 use super::emit::{Access, Emitter, Flags};
+use super::shortcuts::Shortcuts;
 use super::site::AccessKind;
 use super::vcpu::{at, GUEST_RAX, HOST, T0, T1};
 use crate::cpu::state::sreg;
@@ -228,6 +230,71 @@ struct Passing {
     written: bool,
 }
 
+/// SSE instructions that move data and can raise nothing once their operand is there.
+pub(super) fn only_moves(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        insn.mnemonic(),
+        M::Movups
+            | M::Movupd
+            | M::Movdqu
+            | M::Lddqu
+            | M::Movss
+            | M::Movsd
+            | M::Movlps
+            | M::Movhps
+            | M::Movlpd
+            | M::Movhpd
+            | M::Movd
+            | M::Movq
+    ) && !super::classify::waits(insn)
+}
+
+/// Instructions for which an operand that is a register may as well be a word of the vCPU.
+fn takes_words(op: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        op.mnemonic(),
+        M::Mov
+            | M::Add
+            | M::Adc
+            | M::Sub
+            | M::Sbb
+            | M::And
+            | M::Or
+            | M::Xor
+            | M::Cmp
+            | M::Test
+            | M::Inc
+            | M::Dec
+            | M::Neg
+            | M::Not
+            | M::Imul
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Shl
+            | M::Shr
+            | M::Sar
+            | M::Cmova
+            | M::Cmovae
+            | M::Cmovb
+            | M::Cmovbe
+            | M::Cmove
+            | M::Cmovg
+            | M::Cmovge
+            | M::Cmovl
+            | M::Cmovle
+            | M::Cmovne
+            | M::Cmovno
+            | M::Cmovnp
+            | M::Cmovns
+            | M::Cmovo
+            | M::Cmovp
+            | M::Cmovs
+    )
+}
+
 /// How an instruction uses memory.
 pub(super) enum MemoryUse {
     None,
@@ -359,6 +426,9 @@ impl Emitter<'_> {
                 op.set_op_register(i, sized(host, register.size()));
                 continue;
             }
+            if memory.is_none() && !high && self.in_vcpu(&mut op, i, access[i as usize]) {
+                continue;
+            }
             let known = passing.iter().position(|p| {
                 p.guest == register || (!high && !is_high_byte(p.guest) && number(p.guest) == guest)
             });
@@ -443,6 +513,46 @@ impl Emitter<'_> {
         if let Some(access) = pending {
             self.end_access(access);
         }
+    }
+
+    /// Makes the operand `i`, a guest register that lives in memory, that word itself.
+    fn in_vcpu(&mut self, op: &mut Instruction, i: u32, access: OpAccess) -> bool {
+        use OpCodeOperandKind as K;
+        let register = op.op_register(i);
+        let others = (0..op.op_count()).any(|j| {
+            j != i
+                && (op.op_kind(j) == OpKind::Memory
+                    || op.op_kind(j) == OpKind::Register
+                        && op.op_register(j).full_register() == register.full_register())
+        });
+        let replaceable = matches!(
+            op.op_code().op_kind(i),
+            K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem
+        );
+        // A write of 32 bits clears the upper half of a register.
+        let reads = access == OpAccess::Read || register.size() != 4;
+        let known = matches!(
+            access,
+            OpAccess::Read | OpAccess::Write | OpAccess::ReadWrite
+        );
+        if others
+            || !replaceable
+            || !reads
+            || !known
+            || !takes_words(op)
+            || !self.request.shortcuts.has(Shortcuts::WORDS)
+            || !self.request.shortcuts.has(Shortcuts::FRAME)
+        {
+            return false;
+        }
+        let word = at::gpr(number(register)) - at::FRAME;
+        op.set_op_kind(i, OpKind::Memory);
+        op.set_memory_base(Register::RSP);
+        op.set_memory_index(Register::None);
+        op.set_memory_index_scale(1);
+        op.set_memory_displacement64(word as u64);
+        op.set_memory_displ_size(1);
+        true
     }
 
     /// How an instruction that would be copied uses memory.

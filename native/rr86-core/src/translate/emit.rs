@@ -9,7 +9,7 @@
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic};
 
 use super::asm::{self, cc, Asm, Reg, W32, W64};
-use super::classify::Class;
+use super::classify::{needs_alignment, Class};
 use super::mode::Mode;
 use super::runs::{Run, Second};
 use super::shortcuts::Shortcuts;
@@ -391,7 +391,8 @@ impl Emitter<'_> {
         self.free_host_flags();
         let branch = self.check_address(size, kind);
         if kind.writes() && self.request.tracking {
-            self.mark_lines(0, size);
+            let aligned = self.mostly_aligned(size);
+            self.mark_lines(0, size, aligned);
         }
         let mut site = self.site();
         site.size = size as u8;
@@ -447,14 +448,18 @@ impl Emitter<'_> {
         a.u8(1);
     }
 
-    /// Marks the lines of up to 64 bytes.
-    pub(super) fn mark_lines(&mut self, displacement: i32, size: usize) {
+    /// Whether the current instruction's operand is likely to be aligned: those of 16 bytes are, or it
+    /// is one of the instructions for those that are not.
+    pub(super) fn mostly_aligned(&self, size: usize) -> bool {
+        size <= 8 || needs_alignment(&self.request.insns[self.index].0)
+    }
+
+    /// Marks the lines of up to 64 bytes, which are likely to be `aligned` to their size, or not.
+    pub(super) fn mark_lines(&mut self, displacement: i32, size: usize, aligned: bool) {
         let last = displacement + size as i32 - 1;
         if size == 1 {
             self.mark_line(displacement);
-        } else if size <= 16
-            && size.is_power_of_two()
-            && self.request.shortcuts.has(Shortcuts::MARKS)
+        } else if aligned && size.is_power_of_two() && self.request.shortcuts.has(Shortcuts::MARKS)
         {
             // An aligned operand lies in one line.
             self.hot.lea(T1, T0, displacement);
@@ -638,10 +643,9 @@ impl Emitter<'_> {
     /// where the jump faults.
     pub(super) fn jump_indirect(&mut self, undo: i32) {
         self.free_host_flags();
-        self.hot.store(W64, T0, at::RIP);
         if self.request.mode.code_flat() && !self.request.mode.one() {
-            self.hot.load(W64, T1, at::JUMP_KEY);
-            self.hot.rr(&[0x33], W64, T1, T0);
+            self.hot.mov_rr(W64, T1, T0);
+            self.hot.gs(&[0x33], W64, T1, at::JUMP_KEY);
             // The index of `jump_index`, times the size of an entry.
             self.hot.raw(&[0x45, 0x69, 0xd2]); // imul r10d, r10d, imm32
             self.hot.u32(super::vcpu::JUMP_HASH);
@@ -651,9 +655,11 @@ impl Emitter<'_> {
             let miss = self.hot.jcc(cc::NE);
             self.hot.gs_at(&[0xff], W32, Reg(4), T0, at::JUMP_CODE);
             self.hot.patch_here(miss);
-            // What the jump cache knows has been fetched before.
-            self.hot.load(W64, T0, at::RIP);
+            // What the jump cache knows has been fetched before. T1 is still the rip and the key.
+            self.hot.gs(&[0x33], W64, T1, at::JUMP_KEY);
+            self.hot.mov_rr(W64, T0, T1);
         }
+        self.hot.store(W64, T0, at::RIP);
         self.check_target(T0, undo);
         self.leave(Stream::Hot, Exit::Lookup);
     }

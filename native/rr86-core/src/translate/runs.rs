@@ -12,7 +12,7 @@
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 use super::classify::Class;
-use super::copy::{address_size, in_host, MemoryUse};
+use super::copy::{address_size, in_host, only_moves, MemoryUse};
 use super::emit::{Emitter, Flags};
 use super::shortcuts::Shortcuts;
 use super::site::AccessKind;
@@ -205,7 +205,7 @@ impl Emitter<'_> {
                 break;
             };
             // DIV and IDIV are in no run.
-            traps |= class == Class::CopyFpu;
+            traps |= class == Class::CopyFpu && !only_moves(&insn);
             if let Some(used) = used {
                 let at = used.offset.wrapping_add(shift);
                 let Some(end) = at.checked_add(used.size) else {
@@ -260,7 +260,8 @@ impl Emitter<'_> {
                     self.mark_line(displacement(at));
                     at += LINE;
                 }
-                self.mark_lines(displacement(at), (end - at) as usize);
+                let size = (end - at) as usize;
+                self.mark_lines(displacement(at), size, size <= 8);
             }
         }
         let run = Run {
@@ -312,7 +313,8 @@ impl Emitter<'_> {
         let marked = self.run.as_ref().is_some_and(|run| run.marked);
         if kind.writes() && self.request.tracking && !marked {
             self.free_host_flags();
-            self.mark_lines(displacement, size);
+            let aligned = self.mostly_aligned(size);
+            self.mark_lines(displacement, size, aligned);
         }
     }
 

@@ -17,11 +17,15 @@ impl Shortcuts {
     /// Neighbouring accesses around one address share a check.
     pub const RUNS: Self = Self(1 << 2);
 
+    /// A guest register that lives in memory is operand of a copied instruction where it is.
+    pub const WORDS: Self = Self(1 << 3);
+
     /// The names by which they are switched off.
-    pub const NAMES: [(&'static str, Self); 3] = [
+    pub const NAMES: [(&'static str, Self); 4] = [
         ("frame", Self::FRAME),
         ("marks", Self::MARKS),
         ("runs", Self::RUNS),
+        ("words", Self::WORDS),
     ];
 
     pub const ALL: Self = Self((1 << Self::NAMES.len()) - 1);

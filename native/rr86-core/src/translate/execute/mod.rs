@@ -52,7 +52,8 @@ struct Decoded {
     /// Serial number of the block and offset in it.
     place: (u64, u16),
     insn: Instruction,
-    too_long: bool,
+    /// What it raises just for being there.
+    raises: Option<Exception>,
 }
 
 const DECODED: usize = 1 << 10;
@@ -62,16 +63,20 @@ impl DecodedCache {
         let nothing = Decoded {
             place: (u64::MAX, 0),
             insn: Instruction::default(),
-            too_long: false,
+            raises: None,
         };
         Self(vec![nothing; DECODED])
     }
 }
 
 impl Engine {
-    /// The instruction at an offset of a block, and whether it is longer than 15 bytes.
+    /// The instruction at an offset of a block, and what it raises just for being there.
     #[inline]
-    fn instruction_at(&mut self, id: super::cache::BlockId, offset: u16) -> (Instruction, bool) {
+    fn instruction_at(
+        &mut self,
+        id: super::cache::BlockId,
+        offset: u16,
+    ) -> (Instruction, Option<Exception>) {
         let block = self.blocks.get(id);
         let place = (block.serial, offset);
         let index = block.serial.wrapping_mul(31).wrapping_add(offset.into()) as usize % DECODED;
@@ -80,13 +85,20 @@ impl Engine {
             let bytes = &block.bytes[usize::from(offset)..];
             let rip = block.rip.wrapping_add(u64::from(offset));
             let insn = shape::single(bytes, rip, block.mode);
+            let raises = if shape::too_long(&insn, bytes, block.mode) {
+                Some(Exception::gp(0))
+            } else if let Class::Raise(exception) = classify(&insn, block.mode) {
+                Some(exception)
+            } else {
+                None
+            };
             *known = Decoded {
                 place,
                 insn,
-                too_long: shape::too_long(&insn, bytes, block.mode),
+                raises,
             };
         }
-        (known.insn, known.too_long)
+        (known.insn, known.raises)
     }
 }
 
@@ -130,9 +142,6 @@ impl Context<'_> {
 }
 
 fn run(context: &mut Context<'_>) -> Result {
-    if let Class::Raise(exception) = classify(context.insn, super::mode::Mode::of(&context.v.cpu)) {
-        return Err(exception);
-    }
     if context.insn.is_string_instruction() {
         return super::strings::execute(context);
     }
@@ -214,7 +223,7 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     engine.stats.helper_calls += 1;
     engine.note_position(v, site);
     sync_flags(v);
-    let (insn, too_long) = engine.instruction_at(v.run.site_block, site.offset);
+    let (insn, raises) = engine.instruction_at(v.run.site_block, site.offset);
     let rip = insn.ip();
     v.cpu.rip = rip;
     engine.helpers.count(insn.mnemonic());
@@ -225,10 +234,9 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
         insn: &insn,
         flow: Flow::Next,
     };
-    let result = if too_long {
-        Err(Exception::gp(0))
-    } else {
-        run(&mut context)
+    let result = match raises {
+        Some(exception) => Err(exception),
+        None => run(&mut context),
     };
     let flow = context.flow;
     if serialises(&insn) {
