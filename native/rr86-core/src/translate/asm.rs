@@ -38,6 +38,7 @@ pub use Width::{W16, W32, W64};
 pub mod cc {
     pub const E: u8 = 4;
     pub const NE: u8 = 5;
+    pub const AE: u8 = 3;
     pub const A: u8 = 7;
     pub const S: u8 = 8;
     pub const GE: u8 = 13;

@@ -693,6 +693,12 @@ impl Emitter<'_> {
             }
         }
         self.segment(segment_index(insn.memory_segment()), size, kind);
+        let flat = !matches!(insn.memory_segment(), Register::FS | Register::GS);
+        self.address_key =
+            (flat && bit_offset.is_none() && !insn.is_ip_rel_memory_operand()).then(|| {
+                let (base, index) = (insn.memory_base(), insn.memory_index());
+                (base, index, insn.memory_index_scale())
+            });
     }
 
     /// Emits the linear address of `insn`'s memory operand plus `adjust` into T0.

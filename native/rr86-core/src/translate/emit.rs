@@ -11,13 +11,14 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic};
 use super::asm::{self, cc, Asm, Reg, W32, W64};
 use super::classify::{needs_alignment, Class};
 use super::mode::Mode;
-use super::runs::{Run, Second};
+use super::pins::Circle;
+use super::runs::{Key, Run, Second};
 use super::shortcuts::Shortcuts;
 use super::site::{AccessKind, Site};
 use super::stubs::Stubs;
 use super::vcpu::{at, jump_index, Exit, GUEST_RSP, JUMP_BITS, T0, T1};
 use crate::memory::ram::LINE_SHIFT;
-use crate::memory::tlb::{MmuIndex, ENTRY_SHIFT, TABLES};
+use crate::memory::tlb::{MmuIndex, ENTRY_SHIFT, PIN_LIMIT, TABLES};
 use crate::memory::{PAGE_SHIFT, PAGE_SIZE};
 
 /// Where the status flags are.
@@ -119,6 +120,10 @@ pub struct Emitter<'a> {
     pub(super) fpu_loaded: bool,
     pub(super) run: Option<Run>,
     pub(super) seconds: Vec<Second>,
+    /// The loop that the block is, if it is one.
+    pub(super) circle: Option<Circle>,
+    /// What the address in T0 is made of.
+    pub(super) address_key: Option<Key>,
 }
 
 /// Translates a block.
@@ -142,6 +147,8 @@ pub fn translate(request: Request<'_>, stubs: Stubs, info: &mut InstructionInfoF
         fpu_loaded: false,
         run: None,
         seconds: Vec::new(),
+        circle: None,
+        address_key: None,
     };
     e.block();
     e.finish()
@@ -168,6 +175,7 @@ impl Emitter<'_> {
             self.hot.mov_imm(T1, u64::from(site.pack()));
             self.call_stub(Stream::Hot, self.stubs.entered);
         }
+        self.find_circle();
         for (index, &(insn, class)) in insns.iter().enumerate().take(stop).skip(start) {
             self.index = index;
             if self.hooked(&insn) {
@@ -418,21 +426,71 @@ impl Emitter<'_> {
     }
 
     /// Makes the linear address in T0 the host address of `size` bytes, all in one page, or jumps. Returns
-    /// the position of the jump; where it leads, T1 is what `tag_of` has to be added to.
+    /// the fixup of the jump; where it leads, T1 is what `tag_of` has to be added to.
     pub(super) fn check_address(&mut self, size: usize, kind: AccessKind) -> usize {
+        let pin = self.pin_of(size);
+        let Some(pin) = pin else {
+            let branch = self.check_in_table(Stream::Hot, size, kind);
+            let host = self.host_field();
+            self.hot.gs_at(&[0x03], W64, T0, T1, host);
+            return branch;
+        };
+        let table = mmu_table(self.request.mode.mmu());
+        let field = |field| at::pin(table, pin, field);
+        let limit = if kind.writes() {
+            at::PIN_WRITE
+        } else {
+            at::PIN_READ
+        };
+        self.hot.gs(&[0x2b], W64, T0, field(at::PIN_TAG));
+        self.hot.gs(&[0x3b], W64, T0, field(limit));
+        let other = self.hot.jcc(cc::AE);
+        self.hot.gs(&[0x03], W64, T0, field(at::PIN_HOST));
+        let back = self.hot.len();
+        self.fixups
+            .push((Stream::Hot, other, Label::Cold(self.cold.len())));
+        // Another page: what the table says of it goes into the pin.
+        self.cold.gs(&[0x03], W64, T0, field(at::PIN_TAG));
+        let branch = self.check_in_table(Stream::Cold, size, kind);
+        let (tag, host) = (self.tag_of(kind), self.host_field());
+        let cold = &mut self.cold;
+        cold.store(W64, T0, at::PIN_OFFSET);
+        cold.gs_at(&[0x8b], W64, T0, T1, tag);
+        cold.store(W64, T0, field(at::PIN_TAG));
+        cold.gs_at(&[0x8b], W64, T0, T1, host);
+        cold.store(W64, T0, field(at::PIN_HOST));
+        let limits = [
+            (at::PIN_READ, PIN_LIMIT),
+            (at::PIN_WRITE, if kind.writes() { PIN_LIMIT } else { 0 }),
+        ];
+        for (limit, value) in limits {
+            cold.gs(&[0xc7], W64, Reg(0), field(limit));
+            cold.u32(value as u32);
+        }
+        cold.gs(&[0x03], W64, T0, at::PIN_OFFSET);
+        let at = cold.jmp();
+        self.fixups.push((Stream::Cold, at, Label::Hot(back)));
+        branch
+    }
+
+    fn host_field(&self) -> usize {
+        at::tlb(mmu_table(self.request.mode.mmu()), at::TLB_HOST)
+    }
+
+    /// Makes the linear address in T0 an offset in its page, with the scaled slot in T1, or jumps.
+    fn check_in_table(&mut self, stream: Stream, size: usize, kind: AccessKind) -> usize {
         let mmu = self.request.mode.mmu();
         let (_, bits) = TABLES[mmu as usize];
         let tag = self.tag_of(kind);
         let mask = ((1i32 << bits) - 1) << ENTRY_SHIFT;
-        self.hot
-            .rorx(W64, T1, T0, PAGE_SHIFT as u8 - ENTRY_SHIFT as u8);
-        self.hot.alu_imm(4, W32, T1, mask);
-        self.hot.gs_at(&[0x2b], W64, T0, T1, tag);
-        self.hot.alu_imm(7, W64, T0, PAGE_SIZE as i32 - size as i32);
-        let branch = self.hot.jcc(cc::A);
-        self.hot
-            .gs_at(&[0x03], W64, T0, T1, at::tlb(mmu_table(mmu), at::TLB_HOST));
-        branch
+        let a = self.stream(stream);
+        a.rorx(W64, T1, T0, PAGE_SHIFT as u8 - ENTRY_SHIFT as u8);
+        a.alu_imm(4, W32, T1, mask);
+        a.gs_at(&[0x2b], W64, T0, T1, tag);
+        a.alu_imm(7, W64, T0, PAGE_SIZE as i32 - size as i32);
+        let branch = a.jcc(cc::A);
+        self.fixups.push((stream, branch, Label::Hot(0)));
+        self.fixups.len() - 1
     }
 
     /// Marks the line of the byte at this displacement from the host address in T0 as written
@@ -480,13 +538,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// Notes that the jump at this position in the hot stream leads to a place that comes later in it.
-    pub(super) fn forward(&mut self, branch: usize) -> usize {
-        self.fixups.push((Stream::Hot, branch, Label::Hot(0)));
-        self.fixups.len() - 1
-    }
-
-    /// That place is here.
+    /// The place to which the jump of this fixup leads is here.
     pub(super) fn land(&mut self, fixup: usize) {
         self.fixups[fixup].2 = Label::Hot(self.hot.len());
     }
@@ -507,8 +559,7 @@ impl Emitter<'_> {
         } = access;
         let tag = self.tag_of(kind);
         let end = self.hot.len();
-        self.fixups
-            .push((Stream::Hot, branch, Label::Cold(self.cold.len())));
+        self.fixups[branch].2 = Label::Cold(self.cold.len());
         self.cold.gs_at(&[0x03], W64, T0, T1, tag);
         self.note_block(Stream::Cold);
         self.cold.mov_imm(T1, u64::from(site.pack()));

@@ -22,6 +22,7 @@ pub mod fetch;
 mod inline;
 mod inspect;
 pub mod mode;
+mod pins;
 pub mod protocol;
 mod runs;
 pub mod shortcuts;

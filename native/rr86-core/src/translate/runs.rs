@@ -25,7 +25,7 @@ const REACH: i64 = 512;
 const LINE: i64 = 1 << crate::memory::ram::LINE_SHIFT;
 
 /// What the addresses of a run have in common: base, index and scale.
-type Key = (Register, Register, u32);
+pub(super) type Key = (Register, Register, u32);
 
 /// One access, its offset as seen from the key's registers when the instruction begins.
 struct Use {
@@ -63,7 +63,7 @@ pub(super) struct Second {
 }
 
 /// A constant that is added to a 64-bit register.
-fn constant_change(insn: &Instruction, register: Register) -> Option<i64> {
+pub(super) fn constant_change(insn: &Instruction, register: Register) -> Option<i64> {
     let own = insn.op_count() > 0
         && insn.op0_kind() == OpKind::Register
         && insn.op0_register() == register
@@ -243,6 +243,7 @@ impl Emitter<'_> {
             return;
         }
         offsets.truncate(length);
+        self.address_key = Some(key);
         let from = self.check_run((high - low) as usize, kind);
         let marked = !written.is_empty() && self.request.tracking && !trap_inside;
         if marked {
@@ -277,6 +278,7 @@ impl Emitter<'_> {
             back: 0,
             flags: Flags::Ax,
         });
+        self.address_key = None;
         self.run = Some(run);
     }
 
@@ -298,8 +300,7 @@ impl Emitter<'_> {
     /// jump to the second copy.
     fn check_run(&mut self, size: usize, kind: AccessKind) -> usize {
         self.free_host_flags();
-        let branch = self.check_address(size, kind);
-        self.forward(branch)
+        self.check_address(size, kind)
     }
 
     /// Where the current instruction's operand lies as seen from T0, in a run.

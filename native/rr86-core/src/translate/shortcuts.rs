@@ -20,12 +20,16 @@ impl Shortcuts {
     /// A guest register that lives in memory is operand of a copied instruction where it is.
     pub const WORDS: Self = Self(1 << 3);
 
+    /// Accesses that stay in a page for long find it in a pin and not in the table.
+    pub const PINS: Self = Self(1 << 4);
+
     /// The names by which they are switched off.
-    pub const NAMES: [(&'static str, Self); 4] = [
+    pub const NAMES: [(&'static str, Self); 5] = [
         ("frame", Self::FRAME),
         ("marks", Self::MARKS),
         ("runs", Self::RUNS),
         ("words", Self::WORDS),
+        ("pins", Self::PINS),
     ];
 
     pub const ALL: Self = Self((1 << Self::NAMES.len()) - 1);

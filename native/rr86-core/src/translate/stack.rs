@@ -35,6 +35,7 @@ impl Emitter<'_> {
             self.hot.rr(&[0x0f, 0xb7], W32, T0, T0);
         }
         self.segment(sreg::SS, size, kind);
+        self.address_key = Some((Register::RSP, Register::None, 1));
     }
 
     /// Adds to the stack pointer in its current size, without touching flags or T1's value when the

@@ -7,7 +7,7 @@ use std::mem::offset_of;
 use super::asm::{self, Reg};
 use crate::cpu::exception::Exception;
 use crate::cpu::state::{gpr, CpuState};
-use crate::memory::tlb::{Tlb, TlbEntry, ENTRY_SHIFT, TABLES};
+use crate::memory::tlb::{Pin, Tlb, TlbEntry, ENTRY_SHIFT, PINS, TABLES};
 
 /// Host registers by guest register. Four guest registers live in memory; host RAX holds the saved
 /// status flags, R10 and R11 are temporary, RSP is the host's stack.
@@ -106,6 +106,8 @@ pub struct RunState {
     /// The stack pointer in a block, and that of a stub which has called Rust.
     pub code_rsp: u64,
     pub stub_rsp: u64,
+    /// An offset in a page, while its pin is set.
+    pub pin_offset: u64,
     /// [`super::mode::Mode::key`] of the running mode.
     pub jump_key: u64,
     pub exit: u32,
@@ -239,6 +241,18 @@ pub mod at {
     pub const fn tlb(table: usize, field: usize) -> usize {
         TLB + (TABLES[table].0 << ENTRY_SHIFT) + field
     }
+    /// A pin of a table that has some.
+    pub const fn pin(table: usize, number: usize, field: usize) -> usize {
+        offset_of!(Vcpu, tlb)
+            + offset_of!(Tlb, pins)
+            + (table * PINS + number) * size_of::<Pin>()
+            + field
+    }
+    pub const PIN_TAG: usize = offset_of!(Pin, tag);
+    pub const PIN_READ: usize = offset_of!(Pin, read);
+    pub const PIN_WRITE: usize = offset_of!(Pin, write);
+    pub const PIN_HOST: usize = offset_of!(Pin, host);
+    pub const PIN_OFFSET: usize = RUN + offset_of!(RunState, pin_offset);
     pub const TAG_READ: usize = offset_of!(TlbEntry, read);
     pub const TAG_WRITE: usize = offset_of!(TlbEntry, write);
     pub const TLB_HOST: usize = offset_of!(TlbEntry, host);
