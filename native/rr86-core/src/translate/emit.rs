@@ -182,6 +182,7 @@ impl Emitter<'_> {
                 self.hook();
             }
             self.begin_run();
+            self.settle_stack_for(&insn, class);
             self.instruction(&insn, class);
             self.end_run();
         }

@@ -17,7 +17,7 @@ use super::emit::{Emitter, Flags};
 use super::shortcuts::Shortcuts;
 use super::site::AccessKind;
 use super::stack::operand_size;
-use super::vcpu::{HOST, T0};
+use super::vcpu::{GUEST_RSP, HOST, T0};
 
 /// Most bytes between the first and the last byte of a run; more would cross pages too often.
 const REACH: i64 = 512;
@@ -42,6 +42,8 @@ pub(super) struct Run {
     first: usize,
     /// All lines have been marked at its head.
     marked: bool,
+    /// What pushes and pops have still to add to the stack pointer, which nobody looks at meanwhile.
+    pub(super) stack_shift: i32,
 }
 
 impl Run {
@@ -269,6 +271,7 @@ impl Emitter<'_> {
             displacements: offsets.iter().map(|at| at.map(displacement)).collect(),
             first,
             marked,
+            stack_shift: 0,
         };
         self.seconds.push(Second {
             first,
@@ -303,6 +306,29 @@ impl Emitter<'_> {
         self.check_address(size, kind)
     }
 
+    /// Brings the stack pointer up to date before an instruction of a run that may use it.
+    pub(super) fn settle_stack_for(&mut self, insn: &Instruction, class: Class) {
+        let quiet = match class {
+            Class::Push => {
+                insn.op0_kind() != OpKind::Register
+                    || insn.op0_register().full_register() != Register::RSP
+            }
+            Class::Pop | Class::Nop | Class::Call | Class::Return => true,
+            _ => false,
+        };
+        if !quiet {
+            self.settle_stack();
+        }
+    }
+
+    pub(super) fn settle_stack(&mut self) {
+        let Some(run) = &mut self.run else { return };
+        let by = std::mem::take(&mut run.stack_shift);
+        if by != 0 {
+            self.hot.lea(GUEST_RSP, GUEST_RSP, by);
+        }
+    }
+
     /// Where the current instruction's operand lies as seen from T0, in a run.
     pub(super) fn run_displacement(&self) -> Option<i32> {
         let run = self.run.as_ref()?;
@@ -325,6 +351,7 @@ impl Emitter<'_> {
         if run.end() != self.index + 1 {
             return;
         }
+        self.settle_stack();
         self.run = None;
         let (back, flags) = (self.hot.len(), self.flags);
         let second = self.seconds.last_mut().expect("a run has a second copy");

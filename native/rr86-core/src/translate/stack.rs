@@ -41,6 +41,10 @@ impl Emitter<'_> {
     /// Adds to the stack pointer in its current size, without touching flags or T1's value when the
     /// stack is 32 or 64 bits wide.
     fn move_stack(&mut self, by: i32) {
+        if let Some(run) = &mut self.run {
+            run.stack_shift += by;
+            return;
+        }
         match self.request.mode.stack_size() {
             8 => self
                 .hot
@@ -153,6 +157,7 @@ impl Emitter<'_> {
                     self.hot
                         .mem(&[0x8b], width, T1, Some(T0), None, displacement);
                     self.move_stack(size as i32);
+                    self.settle_stack();
                     self.write_register(guest, size, T1);
                 }
             }
