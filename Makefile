@@ -1,7 +1,7 @@
 # Each of the four goals works as the first command on a machine with Python 3.11 (with venv and pip), a Rust
 # toolchain and gcc: whatever is missing is made on the way, and nothing is made twice.
 #
-#   make demo    record a small four-vCPU guest, and replay it
+#   make demo    a small four-vCPU guest with a stale INT3: recorded, stopped at, led back to its cause
 #   make test    the tests of the core and of the package
 #   make check   formatters, linters, type checkers
 #   make bench   time boots, small programs and start-up (ARGS="--kernel … --initrd …" for a real kernel)

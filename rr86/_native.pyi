@@ -1,7 +1,7 @@
 """The native core: one machine with its vCPUs, and trace files. See docs/architecture.md."""
 
 from collections.abc import Sequence
-from typing import Self, TypedDict, final, type_check_only
+from typing import Self, TypeAlias, TypedDict, final, type_check_only
 
 __all__ = [
     "VERSION",
@@ -97,6 +97,37 @@ class LoggedWrite(TypedDict):
     # protocol does not check such writes
     passage: str
 
+@type_check_only
+class OracleGap(TypedDict):
+    """Accesses to bytes that another wrote, which no hand-off of the trace tells of."""
+
+    # None: a device or a loader; `written` is the moment of the write that was met first
+    writer: int | None
+    written: int
+    # the first access: "read", "write" or "fetch"
+    agent: int | None
+    access: str
+    icount: int
+    rip: int | None
+    paddr: int
+    # bit n: such bytes were met in line n of the page
+    lines: int
+    accesses: int
+
+@type_check_only
+class OracleVerdict(TypedDict):
+    """What the oracle has found so far."""
+
+    # accesses in all; those to bytes that another wrote last; those of them that the log lacks
+    accesses: int
+    foreign: int
+    missing: int
+    # hand-offs of the trace that the replay has reached
+    hand_offs: int
+    # physical address of a byte that somebody must have written, unseen; None as it should be
+    unseen: int | None
+    gaps: list[OracleGap]
+
 @final
 class Machine:
     """A Q35 machine: plain, recording (after `record_to`) or replaying (after `replay_from`).
@@ -121,6 +152,7 @@ class Machine:
         block_protocol: str = "precise",
         window_bias: int = 8192,
         schedule: str = "uniform",
+        cross_writes: bool = True,
     ) -> Self:
         """`cpuid` rows are (leaf, subleaf or -1 for "any", eax, ebx, ecx, edx); an exact subleaf
         goes before -1, and a leaf without a row reads as zeros. `msrs` are (index, value after
@@ -137,15 +169,42 @@ class Machine:
         """Set registers by name; the names are those of `registers`."""
 
     # -- recording and replaying ----------------------------------------------------------------
-    def record_to(self, path: str, header: bytes, images: Sequence[tuple[str, bytes]]) -> None:
-        """Start a trace at `path`: msgpack `header`, images by content hash, then events."""
+    def record_to(
+        self,
+        path: str,
+        header: bytes,
+        images: Sequence[tuple[str, bytes]],
+        checkpoints: int | None = None,
+    ) -> None:
+        """Start a trace at `path`: msgpack `header`, images by content hash, then events; with a
+        checkpoint at the first slice boundary after every `checkpoints` instructions."""
     def finish_recording(self, footer: bytes) -> None:
         """Close the trace properly; `footer` is msgpack metadata known only at the end."""
     def seal_trace(self) -> None:
         """End the chunk under way and hand it over for writing: a recorder that is killed later
         loses only what follows. Happens by itself every 100 million instructions."""
-    def replay_from(self, path: str, verify: bool = True) -> None:
-        """Take decisions and inputs from the trace at `path`."""
+    def replay_from(self, path: str, verify: bool = True, checkpoint: int | None = None) -> None:
+        """Take decisions and inputs from the trace at `path`, from power-on, or from one of the
+        trace's checkpoints; the machine has the configuration of the recorded one. After an error
+        the machine is of no use."""
+    def make_checkpoints(self, source: str, path: str, every: int) -> None:
+        """While replaying `source` from power-on, write a copy of it to `path`, with a checkpoint
+        at the first digests after every so many instructions."""
+    def finish_checkpoints(self) -> None:
+        """Complete the copy that `make_checkpoints` began, whether or not the replay has come to
+        its end."""
+    def expand_to(self, trace: str, path: str, stores: bool = False) -> None:
+        """Have the replay that is about to begin make an expansion of its trace."""
+    def finish_expansion(self) -> None:
+        """Close the expansion at the end of the replay."""
+    def replay_alone(self, path: str, expansion: str, vcpu: int, verify: bool = True) -> None:
+        """Replay one vCPU of a trace with its inputs from an expansion. `run` then counts that
+        vCPU's instructions (`stats()["own_instructions"]`)."""
+    def ask_oracle(self) -> None:
+        """Before anything is loaded: have the oracle check the log of cross-vCPU writes of the
+        trace that will be replayed. Slow."""
+    def oracle_verdict(self) -> OracleVerdict | None:
+        """What the oracle has found, if it was asked and the replay is still the recorded run."""
     def trace_bytes(self) -> int:
         """Bytes written to the trace so far (0 when not recording)."""
 
@@ -161,9 +220,10 @@ class Machine:
         Runs with the GIL released. A "limit" stop may overshoot by one slice and never changes the
         course of the run. Conditions are (kind, a, b):
         ("rip", address, 0): before the instruction at this address executes, on any vCPU;
-        ("int3", 0, 0): before an INT3 (CC) executes; ("stale", 0, 0): before a block executes
-        whose source bytes memory no longer holds; ("stale-int3", 0, 0): before an INT3 executes
-        that memory does not hold; ("icount", n, 0): before the n-th instruction
+        ("int3", 0, 0): before an INT3 (CC) or INT 3 (CD 03) executes, or the handler of an
+        interrupt with vector 3; ("stale", 0, 0): before a block executes whose source bytes
+        memory no longer holds; ("stale-int3", 0, 0): before an INT3 or INT 3 executes that memory
+        does not hold; ("icount", n, 0): before the n-th instruction
         (counted from 0, all vCPUs); ("write", paddr, length): after an instruction wrote there;
         ("irq", vector, 0): before the first instruction of this vector's handler;
         ("console", index, 0): after the OUT that sent the last byte of
@@ -192,6 +252,9 @@ class Machine:
         """Physical address of a linear one, or None where it is not mapped."""
     def digests(self) -> dict[str, int]:
         """Digest of each component: "ram", "cpu0"…, "lapic0"…, "ioapic", …, "blocks"."""
+    def detect_stale(self, on: bool) -> None:
+        """Whether to look for stale blocks, which is the default. Without, a recording runs the
+        same and costs what it would cost if there were no stale events; it cannot be verified."""
     def current_block(self, vcpu: int) -> BlockInfo | None:
         """The block that a vCPU is in, or would enter next if it exists."""
     def block(self, serial: int) -> BlockInfo | None:
@@ -215,6 +278,34 @@ class Machine:
     def stats(self) -> dict[str, int]:
         """Counters: instructions, slices, blocks_translated, tlb_misses, …"""
 
+# (address, hand-offs, writers, readers); agents are vCPU numbers, 255 for a device
+SharedLineRow: TypeAlias = tuple[int, int, list[int], list[int]]
+# (address, hand-offs, those for writing, writers, readers, lines)
+SharedPageRow: TypeAlias = tuple[int, int, int, list[int], list[int], list[SharedLineRow]]
+
+@type_check_only
+class SharingRows(TypedDict):
+    """Memory that changed hands."""
+
+    hand_offs: int
+    page_count: int
+    line_count: int
+    pages: list[SharedPageRow]
+    lines: list[SharedLineRow]
+
+@final
+class ExpansionReader:
+    """What a full replay noted beside a trace, for replays of one vCPU and for `who-wrote`."""
+
+    @staticmethod
+    def open(trace: str, path: str) -> ExpansionReader | None:
+        """The expansion of a trace; None if the file is absent, unfinished, or not this trace's."""
+    def has_stores(self) -> bool: ...
+    def stores(self, paddr: int, length: int) -> list[tuple[int, int, int, int, int, bytes, bytes]]:
+        """Stores to shared lines that touch the range, by the moment of the last of each run:
+        (vcpu or -1, paddr, first, last, rip, old, new). A run is all stores of one agent to
+        exactly these bytes between two hand-offs of the page; old, new and rip are the last's."""
+
 @final
 class TraceReader:
     """A trace file, read chunk by chunk. Raises `TraceError`, naming the chunk, on damage."""
@@ -234,6 +325,16 @@ class TraceReader:
         last_icount; for each kind that occurs KIND_events and KIND_bytes."""
     def damage(self) -> str | None:
         """What was found where an unfinished or damaged file stops making sense, or None."""
+    def checkpoints(self) -> list[tuple[int, int, int]]:
+        """(icount, bytes in the file, pages of RAM that changed since the one before) of each
+        checkpoint."""
     def chunk_count(self) -> int: ...
+    def sharing(self, first: int, last: int, top: int) -> SharingRows:
+        """What the hand-offs at `first` to `last` add up to, with the `top` pages and lines."""
+    def hand_offs(
+        self, first: int, last: int, pages: set[int] | None = None
+    ) -> list[tuple[int, int, int, int, bool, int]]:
+        """(icount, physical page number, from, to, for writing, lines) of the hand-offs at `first`
+        to `last`, of these pages if any are named. Chunks without any are not read."""
     def events(self, chunk: int) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
         """(kind, icount, vcpu, fields) of every event of a chunk, in order."""

@@ -79,7 +79,13 @@ class Machine:
         self.replaying = False
         self.runs: list[int] = []
 
-    def record_to(self, path: str, header: bytes, images: Sequence[tuple[str, bytes]]) -> None:
+    def record_to(
+        self,
+        path: str,
+        header: bytes,
+        images: Sequence[tuple[str, bytes]],
+        checkpoints: int | None = None,
+    ) -> None:
         self.path = Path(path)
         self.trace = {
             "magic": MAGIC,
@@ -102,7 +108,7 @@ class Machine:
         self.trace["footer"] = footer.hex()
         self._save()
 
-    def replay_from(self, path: str, verify: bool = True) -> None:
+    def replay_from(self, path: str, verify: bool = True, checkpoint: int | None = None) -> None:
         self.replaying = True
         self.verify = verify
 
@@ -127,7 +133,7 @@ class Machine:
         for index, (kind, a, _) in enumerate(conditions):
             if (
                 (kind == "rip" and a == step.rip)
-                or (kind == "int3" and step.code == b"\xcc")
+                or (kind == "int3" and (step.code == b"\xcc" or step.vector == 3))
                 or (kind == "icount" and a == self.position)
                 or (kind == "irq" and a == step.vector)
             ):
@@ -208,6 +214,9 @@ class Machine:
                 return data[address - start : address - start + length]
         return b""
 
+    def translate(self, vcpu: int, address: int) -> int | None:
+        return None
+
     def current_block(self, vcpu: int) -> dict[str, Any]:
         rip = self.registers(vcpu)["rip"]
         source = self.read_virtual(vcpu, rip, 1)
@@ -257,6 +266,9 @@ class TraceReader:
             "image_bytes": sum(len(data) // 2 for data in self.trace["images"].values()),
         }
 
+    def checkpoints(self) -> list[tuple[int, int, int]]:
+        return []
+
     def chunk_count(self) -> int:
         return 1
 
@@ -281,7 +293,7 @@ class FakeCore:
     guest: Guest
     machines: list[Machine] = field(default_factory=list)
 
-    def power_on(self, spec: Any, files: Any) -> Machine:
+    def power_on(self, spec: Any, files: Any, oracle: bool = False) -> Machine:
         machine = Machine(spec.vcpus)
         machine.guest = self.guest
         self.machines.append(machine)

@@ -4,6 +4,7 @@ One module per command; what a command needs beyond its options is imported when
 a mistyped option is answered at once.
 """
 
+import gc
 import signal
 import sys
 from typing import Any
@@ -12,11 +13,13 @@ import typer
 
 from rr86.cli import (
     bisect_invalidation,
+    checkpoint,
     events,
     info,
     protocols,
     record,
     replay,
+    sharing,
     symbols,
 )
 from rr86.cli.status import EPILOG, say
@@ -52,8 +55,10 @@ def _common(
 
 app.command("record", epilog=EPILOG)(record.command)
 app.command("replay", epilog=EPILOG)(replay.command)
+app.command("checkpoint")(checkpoint.command)
 app.command("info")(info.command)
 app.command("events")(events.command)
+app.command("sharing")(sharing.command)
 app.command("symbols")(symbols.command)
 app.command("protocols")(protocols.command)
 app.command("bisect-invalidation")(bisect_invalidation.command)
@@ -65,6 +70,8 @@ _CallError: Any = typer.BadParameter.__mro__[2]
 
 def main() -> None:
     """Run the command line; the entry point of the `rr86` script."""
+    # What has been imported stays; the collections of a start, some dozens, need not look at it.
+    gc.freeze()
     try:
         sys.exit(app(prog_name="rr86", standalone_mode=False))
     except _CallError as error:

@@ -84,8 +84,27 @@ def command(
         int | None, typer.Option("--limit", metavar="N", min=1, help="At most N events.")
     ] = None,
     symbols: Annotated[
-        bool, typer.Option("--symbols", help="Name the code that blocks stand for.")
+        bool,
+        typer.Option(
+            "--symbols", help="Name the code that blocks stand for, or the variables written."
+        ),
     ] = False,
+    cross_writes: Annotated[
+        bool,
+        typer.Option(
+            "--cross-writes",
+            help="Writes that another than the writer got to see: moment, writer -> reader, "
+            "page and 64-byte lines. --vcpu means either of the two.",
+        ),
+    ] = False,
+    page: Annotated[
+        str | None,
+        typer.Option("--page", metavar="ADDR", help="With --cross-writes: of the page with it."),
+    ] = None,
+    symbol: Annotated[
+        str | None,
+        typer.Option("--symbol", metavar="NAME", help="With --cross-writes: of this variable."),
+    ] = None,
 ) -> None:
     """List a trace's events: instruction count, vCPU, kind, fields.
 
@@ -101,7 +120,17 @@ def command(
     wrong = sorted(set(kind or ()) - set(EVENT_KINDS))
     if wrong:
         fail(f"no such kind of event: {wrong[0]} (there are: {', '.join(EVENT_KINDS)})", 2)
+    if (page is not None or symbol is not None) and not cross_writes:
+        fail("--page and --symbol belong to --cross-writes", 2)
+    if cross_writes and kind:
+        fail("--cross-writes leaves no choice of --kind", 2)
     recorded = open_trace(trace_or_newest(trace))
+    if cross_writes:
+        from rr86.cli.cross_writes import ranges, show
+
+        where = ranges(recorded, page, symbol)
+        show(recorded, first, last, vcpu, where, limit, as_json, symbols)
+        return
     lookup = None
     if symbols:
         names = recorded.symbols()

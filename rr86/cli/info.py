@@ -27,6 +27,10 @@ def _as_dict(trace: "Trace") -> dict[str, object]:
             for i in trace.images()
         ],
         "summary": trace.summary(),
+        "checkpoints": [
+            {"icount": c.icount, "bytes": c.stored_bytes, "pages": c.pages}
+            for c in trace.checkpoints()
+        ],
         "kaslr_offset": None if footer is None else footer.kaslr_offset,
         "stop": {} if footer is None else dict(footer.stop),
     }
@@ -50,6 +54,18 @@ def _count(summary: Mapping[str, int], kind: str) -> str:
     """Number and size of the events of a kind."""
     number = summary.get(f"{kind}_events", 0)
     return f"{number:,} ({size_text(summary[f'{kind}_bytes'])})" if number else "0"
+
+
+def _checkpoints(trace: "Trace") -> str:
+    """Number, moments and size of the checkpoints."""
+    found = trace.checkpoints()
+    if not found:
+        return "none"
+    size = size_text(sum(each.stored_bytes for each in found))
+    moments = f"{found[0].icount:,}"
+    if len(found) > 1:
+        moments += f" … {found[-1].icount:,}"
+    return f"{len(found):,} at {moments} ({size})"
 
 
 @reporting_errors
@@ -90,6 +106,7 @@ def command(
     summary = recorded.summary()
     rows += _sizes(summary)
     rows += [(f"  {kind}", _count(summary, kind)) for kind in EVENT_KINDS]
+    rows.append(("checkpoints", _checkpoints(recorded)))
     rows.append(("last moment", f"instruction {summary['last_icount']:,}"))
     footer = recorded.footer
     if footer is not None:

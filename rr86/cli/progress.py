@@ -29,6 +29,8 @@ class Progress:
         self._verb = verb
         self._status: Status | None = None
         self._started = time.monotonic()
+        # The moment at which the run began.
+        self.began = 0
 
     @contextlib.contextmanager
     def shown(self, wanted: bool) -> Iterator["Progress"]:
@@ -55,7 +57,7 @@ class Progress:
         seconds = max(time.monotonic() - self._started, 1e-9)
         parts = [
             f"{moment.icount / 1e6:,.1f} M instructions",
-            f"{moment.icount / seconds / 1e6:.1f} MIPS",
+            f"{(moment.icount - self.began) / seconds / 1e6:.1f} MIPS",
             f"{moment.time_ns / 1e9:.3f} s virtual",
         ]
         if trace_bytes is not None:

@@ -52,6 +52,13 @@ def command(
         int | None,
         typer.Option("--max-block", metavar="N", help="Most instructions in a block."),
     ] = None,
+    cross_writes: Annotated[
+        bool,
+        typer.Option(
+            "--cross-writes/--no-cross-writes",
+            help="Log which vCPU writes and reads which page.",
+        ),
+    ] = True,
     schedule: Annotated[
         str,
         typer.Option(
@@ -77,8 +84,8 @@ def command(
         typer.Option(
             "--until",
             metavar="CONDITION",
-            help="Stop at int3, stale, panic, rip=ADDR, symbol=NAME, icount=N, console=TEXT, "
-            "write=PADDR[:LEN] or irq=N; may be given several times.",
+            help="Stop at int3 (honest or not), stale-int3, stale, panic, rip=ADDR, symbol=NAME, "
+            "icount=N, console=TEXT, write=PADDR[:LEN] or irq=N; may be given several times.",
         ),
     ] = None,
     limit_instructions: Annotated[
@@ -108,6 +115,16 @@ def command(
             help="End at this size, as 100M or 2G.",
         ),
     ] = None,
+    checkpoints: Annotated[
+        int | None,
+        typer.Option(
+            "--checkpoints",
+            metavar="EVERY",
+            parser=parse_count,
+            help="Keep the whole machine after every so many instructions, as 200M: replays then "
+            "reach later moments at once.",
+        ),
+    ] = None,
     no_input: Annotated[bool, typer.Option("--no-input", help="Give stdin to nobody.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Show counters at the end.")] = False,
     quiet: Annotated[
@@ -133,6 +150,7 @@ def command(
         "schedule": schedule,
         "protocol": block_protocol,
         "window_bias": window_bias,
+        "cross_writes": cross_writes,
     }
     out = Output()
     recorder = start(
@@ -145,6 +163,7 @@ def command(
         seed=seed,
         output=output,
         console=None if quiet else out.write,
+        checkpoints=checkpoints,
         **{name: value for name, value in more.items() if value is not None},
     )
     source = Input(enabled=not no_input)

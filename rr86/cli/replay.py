@@ -5,11 +5,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rr86.cli.status import of_stop, reporting_errors, say
+from rr86.cli.status import ERROR, of_stop, reporting_errors, say
 from rr86.cli.values import trace_or_newest
 
 if TYPE_CHECKING:
     from rr86.replay.stop import Stop
+
+
+def _moment(text: str) -> int:
+    """The instruction count that --from names."""
+    from rr86.errors import ConditionError
+    from rr86.replay.conditions import Icount, parse
+
+    condition = parse(text if "=" in text else f"icount={text}")
+    if not isinstance(condition, Icount):
+        raise ConditionError(f"a replay can begin at icount=N only, not at {text!r}")
+    return condition.count
+
+
+def _beginning(began: int, first: int) -> str:
+    """Where the replay has begun, and what that means for the console."""
+    place = f"the checkpoint at instruction {began:,}" if began else "power-on"
+    return f"replaying from {place}; console output before instruction {first:,} is not shown"
 
 
 @reporting_errors
@@ -22,12 +39,29 @@ def command(
         typer.Option(
             "--until",
             metavar="CONDITION",
-            help="Stop at int3, stale-int3, stale, panic, rip=ADDR, symbol=NAME, icount=N, "
-            "console=TEXT, write=PADDR[:LEN], irq=N or end; may be given several times.",
+            help="Stop at int3 (see above), any-int3, stale-int3, stale, panic, rip=ADDR, "
+            "symbol=NAME, icount=N, console=TEXT, write=PADDR[:LEN], irq=N or end; may be given "
+            "several times.",
+        ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="icount=N",
+            help="Begin there, from the last checkpoint before; what comes earlier is not shown.",
         ),
     ] = None,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not compare digests on the way.")
+    ] = False,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle",
+            help="Check every access to memory against the trace's hand-offs; slow. "
+            "Exit status 1 if a cross-vCPU write is missing.",
+        ),
     ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Show counters at the end.")] = False,
     quiet: Annotated[
@@ -36,17 +70,25 @@ def command(
 ) -> None:
     """Replay a trace to its end, or to the first moment where a condition is met.
 
-    The guest's serial console goes to stdout, everything else to stderr.
+    The guest's serial console goes to stdout, everything else to stderr. --from is quick where the
+    trace has checkpoints (rr86 record --checkpoints, rr86 checkpoint).
+
+    An INT3 (CC) or INT 3 (CD 03) is stale if a translated block holds it and memory does not. In a
+    trace with stale ones, --until int3 passes over the honest ones, such as those of the kernel's
+    own code patching, and stops at the first stale one (as stale-int3 does). In a trace without,
+    it stops at the first of any kind (as any-int3 does), be it an INT3 or the handler of an
+    interrupt that was injected with vector 3. The stop tells which of the three it is.
     """
     from rr86.cli.progress import Progress
-    from rr86.cli.show import show_statistics, show_stop
+    from rr86.cli.show import show_oracle, show_statistics, show_stop
     from rr86.cli.terminal import Interruption, Output
     from rr86.record.metadata import this_host
-    from rr86.replay.conditions import End, Int3, StaleInt3, as_conditions
-    from rr86.replay.int3 import look
+    from rr86.replay.conditions import End, Icount, Int3, as_conditions
+    from rr86.replay.int3 import explain
     from rr86.replay.trace import open_trace
 
     conditions = as_conditions(until)
+    first = None if start is None else _moment(start)
     recorded = open_trace(trace_or_newest(trace))
     if not recorded.complete and not quiet:
         why = recorded.damage or "nobody ended it"
@@ -60,7 +102,14 @@ def command(
     out = Output()
     progress = Progress("replaying")
     interruption = Interruption()
-    session = recorded.session(not no_verify, None if quiet else out.write)
+    shown = not quiet and first is None
+
+    def heard(data: bytes) -> None:
+        if shown:
+            out.write(data)
+
+    session = recorded.session(not no_verify, heard, first, oracle)
+    progress.began = session.began
 
     def between_slices(moment: "Stop") -> bool:
         progress.update(moment)
@@ -68,21 +117,37 @@ def command(
 
     with interruption.watching():
         with progress.shown(not quiet):
-            stop = session.run(conditions, tick=between_slices)
+            stop = None
+            if first is not None and first > session.began:
+                stop = session.run(Icount(first), tick=between_slices)
+            if first is not None and not quiet:
+                say(_beginning(session.began, first))
+                shown = True
+            if stop is None or stop.reason == "condition":
+                stop = session.run(conditions, tick=between_slices)
             speed = progress.text(stop)
         if not quiet:
             out.end_line()
             show_stop(stop, session.inspector)
-            if isinstance(stop.condition, Int3 | StaleInt3):
-                found = look(session.machine, stop.vcpu)
-                if found is not None:
-                    say(str(found))
+            kind = explain(session.machine, stop.vcpu, stop.condition)
+            if kind is not None:
+                say(kind)
+            if isinstance(stop.condition, Int3) and recorded.stale_int3s:
+                say(
+                    f"memory did not hold {recorded.stale_int3s:,} of the INT3s executed in this "
+                    "trace; int3 stops at these alone, any-int3 at every one"
+                )
             unmet = [str(each) for each in conditions if not isinstance(each, End)]
             if stop.over and unmet:
                 say(f"never met: {', '.join(unmet)}")
             say(speed)
         if stats:
             show_statistics(session.statistics())
+    if oracle:
+        report = session.oracle_report()
+        show_oracle(report, session.inspector)
     if stop.reason == "interrupted":
         raise typer.Exit(128 + interruption.signal if interruption else 141)
+    if oracle and not report.clean:
+        raise typer.Exit(ERROR)
     raise typer.Exit(of_stop(stop))

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rr86.cpu.inspection import Inspector
+    from rr86.replay.oracle import OracleReport
     from rr86.replay.stop import Stop
 
+# Gaps of the log that are shown; the report has more.
+_GAPS_SHOWN = 20
 # Stops after which people ask "what was it doing?".
 _WORTH_A_LOOK = frozenset({"condition", "triple-fault", "deadlock"})
 
@@ -25,6 +28,23 @@ def show_stop(stop: "Stop", inspector: "Inspector") -> None:
         print(f"rr86: no symbols: {problem}", file=sys.stderr)
     elif inspector.symbols.offset is None:
         print("rr86: no symbols yet: the kernel has not placed itself", file=sys.stderr)
+
+
+def show_oracle(report: "OracleReport", inspector: "Inspector") -> None:
+    """What the oracle found, with the first gaps."""
+    print(
+        f"rr86: oracle: {report.accesses:,} accesses seen, {report.foreign:,} of them to bytes "
+        f"that another wrote, {report.missing:,} not told by {report.hand_offs:,} hand-offs",
+        file=sys.stderr,
+    )
+    if report.unseen is not None:
+        print(
+            f"rr86: oracle: nobody was seen to write physical {report.unseen:#x}", file=sys.stderr
+        )
+    for gap in report.gaps[:_GAPS_SHOWN]:
+        print(f"  {gap.describe(inspector.symbolize)}", file=sys.stderr)
+    if len(report.gaps) > _GAPS_SHOWN:
+        print("  …", file=sys.stderr)
 
 
 def show_statistics(statistics: Mapping[str, int]) -> None:

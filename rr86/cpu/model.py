@@ -26,6 +26,7 @@ and intel.c for the effect of a choice on a guest.
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 CpuidRow = tuple[int, int, int, int, int, int]
 """(leaf, subleaf or -1 for any, eax, ebx, ecx, edx)."""
@@ -142,8 +143,7 @@ NOT_AFFECTED: dict[str, int] = {
 }
 
 
-@dataclass(frozen=True)
-class Cache:
+class Cache(NamedTuple):
     """One row of leaf 4 (deterministic cache parameters); sizes in bytes."""
 
     level: int

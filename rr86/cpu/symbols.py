@@ -8,8 +8,7 @@ guest's kernel image when somebody first asks, because unpacking a kernel takes 
 import fnmatch
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rr86.errors import KernelImageError, SymbolsError
 
@@ -23,8 +22,7 @@ _FARTHEST = 1 << 24
 _PER_CPU_END = 1 << 24
 
 
-@dataclass(frozen=True)
-class Symbol:
+class Symbol(NamedTuple):
     """A symbol: link-time address, nm's type letter, name, and size (0: up to the next one)."""
 
     address: int
@@ -105,6 +103,12 @@ class SymbolTable:
         if distance >= _FARTHEST or (distance and index + 1 == len(self._rows) and not best.size):
             return None
         return best, distance
+
+    def distance_to_next(self, address: int) -> int | None:
+        """Bytes from a runtime address to the next symbol's; None behind the last one."""
+        linked = address - self.offset
+        index = bisect_right(self._addresses, linked)
+        return self._addresses[index] - linked if index < len(self._addresses) else None
 
     def lookup(self, address: int) -> str | None:
         """`name` or `name+0x1c` for a runtime address, or None where no symbol covers it."""

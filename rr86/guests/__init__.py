@@ -13,11 +13,12 @@ DEMO_SOURCES = ("boot.S", "demo.c")
 DEMO_CFLAGS = (
     *("-m64", "-std=gnu11", "-O2", "-ffreestanding", "-fno-pic", "-fno-pie", "-mno-red-zone"),
     *("-mgeneral-regs-only", "-fcf-protection=none", "-fno-stack-protector"),
+    *("-fno-omit-frame-pointer", "-fno-optimize-sibling-calls"),
     *("-fno-asynchronous-unwind-tables", "-Wall", "-Wextra", "-Werror"),
 )
 DEMO_LDFLAGS = (
     *("-m", "elf_x86_64", "-static", "-nostdlib", "--build-id=none", "-z", "max-page-size=4096"),
-    *("-s", "--no-warn-rwx-segments"),
+    "--no-warn-rwx-segments",
 )
 
 

@@ -6,7 +6,6 @@ again, so that a trace can hold exactly what was loaded and does not depend on h
 build tables.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +78,7 @@ class Placement:
             "block_protocol": spec.protocol,
             "window_bias": spec.window_bias,
             "schedule": spec.schedule,
+            "cross_writes": spec.cross_writes,
         }
 
     def apply(self, machine: LoadTarget) -> None:
@@ -152,6 +152,8 @@ class Placement:
 
     def digest(self) -> str:
         """SHA-256 over everything that the machine is made from: equal machines, equal digests."""
+        import hashlib
+
         state = hashlib.sha256()
 
         def add(*parts: object) -> None:
@@ -200,18 +202,23 @@ def build(spec: BoardSpec, files: BootFiles) -> Placement:
     )
 
 
-def power_on(spec: BoardSpec, files: BootFiles) -> "Machine":
+def power_on(spec: BoardSpec, files: BootFiles, oracle: bool = False) -> "Machine":
     """A native machine, loaded and about to execute the kernel's first instruction."""
-    return start(build(spec, files))
+    return start(build(spec, files), oracle)
 
 
-def start(placement: Placement) -> "Machine":
-    """A native machine made from a placement (built now, or read back from a trace)."""
+def start(placement: Placement, oracle: bool = False) -> "Machine":
+    """A native machine made from a placement (built now, or read back from a trace).
+
+    With `oracle`, every access is seen by the oracle, from those of the loader on.
+    """
     # Imported here so that everything else works, and is tested, without the native core.
     from rr86._native import Machine, disable_shortcuts
 
     disable_shortcuts([name for name in os.environ.get("RR86_DISABLE", "").split(",") if name])
     machine = Machine(**placement.machine_arguments())
+    if oracle:
+        machine.ask_oracle()
     placement.apply(machine)
     return machine
 

@@ -33,10 +33,9 @@ def items(spec: BoardSpec, files: BootFiles, protocol: str) -> list[tuple[int, b
     """(key, contents), sorted by key; integers are little-endian."""
     command_line = spec.command_line.encode("utf-8") + b"\0"
     # A bzImage is offered as QEMU does: real-mode setup and protected-mode kernel apart.
-    split = 0
+    setup, kernel = b"", files.kernel
     if protocol == "linux" and files.kernel[:4] != b"\x7fELF":
-        split = (files.kernel[0x1F1] or 4) * 512 + 512
-    setup, kernel = files.kernel[:split], files.kernel[split:]
+        setup, kernel = files.bzimage_parts
     values = {
         UUID: bytes(16),
         RAM_SIZE: struct.pack("<Q", spec.memory),

@@ -8,6 +8,7 @@ MMCONFIG, PCI windows, and the IOAPIC, HPET and local APIC near the top.
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from rr86.cpu.model import CpuModel, MsrRow
 
@@ -52,8 +53,7 @@ class E820Type(IntEnum):
     NVS = 4
 
 
-@dataclass(frozen=True)
-class E820Entry:
+class E820Entry(NamedTuple):
     """One range of the e820 map."""
 
     base: int

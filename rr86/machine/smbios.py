@@ -5,7 +5,7 @@ points lead to one table: the 64-bit one, and the 32-bit one of version 2.8 for 
 """
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rr86.machine.memory_map import GIB, KIB, MIB, MemoryMap
 
@@ -17,8 +17,7 @@ _DIMM_MAX = 16 * GIB
 """As QEMU does, RAM is shown as modules of up to 16 GiB."""
 
 
-@dataclass(frozen=True)
-class SmbiosImage:
+class SmbiosImage(NamedTuple):
     """The structure table for `base`, and the two entry points that lead to it."""
 
     base: int

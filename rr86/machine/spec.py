@@ -83,6 +83,8 @@ class BoardSpec:
     """Most instructions that a block may hold."""
     block_capacity: int = 262_144
     """Blocks that the cache holds before it is flushed."""
+    cross_writes: bool = True
+    """Whether it is tracked, and logged, which vCPU writes and reads which page."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -4,18 +4,17 @@ The header says what was started, the footer what became of it. Neither holds wa
 two recordings of one run are equal byte for byte. The core stores both without looking inside.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rr86.errors import TraceContentError
 
 _LARGEST = 16 << 20
 
 
-@dataclass(frozen=True)
-class Host:
+class Host(NamedTuple):
     """The maker and family of the host's CPU, for what makers do differently."""
 
     maker: str
@@ -91,6 +90,10 @@ class Footer:
     lstar: int = 0
     stop: Mapping[str, Any] = field(default_factory=dict)
     statistics: Mapping[str, int] = field(default_factory=dict)
+    # Linear and physical address of LSTAR's target, and of each vCPU's per-CPU area (None: not
+    # found), from which physical addresses get names.
+    image: tuple[int, int] | None = None
+    per_cpu: Sequence[tuple[int, int] | None] = ()
 
     def pack(self) -> bytes:
         """The footer as msgpack."""
@@ -99,6 +102,8 @@ class Footer:
         content = {
             "kaslr_offset": self.kaslr_offset,
             "lstar": self.lstar,
+            "image": self.image,
+            "per_cpu": list(self.per_cpu),
             "stop": dict(self.stop),
             "statistics": dict(sorted(self.statistics.items())),
         }
@@ -110,13 +115,25 @@ class Footer:
         """The footer of a trace; `TraceContentError` if it is none."""
         content = _unpack_map(raw, "footer")
         offset, lstar = content.get("kaslr_offset"), content.get("lstar")
+        per_cpu = content.get("per_cpu")
         stop, statistics = content.get("stop"), content.get("statistics")
         return cls(
             kaslr_offset=offset if isinstance(offset, int) else None,
             lstar=lstar if isinstance(lstar, int) else 0,
+            image=_place(content.get("image")),
+            per_cpu=tuple(_place(each) for each in per_cpu) if isinstance(per_cpu, list) else (),
             stop=stop if isinstance(stop, dict) else {},
             statistics=statistics if isinstance(statistics, dict) else {},
         )
+
+
+def _place(value: Any) -> tuple[int, int] | None:
+    """A linear and a physical address, if it is such a pair."""
+    match value:
+        case [int(virtual), int(physical)]:
+            return virtual, physical
+        case _:
+            return None
 
 
 def _unpack_map(raw: bytes, what: str) -> dict[str, Any]:

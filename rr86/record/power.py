@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rr86.machine.spec import BoardSpec
 
 
-def switch_on(spec: "BoardSpec", images: Mapping[str, bytes]) -> "Machine":
+def switch_on(spec: "BoardSpec", images: Mapping[str, bytes], oracle: bool = False) -> "Machine":
     """A machine about to run "kernel", with the "initrd" and "module0"… that there are."""
     from rr86.machine.board import power_on
     from rr86.machine.loaders.image import BootFiles
@@ -20,4 +20,4 @@ def switch_on(spec: "BoardSpec", images: Mapping[str, bytes]) -> "Machine":
         initrd=images.get("initrd", b""),
         modules=tuple((name, images[name]) for name in names),
     )
-    return power_on(spec, files)
+    return power_on(spec, files, oracle)

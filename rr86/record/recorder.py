@@ -107,11 +107,13 @@ class Recorder:
         *,
         file_names: Mapping[str, str] | None = None,
         console: Callable[[bytes], None] | None = None,
+        checkpoints: int | None = None,
     ) -> None:
         """Switch on a machine and start its trace at `output`.
 
         `images` are "kernel" and maybe "initrd", "module0"…; `file_names` says what to call them
         in the trace. `console` gets the bytes that the guest sends to its serial console.
+        `checkpoints` asks for a checkpoint after every so many instructions.
         """
         from rr86 import __version__
         from rr86.record.power import switch_on
@@ -125,7 +127,11 @@ class Recorder:
             images={name: (file_names or {}).get(name, name) for name in images},
             host=this_host(),
         )
-        self.machine.record_to(str(self.path), header.pack(), list(images.items()))
+        if checkpoints is not None and checkpoints <= 0:
+            raise RecordingError(
+                f"checkpoints need a distance of at least 1 instruction, not {checkpoints}"
+            )
+        self.machine.record_to(str(self.path), header.pack(), list(images.items()), checkpoints)
         symbols = GuestSymbols(images["kernel"])
         self.inspector = Inspector(self.machine, symbols, spec.vcpus)
         self._execution = Execution(self.machine, self.inspector, console)
@@ -227,12 +233,14 @@ class Recorder:
 
             # Reading symbols takes most of a second; LSTAR lets those who need them do it later.
             offset = self.inspector.symbols.offset
-            registers = (self.machine.registers(vcpu) for vcpu in range(self.spec.vcpus))
+            registers = [self.machine.registers(vcpu) for vcpu in range(self.spec.vcpus)]
             lstar = next((each["lstar"] for each in registers if each["lstar"]), 0)
             statistics = self.machine.stats()
             footer = Footer(
                 kaslr_offset=offset,
                 lstar=lstar,
+                image=self._place(0, lstar),
+                per_cpu=[self._per_cpu(vcpu, each) for vcpu, each in enumerate(registers)],
                 stop={} if self.stop is None else self.stop.as_dict(),
                 statistics=statistics,
             )
@@ -249,6 +257,17 @@ class Recorder:
             )
         return self._recording
 
+    def _place(self, vcpu: int, address: int) -> tuple[int, int] | None:
+        """An address of the kernel's half with the physical one that it is mapped to."""
+        physical = self.machine.translate(vcpu, address) if address >> 63 else None
+        return None if physical is None else (address, physical)
+
+    def _per_cpu(self, vcpu: int, registers: Mapping[str, int]) -> tuple[int, int] | None:
+        """A vCPU's per-CPU area: GS in the kernel, the other base while it runs user code."""
+        bases = (registers["gs_base"], registers["kernel_gs_base"])
+        places = (self._place(vcpu, base) for base in bases)
+        return next((place for place in places if place is not None), None)
+
 
 def start(
     kernel: str | Path,
@@ -261,6 +280,7 @@ def start(
     seed: int = 0,
     output: str | Path | None = None,
     console: Callable[[bytes], None] | None = None,
+    checkpoints: int | None = None,
     **more: int | str | bool,
 ) -> Recorder:
     """A `Recorder` for image files; options as for `record`."""
@@ -280,7 +300,9 @@ def start(
     names = {name: path.name for name, path in files.items()}
     place = None if output is None else Path(output)
     with reserved(place, kernel, files.values()) as path:
-        return Recorder(spec, images, path, file_names=names, console=console)
+        return Recorder(
+            spec, images, path, file_names=names, console=console, checkpoints=checkpoints
+        )
 
 
 def record(
@@ -296,12 +318,14 @@ def record(
     until: Until = None,
     limits: Limits | None = None,
     console: Callable[[bytes], None] | None = None,
+    checkpoints: int | None = None,
     **more: int | str | bool,
 ) -> Recording:
     """Record a run of `kernel` from power-on until it ends, a condition holds or a limit is met.
 
     `memory` is bytes or text like "512M"; `output` defaults to the next free name in the current
     folder; `until` takes conditions as in `--until`; `console` gets the guest's console bytes;
+    `checkpoints` asks for a checkpoint after every so many instructions (`Trace.session(at=…)`);
     `more` are fields of `BoardSpec` such as `quantum` or `max_block`. When the call is
     interrupted (Ctrl-C), the trace is finished before the exception goes on.
     """
@@ -316,6 +340,7 @@ def record(
         seed=seed,
         output=output,
         console=console,
+        checkpoints=checkpoints,
         **more,
     )
     with recorder:

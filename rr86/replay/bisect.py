@@ -239,7 +239,8 @@ def bisect_invalidation(
 def _search(trace: Trace, choice: Choice, candidates: list[Candidate]) -> _Search:
     waiting = sorted(candidates, key=lambda each: each.fetched)
     known = {each.id: each for each in candidates}
-    search = _Search(trace.session(), choice, waiting, known)
+    # What is written before the first of these blocks is fetched does not matter.
+    search = _Search(trace.session(at=waiting[0].fetched - 1), choice, waiting, known)
     search.run()
     return search
 
@@ -247,7 +248,7 @@ def _search(trace: Trace, choice: Choice, candidates: list[Candidate]) -> _Searc
 def _prove(trace: Trace, finding: Finding, write: Write) -> None:
     """Replay with the block made to see the write, past the failure."""
     victim, execution = finding.victim, finding.execution
-    session = trace.session()
+    session = trace.session(at=write.checked - 1)
     machine = session.machine
     if write.checked > 0:
         session.run(f"icount={write.checked}")

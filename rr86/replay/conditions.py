@@ -12,8 +12,8 @@ from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import ConditionError
 
 VALID = (
-    "int3 | stale-int3 | stale | panic | rip=ADDR | symbol=NAME | icount=N | console=TEXT "
-    "| write=PADDR[:LEN] | irq=N | end"
+    "int3 | any-int3 | stale-int3 | stale | panic | rip=ADDR | symbol=NAME | icount=N "
+    "| console=TEXT | write=PADDR[:LEN] | irq=N | end"
 )
 PANIC_TEXT = b"Kernel panic"
 _U64 = 1 << 64
@@ -29,28 +29,32 @@ class Condition:
         return self.kind
 
 
-@dataclass(frozen=True)
 class Int3(Condition):
-    """Before an INT3 (CC) executes, on any vCPU."""
+    """The INT3 that matters: in a replay of a trace in which INT3s were executed that memory did
+    not hold (`Trace.stale_int3s`), before such a one; otherwise as `AnyInt3`."""
 
     kind = "int3"
 
 
-@dataclass(frozen=True)
+class AnyInt3(Condition):
+    """Before an INT3 (CC) or INT 3 (CD 03) executes on any vCPU, or the handler of an interrupt
+    that came with vector 3."""
+
+    kind = "any-int3"
+
+
 class StaleInt3(Condition):
-    """Before an INT3 executes that is in a stale block, and not in memory."""
+    """Before an INT3 or INT 3 executes that is in a stale block, and not in memory."""
 
     kind = "stale-int3"
 
 
-@dataclass(frozen=True)
 class Stale(Condition):
     """Before a block executes whose source bytes memory no longer holds."""
 
     kind = "stale"
 
 
-@dataclass(frozen=True)
 class Panic(Condition):
     """On entry to the kernel's panic(); without symbols, when the console says so."""
 
@@ -125,7 +129,6 @@ class Irq(Condition):
         return f"irq={self.vector}"
 
 
-@dataclass(frozen=True)
 class End(Condition):
     """The end of the run; it is where every run without other conditions stops."""
 
@@ -158,6 +161,7 @@ def parse(text: str) -> Condition:
     start = len(kind) + 1
     plain: dict[str, Condition] = {
         "int3": Int3(),
+        "any-int3": AnyInt3(),
         "stale-int3": StaleInt3(),
         "stale": Stale(),
         "panic": Panic(),
@@ -223,12 +227,19 @@ class Lowered:
         self.patterns.append(pattern)
 
 
-def lower(conditions: Sequence[Condition], symbols: GuestSymbols) -> Lowered:
-    """Put conditions into native terms, as far as symbols are placed already."""
+def lower(
+    conditions: Sequence[Condition], symbols: GuestSymbols, stale_int3: bool = False
+) -> Lowered:
+    """Put conditions into native terms, as far as symbols are placed already.
+
+    `stale_int3` says that there are stale INT3s to come, which `Int3` is then for.
+    """
     out = Lowered()
     for condition in conditions:
         match condition:
             case Int3():
+                out._add(condition, "stale-int3" if stale_int3 else "int3")
+            case AnyInt3():
                 out._add(condition, "int3")
             case StaleInt3():
                 out._add(condition, "stale-int3")

@@ -38,13 +38,16 @@ class Execution:
         machine: "Machine",
         inspector: Inspector,
         console: Callable[[bytes], None] | None = None,
+        began: int = 0,
+        stale_int3: bool = False,
     ) -> None:
         self.machine = machine
+        self._stale_int3 = stale_int3
         self.inspector = inspector
         self.stop: Stop | None = None
         self._sink = console
         self._slice = _FIRST_SLICE
-        self._icount = 0
+        self._icount = began
 
     @property
     def icount(self) -> int:
@@ -65,9 +68,9 @@ class Execution:
         tick: Tick | None = None,
     ) -> Stop:
         """Run until a condition holds, the run is over, or `max_instructions` have retired."""
-        lowered = lower(conditions, self.inspector.symbols)
+        lowered = lower(conditions, self.inspector.symbols, self._stale_int3)
         if lowered.waiting and self.inspector.locate_kernel() is not None:
-            lowered = lower(conditions, self.inspector.symbols)
+            lowered = lower(conditions, self.inspector.symbols, self._stale_int3)
         last = None if max_instructions is None else self._icount + max_instructions
         while True:
             stop = self._one_slice(lowered, last)
@@ -130,7 +133,7 @@ class Execution:
             symbols.offset = stop.rip - entry
         elif self.inspector.locate_kernel() is None:
             return None
-        return lower(conditions, symbols)
+        return lower(conditions, symbols, self._stale_int3)
 
 
 def _already_there(lowered: Lowered, stop: Stop) -> Stop | None:

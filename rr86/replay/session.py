@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from rr86.cpu.inspection import Inspector
 from rr86.cpu.symbols import GuestSymbols
+from rr86.errors import Rr86Error
 from rr86.replay.conditions import Condition, as_conditions
 from rr86.replay.execution import Execution, Tick
+from rr86.replay.oracle import OracleReport
 from rr86.replay.stop import Stop
 
 if TYPE_CHECKING:
@@ -15,6 +17,24 @@ if TYPE_CHECKING:
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
     from rr86.machine.spec import BoardSpec
+    from rr86.replay.checkpoints import Checkpoint
+
+
+class _Console:
+    """Remembers what the guest says, and hands it on.
+
+    An object of its own, so that a session does not refer to itself: its machine is hundreds of
+    megabytes, which have to go with the last reference, and not when the collector comes by.
+    """
+
+    def __init__(self, sink: Callable[[bytes], None] | None) -> None:
+        self.heard = bytearray()
+        self._sink = sink
+
+    def __call__(self, data: bytes) -> None:
+        self.heard += data
+        if self._sink is not None:
+            self._sink(data)
 
 
 class ReplaySession:
@@ -28,27 +48,29 @@ class ReplaySession:
         symbols: GuestSymbols | None = None,
         verify: bool = True,
         console: Callable[[bytes], None] | None = None,
+        checkpoint: "Checkpoint | None" = None,
+        stale_int3: bool = False,
+        oracle: bool = False,
     ) -> None:
         from rr86.record.power import switch_on
 
-        self.machine: Machine = switch_on(spec, images)
-        self.machine.replay_from(str(path), verify)
+        self.machine: Machine = switch_on(spec, images, oracle)
+        number = None if checkpoint is None else checkpoint.number
+        self.machine.replay_from(str(path), verify, number)
+        self.began = 0 if checkpoint is None else checkpoint.icount
+        """The moment at which this replay began: 0, or that of a checkpoint."""
         self.inspector = Inspector(
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
-        self._console = bytearray()
-        self._sink = console
-        self._execution = Execution(self.machine, self.inspector, self._heard)
-
-    def _heard(self, data: bytes) -> None:
-        self._console += data
-        if self._sink is not None:
-            self._sink(data)
+        self._console = _Console(console)
+        self._execution = Execution(
+            self.machine, self.inspector, self._console, self.began, stale_int3
+        )
 
     @property
     def console(self) -> bytes:
-        """What the guest has sent to its serial console so far."""
-        return bytes(self._console)
+        """What the guest has sent to its serial console since the replay began."""
+        return bytes(self._console.heard)
 
     @property
     def icount(self) -> int:
@@ -94,6 +116,13 @@ class ReplaySession:
     def backtrace(self, vcpu: int = 0, limit: int = 32) -> "list[Frame]":
         """The vCPU's call stack, innermost frame first."""
         return self.inspector.backtrace(vcpu, limit)
+
+    def oracle_report(self) -> OracleReport:
+        """What the oracle has found so far; for sessions that were opened with it."""
+        verdict = self.machine.oracle_verdict()
+        if verdict is None:
+            raise Rr86Error("the oracle has nothing to say about this replay")
+        return OracleReport.from_native(verdict)
 
     def statistics(self) -> dict[str, int]:
         """The core's counters."""

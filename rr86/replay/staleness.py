@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from rr86.replay.finding import Victim, Write
 from rr86.replay.trace import Event
+from rr86.replay.vocabulary import STALE_BORN, STALE_EXECUTED, STALE_SURVIVED
 from rr86.translate.protocols import protocol_named
 
-BORN, SURVIVED, EXECUTED = 0, 1, 2
 # Slice ends that are windows of a block protocol; see docs/trace-format.md.
 WINDOW_ENDS = {
     5: "switched out between fetch and link",
@@ -75,12 +75,12 @@ def survey(events: Iterable[Event]) -> Survey:
             links[_int(event, "id")] = (event, moment if last == key else event.icount)
         elif event.kind == "stale":
             number, what = _int(event, "id"), _int(event, "what")
-            if what == BORN:
+            if what == STALE_BORN:
                 result.born += 1
                 born.add(number)
-            elif what == SURVIVED:
+            elif what == STALE_SURVIVED:
                 result.survived += 1
-            elif what == EXECUTED and number in links:
+            elif what == STALE_EXECUTED and number in links:
                 link, fetched = links[number]
                 result.candidates.append(
                     Candidate(

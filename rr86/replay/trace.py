@@ -6,16 +6,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rr86.cpu.physical import Mapped, PhysicalNames
 from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import TraceContentError
 from rr86.record.metadata import Footer, Header
+from rr86.replay.checkpoints import Checkpoint, nearest
 from rr86.replay.conditions import Condition
 from rr86.replay.session import ReplaySession
+from rr86.replay.sharing import CrossWrite, Sharing, cross_writes
 from rr86.replay.stop import Stop
-from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU
+from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU, STALE_INT3
 
 if TYPE_CHECKING:
     from rr86.machine.spec import BoardSpec
+
+
+_LAST = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,15 @@ class Trace:
         """What stops an incomplete or damaged trace from being read further, if anything does."""
         return self._reader.damage()
 
+    @cached_property
+    def stale_int3s(self) -> int:
+        """How many INT3s were executed that memory did not hold; at least so many, if the
+        recording was not finished properly."""
+        counted = self.footer.statistics.get("stale_int3s") if self.footer is not None else None
+        if counted is not None:
+            return counted
+        return sum(event.fields["what"] == STALE_INT3 for event in self.events(("stale",)))
+
     def summary(self) -> dict[str, int]:
         """Sizes, number of chunks and of events by kind, last moment."""
         return self._reader.summary()
@@ -98,8 +113,40 @@ class Trace:
 
     def symbols(self) -> GuestSymbols:
         """The kernel's symbols, placed where the recording found them."""
+        return self._symbols_in(self.image("kernel"))
+
+    def _symbols_in(self, kernel: bytes) -> GuestSymbols:
         footer = self.footer or Footer()
-        return GuestSymbols(self.image("kernel"), footer.kaslr_offset, footer.lstar)
+        return GuestSymbols(kernel, footer.kaslr_offset, footer.lstar)
+
+    def names(self) -> PhysicalNames:
+        """Names for physical addresses of the kernel, if the recording noted where that was."""
+        footer = self.footer or Footer()
+        places = [
+            None if each is None else Mapped(*each) for each in (footer.image, *footer.per_cpu)
+        ]
+        table = self.symbols().table
+        if table is not None and table.relocatable and places[0] is None:
+            table = None
+        return PhysicalNames(table, places[0], places[1:])
+
+    def cross_writes(
+        self,
+        first: int = 0,
+        last: int = _LAST,
+        vcpu: int | None = None,
+        ranges: Iterable[tuple[int, int]] | None = None,
+    ) -> Iterator[CrossWrite]:
+        """Writes that another than the writer could see, in the order of the run; see `CrossWrite`.
+
+        Limited to moments from `first` to `last`, to those that `vcpu` made or saw, and to physical
+        `ranges` (address, length). Only what is needed of the trace is read.
+        """
+        yield from cross_writes(self._reader.hand_offs, first, last, vcpu, ranges)
+
+    def sharing(self, first: int = 0, last: int = _LAST, top: int = 20) -> Sharing:
+        """Which pages and 64-byte lines changed hands most from moment `first` to `last`."""
+        return Sharing.from_native(self._reader.sharing(first, last, top))
 
     def events(
         self,
@@ -128,14 +175,43 @@ class Trace:
                 ):
                     yield Event(kind, icount, None if where == NO_VCPU else where, fields)
 
+    def checkpoints(self) -> list[Checkpoint]:
+        """The moments from which a replay can begin, besides power-on."""
+        return [
+            Checkpoint(number, icount, stored, pages)
+            for number, (icount, stored, pages) in enumerate(self._reader.checkpoints())
+        ]
+
     def session(
-        self, verify: bool = True, console: Callable[[bytes], None] | None = None
+        self,
+        verify: bool = True,
+        console: Callable[[bytes], None] | None = None,
+        at: int | None = None,
+        oracle: bool = False,
     ) -> ReplaySession:
-        """A replay that stands at power-on; any number may be open at once."""
+        """A replay that stands at power-on, or at the last checkpoint at or before the moment `at`.
+
+        Any number may be open at once. `ReplaySession.began` says where one has begun. With
+        `oracle`, the replay is slow, always begins at power-on, and checks on its way that the
+        trace holds every cross-vCPU write: `ReplaySession.oracle_report` says what was found.
+        """
+        if oracle and not self.spec.cross_writes:
+            raise TraceContentError("the trace was recorded without cross-vCPU writes")
+        begin = None if at is None or oracle else nearest(self.checkpoints(), at)
         images = {name: self.image(name) for name, _, _ in self._reader.images()}
         if "kernel" not in images:
             raise TraceContentError("the trace holds no kernel image")
-        return ReplaySession(self.spec, images, self.path, self.symbols(), verify, console)
+        return ReplaySession(
+            self.spec,
+            images,
+            self.path,
+            self._symbols_in(images["kernel"]),
+            verify,
+            console,
+            checkpoint=begin,
+            stale_int3=self.stale_int3s > 0,
+            oracle=oracle,
+        )
 
     def replay(
         self,

@@ -24,3 +24,6 @@ STOP_REASONS = (
     *("triple-fault", "end", "deadlock"),
 )
 NO_VCPU = 0xFF
+# What a stale event tells of a block: it never matched memory since it was linked, or was
+# overwritten later; it was executed, or an INT3 in it that memory did not hold, for the first time.
+STALE_BORN, STALE_SURVIVED, STALE_EXECUTED, STALE_INT3 = range(4)

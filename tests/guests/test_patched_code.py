@@ -26,6 +26,8 @@ EXPOSES = {
     "rel-walk": ("walk-unchecked", 2),
 }
 RACES = ("qemu-7.2", "qemu-10")
+# Switch in each fetch window, and in so many of the others as that allows.
+ALL_WINDOWS = 65_536
 PROTOCOLS = ("precise", *RACES, *sorted(protocol for protocol, _ in EXPOSES.values()))
 
 GUILTY = re.compile(
@@ -98,12 +100,14 @@ def test_a_relative_goes_stale_under_its_own_protocol_alone(
 
 
 @pytest.mark.parametrize("protocol", ["precise", *RACES])
-@pytest.mark.parametrize("name", ["xmod", "xmod-shared", "xmod-alias"])
+@pytest.mark.parametrize("name", ["xmod", "xmod-shared", "xmod-alias", "xmod-string"])
 def test_cross_modified_code_goes_stale_only_where_there_is_a_window(
     name: str, protocol: str, tmp_path: Path
 ) -> None:
     guest = MANIFEST[name]
-    seen = record_guest(guest, tmp_path / "guest.rr86", protocol=protocol).outcome
+    seen = record_guest(
+        guest, tmp_path / "guest.rr86", protocol=protocol, window_bias=ALL_WINDOWS
+    ).outcome
     stores = guilty_stores(seen.debugcon)
     if protocol == "precise":
         assert (seen.code, stores) == (EXIT_CLEAN, [])

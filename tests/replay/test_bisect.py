@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,29 +10,11 @@ from typer.testing import CliRunner
 import rr86
 from rr86.cli import app
 from rr86.replay.bisect import Choice, bisect_invalidation
-from rr86.replay.int3 import look
+from rr86.replay.finding import Finding
 from tests.guests.build import load_manifest
-from tests.guests.machines import Recorded, record_guest, replay
-from tests.guests.test_patched_code import EXPOSES, guilty_stores
-
-STRAY_INT3 = 0x21
-
-
-def poking(path: Path, protocol: str, rounds: int, seed: int = 3) -> Recorded:
-    guest = replace(load_manifest()["textpoke"], append=f"rounds={rounds}")
-    return record_guest(guest, path, protocol=protocol, seed=seed, quantum=2000, window_bias=32768)
-
-
-@pytest.fixture(scope="module")
-def stale(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    recorded = poking(tmp_path_factory.mktemp("stale") / "stale.rr86", "qemu-7.2", 1000)
-    assert recorded.outcome.code == STRAY_INT3
-    return recorded
-
-
-@pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return poking(tmp_path_factory.mktemp("clean") / "clean.rr86", "precise", 50)
+from tests.guests.machines import Recorded, finished, record_guest, replay
+from tests.guests.poking import poking
+from tests.guests.test_patched_code import ALL_WINDOWS, EXPOSES, Guilty, guilty_stores
 
 
 def test_a_recording_that_goes_stale_replays(stale: Recorded) -> None:
@@ -44,20 +25,6 @@ def test_a_recording_that_goes_stale_replays(stale: Recorded) -> None:
 def test_a_fetch_window_right_after_an_ipi_replays(tmp_path: Path, seed: int) -> None:
     recorded = poking(tmp_path / "t.rr86", "qemu-7.2", 40, seed=seed)
     assert replay(recorded) == recorded.outcome
-
-
-def test_an_honest_int3_is_told_from_a_stale_one(stale: Recorded) -> None:
-    session = stale.trace().session()
-    honest = session.run("int3")
-    seen = look(session.machine, honest.vcpu)
-    assert seen is not None
-    assert not seen.stale
-    wrong = session.run("stale-int3")
-    seen = look(session.machine, wrong.vcpu)
-    assert seen is not None
-    assert seen.stale
-    assert wrong.icount > honest.icount
-    assert session.read_virtual(wrong.rip, 1, wrong.vcpu)[0] == seen.memory != 0xCC
 
 
 def test_logging_writes_does_not_change_the_run(stale: Recorded) -> None:
@@ -137,6 +104,33 @@ def test_choices_lead_to_the_same_block(stale: Recorded) -> None:
     assert bisect_invalidation(trace, Choice(block=1 << 40)) is None
 
 
+@pytest.mark.parametrize("name", ["textpoke", "xmod", "xmod-shared"])
+def test_a_block_that_was_removed_is_never_executed(name: str, tmp_path: Path) -> None:
+    """Neither a chain nor a jump cache leads to it, also if its code was made a second time."""
+    guest = load_manifest()[name]
+    recorded = record_guest(
+        guest, tmp_path / "guest.rr86", protocol="qemu-7.2", window_bias=ALL_WINDOWS
+    )
+    removed: set[int | bytes] = set()
+    stale = 0
+    for event in recorded.trace().events(("invalidate", "stale")):
+        if event.kind == "invalidate":
+            removed.add(event.fields["id"])
+        else:
+            stale += 1
+            assert event.fields["id"] not in removed
+    assert stale > 0
+
+
+def test_stops_at_each_stale_execution_do_not_change_the_run(stale: Recorded) -> None:
+    session = stale.trace().session()
+    stops = 0
+    while not (stop := session.run("stale")).over:
+        stops += 1
+    assert stops > 0
+    assert finished(session, stop) == stale.outcome
+
+
 def test_a_clean_run_is_told_so(clean: Recorded) -> None:
     assert bisect_invalidation(clean.trace()) is None
 
@@ -165,43 +159,84 @@ def test_the_command_reports_and_its_status_tells(
     assert missing.exit_code == 2
 
 
-def test_replay_says_what_kind_of_int3_it_stopped_at(stale: Recorded) -> None:
-    runner = CliRunner()
-    honest = runner.invoke(app, ["replay", "--until", "int3", str(stale.path)])
-    assert "honest int3: memory holds cc" in honest.output
-    wrong = runner.invoke(app, ["replay", "--until", "stale-int3", str(stale.path)])
-    assert re.search(r"stale int3: block \d+ says cc, memory holds 0f|e9", wrong.output)
-
-
 def test_the_stale_kind_of_events_can_be_listed(stale: Recorded) -> None:
     kinds = {event.kind for event in stale.trace().events(("stale",))}
     assert kinds == {"stale"}
     assert rr86.open_trace(stale.path).spec.protocol == "qemu-7.2"
 
 
+def assert_is_what_the_guest_tells(finding: Finding, store: Guilty) -> None:
+    """The write that was found is this store of the guest's, to the byte and to the moment."""
+    write = finding.write
+    assert finding.proved
+    assert write is not None
+    assert store.paddr <= write.paddr
+    offset = write.paddr - store.paddr
+    assert store.old[offset:].startswith(write.old)
+    assert store.new[offset:].startswith(write.new)
+    assert store.tsc <= write.committed <= store.until
+    assert store.vcpu == ("device" if write.vcpu is None else str(write.vcpu))
+
+
+@pytest.mark.parametrize("name", sorted(EXPOSES))
+def test_each_relative_s_guilty_writes_are_named(name: str, tmp_path: Path) -> None:
+    """Every case of a guest: what the trace says went stale, and which store the guest blames."""
+    protocol, cases = EXPOSES[name]
+    recorded = record_guest(load_manifest()[name], tmp_path / "guest.rr86", protocol=protocol)
+    stores = guilty_stores(recorded.outcome.debugcon)
+    trace = recorded.trace()
+    blocks = [e.fields["id"] for e in trace.events(("stale",)) if e.fields["what"] == 2]
+    assert len(blocks) == len(stores) == cases
+    for block, store in zip(blocks, stores, strict=True):
+        assert isinstance(block, int)
+        finding = bisect_invalidation(trace, Choice(block=block))
+        assert finding is not None
+        assert (finding.window, finding.execution.int3) == (protocol, False)
+        assert not finding.victim.born_stale
+        assert_is_what_the_guest_tells(finding, store)
+    # Without a choice, it is one of them.
+    chosen = bisect_invalidation(trace)
+    assert chosen is not None
+    assert chosen.victim.id in blocks
+
+
+@pytest.mark.parametrize(
+    "name", [*sorted(EXPOSES), "xmod", "xmod-shared", "xmod-alias", "textpoke"]
+)
+def test_under_precise_nothing_is_stale(name: str, tmp_path: Path) -> None:
+    guest = load_manifest()[name]
+    recorded = record_guest(guest, tmp_path / "guest.rr86", protocol="precise")
+    assert recorded.outcome.code == guest.code
+    told = CliRunner().invoke(app, ["bisect-invalidation", str(recorded.path)])
+    assert told.exit_code == 1
+    assert "no block was executed that memory did not hold" in told.output
+
+
 # Guest, protocol, and which windows the write may have gone through.
-PATCHED = [
-    *(
-        (name, protocol, {protocol})
-        for name, (protocol, _) in sorted(EXPOSES.items())
-        if name != "rel-same"
-    ),
+RACES = [
     ("xmod", "qemu-7.2", {"W1'", "W2", "W3"}),
     ("xmod", "qemu-10", {"W1'", "W2", "W3"}),
+    ("xmod-alias", "qemu-7.2", {"W1'", "W2", "W3"}),
+    ("xmod-alias", "qemu-10", {"W1'", "W2", "W3"}),
+    ("xmod-string", "qemu-7.2", {"W1'", "W2", "W3"}),
+    ("xmod-string", "qemu-10", {"W1'", "W2", "W3"}),
     ("xmod-shared", "qemu-7.2", {"W1", "W2"}),
     ("xmod-shared", "qemu-10", {"W2"}),
 ]
 
 
-@pytest.mark.parametrize(("name", "protocol", "windows"), PATCHED)
-def test_the_named_write_is_one_that_the_guest_calls_guilty(
+@pytest.mark.parametrize(("name", "protocol", "windows"), RACES)
+def test_the_named_write_of_a_race_is_one_that_the_guest_calls_guilty(
     name: str, protocol: str, windows: set[str], tmp_path: Path
 ) -> None:
-    recorded = record_guest(load_manifest()[name], tmp_path / "guest.rr86", protocol=protocol)
-    trace = recorded.trace()
-    finding = bisect_invalidation(trace)
+    recorded = record_guest(
+        load_manifest()[name],
+        tmp_path / "guest.rr86",
+        protocol=protocol,
+        window_bias=ALL_WINDOWS,
+    )
+    finding = bisect_invalidation(recorded.trace())
     assert finding is not None
-    assert finding.proved
     assert finding.window in windows
     write = finding.write
     assert write is not None
@@ -212,6 +247,4 @@ def test_the_named_write_is_one_that_the_guest_calls_guilty(
         and store.tsc <= write.committed <= store.until
     ]
     assert len(stores) == 1
-    assert stores[0].vcpu == ("device" if write.vcpu is None else str(write.vcpu))
-    offset = write.paddr - stores[0].paddr
-    assert stores[0].old[offset:].startswith(write.old)
+    assert_is_what_the_guest_tells(finding, stores[0])

@@ -8,6 +8,7 @@ from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import ConditionError, SymbolsError
 from rr86.replay.conditions import (
     VALID,
+    AnyInt3,
     AtSymbol,
     Condition,
     Console,
@@ -17,6 +18,8 @@ from rr86.replay.conditions import (
     Irq,
     Panic,
     Rip,
+    Stale,
+    StaleInt3,
     Write,
     as_conditions,
     lower,
@@ -29,6 +32,9 @@ from tests.images import elf
     ("text", "condition"),
     [
         ("int3", Int3()),
+        ("any-int3", AnyInt3()),
+        ("stale-int3", StaleInt3()),
+        ("stale", Stale()),
         ("panic", Panic()),
         ("end", End()),
         ("rip=0xffffffff81000000", Rip(0xFFFFFFFF81000000)),
@@ -101,6 +107,15 @@ def test_lowering_keeps_track_of_who_is_who() -> None:
     ]
     assert lowered.patterns == [b"b", b"a"]
     assert lowered.owners == conditions[1:]
+
+
+def test_int3_means_stale_ones_where_there_are_any() -> None:
+    symbols = GuestSymbols(elf([("main", 0x100000, 8)]))
+    conditions = [Int3(), AnyInt3(), StaleInt3()]
+    without = [kind for kind, _, _ in lower(conditions, symbols).native]
+    assert without == ["int3", "int3", "stale-int3"]
+    among = [kind for kind, _, _ in lower(conditions, symbols, stale_int3=True).native]
+    assert among == ["stale-int3", "int3", "stale-int3"]
 
 
 def test_panic_is_the_symbol_where_there_is_one() -> None:

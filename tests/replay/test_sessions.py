@@ -1,3 +1,5 @@
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,24 @@ def test_sessions_do_not_share_anything(core: FakeCore, kernel: Path, tmp_path: 
     one.run("icount=3")
     assert (one.icount, other.icount) == (3, 0)
     assert (one.console, other.console) == (b"hello\n", b"")
+
+
+def test_a_session_goes_with_its_last_reference(
+    core: FakeCore, kernel: Path, tmp_path: Path
+) -> None:
+    heard: list[bytes] = []
+    trace = recorded(kernel, tmp_path)
+    gc.collect()
+    gc.disable()
+    try:
+        session = trace.session(console=heard.append)
+        session.run()
+        gone = weakref.ref(session)
+        del session
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert heard
 
 
 def test_a_bounded_run_can_be_continued(core: FakeCore, kernel: Path, tmp_path: Path) -> None:

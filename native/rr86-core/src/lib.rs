@@ -2,10 +2,12 @@
 //! block. It knows no Python. Arrows point one way:
 //! `record, replay → schedule → machine → translate → memory → cpu`.
 
+pub mod contents;
 pub mod cpu;
 pub mod machine;
 pub mod memory;
 pub mod record;
 pub mod replay;
+pub mod saved;
 pub mod schedule;
 pub mod translate;

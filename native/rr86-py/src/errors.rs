@@ -43,9 +43,17 @@ pub fn trace(error: record::TraceError) -> PyErr {
     TraceError::new_err(error.to_string())
 }
 
+pub fn checkpoint(error: schedule::CheckpointError) -> PyErr {
+    match error {
+        schedule::CheckpointError::Impossible(_) => NativeError::new_err(error.to_string()),
+        damaged => TraceError::new_err(damaged.to_string()),
+    }
+}
+
 pub fn replay(error: ReplayError) -> PyErr {
     match error {
         ReplayError::Trace(e) => trace(e),
         ReplayError::Divergence(e) => DivergenceError::new_err(e.to_string()),
+        ReplayError::Checkpoint(e) => checkpoint(e),
     }
 }

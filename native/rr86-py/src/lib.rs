@@ -2,7 +2,9 @@
 
 mod blocks;
 mod errors;
+mod expansion;
 mod machine;
+mod oracle;
 mod panics;
 mod trace;
 
@@ -18,6 +20,8 @@ mod _native {
 
     #[pymodule_export]
     use super::errors::{DivergenceError, HostError, NativeError, TraceError};
+    #[pymodule_export]
+    use super::expansion::ExpansionReader;
     #[pymodule_export]
     use super::machine::Machine;
     #[pymodule_export]

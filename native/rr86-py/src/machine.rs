@@ -8,10 +8,11 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyList};
+use rr86_core::contents::Contents;
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
 use rr86_core::record::{Recorder, Stop};
-use rr86_core::replay::{Replayer, TraceReader};
+use rr86_core::replay::{Checkpointer, Replayer, Solo, TraceReader};
 use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
 use rr86_core::translate::engine::BlockLimits;
 use rr86_core::translate::protocol::{Protocol, PROTOCOLS};
@@ -20,11 +21,13 @@ use rr86_core::translate::vcpu::Exit;
 
 use crate::blocks;
 use crate::errors::{self, NativeError};
+use crate::oracle;
 
 /// What drives the machine.
 enum Driver {
     Record(Box<Recorder>),
     Replay(Box<Replayer>),
+    Solo(Box<Solo>),
     /// In transition; seen only after a failed `replay_from`.
     Gone,
 }
@@ -34,6 +37,7 @@ impl Driver {
         match self {
             Self::Record(r) => Ok(&mut r.machine),
             Self::Replay(r) => Ok(&mut r.machine),
+            Self::Solo(s) => Ok(&mut s.machine),
             Self::Gone => Err(NativeError::new_err(
                 "this machine could not start its replay",
             )),
@@ -113,7 +117,7 @@ impl Machine {
     #[new]
     #[pyo3(signature = (*, memory, vcpus, cpuid, msrs=Vec::new(), seed=0, quantum=100_000,
         start_time=1_700_000_000, fw_cfg=Vec::new(), fw_cfg_files=Vec::new(), max_block=64,
-        block_capacity=262_144, block_protocol="precise", window_bias=8192, schedule="uniform"))]
+        block_capacity=262_144, block_protocol="precise", window_bias=8192, schedule="uniform", cross_writes=true))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         memory: u64,
@@ -123,13 +127,14 @@ impl Machine {
         seed: u64,
         quantum: u64,
         start_time: i64,
-        fw_cfg: Vec<(u16, Vec<u8>)>,
+        fw_cfg: Vec<(u16, PyBackedBytes)>,
         fw_cfg_files: Vec<(String, Vec<u8>)>,
         max_block: usize,
         block_capacity: usize,
         block_protocol: &str,
         window_bias: u32,
         schedule: &str,
+        cross_writes: bool,
     ) -> PyResult<Self> {
         let policy = Policy::named(schedule).map_err(|e| NativeError::new_err(e.to_string()))?;
         let protocol = Protocol::named(block_protocol).ok_or_else(|| {
@@ -146,6 +151,10 @@ impl Machine {
                 edx,
             })
             .collect();
+        let fw_cfg = fw_cfg
+            .into_iter()
+            .map(|(key, data)| (key, Contents::new(data)))
+            .collect();
         let machine = schedule::Machine::new(MachineConfig {
             memory,
             vcpus,
@@ -159,6 +168,7 @@ impl Machine {
                 capacity: block_capacity.max(1),
                 protocol,
             },
+            tracking: cross_writes,
         })
         .map_err(errors::machine)?;
         let mut recorder = Recorder::new(machine, Scheduler::new(policy, seed, quantum));
@@ -189,19 +199,26 @@ impl Machine {
         Ok(())
     }
 
+    #[pyo3(signature = (path, header, images, checkpoints=None))]
     fn record_to(
         &mut self,
         path: &str,
         header: &[u8],
         images: Vec<(String, PyBackedBytes)>,
+        checkpoints: Option<u64>,
     ) -> PyResult<()> {
         let Driver::Record(recorder) = self.driver() else {
             return Err(NativeError::new_err("a replaying machine cannot record"));
         };
-        let images: Vec<(String, &[u8])> = images
-            .iter()
-            .map(|(name, data)| (name.clone(), &data[..]))
+        let images: Vec<(String, Contents)> = images
+            .into_iter()
+            .map(|(name, data)| (name, Contents::new(data)))
             .collect();
+        if let Some(every) = checkpoints {
+            recorder
+                .set_checkpoints(every)
+                .map_err(errors::checkpoint)?;
+        }
         recorder
             .record_to(Path::new(path), header, &images)
             .map_err(errors::trace)
@@ -224,13 +241,99 @@ impl Machine {
         }
     }
 
-    #[pyo3(signature = (path, verify=true))]
-    fn replay_from(&mut self, path: &str, verify: bool) -> PyResult<()> {
+    #[pyo3(signature = (path, verify=true, checkpoint=None))]
+    fn replay_from(
+        &mut self,
+        py: Python<'_>,
+        path: &str,
+        verify: bool,
+        checkpoint: Option<usize>,
+    ) -> PyResult<()> {
         let reader = TraceReader::open(Path::new(path)).map_err(errors::trace)?;
+        let checkpoint = match checkpoint {
+            None => None,
+            Some(n) => {
+                let mut all = reader.checkpoints().map_err(errors::trace)?;
+                if n >= all.len() {
+                    let what = format!("the trace has no checkpoint {n}");
+                    return Err(NativeError::new_err(what));
+                }
+                Some(all.swap_remove(n))
+            }
+        };
         match std::mem::replace(self.driver(), Driver::Gone) {
             Driver::Record(recorder) => {
-                let replayer = Replayer::new(recorder.machine, reader.stream(), verify);
+                let machine = recorder.machine;
+                let replayer = match checkpoint {
+                    None => Replayer::new(machine, reader.stream(), verify),
+                    Some(info) => py
+                        .detach(|| Replayer::from_checkpoint(machine, &reader, &info, verify))
+                        .map_err(errors::replay)?,
+                };
                 *self.driver() = Driver::Replay(Box::new(replayer));
+                Ok(())
+            }
+            other => {
+                *self.driver() = other;
+                Err(NativeError::new_err("this machine is replaying already"))
+            }
+        }
+    }
+
+    fn make_checkpoints(&mut self, source: &str, path: &str, every: u64) -> PyResult<()> {
+        let Driver::Replay(replayer) = self.driver() else {
+            return Err(NativeError::new_err("only a replay can add checkpoints"));
+        };
+        let reader = TraceReader::open(Path::new(source)).map_err(errors::trace)?;
+        let copy = Checkpointer::create(reader, Path::new(path), every).map_err(errors::trace)?;
+        replayer.make_checkpoints(copy).map_err(errors::checkpoint)
+    }
+
+    fn finish_checkpoints(&mut self, py: Python<'_>) -> PyResult<()> {
+        let copy = match self.driver() {
+            Driver::Replay(replayer) => replayer.take_checkpointer(),
+            _ => None,
+        };
+        let copy = copy.ok_or_else(|| NativeError::new_err("no checkpoints are being made"))?;
+        py.detach(|| copy.finish()).map_err(errors::trace)
+    }
+
+    /// Makes an expansion of the trace on the way of a replay that has not begun.
+    #[pyo3(signature = (trace, path, stores=false))]
+    fn expand_to(&mut self, trace: &str, path: &str, stores: bool) -> PyResult<()> {
+        let reader = TraceReader::open(Path::new(trace)).map_err(errors::trace)?;
+        let Driver::Replay(replayer) = self.driver() else {
+            return Err(NativeError::new_err("only a replay can be expanded"));
+        };
+        replayer
+            .expand(&reader, Path::new(path), stores)
+            .map_err(errors::trace)
+    }
+
+    fn finish_expansion(&mut self) -> PyResult<()> {
+        let Driver::Replay(replayer) = self.driver() else {
+            return Err(NativeError::new_err("only a replay can be expanded"));
+        };
+        replayer.finish_expansion().map_err(errors::trace)
+    }
+
+    #[pyo3(signature = (path, expansion, vcpu, verify=true))]
+    fn replay_alone(
+        &mut self,
+        path: &str,
+        expansion: &str,
+        vcpu: usize,
+        verify: bool,
+    ) -> PyResult<()> {
+        let reader = TraceReader::open(Path::new(path)).map_err(errors::trace)?;
+        let machine = self.driver().machine()?;
+        machine.check_vcpu(vcpu).map_err(errors::machine)?;
+        match std::mem::replace(self.driver(), Driver::Gone) {
+            Driver::Record(recorder) => {
+                let machine = recorder.machine;
+                let solo = Solo::new(machine, &reader, Path::new(expansion), vcpu, verify)
+                    .map_err(errors::trace)?;
+                *self.driver() = Driver::Solo(Box::new(solo));
                 Ok(())
             }
             other => {
@@ -268,6 +371,7 @@ impl Machine {
         let stop = py.detach(|| match driver {
             Driver::Record(r) => r.run(max_instructions, conditions).map_err(errors::trace),
             Driver::Replay(r) => r.run(max_instructions, conditions).map_err(errors::replay),
+            Driver::Solo(s) => s.run(max_instructions).map_err(errors::replay),
             Driver::Gone => Err(NativeError::new_err(
                 "this machine could not start its replay",
             )),
@@ -276,6 +380,7 @@ impl Machine {
             (_, Stop::Ended(Ending::TripleFault { vcpu })) => vcpu,
             (Driver::Record(r), _) => r.vcpu,
             (Driver::Replay(r), _) => r.vcpu,
+            (Driver::Solo(s), _) => s.vcpu,
             (Driver::Gone, _) => 0,
         };
         let (name, number, code) = describe(stop);
@@ -307,7 +412,7 @@ impl Machine {
         let bytes = match self.driver() {
             Driver::Record(r) => r.take_console(),
             Driver::Replay(r) => r.take_console(),
-            Driver::Gone => Vec::new(),
+            Driver::Solo(_) | Driver::Gone => Vec::new(),
         };
         PyBytes::new(py, &bytes)
     }
@@ -403,6 +508,11 @@ impl Machine {
         Ok(digests)
     }
 
+    fn detect_stale(&mut self, on: bool) -> PyResult<()> {
+        self.driver().machine()?.engine.detect_stale(on);
+        Ok(())
+    }
+
     fn current_block<'py>(
         &mut self,
         py: Python<'py>,
@@ -439,6 +549,19 @@ impl Machine {
         blocks::writes(py, &entries)
     }
 
+    fn ask_oracle(&mut self) -> PyResult<()> {
+        self.driver().machine()?.engine.ask_oracle();
+        Ok(())
+    }
+
+    fn oracle_verdict<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let engine = &self.driver().machine()?.engine;
+        let oracle = engine.oracle();
+        oracle
+            .map(|o| oracle::verdict(py, o.verdict(), engine.unseen_by_oracle()))
+            .transpose()
+    }
+
     fn go_free(&mut self) -> PyResult<()> {
         match self.driver() {
             Driver::Replay(r) => {
@@ -464,7 +587,12 @@ impl Machine {
         let slices = match self.driver() {
             Driver::Record(r) => r.slices,
             Driver::Replay(r) => r.slices,
+            Driver::Solo(s) => s.slices,
             Driver::Gone => 0,
+        };
+        let own = match self.driver() {
+            Driver::Solo(s) => Some(s.instructions),
+            _ => None,
         };
         let engine = &self.driver().machine()?.engine;
         let s = engine.stats;
@@ -479,6 +607,7 @@ impl Machine {
             ("blocks_invalidated", s.blocks_invalidated),
             ("stale_blocks", s.stale_blocks),
             ("stale_entries", s.stale_entries),
+            ("stale_int3s", s.stale_int3s),
             ("block_flushes", s.block_flushes),
             ("code_drops", s.code_drops),
             ("dispatches", s.dispatches),
@@ -495,6 +624,9 @@ impl Machine {
             ("interrupts", s.interrupts),
         ] {
             stats.set_item(name, value)?;
+        }
+        if let Some(own) = own {
+            stats.set_item("own_instructions", own)?;
         }
         for (name, count) in Exit::NAMES.iter().zip(s.exits) {
             stats.set_item(format!("exits_{name}"), count)?;

@@ -1,13 +1,40 @@
 //! Trace files for Python: headers, images and events.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use rr86_core::record::{Access, Block, Event};
-use rr86_core::replay;
+use rr86_core::replay::{self, SharedLine, SharedPage};
 
 use crate::errors;
+
+/// (address, hand-offs, writers, readers)
+type LineRow = (u64, u64, Vec<u8>, Vec<u8>);
+/// (address, hand-offs, for writing, writers, readers, lines)
+type PageRow = (u64, u64, u64, Vec<u8>, Vec<u8>, Vec<LineRow>);
+
+fn line_row(line: &SharedLine) -> LineRow {
+    let (writers, readers) = (line.writers.iter(), line.readers.iter());
+    (
+        line.address,
+        line.hand_offs,
+        writers.collect(),
+        readers.collect(),
+    )
+}
+
+fn page_row(page: &SharedPage) -> PageRow {
+    (
+        page.address,
+        page.hand_offs,
+        page.for_writing,
+        page.writers.iter().collect(),
+        page.readers.iter().collect(),
+        page.lines.iter().map(line_row).collect(),
+    )
+}
 
 #[pyclass(frozen, module = "rr86._native")]
 pub struct TraceReader(replay::TraceReader);
@@ -169,8 +196,57 @@ impl TraceReader {
         Ok(d)
     }
 
+    fn checkpoints(&self) -> PyResult<Vec<(u64, u64, u64)>> {
+        let all = self.0.checkpoints().map_err(errors::trace)?;
+        Ok(all
+            .iter()
+            .map(|c| (c.icount, c.stored_len, c.pages))
+            .collect())
+    }
+
     fn chunk_count(&self) -> usize {
         self.0.chunk_count()
+    }
+
+    #[pyo3(signature = (first, last, pages=None))]
+    fn hand_offs(
+        &self,
+        py: Python<'_>,
+        first: u64,
+        last: u64,
+        pages: Option<BTreeSet<u64>>,
+    ) -> PyResult<Vec<(u64, u64, u8, u8, bool, u64)>> {
+        let rows = py
+            .detach(|| self.0.hand_offs(first, last, pages.as_ref()))
+            .map_err(errors::trace)?;
+        Ok(rows
+            .iter()
+            .map(|r| {
+                let write = r.access == Access::Write;
+                (r.icount, r.page, r.from, r.to, write, r.lines)
+            })
+            .collect())
+    }
+
+    fn sharing<'py>(
+        &self,
+        py: Python<'py>,
+        first: u64,
+        last: u64,
+        top: usize,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let sharing = py
+            .detach(|| self.0.sharing(first, last, top))
+            .map_err(errors::trace)?;
+        let pages: Vec<_> = sharing.pages.iter().map(page_row).collect();
+        let lines: Vec<_> = sharing.lines.iter().map(line_row).collect();
+        let d = PyDict::new(py);
+        d.set_item("hand_offs", sharing.hand_offs)?;
+        d.set_item("page_count", sharing.page_count)?;
+        d.set_item("line_count", sharing.line_count)?;
+        d.set_item("pages", pages)?;
+        d.set_item("lines", lines)?;
+        Ok(d)
     }
 
     fn events<'py>(&self, py: Python<'py>, chunk: usize) -> PyResult<Bound<'py, PyList>> {

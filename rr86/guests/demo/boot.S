@@ -1,5 +1,5 @@
-/* From the loader (32-bit, paging off) to long mode, the same for the other vCPUs from real mode, and
- * the entry points of the three interrupts that the demo takes. */
+/* From the loader (32-bit, paging off) to long mode, the same for the other vCPUs from real mode, the
+ * entry points of the interrupts that the demo takes, and the code that it patches. */
 #define TRAMPOLINE 0x8000
 
         .section .multiboot, "a"
@@ -11,8 +11,10 @@
         .globl _start
 _start: cli
         movl $boot_stack_top, %esp
-        /* Identity-map 4 GiB with 2 MiB pages: one top table, one of four directories, those four. */
+        /* Identity-map 4 GiB with 2 MiB pages: one top table, one of four directories, those four. The
+         * second entry of the top table maps the same again, 512 GiB higher: code is patched there. */
         movl $pdpt + 3, pml4
+        movl $pdpt + 3, pml4 + 8
         movl $pd + 3, %eax
         xorl %ecx, %ecx
 1:      movl %eax, pdpt(, %ecx, 8)
@@ -109,6 +111,7 @@ trampoline_end:
         pushq %r10
         pushq %r11
         cld
+        leaq 72(%rsp), %rdi             /* what the processor has pushed: rip, cs, rflags, rsp, ss */
         call \handler
         popq %r11
         popq %r10
@@ -123,6 +126,8 @@ trampoline_end:
         .endm
         ENTRY timer_entry, on_timer
         ENTRY ipi_entry, on_ipi
+        ENTRY sync_entry, on_sync
+        ENTRY int3_entry, on_int3
         .globl fault_entry, spurious_entry
 fault_entry:
         andq $-16, %rsp
@@ -130,15 +135,28 @@ fault_entry:
 spurious_entry:
         iretq
 
-/* The function that vCPU 0 rewrites while vCPU 1 runs it: one instruction, an aligned immediate. */
-        .globl patched, patched_value
-        .align 16
-        .skip 7, 0x90
-patched:
-        .byte 0xb8                      /* mov $1, %eax */
-patched_value:
-        .long 1
+/* Sixteen functions that return 1, or 2 when the NOP is a jump. vCPU 0 turns the one into the other and
+ * back, in a random order, while the other vCPUs call them. */
+        .balign 4096, 0xcc
+        .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+        .type job\n, @function
+job\n:  xorl %eax, %eax
+site\n: .byte 0x0f, 0x1f, 0x44, 0x00, 0x00
+        movl $1, %eax
         ret
+on\n:   movl $2, %eax
+        ret
+        .size job\n, . - job\n
+        .balign 32, 0xcc
+        .endr
+
+        .section .rodata
+        .globl jobs
+        .align 8
+jobs:
+        .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+        .quad job\n, site\n, on\n
+        .endr
 
         .data
         .align 16

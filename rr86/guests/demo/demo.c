@@ -1,5 +1,5 @@
 /* The demo guest: a few vCPUs that talk to each other, interrupt each other, and rewrite code that
- * another one is running. It prints what it saw and powers off.
+ * the others are running, the way Linux does it. It prints what it saw and powers off.
  *
  * What it counts depends on how the vCPUs were interleaved, as in any parallel program: record it
  * twice with different seeds and the numbers differ; replay a recording and they are the same. */
@@ -14,10 +14,13 @@ typedef uint64_t u64;
 
 #define MAX_CPUS 16
 #define MESSAGES 200u
-#define PATCHES 100u
+#define PATCHES 2500u
+#define ADDITIONS 50000u
 #define TICKS 20u
 #define VEC_TIMER 0x40
 #define VEC_IPI 0x41
+#define VEC_SYNC 0x42
+#define VEC_INT3 3
 #define VEC_SPURIOUS 0xff
 #define TRAMPOLINE 0x8000ul
 
@@ -33,7 +36,7 @@ static void put(char c) {
     outb(0x3f8, (u8)c);
 }
 
-/* %u and %s only. */
+/* %u, %x and %s only. */
 static void say(const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
@@ -45,8 +48,8 @@ static void say(const char *fmt, ...) {
         } else {
             char digits[12];
             int n = 0;
-            u32 v = va_arg(ap, u32);
-            do digits[n++] = (char)('0' + v % 10); while (v /= 10);
+            u32 v = va_arg(ap, u32), base = *fmt == 'x' ? 16 : 10;
+            do digits[n++] = "0123456789abcdef"[v % base]; while (v /= base);
             while (n) put(digits[--n]);
         }
     }
@@ -59,17 +62,21 @@ static void power_off(void) {
 }
 
 /* ---- interrupts ---- */
-extern const u8 timer_entry[], ipi_entry[], fault_entry[], spurious_entry[], trampoline[], trampoline_end[];
+extern const u8 timer_entry[], ipi_entry[], sync_entry[], int3_entry[], fault_entry[], spurious_entry[];
+extern const u8 trampoline[], trampoline_end[];
 static struct { u64 low, high; } idt[256] __attribute__((aligned(16)));
 static volatile u32 *const lapic = (volatile u32 *)0xfee00000;
 static u32 cpu_count = 1, apic_id[MAX_CPUS];
 static volatile u32 ticks[MAX_CPUS], ipis[MAX_CPUS];
 u32 next_stack, next_index;
-static volatile u32 online = 1, patcher_done, messages_done;
+static volatile u32 online = 1, messages_done;
 void demo_main(void);
 void other_main(u32 index);
+struct frame { u64 rip, cs, rflags, rsp, ss; };
 void on_timer(void);
 void on_ipi(void);
+void on_sync(void);
+void on_int3(struct frame *f);
 void on_fault(void);
 
 static void set_gate(int vector, const u8 *entry) {
@@ -135,41 +142,105 @@ static void pass_messages(u32 me) {
     }
 }
 
-/* vCPU 1 calls a function of one instruction and adds up what it returns; vCPU 0 rewrites that
- * instruction's aligned immediate meanwhile. Every result must be a value that was there. */
-extern u32 patched(void);
-extern volatile u32 patched_value;
-static volatile u32 calls, changes_seen, wrong;
+/* vCPU 0 patches code that the other vCPUs run, by the protocol of Linux's text_poke_bp: INT3 over the
+ * first byte of the instruction, then its tail, then its first byte, each through a second mapping of
+ * the page, and after each of the three every vCPU serialises. Whoever runs into the INT3 meanwhile does
+ * what the new instruction does. Afterwards nobody can meet it any more. */
+#define SITES 16u
+#define ALIAS 0x8000000000ul
+static const u8 nop[5] = {0x0f, 0x1f, 0x44, 0x00, 0x00}, int3 = 0xcc;
+extern const struct { u32 (*run)(void); u8 *site, *on; } jobs[SITES];
+static volatile u32 answer[SITES]; /* what each job returns; 0 while it is patched */
+static volatile u32 patching, acknowledged, emulated, calls, stale, patcher_done, given_up;
+static u8 *volatile patched_at;
+static u8 *volatile jumps_to;
 
-static void run_patched(void) {
-    u32 last = 1;
-    while (!patcher_done) {
-        u32 v = patched();
-        calls++;
-        if (v != last) changes_seen++;
-        if (v < last || v > PATCHES + 1) wrong++;
-        last = v;
-    }
-    u32 a, b = 0, c = 0, d;
-    asm volatile("cpuid" : "=a"(a), "+b"(b), "+c"(c), "=d"(d) : "0"(0) : "memory"); /* serialise */
-    if (patched() != PATCHES + 1) wrong++;
+static void serialise(void) {
+    u32 a = 0, b, c = 0, d;
+    asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d) : : "memory");
 }
 
-static void patch(void) {
-    for (u32 n = 2; n <= PATCHES + 1; n++) {
-        patched_value = n;
-        u32 seen = calls;
-        /* Let the other vCPU run the new code most of the time, but not always. */
-        if (n % 4) while (calls - seen < 10) pause();
+void on_sync(void) {
+    serialise();
+    __atomic_fetch_add(&acknowledged, 1, __ATOMIC_SEQ_CST);
+    lapic[0xb0 / 4] = 0;
+}
+
+static __attribute__((noinline)) void serialise_all(void) {
+    acknowledged = 0;
+    send(0, 0xc0000 | VEC_SYNC); /* to all others */
+    serialise();
+    while (acknowledged != cpu_count - 1) pause();
+}
+
+void on_int3(struct frame *f) {
+    u8 *at = (u8 *)f->rip - 1;
+    u32 n = patching;
+    /* The patcher must not finish meanwhile. */
+    while (n && !__atomic_compare_exchange_n(&patching, &n, n + 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) pause();
+    if (n && at == patched_at) {
+        f->rip = (u64)jumps_to;
+        __atomic_fetch_add(&emulated, 1, __ATOMIC_RELAXED);
+        __atomic_fetch_sub(&patching, 1, __ATOMIC_SEQ_CST);
+        return;
+    }
+    if (!__atomic_exchange_n(&given_up, 1, __ATOMIC_SEQ_CST)) {
+        say("  int3 on vCPU %u at 0x%x: nobody is patching there, and memory holds %x, not cc\n",
+            this_cpu(), (u32)(u64)at, *(volatile u8 *)at);
+        say("Something is wrong. Powering off.\n");
+        power_off();
+    }
+    for (;;) asm volatile("cli; hlt");
+}
+
+static __attribute__((noinline)) void poke(u8 *at, const u8 *bytes, u64 length) {
+    u64 to = (u64)at + ALIAS;
+    asm volatile("rep movsb" : "+D"(to), "+S"(bytes), "+c"(length) : : "memory");
+    serialise_all();
+}
+
+static u32 random(u32 *state) {
+    *state = *state * 1664525u + 1013904223u;
+    return *state >> 16;
+}
+
+static __attribute__((noinline)) void patch(void) {
+    u32 state = 1;
+    for (u32 n = 0; n < PATCHES; n++) {
+        u32 job = random(&state) % SITES, next = 3 - answer[job];
+        u8 *at = jobs[job].site, *target = next == 2 ? jobs[job].on : at + 5, code[5];
+        u32 distance = (u32)(target - (at + 5));
+        for (int i = 0; i < 5; i++) code[i] = next == 2 ? (u8)(i ? distance >> 8 * (i - 1) : 0xe9) : nop[i];
+        answer[job] = 0;
+        patched_at = at;
+        jumps_to = target;
+        __atomic_store_n(&patching, 1, __ATOMIC_SEQ_CST);
+        poke(at, &int3, 1);
+        poke(at + 1, code + 1, 4);
+        poke(at, code, 1);
+        __atomic_fetch_sub(&patching, 1, __ATOMIC_SEQ_CST);
+        while (patching) pause();
+        answer[job] = next;
     }
     patcher_done = 1;
+}
+
+static __attribute__((noinline)) void run_jobs(u32 me) {
+    u32 state = me;
+    while (!patcher_done) {
+        u32 job = random(&state) % SITES, want = answer[job], got = jobs[job].run();
+        __atomic_fetch_add(&calls, 1, __ATOMIC_RELAXED);
+        /* Not patched meanwhile: then it is known what has to come. */
+        if (want && want == answer[job] && got != want) __atomic_fetch_add(&stale, 1, __ATOMIC_RELAXED);
+        pause();
+    }
 }
 
 /* Each vCPU adds to one counter under contention. */
 static volatile u32 counter;
 
 static void count(void) {
-    for (u32 i = 0; i < 5000; i++) __atomic_fetch_add(&counter, 1, __ATOMIC_SEQ_CST);
+    for (u32 i = 0; i < ADDITIONS; i++) __atomic_fetch_add(&counter, 1, __ATOMIC_SEQ_CST);
 }
 
 static volatile u32 arrived;
@@ -183,8 +254,8 @@ static void work(u32 me) {
     if (cpu_count > 1) pass_messages(me);
     count();
     meet(2);
-    if (me == 1) run_patched();
-    if (me == 0 && cpu_count > 1) patch();
+    if (me != 0) run_jobs(me);
+    else if (cpu_count > 1) patch();
     meet(3);
     send((me + 1) % cpu_count, VEC_IPI);
     while (ticks[me] < TICKS || !ipis[me]) asm volatile("hlt" : : : "memory"); /* the timer wakes it */
@@ -248,22 +319,26 @@ void demo_main(void) {
     for (int v = 0; v < 32; v++) set_gate(v, fault_entry);
     set_gate(VEC_TIMER, timer_entry);
     set_gate(VEC_IPI, ipi_entry);
+    set_gate(VEC_SYNC, sync_entry);
+    set_gate(VEC_INT3, int3_entry);
     set_gate(VEC_SPURIOUS, spurious_entry);
     outb(0x21, 0xff); /* the old interrupt controllers stay silent */
     outb(0xa1, 0xff);
     find_cpus();
     interrupts_on();
     start_others();
+    for (u32 i = 0; i < SITES; i++) answer[i] = 1;
     say("  vCPUs running:           %u\n", cpu_count);
     work(0);
     if (cpu_count > 1) {
         say("  messages round the ring: %u of %u\n", messages_done, MESSAGES);
-        say("  code patched:            %u times by vCPU 0, under vCPU 1's feet\n", PATCHES);
-        say("  calls of patched code:   %u by vCPU 1, which saw %u changes\n", calls, changes_seen);
+        say("  code patched:            %u times by vCPU 0, under the others' feet\n", PATCHES);
+        say("  calls of that code:      %u, which met an INT3 %u times\n", calls, emulated);
     }
     say("  shared counter:          %u\n", counter);
     for (u32 i = 0; i < cpu_count; i++) say("  vCPU %u:                  %u timer interrupts, %u IPI\n", i, ticks[i], ipis[i]);
-    bool good = counter == 5000 * cpu_count && !wrong && (cpu_count == 1 || messages_done == MESSAGES);
-    say(good ? "All is well. Powering off.\n" : "Something is wrong: vCPU 1 ran code that was no longer there (%u times).\n", wrong);
+    if (stale) say("  calls of code that was no longer there: %u\n", stale);
+    bool good = counter == ADDITIONS * cpu_count && !stale && (cpu_count == 1 || messages_done == MESSAGES);
+    say(good ? "All is well. Powering off.\n" : "Something is wrong. Powering off.\n");
     power_off();
 }

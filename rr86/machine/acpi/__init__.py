@@ -1,6 +1,6 @@
 """ACPI tables of the board, laid out for a place in guest memory."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rr86.machine.acpi import tables
 from rr86.machine.acpi.dsdt import dsdt_body
@@ -8,8 +8,7 @@ from rr86.machine.acpi.dsdt import dsdt_body
 __all__ = ["AcpiImage", "build_acpi"]
 
 
-@dataclass(frozen=True)
-class AcpiImage:
+class AcpiImage(NamedTuple):
     """All tables, ready to be copied to `base`, and the root pointer that leads to them."""
 
     base: int

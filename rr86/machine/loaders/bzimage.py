@@ -45,13 +45,12 @@ def load(files: BootFiles, spec: BoardSpec, memory: MemoryMap) -> LoadedKernel:
     if not xloadflags & XLF_KERNEL_64:
         raise ImageError("the kernel is a 32-bit one (it has no 64-bit entry point)")
 
-    setup_size = (image[0x1F1] or 4) * 512 + 512
     (paragraphs,) = struct.unpack_from("<I", image, 0x1F4)
-    body = image[setup_size:]
+    setup, body = files.bzimage_parts
     # syssize counts the protected-mode part; behind it there may be a signature.
     if len(body) < paragraphs * 16 or len(body) <= ENTRY_64:
         raise ImageError(
-            f"the kernel is cut off: it should have {setup_size + paragraphs * 16} bytes and has "
+            f"the kernel is cut off: it should have {len(setup) + paragraphs * 16} bytes and has "
             f"{len(image)}"
         )
 

@@ -5,7 +5,7 @@ already: its entry point `startup_64` gets `boot_params` in RSI.
 """
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rr86.machine.loaders import linux
 from rr86.machine.loaders.image import BootFiles, ImageError, Layout, LoadedKernel
@@ -23,8 +23,7 @@ _MACHINES = {2: "SPARC", 8: "MIPS", 20: "PowerPC", 21: "PowerPC 64", 22: "S/390"
              183: "AArch64", 243: "RISC-V", 258: "LoongArch"}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A PT_LOAD program header and its bytes."""
 
     virtual: int
@@ -33,8 +32,7 @@ class Segment:
     memory_size: int
 
 
-@dataclass(frozen=True)
-class Elf:
+class Elf(NamedTuple):
     """The parts of an executable that matter for loading it."""
 
     bits: int

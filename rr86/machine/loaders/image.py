@@ -1,10 +1,14 @@
 """What every loader takes and returns, and how it claims guest memory."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 from rr86.machine.memory_map import MIB, MemoryMap
 
 PAGE = 4096
+SETUP_SECTS = 0x1F1
+"""Offset of the number of 512-byte sectors that a bzImage's setup has behind the first."""
 
 
 class ImageError(ValueError):
@@ -21,9 +25,14 @@ class BootFiles:
     modules: tuple[tuple[str, bytes], ...] = ()
     """Further Multiboot modules: (command line, contents)."""
 
+    @cached_property
+    def bzimage_parts(self) -> tuple[bytes, bytes]:
+        """Real-mode setup and protected-mode kernel of a bzImage, cut apart once for all users."""
+        size = (self.kernel[SETUP_SECTS] or 4) * 512 + 512
+        return self.kernel[:size], self.kernel[size:]
 
-@dataclass(frozen=True)
-class Load:
+
+class Load(NamedTuple):
     """Bytes that have to be in guest RAM before the first instruction."""
 
     address: int
@@ -37,8 +46,7 @@ class Load:
         return self.address + len(self.data)
 
 
-@dataclass(frozen=True)
-class LoadedKernel:
+class LoadedKernel(NamedTuple):
     """Result of a loader: memory contents and the boot processor's registers."""
 
     protocol: str

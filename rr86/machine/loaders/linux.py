@@ -9,9 +9,8 @@ Low memory as this loader leaves it; Linux reads all of it before it hands the s
     0x09000  six page tables                    0x20000  command line
 """
 
-import hashlib
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rr86.machine.loaders import entry_state
 from rr86.machine.loaders.image import PAGE, ImageError, Layout, LoadedKernel
@@ -36,8 +35,7 @@ SETUP_RNG_SEED = 9
 """setup_data that seeds the kernel's random numbers, so that it need not collect jitter."""
 
 
-@dataclass(frozen=True)
-class SetupHeader:
+class SetupHeader(NamedTuple):
     """The part of `boot_params` that a kernel image brings, from offset 0x1f1 on."""
 
     raw: bytes
@@ -48,6 +46,9 @@ class SetupHeader:
 
 def rng_seed(seed: int) -> bytes:
     """32 bytes of entropy for the guest, a pure function of the board's seed."""
+    # Imported here because it brings OpenSSL along, for which other guests need not wait.
+    import hashlib
+
     return hashlib.sha256(b"rr86 guest entropy" + seed.to_bytes(8, "little")).digest()
 
 

@@ -5,7 +5,7 @@ page-aligned; the information structure is in conventional memory.
 """
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rr86.machine.loaders import elf, entry_state
 from rr86.machine.loaders.image import PAGE, BootFiles, ImageError, Layout, LoadedKernel, align_up
@@ -31,8 +31,7 @@ INFO_SIZE = 88
 _HAS = {"memory": 0, "boot_device": 1, "command_line": 2, "modules": 3, "map": 6, "name": 9}
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """The Multiboot header and where in the file it is."""
 
     offset: int

@@ -1,5 +1,6 @@
 //! The architectural state of a vCPU and the semantics of system instructions (Intel SDM vol. 3A).
 
+pub mod check;
 pub mod control;
 pub mod cpuid;
 pub mod effects;

@@ -20,6 +20,7 @@ use super::pit::Pit;
 use super::pm::Pm;
 use super::rtc::Rtc;
 use super::serial::Serial;
+use crate::contents::Contents;
 
 /// What a board is made of.
 #[derive(Debug, Clone)]
@@ -31,7 +32,7 @@ pub struct BoardConfig {
     /// Unix seconds (UTC) that the RTC shows at virtual time 0.
     pub start_time: i64,
     /// Further fw_cfg items by key.
-    pub fw_cfg: Vec<(u16, Vec<u8>)>,
+    pub fw_cfg: Vec<(u16, Contents)>,
     /// fw_cfg files by name.
     pub fw_cfg_files: Vec<(String, Vec<u8>)>,
 }
@@ -557,6 +558,17 @@ impl Board {
     /// What the calls since the last time ask of vCPUs and machine, in order.
     pub fn take_signals(&mut self) -> Vec<Signal> {
         std::mem::take(&mut self.signals)
+    }
+
+    /// What the calls since the last [`Board::take_signals`] ask for, without taking it.
+    #[must_use]
+    pub fn signals(&self) -> &[Signal] {
+        &self.signals
+    }
+
+    /// Replaces what is asked for; each concerns a vCPU that exists.
+    pub fn set_signals(&mut self, signals: Vec<Signal>) {
+        self.signals = signals;
     }
 
     /// The access to guest memory that a device needs next. Tell its outcome with

@@ -13,6 +13,7 @@
 
 use super::device::{LoadError, Reader, State, Writer};
 use super::fw_cfg_dma::Dma;
+use crate::contents::Contents;
 use std::collections::BTreeMap;
 
 const KEY_SIGNATURE: u16 = 0x00;
@@ -39,7 +40,7 @@ const FILE_NAME_SIZE: usize = 56;
 
 /// The fw_cfg device.
 pub struct FwCfg {
-    items: BTreeMap<u16, Vec<u8>>,
+    items: BTreeMap<u16, Contents>,
     selector: u16,
     position: u32,
     pub(super) dma: Dma,
@@ -53,16 +54,16 @@ impl FwCfg {
     pub fn new(
         vcpus: usize,
         memory: u64,
-        items: &[(u16, Vec<u8>)],
+        items: &[(u16, Contents)],
         files: &[(String, Vec<u8>)],
     ) -> Self {
         let cpus = u16::try_from(vcpus).unwrap_or(u16::MAX).to_le_bytes();
         let mut map = BTreeMap::new();
-        map.insert(KEY_SIGNATURE, b"QEMU".to_vec());
-        map.insert(KEY_ID, INTERFACES.to_le_bytes().to_vec());
-        map.insert(KEY_RAM_SIZE, memory.to_le_bytes().to_vec());
-        map.insert(KEY_NB_CPUS, cpus.to_vec());
-        map.insert(KEY_MAX_CPUS, cpus.to_vec());
+        map.insert(KEY_SIGNATURE, b"QEMU".into());
+        map.insert(KEY_ID, INTERFACES.to_le_bytes().into());
+        map.insert(KEY_RAM_SIZE, memory.to_le_bytes().into());
+        map.insert(KEY_NB_CPUS, cpus.into());
+        map.insert(KEY_MAX_CPUS, cpus.into());
 
         let named: BTreeMap<&str, &Vec<u8>> = files
             .iter()
@@ -80,12 +81,12 @@ impl FwCfg {
                 *to = from;
             }
             entries.extend_from_slice(&field);
-            map.insert(key, (*content).clone());
+            map.insert(key, content.as_slice().into());
             count += 1;
         }
         let mut directory = count.to_be_bytes().to_vec();
         directory.append(&mut entries);
-        map.insert(KEY_FILE_DIR, directory);
+        map.insert(KEY_FILE_DIR, directory.into());
 
         for (key, content) in items {
             map.insert(key & KEY_MASK, content.clone());
@@ -186,7 +187,7 @@ mod tests {
         FwCfg::new(
             4,
             512 << 20,
-            &[(0x8003, vec![7, 8])],
+            &[(0x8003, [7, 8].into())],
             &[
                 ("opt/b".to_string(), b"bb".to_vec()),
                 ("etc/a".to_string(), b"aaa".to_vec()),

@@ -10,6 +10,7 @@ use bitflags::bitflags;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::ram::GuestRam;
+use crate::saved::{LoadError, Reader, Writer};
 
 /// Nobody has touched the page.
 pub const NOBODY: u8 = 0xff;
@@ -31,6 +32,11 @@ bitflags! {
         const DEVICE_READS = 16;
         /// Some vCPU may know, or may have known, the page for fetches.
         const FETCHED = 32;
+        /// Stores to this page are logged.
+        const LOGGED = 64;
+        /// What a checkpoint keeps.
+        const KEPT = Self::CODE.bits() | Self::OWNED.bits() | Self::DEVICE_READS.bits()
+            | Self::FETCHED.bits();
     }
 }
 
@@ -71,6 +77,9 @@ pub struct Pages {
     dirty: Vec<u32>,
     hashes: Vec<u64>,
     sum: u64,
+    /// Pages whose content was different at some digest since the last checkpoint, once there are
+    /// checkpoints; a page may be listed more than once.
+    changed: Option<Vec<u32>>,
 }
 
 impl Pages {
@@ -88,6 +97,7 @@ impl Pages {
             dirty: Vec::new(),
             hashes: vec![0; count],
             sum: 0,
+            changed: None,
         }
     }
 
@@ -157,11 +167,118 @@ impl Pages {
             } else {
                 xxh3_64_with_seed(bytes, page as u64)
             };
+            if let (Some(changed), true) = (&mut self.changed, hash != self.hashes[page]) {
+                changed.push(page as u32);
+            }
             self.sum = self.sum.wrapping_sub(self.hashes[page]).wrapping_add(hash);
             self.hashes[page] = hash;
             self.info[page].flags -= PageFlags::DIRTY;
         }
         self.sum
+    }
+
+    // ---- checkpoints -----------------------------------------------------------------------------
+
+    /// From now on notes which pages change; those that are not zero count as changed.
+    pub fn note_changes(&mut self) {
+        let hashes = self.hashes.iter().enumerate();
+        let present = hashes.filter(|(_, &hash)| hash != 0);
+        self.changed = Some(present.map(|(page, _)| page as u32).collect());
+    }
+
+    /// The pages that may have changed since the last call, up to the last digest, in ascending order.
+    pub fn take_changed(&mut self) -> Vec<usize> {
+        let mut pages = self
+            .changed
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default();
+        pages.sort_unstable();
+        pages.dedup();
+        pages.into_iter().map(|page| page as usize).collect()
+    }
+
+    /// Whether a page was all zero at the last digest.
+    pub fn is_zero(&self, page: usize) -> bool {
+        self.hashes[page] == 0
+    }
+
+    /// Zeroes all of RAM, as far as it was ever written.
+    pub fn wipe(&mut self, ram: &mut GuestRam) {
+        let dirty = self.dirty.iter().map(|&page| page as usize);
+        let written: Vec<usize> = (0..self.hashes.len())
+            .filter(|&page| self.hashes[page] != 0)
+            .chain(dirty)
+            .collect();
+        for page in written {
+            ram.page_mut(page).fill(0);
+            self.mark_dirty(page);
+        }
+    }
+
+    /// Writes what is known of each page, and which of its lines are marked. Nothing may have been
+    /// written since the last digest.
+    pub fn save(&self, w: &mut Writer, ram: &GuestRam) {
+        let told = |info: &PageInfo| {
+            info.writer != NOBODY || info.code_lines != 0 || info.flags.intersects(PageFlags::KEPT)
+        };
+        w.varint(self.info.iter().filter(|info| told(info)).count() as u64);
+        let mut last = 0;
+        for (page, info) in self.info.iter().enumerate().filter(|(_, info)| told(info)) {
+            w.delta(last, page as u64);
+            last = page as u64;
+            w.u8(info.writer);
+            w.u8((info.flags & PageFlags::KEPT).bits());
+            w.varint(info.readers);
+            w.varint(info.code_lines);
+            w.varint(ram.lines(page));
+        }
+    }
+
+    /// Replaces what is known of each page; `vcpus` may read and write them.
+    ///
+    /// # Errors
+    /// For pages and vCPUs that do not exist.
+    pub fn load(
+        &mut self,
+        r: &mut Reader<'_>,
+        ram: &mut GuestRam,
+        vcpus: usize,
+    ) -> Result<(), LoadError> {
+        let bad = |field, value| Err(LoadError::BadValue { field, value });
+        for (page, info) in self.info.iter_mut().enumerate() {
+            if info.writer != NOBODY {
+                ram.set_lines(page, 0);
+            }
+            info.writer = NOBODY;
+            info.readers = 0;
+            info.code_lines = 0;
+            info.flags -= PageFlags::KEPT;
+        }
+        let mut last = 0;
+        for _ in 0..r.count("number of pages", self.info.len())? {
+            last = r.delta(last)?;
+            let page = usize::try_from(last).unwrap_or(usize::MAX);
+            let Some(info) = self.info.get_mut(page) else {
+                return bad("page", last);
+            };
+            info.writer = r.u8()?;
+            if usize::from(info.writer) >= vcpus && !matches!(info.writer, DEVICE | NOBODY) {
+                return bad("owner of a page", info.writer.into());
+            }
+            let flags = r.u8()?;
+            match PageFlags::from_bits(flags).filter(|&f| PageFlags::KEPT.contains(f)) {
+                Some(flags) => info.flags |= flags,
+                None => return bad("flags of a page", flags.into()),
+            }
+            info.readers = r.varint()?;
+            if vcpus < 64 && info.readers >> vcpus != 0 {
+                return bad("readers of a page", info.readers);
+            }
+            info.code_lines = r.varint()?;
+            ram.set_lines(page, r.varint()?);
+        }
+        Ok(())
     }
 }
 

@@ -123,7 +123,16 @@ impl GuestRam {
 
     /// Which lines of a page have been written since this was last asked; bit n is line n.
     pub fn take_lines(&mut self, page: usize) -> u64 {
-        let marks = std::mem::replace(self.marks(page), [0; LINES_IN_PAGE]);
+        let lines = self.lines(page);
+        self.marks(page).fill(0);
+        lines
+    }
+
+    /// The same, without asking.
+    pub fn lines(&self, page: usize) -> u64 {
+        let at = self.page_pointer(page) as usize >> LINE_SHIFT;
+        // SAFETY: the marks of a page are mapped, and nothing writes them while this borrow lives.
+        let marks = unsafe { &*(at as *const [u8; LINES_IN_PAGE]) };
         // Eight marks of one bit each become eight neighbouring bits.
         marks
             .chunks_exact(8)

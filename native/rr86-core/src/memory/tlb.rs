@@ -16,6 +16,7 @@
 //! scan.
 
 use super::PAGE_SHIFT;
+use crate::saved::{LoadError, Reader, Writer};
 
 /// Which of a vCPU's tables an access uses.
 #[repr(u8)]
@@ -67,6 +68,9 @@ const MAY_WRITE: u16 = 64;
 /// The guest's page is larger than 4 KiB, or than 4 MiB.
 const LARGE: u16 = 128;
 const HUGE: u16 = 256;
+
+/// What a checkpoint keeps.
+const KEPT: u16 = GLOBAL | UNGUARDED | MAY_READ | MAY_WRITE | LARGE | HUGE;
 
 /// What turns a tag into one that matches nothing.
 const AWAY: u64 = 1 << PAGE_SHIFT;
@@ -231,7 +235,7 @@ impl Tlb {
         let slot = slot_of(mmu, address);
         let entry = &self.entries[slot];
         let needed = if write { MAY_WRITE } else { MAY_READ };
-        (entry.flags & needed != 0 && entry.is_for(slot, address)).then(|| Fill {
+        (entry.flags & needed != 0 && entry.is_for(slot, address)).then_some(Fill {
             page: entry.page,
             read: entry.flags & MAY_READ != 0,
             write: entry.flags & MAY_WRITE != 0,
@@ -417,6 +421,68 @@ impl Tlb {
                 entry.write = entry.address(slot) ^ AWAY;
             }
         }
+    }
+
+    // ---- checkpoints -----------------------------------------------------------------------------
+
+    /// Writes the translations that are in, without the rights that they give at the moment: the next
+    /// access gets these anew, and nobody notices.
+    pub fn save(&self, w: &mut Writer) {
+        let used = |slot: &usize| self.entries[*slot].flags & USED != 0;
+        w.varint((0..SLOTS).filter(used).count() as u64);
+        for slot in (0..SLOTS).filter(used) {
+            let entry = &self.entries[slot];
+            let first = table_of(slot).0;
+            let table = TABLES.iter().position(|&(start, _)| start == first);
+            w.u8(table.unwrap_or(0) as u8);
+            w.u16(entry.flags & KEPT);
+            w.varint(entry.address(slot) >> PAGE_SHIFT);
+            w.varint(u64::from(entry.page));
+        }
+    }
+
+    /// Replaces all translations. `host` gives the host address of a page of RAM, of which there are
+    /// `pages`.
+    ///
+    /// # Errors
+    /// For tables, addresses and pages that do not exist.
+    pub fn load(
+        &mut self,
+        r: &mut Reader<'_>,
+        pages: usize,
+        host: impl Fn(usize) -> u64,
+    ) -> Result<(), LoadError> {
+        let bad = |field, value| Err(LoadError::BadValue { field, value });
+        self.flush(false);
+        for _ in 0..r.count("number of translations", SLOTS)? {
+            let mmu = match r.u8()? {
+                0 => MmuIndex::Supervisor,
+                1 => MmuIndex::User,
+                2 => MmuIndex::SupervisorAc,
+                table => return bad("table of a translation", table.into()),
+            };
+            let flags = r.u16()?;
+            let address = r.varint()?;
+            if flags & !KEPT != 0 || address >> (64 - PAGE_SHIFT) != 0 {
+                return bad("translation", address);
+            }
+            let page = r.index("page of a translation", pages)?;
+            let fill = Fill {
+                page: page as u32,
+                read: flags & MAY_READ != 0,
+                write: flags & MAY_WRITE != 0,
+                global: flags & GLOBAL != 0,
+                size: match flags & (LARGE | HUGE) {
+                    0 => 1 << PAGE_SHIFT,
+                    LARGE => 1 << 21,
+                    _ => 1 << 30,
+                },
+            };
+            let address = address << PAGE_SHIFT;
+            self.insert(mmu, address, host(page), &fill);
+            self.entries[slot_of(mmu, address)].flags |= flags & UNGUARDED;
+        }
+        Ok(())
     }
 }
 

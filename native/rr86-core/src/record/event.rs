@@ -172,7 +172,8 @@ pub enum Event {
     /// The whole block cache was emptied.
     Flush { vcpu: u8, reason: u8 },
     /// A block no longer matches memory and is still there. `what`: 0 it never did since its link
-    /// (born stale), 1 it was overwritten later (survived), 2 it was executed for the first time.
+    /// (born stale), 1 it was overwritten later (survived), 2 it was executed for the first time, 3 a
+    /// breakpoint instruction of it was executed for the first time that memory did not hold.
     Stale { id: u64, vcpu: u8, what: u8 },
     /// A page changed hands. `from` may be [`NO_VCPU`]; bit n of `lines` says that the 64-byte
     /// line n was written since the page's last hand-off.

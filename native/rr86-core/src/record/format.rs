@@ -7,14 +7,14 @@
 
 use std::io;
 
-use super::varint::Cursor;
+use super::varint::{put, Cursor};
 
 /// First bytes of a trace. The non-ASCII byte and the line ends show damage by text-mode copies.
 pub const MAGIC: [u8; 8] = *b"\x89RR86\r\n\x1a";
 /// Raised when old readers would misread: they refuse.
 pub const MAJOR: u16 = 1;
 /// Raised when something is added that old readers may pass over.
-pub const MINOR: u16 = 0;
+pub const MINOR: u16 = 1;
 /// Length of the file header.
 pub const FILE_HEADER: usize = 16;
 
@@ -39,6 +39,14 @@ pub const IMAGE_CHUNK: usize = 1 << 20;
 /// The table of an image chunk: content hash (16 bytes, big-endian) and offset (8 bytes).
 pub const IMAGE_TABLE: usize = 24;
 
+/// Raw bytes of a checkpoint in one chunk.
+pub const CHECKPOINT_CHUNK: usize = 1 << 20;
+/// The most bytes in a checkpoint's state.
+pub const MAX_STATE: u64 = 256 << 20;
+/// Pages that one chunk tells of.
+const PAGES_A_CHUNK: usize = 4096;
+const PAGE: usize = crate::memory::PAGE_SIZE as usize;
+
 /// What a chunk holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChunkKind(pub u8);
@@ -56,6 +64,10 @@ impl ChunkKind {
     pub const FOOTER: ChunkKind = ChunkKind(5);
     /// Offsets and headers of all chunks before it.
     pub const INDEX: ChunkKind = ChunkKind(6);
+    /// A piece of a checkpoint's state; the last piece makes the checkpoint whole.
+    pub const CHECKPOINT: ChunkKind = ChunkKind(7);
+    /// Pages of RAM that changed since the checkpoint before.
+    pub const PAGES: ChunkKind = ChunkKind(8);
 }
 
 /// How a payload is stored.
@@ -262,6 +274,88 @@ impl EventTable {
             columns.push(entry);
         }
         Some(EventTable { counts, columns })
+    }
+}
+
+/// The table of a piece of a checkpoint's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateTable {
+    /// Number of the checkpoint in the trace, from 0.
+    pub checkpoint: u32,
+    pub icount: u64,
+    /// Length of the whole state.
+    pub total: u64,
+    /// Where in it this piece belongs.
+    pub offset: u64,
+}
+
+impl StateTable {
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut out = self.checkpoint.to_le_bytes().to_vec();
+        for word in [self.icount, self.total, self.offset] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+        out
+    }
+
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut at = Cursor::new(bytes);
+        let checkpoint = u32::from_le_bytes(at.array()?);
+        let mut words = [0; 3];
+        for word in &mut words {
+            *word = u64::from_le_bytes(at.array()?);
+        }
+        let [icount, total, offset] = words;
+        at.is_empty().then_some(StateTable {
+            checkpoint,
+            icount,
+            total,
+            offset,
+        })
+    }
+}
+
+/// The table of a chunk of pages: the checkpoint, and each page's number with whether it is zero, in
+/// ascending order. The payload has those that are not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PagesTable {
+    pub checkpoint: u32,
+    pub pages: Vec<(usize, bool)>,
+}
+
+impl PagesTable {
+    /// Whether another page has to go to another chunk.
+    pub fn is_full(&self, payload: usize) -> bool {
+        payload >= CHECKPOINT_CHUNK || self.pages.len() >= PAGES_A_CHUNK
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut out = self.checkpoint.to_le_bytes().to_vec();
+        let mut next = 0;
+        for &(page, zero) in &self.pages {
+            put(&mut out, ((page - next) as u64) << 1 | u64::from(zero));
+            next = page + 1;
+        }
+        out
+    }
+
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut at = Cursor::new(bytes);
+        let checkpoint = u32::from_le_bytes(at.array()?);
+        let mut pages = Vec::new();
+        let mut next = 0usize;
+        while !at.is_empty() {
+            let entry = at.varint()?;
+            let page = next.checked_add(usize::try_from(entry >> 1).ok()?)?;
+            pages.push((page, entry & 1 != 0));
+            next = page.checked_add(1)?;
+        }
+        Some(PagesTable { checkpoint, pages })
+    }
+
+    /// Length that the payload must have.
+    pub fn payload(&self) -> usize {
+        PAGE * self.pages.iter().filter(|(_, zero)| !zero).count()
     }
 }
 

@@ -60,6 +60,11 @@ pub fn event(observed: &Observed) -> Event {
             vcpu,
             what: 2,
         },
+        Observed::StaleInt3 { serial, vcpu } => Event::Stale {
+            id: serial,
+            vcpu,
+            what: 3,
+        },
         Observed::Invalidate {
             serial,
             by,

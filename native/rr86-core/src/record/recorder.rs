@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::event::Event;
 use super::observe;
 use super::{TraceError, TraceWriter};
-use crate::schedule::{Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
+use crate::contents::Contents;
+use crate::schedule::{CheckpointError, Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
 use crate::translate::engine::StopCause;
 use crate::translate::windows::WindowPolicy;
 
@@ -54,6 +55,21 @@ impl Names {
     }
 }
 
+/// Writes a checkpoint of a machine that stands between two slices, and whose digests these are.
+pub(crate) fn write_checkpoint(
+    machine: &mut Machine,
+    writer: &mut TraceWriter,
+    digests: &[(String, u64)],
+) -> Result<(), TraceError> {
+    let state = machine.save(digests);
+    let changed = machine.take_changed_pages();
+    let ram = &machine.engine.ram;
+    let pages = changed
+        .into_iter()
+        .map(|(page, zero)| (page, (!zero).then(|| ram.page(page))));
+    writer.checkpoint(machine.engine.icount(), &state, pages)
+}
+
 pub struct Recorder {
     pub machine: Machine,
     scheduler: Scheduler,
@@ -62,6 +78,8 @@ pub struct Recorder {
     closed_bytes: u64,
     names: Names,
     next_digest: u64,
+    /// Instructions between two checkpoints, and the moment of the next.
+    checkpoints: Option<(u64, u64)>,
     input: Vec<u8>,
     console: Vec<u8>,
     /// vCPU of the last slice.
@@ -78,6 +96,7 @@ impl Recorder {
             closed_bytes: 0,
             names: Names::default(),
             next_digest: 0,
+            checkpoints: None,
             input: Vec::new(),
             console: Vec::new(),
             vcpu: 0,
@@ -101,9 +120,21 @@ impl Recorder {
         &mut self,
         path: &Path,
         header: &[u8],
-        images: &[(String, &[u8])],
+        images: &[(String, Contents)],
     ) -> Result<(), TraceError> {
         self.writer = Some(TraceWriter::create(path, header, images)?);
+        Ok(())
+    }
+
+    /// Puts a checkpoint into the trace at the first slice boundary after every so many instructions.
+    ///
+    /// # Errors
+    /// When the machine has state that checkpoints do not hold.
+    pub fn set_checkpoints(&mut self, every: u64) -> Result<(), CheckpointError> {
+        self.machine.allow_checkpoints()?;
+        let every = every.max(1);
+        let next = self.machine.engine.icount().saturating_add(every);
+        self.checkpoints = Some((every, next));
         Ok(())
     }
 
@@ -154,6 +185,23 @@ impl Recorder {
         self.push(self.machine.engine.icount(), &event)
     }
 
+    /// Digests, and a checkpoint if it is time for one. The chunk under way ends.
+    fn take_stock(&mut self, icount: u64) -> Result<(), TraceError> {
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
+        self.next_digest = icount + DIGEST_INTERVAL;
+        let digests = self.machine.digests();
+        writer.push(icount, &self.names.event(digests.clone()))?;
+        match self.checkpoints {
+            Some((every, next)) if icount >= next => {
+                self.checkpoints = Some((every, icount.saturating_add(every)));
+                write_checkpoint(&mut self.machine, writer, &digests)
+            }
+            _ => writer.seal(),
+        }
+    }
+
     fn drain(&mut self) -> Result<(), TraceError> {
         let observed = std::mem::take(&mut self.machine.engine.observed);
         if let Some(writer) = &mut self.writer {
@@ -189,10 +237,9 @@ impl Recorder {
                 if icount >= end {
                     return Ok(Stop::Limit);
                 }
-                if icount >= self.next_digest {
-                    self.next_digest = icount + DIGEST_INTERVAL;
-                    self.push_digests()?;
-                    self.seal()?;
+                let due = self.checkpoints.is_some_and(|(_, next)| icount >= next);
+                if icount >= self.next_digest || due {
+                    self.take_stock(icount)?;
                 }
                 if !self.input.is_empty() {
                     let bytes = std::mem::take(&mut self.input);

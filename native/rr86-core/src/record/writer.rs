@@ -19,25 +19,42 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::codec::ChunkBuilder;
 use super::error::TraceError;
 use super::event::Event;
-use super::format::{self, ChunkHeader, ChunkKind, Codec};
+use super::format::{self, ChunkHeader, ChunkKind, Codec, PagesTable, StateTable};
 use super::varint::put;
+use crate::contents::Contents;
 
 /// The zstd level. On the events of a boot, levels 1 to 9 differ by 1 % in size and by a factor of
 /// eight in time; on images, 3 is worth its time.
 const LEVEL: i32 = 3;
 
-/// Chunks that may wait for the thread.
-const QUEUE: usize = 2;
+/// The zstd level of pages in checkpoints, of which there are many.
+const PAGE_LEVEL: i32 = 1;
+
+/// Chunks that may wait for the thread. A checkpoint comes as dozens of them at once, and the recorder
+/// goes on while they are compressed.
+const QUEUE: usize = 48;
 
 /// The longest image name in bytes.
 const MAX_IMAGE_NAME: usize = 4096;
 
 enum Job {
     Chunk(Box<ChunkBuilder>),
+    /// Write a chunk of opaque bytes.
+    Blob {
+        kind: ChunkKind,
+        table: Vec<u8>,
+        raw: Vec<u8>,
+    },
+    /// Write a chunk of another trace, as it is but for its number.
+    Copy {
+        header: Box<ChunkHeader>,
+        table: Vec<u8>,
+        payload: Vec<u8>,
+    },
     /// Answer when everything before this is in the file.
     Sync(SyncSender<()>),
-    /// Write footer, index and trailer, and end.
-    Finish(Vec<u8>),
+    /// Write footer (unless it was copied), index and trailer, and end.
+    Finish(Option<Vec<u8>>),
     /// From here on the disk is full.
     #[cfg(test)]
     Break,
@@ -57,6 +74,8 @@ pub struct TraceWriter {
     thread: Option<JoinHandle<Result<(), TraceError>>>,
     shared: Arc<Shared>,
     error: Option<TraceError>,
+    /// Checkpoints written so far.
+    checkpoints: u32,
 }
 
 impl TraceWriter {
@@ -66,20 +85,25 @@ impl TraceWriter {
     pub fn create(
         path: &Path,
         header: &[u8],
-        images: &[(String, &[u8])],
+        images: &[(String, Contents)],
     ) -> Result<Self, TraceError> {
         too_large("a header", header.len() as u64, format::MAX_RAW as u64)?;
-        let shared = Arc::new(Shared {
-            written: AtomicU64::new(0),
-            failed: AtomicBool::new(false),
-        });
-        let list = image_list(images)?;
-        let file = File::create(path).map_err(|e| TraceError::io(path, e))?;
-        let mut output = Output::new(file, path, shared.clone())?;
-        output.write(&format::file_header(format::MAJOR, format::MINOR))?;
+        let hashes: Vec<u128> = images.iter().map(|(_, c)| xxh3_128(c)).collect();
+        let list = image_list(images, &hashes)?;
+        let mut output = Output::create(path)?;
         output.blob(ChunkKind::HEADER, &[], header)?;
         output.blob(ChunkKind::IMAGE_LIST, &[], &list)?;
-        let images = distinct(images);
+        Self::start(output, distinct(images, &hashes))
+    }
+
+    /// Creates the file (replacing one that exists), for a trace that is copied from another.
+    pub fn create_copy(path: &Path) -> Result<Self, TraceError> {
+        Self::start(Output::create(path)?, BTreeMap::new())
+    }
+
+    fn start(mut output: Output, images: BTreeMap<u128, Contents>) -> Result<Self, TraceError> {
+        let shared = output.shared.clone();
+        let path = output.path.clone();
         let (jobs, receiver) = sync_channel(QUEUE);
         let flag = shared.clone();
         let thread = std::thread::Builder::new()
@@ -91,13 +115,14 @@ impl TraceWriter {
                 flag.failed.store(result.is_err(), Ordering::Release);
                 result
             })
-            .map_err(|e| TraceError::io(path, e))?;
+            .map_err(|e| TraceError::io(&path, e))?;
         Ok(TraceWriter {
             chunk: Box::default(),
             jobs: Some(jobs),
             thread: Some(thread),
             shared,
             error: None,
+            checkpoints: 0,
         })
     }
 
@@ -135,7 +160,74 @@ impl TraceWriter {
     pub fn finish(mut self, footer: &[u8]) -> Result<u64, TraceError> {
         too_large("a footer", footer.len() as u64, format::MAX_RAW as u64)?;
         self.seal()?;
-        self.send(Job::Finish(footer.to_vec()))?;
+        self.send(Job::Finish(Some(footer.to_vec())))?;
+        self.join()?;
+        Ok(self.bytes_written())
+    }
+
+    /// Ends the chunk under way and writes a checkpoint: the state of the machine at `icount`, and the
+    /// pages of RAM that changed since the checkpoint before, in ascending order (`None` for zero
+    /// pages). Events that are pushed from here on are those that follow the checkpoint.
+    pub fn checkpoint<'a>(
+        &mut self,
+        icount: u64,
+        state: &[u8],
+        pages: impl Iterator<Item = (usize, Option<&'a [u8]>)>,
+    ) -> Result<(), TraceError> {
+        too_large("a state", state.len() as u64, format::MAX_STATE)?;
+        self.seal()?;
+        let checkpoint = self.checkpoints;
+        let new = || PagesTable {
+            checkpoint,
+            pages: Vec::new(),
+        };
+        let (mut table, mut raw) = (new(), Vec::new());
+        for (page, bytes) in pages {
+            if table.is_full(raw.len()) {
+                let table = std::mem::replace(&mut table, new()).bytes();
+                let raw = std::mem::take(&mut raw);
+                self.blob(ChunkKind::PAGES, table, raw)?;
+            }
+            table.pages.push((page, bytes.is_none()));
+            raw.extend_from_slice(bytes.unwrap_or_default());
+        }
+        if !table.pages.is_empty() {
+            self.blob(ChunkKind::PAGES, table.bytes(), raw)?;
+        }
+        for (n, piece) in state.chunks(format::CHECKPOINT_CHUNK).enumerate() {
+            let table = StateTable {
+                checkpoint,
+                icount,
+                total: state.len() as u64,
+                offset: (n * format::CHECKPOINT_CHUNK) as u64,
+            };
+            self.blob(ChunkKind::CHECKPOINT, table.bytes(), piece.to_vec())?;
+        }
+        self.checkpoints += 1;
+        Ok(())
+    }
+
+    fn blob(&mut self, kind: ChunkKind, table: Vec<u8>, raw: Vec<u8>) -> Result<(), TraceError> {
+        self.send(Job::Blob { kind, table, raw })
+    }
+
+    /// Writes a chunk of another trace; only its number changes.
+    pub fn copy(
+        &mut self,
+        header: ChunkHeader,
+        table: Vec<u8>,
+        payload: Vec<u8>,
+    ) -> Result<(), TraceError> {
+        self.send(Job::Copy {
+            header: Box::new(header),
+            table,
+            payload,
+        })
+    }
+
+    /// Writes the index of a trace of which everything else was copied. Returns its length.
+    pub fn finish_copy(mut self) -> Result<u64, TraceError> {
+        self.send(Job::Finish(None))?;
         self.join()?;
         Ok(self.bytes_written())
     }
@@ -206,11 +298,11 @@ fn too_large(what: &'static str, len: u64, limit: u64) -> Result<(), TraceError>
 
 /// The payload of the image list chunk: a count, and for each image its name's length, the name,
 /// the content's length and its hash.
-fn image_list(images: &[(String, &[u8])]) -> Result<Vec<u8>, TraceError> {
+fn image_list(images: &[(String, Contents)], hashes: &[u128]) -> Result<Vec<u8>, TraceError> {
     let mut list = Vec::new();
     let mut names = BTreeSet::new();
     put(&mut list, images.len() as u64);
-    for (name, content) in images {
+    for ((name, content), hash) in images.iter().zip(hashes) {
         too_large("an image's name", name.len() as u64, MAX_IMAGE_NAME as u64)?;
         too_large("an image", content.len() as u64, format::MAX_IMAGE)?;
         if !names.insert(name) {
@@ -219,21 +311,16 @@ fn image_list(images: &[(String, &[u8])]) -> Result<Vec<u8>, TraceError> {
         put(&mut list, name.len() as u64);
         list.extend_from_slice(name.as_bytes());
         put(&mut list, content.len() as u64);
-        list.extend_from_slice(&xxh3_128(content).to_be_bytes());
+        list.extend_from_slice(&hash.to_be_bytes());
     }
     too_large("an image list", list.len() as u64, format::MAX_RAW as u64)?;
     Ok(list)
 }
 
 /// The different contents among images, by hash.
-fn distinct(images: &[(String, &[u8])]) -> BTreeMap<u128, Vec<u8>> {
-    let mut contents = BTreeMap::new();
-    for (_, content) in images {
-        contents
-            .entry(xxh3_128(content))
-            .or_insert_with(|| content.to_vec());
-    }
-    contents
+fn distinct(images: &[(String, Contents)], hashes: &[u128]) -> BTreeMap<u128, Contents> {
+    let contents = images.iter().map(|(_, content)| content.clone());
+    hashes.iter().copied().zip(contents).collect()
 }
 
 /// The file, as the thread sees it.
@@ -241,6 +328,7 @@ struct Output {
     file: File,
     path: PathBuf,
     compressor: zstd::bulk::Compressor<'static>,
+    page_compressor: zstd::bulk::Compressor<'static>,
     shared: Arc<Shared>,
     offset: u64,
     sequence: u32,
@@ -249,16 +337,25 @@ struct Output {
 }
 
 impl Output {
-    fn new(file: File, path: &Path, shared: Arc<Shared>) -> Result<Self, TraceError> {
-        Ok(Output {
-            file,
+    /// A new file with its file header.
+    fn create(path: &Path) -> Result<Self, TraceError> {
+        let io = |e| TraceError::io(path, e);
+        let shared = Arc::new(Shared {
+            written: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+        });
+        let mut output = Output {
+            file: File::create(path).map_err(io)?,
             path: path.to_owned(),
-            compressor: zstd::bulk::Compressor::new(LEVEL).map_err(|e| TraceError::io(path, e))?,
+            compressor: zstd::bulk::Compressor::new(LEVEL).map_err(io)?,
+            page_compressor: zstd::bulk::Compressor::new(PAGE_LEVEL).map_err(io)?,
             shared,
             offset: 0,
             sequence: 0,
             index: Vec::new(),
-        })
+        };
+        output.write(&format::file_header(format::MAJOR, format::MINOR))?;
+        Ok(output)
     }
 
     fn serve(&mut self, jobs: &Receiver<Job>) -> Result<(), TraceError> {
@@ -270,9 +367,18 @@ impl Output {
                         .map_err(|e| TraceError::io(&self.path, e))?;
                     self.chunk(&chunk)?;
                 }
+                Job::Blob { kind, table, raw } => self.blob(kind, &table, &raw)?,
+                Job::Copy {
+                    mut header,
+                    table,
+                    payload,
+                } => {
+                    header.sequence = self.sequence;
+                    self.chunk(&header.chunk(&table, &payload))?;
+                }
                 // A flush that nobody waits for any more is no failure.
                 Job::Sync(done) => drop(done.send(())),
-                Job::Finish(footer) => return self.finish(&footer),
+                Job::Finish(footer) => return self.finish(footer.as_deref()),
                 #[cfg(test)]
                 Job::Break => {
                     self.file =
@@ -283,8 +389,10 @@ impl Output {
         Ok(())
     }
 
-    fn finish(&mut self, footer: &[u8]) -> Result<(), TraceError> {
-        self.blob(ChunkKind::FOOTER, &[], footer)?;
+    fn finish(&mut self, footer: Option<&[u8]>) -> Result<(), TraceError> {
+        if let Some(footer) = footer {
+            self.blob(ChunkKind::FOOTER, &[], footer)?;
+        }
         let index = std::mem::take(&mut self.index);
         let offset = self.offset;
         too_large("an index", index.len() as u64, format::MAX_INDEX)?;
@@ -294,7 +402,7 @@ impl Output {
         self.file.flush().map_err(|e| TraceError::io(&self.path, e))
     }
 
-    fn images(&mut self, images: &BTreeMap<u128, Vec<u8>>) -> Result<(), TraceError> {
+    fn images(&mut self, images: &BTreeMap<u128, Contents>) -> Result<(), TraceError> {
         for (hash, content) in images {
             for (n, piece) in content.chunks(format::IMAGE_CHUNK).enumerate() {
                 let mut table = hash.to_be_bytes().to_vec();
@@ -308,7 +416,11 @@ impl Output {
     /// Writes a chunk of opaque bytes.
     fn blob(&mut self, kind: ChunkKind, table: &[u8], raw: &[u8]) -> Result<(), TraceError> {
         let mut payload = Vec::new();
-        let stored = format::compress(&mut self.compressor, raw, &mut payload)
+        let compressor = match kind {
+            ChunkKind::PAGES | ChunkKind::CHECKPOINT => &mut self.page_compressor,
+            _ => &mut self.compressor,
+        };
+        let stored = format::compress(compressor, raw, &mut payload)
             .map_err(|e| TraceError::io(&self.path, e))?;
         let header = ChunkHeader {
             kind,

@@ -1,12 +1,21 @@
 //! The replaying side of a trace: reading the file that `crate::record` wrote.
 
+pub mod checkpointer;
+mod checkpoints;
+mod expand;
+pub mod expansion;
 pub mod reader;
 mod replayer;
 pub mod scan;
+mod sharing;
+mod solo;
 pub mod stream;
 pub mod summary;
 
+pub use checkpointer::Checkpointer;
+pub use checkpoints::CheckpointInfo;
 pub use reader::{ChunkInfo, ImageInfo, TraceReader};
+pub use sharing::{HandOffRow, SharedLine, SharedPage, Sharing};
 pub use stream::EventStream;
 pub use summary::{KindSummary, Summary};
 
@@ -15,4 +24,7 @@ mod size_tests;
 #[cfg(test)]
 mod tests;
 
+pub use expand::Expander;
+pub use expansion::{ExpansionReader, ExpansionWriter};
 pub use replayer::{Divergence, ReplayError, Replayer};
+pub use solo::Solo;

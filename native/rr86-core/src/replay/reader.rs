@@ -10,14 +10,17 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::checkpoints::{self, CheckpointInfo};
 use super::scan::{self, Located};
 use super::stream::EventStream;
 use super::summary::Summary;
 use crate::record::codec;
 use crate::record::error::TraceError;
-use crate::record::event::Event;
-use crate::record::format::{self, ChunkKind, Codec, EventTable};
+use crate::record::event::{Event, Kind};
+use crate::record::format::{self, ChunkHeader, ChunkKind, Codec, EventTable};
 use crate::record::varint::Cursor;
+
+const PAGE: usize = crate::memory::PAGE_SIZE as usize;
 
 /// An image that a trace holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +48,9 @@ pub struct ChunkInfo {
     pub first: (u64, u8),
     pub last: (u64, u8),
 }
+
+/// A chunk as it stands in the file: header, table, payload.
+pub(crate) type RawChunk = (ChunkHeader, Vec<u8>, Vec<u8>);
 
 /// A trace that is open for reading. Clones share the open file.
 #[derive(Clone)]
@@ -215,6 +221,14 @@ impl TraceReader {
         })
     }
 
+    /// How many events of a kind event chunk `n` has, as its header says.
+    pub fn count_of(&self, n: usize, kind: Kind) -> Result<u32, TraceError> {
+        let chunk = self.event_chunk(n)?;
+        let table =
+            EventTable::parse(&chunk.table, &chunk.header).map_err(|why| chunk.malformed(why))?;
+        Ok(table.counts[usize::from(kind.0)])
+    }
+
     /// The first event chunk with an event at `icount` or later; `chunk_count()` if there is none.
     pub fn chunk_at(&self, icount: u64) -> usize {
         let trace = &self.trace;
@@ -247,6 +261,49 @@ impl TraceReader {
     /// All events from event chunk `n` on.
     pub fn stream_from(&self, n: usize) -> EventStream {
         EventStream::new(self.clone(), n)
+    }
+
+    /// The whole checkpoints, in their order.
+    pub fn checkpoints(&self) -> Result<Vec<CheckpointInfo>, TraceError> {
+        checkpoints::list(&self.trace.chunks)
+    }
+
+    /// The state of a checkpoint.
+    pub fn checkpoint_state(&self, info: &CheckpointInfo) -> Result<Vec<u8>, TraceError> {
+        let mut state = Vec::new();
+        for chunk in &self.trace.chunks[info.state.clone()] {
+            if chunk.header.kind == ChunkKind::CHECKPOINT {
+                state.extend_from_slice(&self.trace.blob(chunk)?);
+            }
+        }
+        Ok(state)
+    }
+
+    /// Gives each page of RAM that is not zero at a checkpoint to `put`, in no particular order.
+    pub fn checkpoint_pages<E: From<TraceError>>(
+        &self,
+        info: &CheckpointInfo,
+        mut put: impl FnMut(usize, &[u8; PAGE]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let chunks = &self.trace.chunks[..info.state.start];
+        for (at, wanted) in checkpoints::newest_pages(chunks)? {
+            let raw = self.trace.blob(&chunks[at])?;
+            for (page, slot) in wanted {
+                let bytes = raw.get(slot * PAGE..).and_then(<[u8]>::first_chunk);
+                let bytes = bytes.ok_or_else(|| {
+                    E::from(chunks[at].malformed("it has fewer pages than it says"))
+                })?;
+                put(page, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives every chunk as it stands in the file, for a copy.
+    pub(crate) fn raw_chunk(&self, n: usize) -> Option<Result<RawChunk, TraceError>> {
+        let chunk = self.trace.chunks.get(n)?;
+        let payload = self.trace.payload(chunk);
+        Some(payload.map(|payload| (chunk.header, chunk.table.clone(), payload)))
     }
 
     fn event_chunk(&self, n: usize) -> Result<&Located, TraceError> {

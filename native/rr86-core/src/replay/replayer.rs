@@ -2,11 +2,21 @@
 //! recorder saw.
 
 use crate::translate::windows::WindowPolicy;
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use thiserror::Error;
 
+use super::checkpointer::Checkpointer;
+use super::checkpoints::CheckpointInfo;
+use super::expand::Expander;
+use super::expansion::ExpansionWriter;
+use super::reader::TraceReader;
 use super::stream::EventStream;
-use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE};
-use crate::schedule::{Conditions, Decision, Machine, SliceReport, Wait};
+use crate::memory::pages::DEVICE;
+use crate::memory::PAGE_SHIFT;
+use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE, NO_VCPU};
+use crate::schedule::{CheckpointError, Conditions, Decision, Machine, SliceReport, Wait};
 use crate::translate::engine::StopCause;
 
 /// Instructions in a slice of a free run that the recording has no suggestion for.
@@ -23,6 +33,33 @@ pub struct Divergence {
     pub what: String,
 }
 
+/// The lines that one agent wrote and another then got, by RAM page index.
+fn shared_lines(
+    trace: &TraceReader,
+    machine: &Machine,
+) -> Result<BTreeMap<usize, u64>, TraceError> {
+    let mut all = BTreeMap::new();
+    for next in trace.stream() {
+        if let (
+            _,
+            Event::HandOff {
+                page,
+                from,
+                to,
+                lines,
+                ..
+            },
+        ) = next?
+        {
+            let index = machine.engine.ram.page_index(page << PAGE_SHIFT);
+            if let Some(index) = index.filter(|_| from != to && from != NO_VCPU) {
+                *all.entry(index).or_default() |= lines;
+            }
+        }
+    }
+    Ok(all)
+}
+
 /// Why a replay cannot go on.
 #[derive(Debug, Error)]
 pub enum ReplayError {
@@ -30,6 +67,8 @@ pub enum ReplayError {
     Trace(#[from] TraceError),
     #[error(transparent)]
     Divergence(#[from] Divergence),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
 }
 
 pub struct Replayer {
@@ -47,6 +86,9 @@ pub struct Replayer {
     /// The run has left the recording on purpose: see [`Replayer::set_free`].
     free: bool,
     turn: usize,
+    /// Where checkpoints go, if this replay makes them.
+    checkpointer: Option<Checkpointer>,
+    expander: Option<Box<Expander>>,
 }
 
 impl Replayer {
@@ -66,7 +108,62 @@ impl Replayer {
             finished: false,
             free: false,
             turn: 0,
+            checkpointer: None,
+            expander: None,
         }
+    }
+
+    /// Makes an expansion of the trace on the way. Nothing must have run yet. With `stores`, the last stores
+    /// to shared lines are kept too.
+    ///
+    /// # Errors
+    /// When the file cannot be written or the trace cannot be read.
+    pub fn expand(
+        &mut self,
+        trace: &TraceReader,
+        path: &Path,
+        stores: bool,
+    ) -> Result<(), TraceError> {
+        let writer = ExpansionWriter::create(path, trace, stores)?;
+        let lines = stores
+            .then(|| shared_lines(trace, &self.machine))
+            .transpose()?;
+        let expander = Expander::new(&mut self.machine, writer, lines);
+        self.expander = Some(Box::new(expander));
+        Ok(())
+    }
+
+    /// Closes the expansion, after the end of the trace has been reached.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish_expansion(&mut self) -> Result<(), TraceError> {
+        match self.expander.take() {
+            Some(expander) => expander.finish(&mut self.machine),
+            None => Ok(()),
+        }
+    }
+
+    /// A replay that begins at a checkpoint of its trace, on a machine of the same configuration.
+    ///
+    /// # Errors
+    /// [`ReplayError`] when the checkpoint is damaged, or of another machine.
+    pub fn from_checkpoint(
+        mut machine: Machine,
+        reader: &TraceReader,
+        checkpoint: &CheckpointInfo,
+        verify: bool,
+    ) -> Result<Self, ReplayError> {
+        machine.wipe();
+        reader.checkpoint_pages(checkpoint, |page, bytes| {
+            machine.set_page(page, bytes).map_err(ReplayError::from)
+        })?;
+        machine.restore(&reader.checkpoint_state(checkpoint)?)?;
+        if machine.engine.icount() != checkpoint.icount {
+            return Err(CheckpointError::Moment.into());
+        }
+        let events = reader.stream_from(checkpoint.chunk);
+        Ok(Self::new(machine, events, verify))
     }
 
     /// Console output since the last call.
@@ -76,11 +173,27 @@ impl Replayer {
         std::mem::take(&mut self.console)
     }
 
+    /// Makes checkpoints from now on. The replay stands at power-on.
+    ///
+    /// # Errors
+    /// When the machine has state that checkpoints do not hold.
+    pub fn make_checkpoints(&mut self, checkpointer: Checkpointer) -> Result<(), CheckpointError> {
+        self.machine.allow_checkpoints()?;
+        self.checkpointer = Some(checkpointer);
+        Ok(())
+    }
+
+    /// The checkpoints made so far, to be finished.
+    pub fn take_checkpointer(&mut self) -> Option<Checkpointer> {
+        self.checkpointer.take()
+    }
+
     /// Goes on without the recording's authority, after the machine was changed: nothing is compared any
     /// more, and the recorded slices are only suggestions. Where one does not fit, and after the last,
     /// the vCPUs take turns.
     pub fn set_free(&mut self) {
         self.free = true;
+        self.machine.engine.dismiss_oracle();
     }
 
     fn diverged(&self, component: &str, what: String) -> ReplayError {
@@ -131,6 +244,9 @@ impl Replayer {
                     vcpu, instructions, ..
                 } => {
                     self.slices += 1;
+                    if let Some(expander) = &mut self.expander {
+                        expander.after_slice(&self.machine, vcpu);
+                    }
                     self.check_slice(vcpu, instructions)?;
                     let output = self.machine.board().take_serial_output();
                     self.console.extend_from_slice(&output);
@@ -190,6 +306,9 @@ impl Replayer {
                         return Err(self.diverged("schedule", what));
                     }
                     self.recorded = instructions;
+                    if let Some(expander) = &mut self.expander {
+                        expander.before_slice(&self.machine, self.vcpu);
+                    }
                     return Ok(Some(Decision {
                         vcpu: self.vcpu,
                         // The instruction that shuts a vCPU down never retires.
@@ -208,10 +327,32 @@ impl Replayer {
                     bytes,
                 } => self.machine.console_input(&bytes),
                 Event::Input { .. } => {}
-                Event::Digests { list } => self.check_digests(&list)?,
+                Event::Digests { list } => {
+                    if let Some(expander) = &mut self.expander {
+                        expander.digests(&mut self.machine)?;
+                    }
+                    self.check_digests(&list)?;
+                }
                 Event::Stop { .. } => {}
-                other => self.expected.push((icount, other)),
+                other => {
+                    self.tell_oracle(icount, &other);
+                    self.expected.push((icount, other));
+                }
             }
+        }
+    }
+
+    /// Reads a hand-off to the oracle, if one is asked.
+    fn tell_oracle(&mut self, icount: u64, event: &Event) {
+        if let (
+            Some(oracle),
+            &Event::HandOff {
+                page, from, lines, ..
+            },
+        ) = (self.machine.engine.oracle_mut(), event)
+        {
+            let from = if from == NO_VCPU { DEVICE } else { from };
+            oracle.read_log(icount, page, from, lines);
         }
     }
 
@@ -317,18 +458,22 @@ impl Replayer {
     }
 
     fn check_digests(&mut self, list: &[(std::sync::Arc<str>, u64)]) -> Result<(), ReplayError> {
-        if !self.verify {
+        if !self.verify && self.checkpointer.is_none() {
             return Ok(());
         }
-        for (name, value) in self.machine.digests() {
-            match list.iter().find(|(n, _)| **n == *name) {
-                Some((_, recorded)) if *recorded == value => {}
+        let digests = self.machine.digests();
+        for (name, value) in digests.iter().filter(|_| self.verify) {
+            match list.iter().find(|(n, _)| **n == **name) {
+                Some((_, recorded)) if recorded == value => {}
                 Some((_, recorded)) => {
                     let what = format!("digest {value:016x}, recorded {recorded:016x}");
-                    return Err(self.diverged(&name, what));
+                    return Err(self.diverged(name, what));
                 }
-                None => return Err(self.diverged(&name, "no digest was recorded".to_string())),
+                None => return Err(self.diverged(name, "no digest was recorded".to_string())),
             }
+        }
+        if let (Some(copy), Some(chunks)) = (&mut self.checkpointer, self.events.between_chunks()) {
+            copy.at_digests(&mut self.machine, chunks, &digests)?;
         }
         Ok(())
     }

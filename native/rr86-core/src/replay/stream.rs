@@ -20,6 +20,8 @@ pub struct EventStream {
     batches: Option<Receiver<Batch>>,
     thread: Option<JoinHandle<()>>,
     current: std::vec::IntoIter<(u64, Event)>,
+    /// Event chunks of the trace up to the one that is being given out.
+    chunks: usize,
     error: Option<TraceError>,
 }
 
@@ -47,7 +49,13 @@ impl EventStream {
             batches: thread.is_some().then_some(batches),
             thread,
             current: Vec::new().into_iter(),
+            chunks: from,
         }
+    }
+
+    /// Between two chunks, how many event chunks of the trace have been given out.
+    pub fn between_chunks(&self) -> Option<usize> {
+        (self.current.len() == 0).then_some(self.chunks)
     }
 
     fn stop(&mut self) {
@@ -72,7 +80,10 @@ impl Iterator for EventStream {
                 return Some(Err(error));
             }
             match self.batches.as_ref()?.recv() {
-                Ok(Ok(Some(batch))) => self.current = batch.into_iter(),
+                Ok(Ok(Some(batch))) => {
+                    self.chunks += 1;
+                    self.current = batch.into_iter();
+                }
                 Ok(Ok(None)) => self.stop(),
                 Ok(Err(error)) => {
                     self.stop();

@@ -53,9 +53,9 @@ fn chunks() -> Vec<Vec<(u64, Event)>> {
 fn write(path: &Path, chunks: &[Vec<(u64, Event)>], footer: Option<&[u8]>) {
     let kernel: Vec<u8> = (0..300u32).flat_map(|n| (n * n).to_le_bytes()).collect();
     let images = [
-        ("kernel".to_owned(), &kernel[..]),
-        ("initrd".to_owned(), b"small".as_slice()),
-        ("kernel again".to_owned(), &kernel[..]),
+        ("kernel".to_owned(), kernel.clone().into()),
+        ("initrd".to_owned(), b"small".into()),
+        ("kernel again".to_owned(), kernel.into()),
     ];
     let mut writer = TraceWriter::create(path, b"the header", &images).expect("a writer");
     for chunk in chunks {
@@ -124,9 +124,9 @@ fn images_come_back_and_equal_ones_are_stored_once() {
         .flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes())
         .collect();
     let images = [
-        ("a".to_owned(), &large[..]),
-        ("b".to_owned(), &[][..]),
-        ("c".to_owned(), &large[..]),
+        ("a".to_owned(), large.clone().into()),
+        ("b".to_owned(), [].into()),
+        ("c".to_owned(), large.clone().into()),
     ];
     let writer = TraceWriter::create(&path, b"", &images).expect("a writer");
     writer.finish(b"").expect("a finish");
@@ -147,7 +147,7 @@ fn images_come_back_and_equal_ones_are_stored_once() {
 #[test]
 fn two_images_of_one_name_are_refused() {
     let (_dir, path) = place();
-    let images = [("a".to_owned(), &b"1"[..]), ("a".to_owned(), &b"2"[..])];
+    let images = [("a".to_owned(), b"1".into()), ("a".to_owned(), b"2".into())];
     let result = TraceWriter::create(&path, b"", &images);
     assert!(matches!(result, Err(TraceError::DuplicateImage { .. })));
     assert!(!path.exists());

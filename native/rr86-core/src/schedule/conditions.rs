@@ -2,6 +2,7 @@
 //! which blocks exist or where slices end.
 
 use super::machine::Machine;
+use crate::cpu::exception::vector;
 use crate::translate::emit::Hooks;
 use crate::translate::engine::StopCause;
 
@@ -13,9 +14,9 @@ const CONSOLE_PORT: u16 = 0x3f8;
 pub enum Condition {
     /// Before the instruction at this address, on any vCPU.
     Rip(u64),
-    /// Before an INT3.
+    /// Before an INT3 or an INT with vector 3, and before the handler of an interrupt with that vector.
     Int3,
-    /// Before an INT3 that memory does not hold.
+    /// Before such an instruction that memory does not hold.
     StaleInt3,
     /// Before the n-th instruction of the machine, counted from 0.
     Icount(u64),
@@ -54,7 +55,11 @@ impl Conditions {
         for condition in &self.list {
             match *condition {
                 Condition::Rip(rip) => hooks.rips.push(rip),
-                Condition::Int3 | Condition::StaleInt3 => hooks.int3 = true,
+                Condition::Int3 => {
+                    hooks.int3 = true;
+                    vectors.push(vector::BP);
+                }
+                Condition::StaleInt3 => hooks.int3 = true,
                 Condition::Write { paddr, length } => watches.push((paddr, length)),
                 Condition::Interrupt(vector) => vectors.push(vector),
                 Condition::Icount(_) | Condition::Console(_) | Condition::Stale => {}
@@ -89,7 +94,7 @@ impl Conditions {
                 .or_else(|| position(&|c| *c == Condition::Int3))
                 .or_else(|| {
                     position(&|c| *c == Condition::StaleInt3)
-                        .filter(|_| machine.engine.executes_other_byte(vcpu))
+                        .filter(|_| machine.engine.executes_other_bytes(vcpu))
                 }),
             StopCause::Watch { paddr } => position(&|c| match *c {
                 Condition::Write { paddr: at, length } => {
@@ -98,7 +103,9 @@ impl Conditions {
                 _ => false,
             }),
             StopCause::Output => None,
-            StopCause::Interrupt { vector } => position(&|c| *c == Condition::Interrupt(vector)),
+            StopCause::Interrupt { vector: number } => position(&|c| {
+                *c == Condition::Interrupt(number) || *c == Condition::Int3 && number == vector::BP
+            }),
             StopCause::Stale => position(&|c| *c == Condition::Stale),
             StopCause::Moment => position(&|c| *c == Condition::Icount(machine.engine.icount())),
         }

@@ -9,6 +9,7 @@ use std::any::Any;
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::contents::Contents;
 use crate::cpu::cpuid::{CpuidRow, CpuidTable};
 use crate::cpu::registers::{self, RegisterError};
 use crate::cpu::save;
@@ -30,9 +31,11 @@ pub struct MachineConfig {
     pub msrs: Vec<(u32, u64)>,
     /// Unix seconds that the RTC shows at power-on.
     pub start_time: i64,
-    pub fw_cfg: Vec<(u16, Vec<u8>)>,
+    pub fw_cfg: Vec<(u16, Contents)>,
     pub fw_cfg_files: Vec<(String, Vec<u8>)>,
     pub blocks: BlockLimits,
+    /// Track who writes and reads which page.
+    pub tracking: bool,
 }
 
 /// Instructions that a slice has before PAUSE gives way: vCPUs that wait for each other, or for the
@@ -166,13 +169,14 @@ impl Machine {
         });
         let mut model = CpuidTable::new(config.cpuid);
         model.set_msrs(config.msrs);
-        let engine = Engine::new(
+        let mut engine = Engine::new(
             config.memory,
             config.vcpus,
             model,
             Box::new(board),
             config.blocks,
         )?;
+        engine.set_tracking(config.tracking);
         Ok(Self {
             engine,
             slice: None,
@@ -410,6 +414,13 @@ impl Machine {
                 slice.deadline = true;
             }
         }
+    }
+
+    /// Stands between two slices, whatever was under way.
+    pub(super) fn forget_slice(&mut self) {
+        self.slice = None;
+        self.after_stop = None;
+        self.ending = None;
     }
 
     /// Why the machine ended, if it has.

@@ -4,10 +4,12 @@
 //! seed. A recorder feeds the one with the other and writes the decisions down; a replayer feeds the
 //! machine from the trace.
 
+pub mod checkpoint;
 pub mod conditions;
 pub mod machine;
 pub mod scheduler;
 
+pub use checkpoint::CheckpointError;
 pub use conditions::{Condition, Conditions};
 pub use machine::{
     Decision, Ending, Machine, MachineConfig, MachineError, SliceReport, SliceStop, Wait,

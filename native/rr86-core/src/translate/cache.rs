@@ -13,37 +13,42 @@ pub type BlockId = u32;
 const NONE: BlockId = BlockId::MAX;
 
 /// A translation block.
+///
+/// What a look-up reads comes first, so that it lies in one line of the host's cache.
+#[repr(C, align(64))]
 pub struct Block {
-    /// Number that is never used again, for the trace.
-    pub serial: u64,
-    /// rip of the first instruction.
-    pub rip: u64,
     /// Physical address of the first byte.
     pub paddr: u64,
+    /// rip of the first instruction.
+    pub rip: u64,
     /// Physical address of the first byte in the second page, for an instruction that crosses.
     pub second: Option<u64>,
-    pub mode: Mode,
-    /// Source bytes as they were fetched.
-    pub bytes: Box<[u8]>,
-    pub count: u8,
     /// Host address of the code; 0 when there is none now.
     pub code: u64,
-    pub code_offset: usize,
+    pub mode: Mode,
+    next: BlockId,
+    pub count: u8,
+    live: bool,
+    /// Its source changed and the protocol left it in place.
+    pub marked: bool,
+    /// Entries compare the source with memory.
+    pub checked: bool,
     pub code_len: u32,
+    pub code_offset: usize,
+    /// Number that is never used again, for the trace.
+    pub serial: u64,
+    /// Source bytes as they were fetched.
+    pub bytes: Box<[u8]>,
     pub slots: Vec<Slot>,
     pub traps: Vec<Trap>,
     /// Jumps patched to lead here: (block, slot).
     incoming: Vec<(BlockId, u8)>,
     /// Where this block's own jumps lead.
     outgoing: [BlockId; 2],
-    next: BlockId,
-    live: bool,
-    /// Its source changed and the protocol left it in place.
-    pub marked: bool,
-    /// Entries compare the source with memory.
-    pub checked: bool,
     /// It has been entered while it was stale.
     pub entered_stale: bool,
+    /// A breakpoint instruction in it was executed that memory did not hold.
+    pub stale_int3: bool,
     /// The vCPU that made it, and the moments at which its bytes were read and it was linked.
     pub made_by: u8,
     pub fetched_at: u64,
@@ -77,8 +82,11 @@ pub struct Blocks {
     blocks: Vec<Block>,
     free: Vec<BlockId>,
     buckets: Vec<BlockId>,
-    /// Blocks with bytes in a RAM page, by page index.
-    by_page: Vec<Vec<BlockId>>,
+    /// By page index, which of `page_lists` is the page's, counted from 1; 0 for a page that never had
+    /// code. All zeros, so that the host gives memory for it only where the guest has code.
+    by_page: Vec<u32>,
+    /// Blocks with bytes in a RAM page.
+    page_lists: Vec<Vec<BlockId>>,
     live: usize,
     next_serial: u64,
     /// Wrapping sum of the digests of all blocks that exist.
@@ -97,7 +105,8 @@ impl Blocks {
             blocks: Vec::new(),
             free: Vec::new(),
             buckets: vec![NONE; BUCKETS],
-            by_page: vec![Vec::new(); pages],
+            by_page: vec![0; pages],
+            page_lists: Vec::new(),
             live: 0,
             next_serial: 0,
             sum: 0,
@@ -142,6 +151,11 @@ impl Blocks {
     /// Serial number of the next block.
     pub fn next_serial(&self) -> u64 {
         self.next_serial
+    }
+
+    /// Sets the serial number of the next block, for a checkpoint that is restored.
+    pub fn set_next_serial(&mut self, serial: u64) {
+        self.next_serial = serial;
     }
 
     /// Whether the block still exists.
@@ -214,6 +228,7 @@ impl Blocks {
             marked: false,
             checked: false,
             entered_stale: false,
+            stale_int3: false,
             made_by: 0,
             fetched_at: 0,
             linked_at: 0,
@@ -233,14 +248,22 @@ impl Blocks {
         };
         self.buckets[place] = id;
         for page in pages {
-            self.by_page[page].push(id);
+            if self.by_page[page] == 0 {
+                self.page_lists.push(Vec::new());
+                self.by_page[page] = self.page_lists.len() as u32;
+            }
+            let list = self.by_page[page] as usize - 1;
+            self.page_lists[list].push(id);
         }
         id
     }
 
     /// Blocks with bytes in a RAM page.
     pub fn in_page(&self, page: usize) -> &[BlockId] {
-        &self.by_page[page]
+        match self.by_page[page] {
+            0 => &[],
+            list => &self.page_lists[list as usize - 1],
+        }
     }
 
     /// Links a slot of `from` to `to`; returns where to patch.
@@ -274,11 +297,24 @@ impl Blocks {
 
     /// Removes a block; `pages` as for `insert`.
     pub fn remove(&mut self, id: BlockId, pages: impl Iterator<Item = usize>) -> Patches {
+        let patches = self.detach(id, pages);
+        self.release(id);
+        patches
+    }
+
+    /// Removes a block that is needed until it is released: nothing leads to it any more, it has no
+    /// code, and its place is not used again yet.
+    pub fn detach(&mut self, id: BlockId, pages: impl Iterator<Item = usize>) -> Patches {
         let mut patches = Patches::new();
         self.unlink(id, &mut patches);
         self.take_out(id, pages);
-        self.free.push(id);
+        self.blocks[id as usize].code = 0;
         patches
+    }
+
+    /// Lets the place of a detached block be used again.
+    pub fn release(&mut self, id: BlockId) {
+        self.free.push(id);
     }
 
     fn take_out(&mut self, id: BlockId, pages: impl Iterator<Item = usize>) {
@@ -298,7 +334,9 @@ impl Blocks {
             self.blocks[at as usize].next = next;
         }
         for page in pages {
-            self.by_page[page].retain(|&b| b != id);
+            if let Some(list) = (self.by_page[page] as usize).checked_sub(1) {
+                self.page_lists[list].retain(|&b| b != id);
+            }
         }
     }
 
@@ -308,14 +346,17 @@ impl Blocks {
         self.take_out(id, pages);
     }
 
-    /// Blocks whose second page starts at this physical address.
+    /// Blocks whose second page starts at this physical address, in the order of their serial numbers.
     pub fn crossing_into(&self, page: u64) -> Vec<BlockId> {
-        (0..self.blocks.len() as BlockId)
+        let mut found: Vec<BlockId> = (0..self.blocks.len() as BlockId)
             .filter(|&id| {
                 let block = &self.blocks[id as usize];
                 block.live && block.second == Some(page)
             })
-            .collect()
+            .collect();
+        // Places in the table are reused, and not the same after a checkpoint.
+        found.sort_by_key(|&id| self.get(id).serial);
+        found
     }
 
     /// Gives a block new code. Its own jumps are not linked yet; jumps to it are rewritten to lead to the
@@ -368,7 +409,7 @@ impl Blocks {
         self.blocks.clear();
         self.free.clear();
         self.buckets.fill(NONE);
-        self.by_page.iter_mut().for_each(Vec::clear);
+        self.page_lists.iter_mut().for_each(Vec::clear);
         self.live = 0;
         self.sum = 0;
     }

@@ -4,10 +4,11 @@
 //! The engine itself always knows the truth: when a protocol skips a check, the write is compared
 //! with the blocks all the same, and those that no longer match are *marked*. A marked block is entered
 //! through a check that tells of the stale execution; it changes nothing else. Where nothing is stale,
-//! nothing is checked.
+//! nothing is checked. [`Engine::detect_stale`] turns it off, to find out what it costs.
 
 use super::cache::BlockId;
-use super::engine::{Agent, Engine, Observed, StopCause};
+use super::engine::{Agent, Engine, Observed, Resume, StopCause};
+use super::oracle::Seen;
 use super::protocol::Source;
 use super::vcpu::Vcpu;
 use super::windows::{Fetched, Uncommitted, Unguard};
@@ -58,7 +59,7 @@ impl Engine {
     }
 
     /// The parts of a block that the protocol tracks.
-    fn tracked_ranges(&self, id: BlockId) -> Vec<(u64, u64)> {
+    pub(super) fn tracked_ranges(&self, id: BlockId) -> Vec<(u64, u64)> {
         let pages = if self.protocol.second_page_untracked {
             1
         } else {
@@ -75,6 +76,7 @@ impl Engine {
                 self.acquire(Agent::Device.number(), page, HandOffKind::Read);
             }
         }
+        self.seen(Agent::Device.number(), Seen::Read, paddr, out.len());
         self.ram.read(paddr, out);
     }
 
@@ -167,14 +169,19 @@ impl Engine {
         let Some(page) = self.ram.page_index(paddr) else {
             return false;
         };
-        self.acquire(commit.agent.number(), page, HandOffKind::Write);
+        let agent = commit.agent.number();
+        self.acquire(agent, page, HandOffKind::Write);
+        self.seen(agent, Seen::Write, paddr, data.len());
         self.pages.mark_dirty(page);
         let watched = self.pages.info[page].flags.contains(PageFlags::WATCHED);
         if watched {
             self.log_write(commit, paddr, data);
         }
+        if self.pages.info[page].flags.contains(PageFlags::LOGGED) {
+            self.log_store(commit, page, paddr, data);
+        }
         self.put(page, paddr, data);
-        if self.protocol.can_be_stale() {
+        if self.detects {
             self.mark_stale(page, paddr, data.len() as u64);
         }
         watched && self.watched(paddr, data.len() as u64)
@@ -207,6 +214,7 @@ impl Engine {
             return false;
         };
         self.acquire(vcpu, page, HandOffKind::Write);
+        self.seen(vcpu, Seen::Write, paddr, data.len());
         self.pages.mark_dirty(page);
         let commit = Commit {
             agent: Agent::Vcpu(vcpu),
@@ -218,6 +226,9 @@ impl Engine {
                 Passage::NoCode
             },
         };
+        if self.pages.info[page].flags.contains(PageFlags::LOGGED) {
+            self.log_store(&commit, page, paddr, data);
+        }
         self.log_write(&commit, paddr, data);
         self.put(page, paddr, data);
         self.watched(paddr, data.len() as u64)
@@ -276,8 +287,9 @@ impl Engine {
                 len: len as u32,
             };
             self.observed.push((self.icount(), event));
-            stop |= writer.running == Some(id) && !self.protocol.same_block_ignored;
-            self.remove_block(id);
+            let running = writer.running == Some(id);
+            stop |= running;
+            self.remove_block(id, running && self.protocol.same_block_ignored);
         }
         self.recount_code_lines(page);
         stop
@@ -309,19 +321,27 @@ impl Engine {
             .collect()
     }
 
-    fn remove_block(&mut self, id: BlockId) {
+    /// `runs_on`: what is left of the block is still going to be executed by the running vCPU.
+    fn remove_block(&mut self, id: BlockId, runs_on: bool) {
         self.stats.blocks_invalidated += 1;
         let pages = self.listed_pages(id);
         if self.protocol.chain_kept {
-            // Out of the tables, but whoever knows the code still gets there.
+            // Out of the tables, but whoever knows the code still gets there. Its page may have no
+            // guard any more, so that nothing but its entry can tell whether it is stale.
             self.blocks.bury(id, pages.into_iter());
             self.left_behind.push(id);
+            self.check_entries(id);
             return;
         }
         self.unreach(id);
-        let patches = self.blocks.remove(id, pages.into_iter());
+        let patches = self.blocks.detach(id, pages.into_iter());
         for (at, target) in patches {
             self.code.patch_rel32(at, target);
+        }
+        if runs_on {
+            self.overrun = Some(id);
+        } else {
+            self.blocks.release(id);
         }
         for resume in &mut self.resume {
             if resume.is_some_and(|r| r.block == id) {
@@ -350,13 +370,15 @@ impl Engine {
     /// Whether memory no longer holds the bytes that a block was made from.
     pub fn is_stale(&self, id: BlockId) -> bool {
         let block = self.blocks.get(id);
-        let mut bytes = vec![0; block.bytes.len()];
-        let mut done = 0;
-        for (at, len) in block.ranges() {
-            self.ram.read(at, &mut bytes[done..done + len as usize]);
-            done += len as usize;
-        }
-        *bytes != *block.bytes
+        let mut rest = &block.bytes[..];
+        block.ranges().any(|(at, len)| {
+            let (here, next) = rest.split_at(len as usize);
+            rest = next;
+            let offset = (at & PAGE_MASK) as usize;
+            self.ram
+                .page_index(at)
+                .is_some_and(|page| self.ram.page(page)[offset..offset + here.len()] != *here)
+        })
     }
 
     /// Marks the blocks that a write has made wrong and that the protocol has left in place.
@@ -369,6 +391,7 @@ impl Engine {
         };
         ids.extend_from_slice(self.blocks.in_page(page));
         ids.extend_from_slice(&self.left_behind);
+        ids.extend(self.overrun);
         for id in ids {
             let block = self.blocks.get(id);
             let touched = block
@@ -378,6 +401,11 @@ impl Engine {
                 self.mark(id, false);
             }
         }
+    }
+
+    /// Whether to look for stale blocks at all. Without, the run is the same, and nobody is told.
+    pub fn detect_stale(&mut self, on: bool) {
+        self.detects = on && self.protocol.can_be_stale();
     }
 
     /// Marks one block, so that its entries are checked from now on.
@@ -399,6 +427,10 @@ impl Engine {
     /// Counts an entry of a stale block, and tells of the first one.
     pub(super) fn note_stale_entry(&mut self, vcpu: u8, id: BlockId) {
         self.stats.stale_entries += 1;
+        if !self.blocks.get(id).marked {
+            // The write did not come by where blocks are looked at.
+            self.mark(id, false);
+        }
         let block = self.blocks.get_mut(id);
         if !std::mem::replace(&mut block.entered_stale, true) {
             let serial = block.serial;
@@ -407,10 +439,40 @@ impl Engine {
         }
     }
 
+    /// Looks whether memory holds the breakpoint instruction that is being executed; tells of the
+    /// block's first one that it does not hold.
+    pub(super) fn note_int3(&mut self, vcpu: u8, length: usize) {
+        let (id, offset) = self.position();
+        if !self.detects || self.holds(id, usize::from(offset), length) {
+            return;
+        }
+        self.stats.stale_int3s += 1;
+        let block = self.blocks.get_mut(id);
+        if !std::mem::replace(&mut block.stale_int3, true) {
+            let serial = block.serial;
+            self.observed
+                .push((self.icount(), Observed::StaleInt3 { serial, vcpu }));
+        }
+    }
+
+    /// How many of the next instructions memory holds, in a block that runs on after a store of its own
+    /// has made it stale; `None` when that does not matter, or has been told.
+    pub(super) fn still_right(&self, from: Resume) -> Option<usize> {
+        let block = self.blocks.get(from.block);
+        if self.overrun != Some(from.block) || !block.marked || block.entered_stale {
+            return None;
+        }
+        let memory = self.memory_of(block);
+        let mut wrong = (0..memory.len())
+            .filter(|&at| memory[at] != block.bytes[at])
+            .map(|at| self.index_after(from.block, at) - 1);
+        wrong.find_map(|index| index.checked_sub(from.index))
+    }
+
     /// Makes every entry of a block come through a check from now on.
     fn check_entries(&mut self, id: BlockId) {
         let block = self.blocks.get_mut(id);
-        if block.checked {
+        if block.checked || !self.detects {
             return;
         }
         block.checked = true;
@@ -441,7 +503,7 @@ impl Engine {
         if let Some(id) = self.blocks.find(paddr, second, rip, mode) {
             return id;
         }
-        if self.blocks.len() >= self.limits.capacity {
+        if self.blocks.len() + self.left_behind.len() >= self.limits.capacity {
             self.flush_blocks(vcpu);
         }
         self.stats.blocks_translated += 1;
@@ -480,13 +542,15 @@ impl Engine {
             digest,
         };
         self.observed.push((self.icount(), event));
-        if self.protocol.can_be_stale() {
-            if self.is_stale(id) {
+        if self.detects {
+            // Bytes that were read just now are those of memory.
+            if fetched.icount != linked_at && self.is_stale(id) {
                 self.mark(id, true);
-            } else if self
-                .ram
-                .page_index(paddr)
-                .is_some_and(|p| self.leaky.contains(&p))
+            } else if second.is_some() && self.protocol.second_page_untracked
+                || self
+                    .ram
+                    .page_index(paddr)
+                    .is_some_and(|p| self.leaky.contains(&p))
             {
                 self.check_entries(id);
             }

@@ -8,6 +8,7 @@ use super::engine::{Engine, Resume, StopCause};
 use super::execute::Flow;
 use super::fetch::FetchPage;
 use super::mode::Mode;
+use super::oracle::Seen;
 use super::signals;
 use super::slow::{sync_flags, View};
 use super::stubs;
@@ -78,6 +79,7 @@ impl Engine {
             (*this).current_vcpu = (*vcpu).cpu.id;
             (*this).finish_steps(&mut *vcpu);
             let end = Self::dispatch(this, vcpu, span);
+            (*this).end_overrun(index);
             (*this).clear_exit_request(&mut *vcpu);
             (*this).note_boundary(&*vcpu);
             sync_flags(&mut *vcpu);
@@ -99,6 +101,7 @@ impl Engine {
                 let v = &mut *vcpu;
                 engine.clear_exit_request(v);
                 engine.note_boundary(v);
+                engine.stand_between(Some(v.cpu.rip));
                 engine.stats.dispatches += 1;
                 if let Some(window) = engine.in_window.take() {
                     return RunEnd::Window(window);
@@ -108,8 +111,9 @@ impl Engine {
                 }
                 let index = usize::from(v.cpu.id);
                 let resume = engine.resume[index];
+                engine.end_overrun(index);
                 // Inside a block only a debugger stops; what else there is waits for its end.
-                if resume.is_none() && engine.bus.has_signals() {
+                if resume.is_none() && engine.has_signals() {
                     return RunEnd::Signals;
                 }
                 if resume.is_none() {
@@ -170,6 +174,7 @@ impl Engine {
                 engine.resume[index] = None;
                 v.run.debug_hits = 0;
                 let before = v.run.budget;
+                engine.stand_between(None);
                 let stubs = engine.stubs;
                 stubs::enter(&stubs, vcpu, code);
 
@@ -194,6 +199,15 @@ impl Engine {
                         return RunEnd::TripleFault;
                     }
                 }
+            }
+        }
+    }
+
+    /// Lets go of a block that was removed while a vCPU was in it, once the vCPU is out.
+    fn end_overrun(&mut self, index: usize) {
+        if self.resume[index].is_none() {
+            if let Some(id) = self.overrun.take() {
+                self.blocks.release(id);
             }
         }
     }
@@ -240,16 +254,22 @@ impl Engine {
         if self.interrupted_at[index] == now {
             return None;
         }
+        if let Some(event) = self.played_delivery(v) {
+            self.interrupted_at[index] = now;
+            return self.deliver(v, event);
+        }
         if v.cpu.nmi_pending != 0 && v.cpu.nmi_blocked == 0 {
             v.cpu.nmi_pending = 0;
+            self.log_delivery(v, None);
             self.interrupted_at[index] = now;
             return self.deliver(v, Event::Nmi);
         }
-        if v.cpu.rflags & RFlags::IF.bits() == 0 || !self.bus.pending_interrupt(index) {
+        if v.cpu.rflags & RFlags::IF.bits() == 0 || !self.pending_interrupt(index) {
             return None;
         }
         let number = self.bus.acknowledge_interrupt(index)?;
         self.stats.interrupts += 1;
+        self.log_delivery(v, Some(number));
         self.interrupted_at[index] = now;
         let end = self.deliver(v, Event::External(number));
         if end.is_none() && self.stop_vectors[usize::from(number >> 6)] >> (number & 63) & 1 != 0 {
@@ -516,6 +536,10 @@ impl Engine {
         if len <= room {
             second = None;
         }
+        self.seen(v.cpu.id, Seen::Fetch, paddr, len.min(room));
+        if let Some(second) = second {
+            self.seen(v.cpu.id, Seen::Fetch, second, len - room);
+        }
         Ok(Ok(Fetched {
             rip,
             linear,
@@ -532,11 +556,17 @@ impl Engine {
     /// `old` there.
     pub(super) fn redirect(&mut self, id: BlockId, old: usize) {
         let count = usize::from(self.blocks.get(id).count);
-        let code = self.generate(id, 0, count);
+        let code = self.generate(id, 0, count, true);
         match self.code.append(&code.bytes) {
             Some(offset) => {
                 self.code.patch_jump(old, offset);
                 let address = self.code.address(offset);
+                // Jump caches too: when the block is removed, its new code alone is looked for there.
+                let (before, rip) = (self.blocks.get(id).code, self.blocks.get(id).rip);
+                for &vcpu in &self.vcpus {
+                    // SAFETY: only the jump cache is touched, through the raw pointer.
+                    unsafe { (*vcpu).move_jump(rip, before, address) };
+                }
                 self.code_map.insert(offset, id);
                 // Slots keep their numbers; links of the old code stay with the old code.
                 let patches = self.blocks.replace_code(id, address, offset, code);
@@ -554,9 +584,10 @@ impl Engine {
         if self.blocks.get(id).code != 0 {
             return;
         }
-        let count = usize::from(self.blocks.get(id).count);
+        let block = self.blocks.get(id);
+        let (count, checked) = (usize::from(block.count), block.checked);
         loop {
-            let code = self.generate(id, 0, count);
+            let code = self.generate(id, 0, count, checked);
             if let Some(offset) = self.code.append(&code.bytes) {
                 let address = self.code.address(offset);
                 let block = self.blocks.get_mut(id);
@@ -572,7 +603,7 @@ impl Engine {
         }
     }
 
-    fn generate(&mut self, id: BlockId, start: usize, stop: usize) -> emit::Code {
+    fn generate(&mut self, id: BlockId, start: usize, stop: usize, checked: bool) -> emit::Code {
         let block = self.blocks.get(id);
         let whole = block.second.is_some();
         let limit = usize::from(block.count);
@@ -587,7 +618,7 @@ impl Engine {
             start,
             stop,
             hooks: &self.hooks,
-            checked: start == 0 && block.checked,
+            checked: checked || start == 0 && self.oracle.is_some(),
             tracking: self.tracking(),
             shortcuts: self.shortcuts,
             address: self.code.next_address(),
@@ -626,8 +657,17 @@ impl Engine {
 
     /// Host address of code for a part of a block, made for this one time.
     fn partial(&mut self, v: &mut Vcpu, resume: Resume, exact: bool) -> Option<u64> {
-        let count = usize::from(self.blocks.get(resume.block).count);
-        let left = (count - resume.index) as i64;
+        let block = self.blocks.get(resume.block);
+        let count = usize::from(block.count);
+        let mut checked = resume.index == 0 && block.checked;
+        let mut left = (count - resume.index) as i64;
+        if let Some(instructions) = self.still_right(resume) {
+            // Up to the first instruction that is not what memory holds; that one is told of.
+            checked = instructions == 0;
+            if !checked {
+                left = instructions as i64;
+            }
+        }
         let run = if exact { left.min(v.run.budget) } else { left };
         if run <= 0 {
             return None;
@@ -639,7 +679,7 @@ impl Engine {
         }
         let stop = resume.index + run as usize;
         loop {
-            let code = self.generate(resume.block, resume.index, stop);
+            let code = self.generate(resume.block, resume.index, stop, checked);
             if let Some(offset) = self.code.append(&code.bytes) {
                 self.partial_targets = code.slots.iter().map(|s| s.target).collect();
                 self.partial_traps = Some((offset, resume.block, code.traps));

@@ -17,6 +17,7 @@ use super::shortcuts::Shortcuts;
 use super::site::{AccessKind, Site};
 use super::stubs::Stubs;
 use super::vcpu::{at, jump_index, Exit, GUEST_RSP, JUMP_BITS, T0, T1};
+use crate::cpu::exception::vector;
 use crate::memory::ram::LINE_SHIFT;
 use crate::memory::tlb::{MmuIndex, ENTRY_SHIFT, PIN_LIMIT, TABLES};
 use crate::memory::{PAGE_SHIFT, PAGE_SIZE};
@@ -80,8 +81,17 @@ pub struct Request<'a> {
 pub struct Hooks {
     /// Sorted.
     pub rips: Vec<u64>,
-    /// Every INT3.
+    /// Every breakpoint instruction: INT3, and INT with vector 3.
     pub int3: bool,
+}
+
+/// CC, or CD 03.
+fn is_breakpoint(insn: Instruction) -> bool {
+    match insn.mnemonic() {
+        Mnemonic::Int3 => true,
+        Mnemonic::Int => insn.immediate8() == vector::BP,
+        _ => false,
+    }
 }
 
 enum Label {
@@ -201,8 +211,7 @@ impl Emitter<'_> {
     /// Whether the debugger wants to be asked before an instruction.
     pub(super) fn hooked(&self, insn: &Instruction) -> bool {
         let hooks = self.request.hooks;
-        hooks.rips.binary_search(&insn.ip()).is_ok()
-            || hooks.int3 && insn.mnemonic() == Mnemonic::Int3
+        hooks.rips.binary_search(&insn.ip()).is_ok() || hooks.int3 && is_breakpoint(*insn)
     }
 
     pub(super) fn instruction(&mut self, insn: &Instruction, class: Class) {

@@ -15,6 +15,8 @@ use super::cache::{BlockId, Blocks};
 use super::codebuf::CodeBuffer;
 use super::emit::{Hooks, Trap};
 use super::execute::{DecodedCache, Flow, HelperCounts};
+use super::inputs::Inputs;
+use super::oracle::Oracle;
 use super::protocol::Protocol;
 use super::shortcuts::Shortcuts;
 use super::site::Site;
@@ -87,6 +89,11 @@ pub enum Observed {
         serial: u64,
         vcpu: u8,
     },
+    /// A breakpoint instruction was executed that memory does not hold; told once a block.
+    StaleInt3 {
+        serial: u64,
+        vcpu: u8,
+    },
     /// A write removed a block.
     Invalidate {
         serial: u64,
@@ -127,6 +134,8 @@ pub struct Stats {
     /// Blocks that a protocol let go stale, and executions of such blocks.
     pub stale_blocks: u64,
     pub stale_entries: u64,
+    /// Executions of breakpoint instructions that memory did not hold.
+    pub stale_int3s: u64,
     pub block_flushes: u64,
     pub code_drops: u64,
     pub dispatches: u64,
@@ -190,14 +199,22 @@ pub struct Engine {
     pub(super) info: InstructionInfoFactory,
     pub(super) limits: BlockLimits,
     /// Retired instructions of all vCPUs at the last position that was noted.
-    icount: u64,
+    pub(super) icount: u64,
     /// Nanoseconds that virtual time has jumped ahead of the instruction count.
     pub skipped_ns: u64,
     pub(super) exit_requested: bool,
     /// What a helper that ends its block wants next.
     pub(super) flow: Flow,
-    /// A helper's store hit the running block or a watchpoint.
+    /// What is left of the budget after the running iteration of a string instruction, whose store is the
+    /// last thing that it does: the vCPU may be switched out in a window of that store.
+    pub(super) string_left: Option<i64>,
+    /// A helper's store hit the running block or a watchpoint, or is in a window.
     pub(super) helper_stop: bool,
+    /// Where vCPUs' inputs come from.
+    pub inputs: Inputs,
+    pub(super) astray: Option<(u64, String)>,
+    /// INITs of each vCPU.
+    inits: Vec<u64>,
     /// Pages have owners, and the lines that these write are marked.
     tracking: bool,
     pub(super) shortcuts: Shortcuts,
@@ -227,6 +244,8 @@ pub struct Engine {
     /// A direct jump that was followed and could be linked.
     pub(super) link: Option<(BlockId, usize)>,
     pub(super) protocol: Protocol,
+    /// Blocks are compared with memory wherever the protocol may have let them go stale.
+    pub(super) detects: bool,
     pub(super) windows: WindowPolicy,
     pub(super) windows_open: bool,
     /// Instruction count at which the running slice began.
@@ -236,13 +255,17 @@ pub struct Engine {
     pub(super) under_way: Vec<UnderWay>,
     /// Blocks that were invalidated and can still be reached.
     pub(super) left_behind: Vec<BlockId>,
+    /// The block that the running vCPU is in although a store of its own has removed it.
+    pub(super) overrun: Option<BlockId>,
     /// Pages with code to which some vCPU can write unchecked.
     pub(super) leaky: BTreeSet<usize>,
     pub(super) current_vcpu: u8,
     pub(super) stop_on_stale: bool,
     pub(super) write_log: WriteLog,
+    /// Hears of every access; see `oracle`.
+    pub(super) oracle: Option<Box<Oracle>>,
     /// Block and offset of the instruction whose moment was noted last.
-    position: (BlockId, u16),
+    pub(super) position: (BlockId, u16),
     /// The last access was kept off the fast path only because its page is watched.
     pub(super) plain: bool,
     /// Moment and rip of each vCPU's store that is checked and not committed.
@@ -297,7 +320,11 @@ impl Engine {
             skipped_ns: 0,
             exit_requested: false,
             flow: Flow::Next,
+            string_left: None,
             helper_stop: false,
+            inputs: Inputs::Live,
+            astray: None,
+            inits: vec![0; vcpus],
             tracking: true,
             shortcuts: Shortcuts::default(),
             resume: vec![None; vcpus],
@@ -318,16 +345,19 @@ impl Engine {
             partial_end: None,
             link: None,
             protocol: limits.protocol,
+            detects: limits.protocol.can_be_stale(),
             windows: WindowPolicy::Closed,
             windows_open: false,
             slice_start: 0,
             in_window: None,
             under_way: vec![UnderWay::default(); vcpus],
             left_behind: Vec::new(),
+            overrun: None,
             leaky: BTreeSet::new(),
             current_vcpu: 0,
             stop_on_stale: false,
             write_log: WriteLog::default(),
+            oracle: None,
             position: (0, 0),
             plain: false,
             checked_stores: vec![(0, 0); vcpus],
@@ -381,6 +411,11 @@ impl Engine {
         self.icount
     }
 
+    /// Says that others have run up to this instruction count.
+    pub fn set_icount(&mut self, icount: u64) {
+        self.icount = icount;
+    }
+
     /// Virtual time in nanoseconds: one per instruction, plus idle jumps.
     pub fn now(&self) -> u64 {
         self.icount + self.skipped_ns
@@ -391,6 +426,11 @@ impl Engine {
     pub(super) fn note_position(&mut self, vcpu: &Vcpu, site: Site) {
         self.icount = (vcpu.run.icount_base - vcpu.run.budget - i64::from(site.remaining)) as u64;
         self.position = (vcpu.run.site_block, site.offset);
+    }
+
+    /// Block and offset of the instruction whose moment was noted last.
+    pub(super) fn position(&self) -> (BlockId, u16) {
+        self.position
     }
 
     /// rip of the instruction whose moment was noted last.
@@ -508,6 +548,33 @@ impl Engine {
     }
 
     fn hand_off(&mut self, agent: u8, page: usize, kind: HandOffKind) {
+        match self.inputs {
+            Inputs::Live => {}
+            Inputs::Logged(_) => self.log_hand_off(agent, page, kind),
+            Inputs::Played(_) => self.play_hand_off(agent, page, kind),
+        }
+        let owned = self.pages.info[page].flags.contains(PageFlags::OWNED);
+        let from = self.transfer(agent, page, kind);
+        if from == NOBODY {
+            return;
+        }
+        self.stats.hand_offs += 1;
+        let lines = if owned { self.ram.take_lines(page) } else { 0 };
+        let page = self.ram.page_address(page) >> PAGE_SHIFT;
+        let hand_off = HandOff {
+            page,
+            from,
+            to: agent,
+            kind,
+            lines,
+        };
+        self.observed
+            .push((self.icount, Observed::HandOff(hand_off)));
+    }
+
+    /// Takes a page's rights from those who must not keep them, and gives them to an agent. Returns who wrote
+    /// it last.
+    pub(super) fn transfer(&mut self, agent: u8, page: usize, kind: HandOffKind) -> u8 {
         let before = self.pages.info[page];
         for index in 0..self.vcpus.len() {
             let number = index as u8;
@@ -527,26 +594,7 @@ impl Engine {
                 }
             }
         }
-        let from = self.pages.give(page, agent, kind);
-        if from == NOBODY {
-            return;
-        }
-        self.stats.hand_offs += 1;
-        let lines = if before.flags.contains(PageFlags::OWNED) {
-            self.ram.take_lines(page)
-        } else {
-            0
-        };
-        let page = self.ram.page_address(page) >> PAGE_SHIFT;
-        let hand_off = HandOff {
-            page,
-            from,
-            to: agent,
-            kind,
-            lines,
-        };
-        self.observed
-            .push((self.icount, Observed::HandOff(hand_off)));
+        self.pages.give(page, agent, kind)
     }
 
     /// Switches the tracking of who writes and reads which page on or off, before anything has run.
@@ -584,6 +632,7 @@ impl Engine {
         }
         self.resume.fill(None);
         self.left_behind.clear();
+        self.overrun = None;
         self.leaky.clear();
         self.forget_code();
     }
@@ -595,7 +644,7 @@ impl Engine {
         self.forget_code();
     }
 
-    fn forget_code(&mut self) {
+    pub(super) fn forget_code(&mut self) {
         self.link = None;
         self.code.clear();
         self.code_map.clear();
@@ -615,6 +664,7 @@ impl Engine {
 
     /// INIT of a vCPU: its state, and everything cached about it.
     pub fn init_vcpu(&mut self, index: usize) {
+        self.inits[index] += 1;
         self.resume[index] = None;
         self.under_way[index] = UnderWay::default();
         // SAFETY: the pointer is valid, no code runs, and no other reference to the vCPU exists.
@@ -623,12 +673,17 @@ impl Engine {
         self.flush_tlb(vcpu, false);
     }
 
+    /// How many INITs a vCPU has had.
+    pub fn inits(&self, index: usize) -> u64 {
+        self.inits[index]
+    }
+
     /// After a device access: comes back soon if the board wants something, or if an interrupt can now
     /// be delivered. Without this, the moment of delivery would depend on when the dispatcher is next
     /// entered, which is not part of the machine.
     pub(super) fn after_bus(&mut self, vcpu: &mut Vcpu) {
         let open = vcpu.cpu.rflags & RFlags::IF.bits() != 0;
-        if self.bus.has_signals() || open && self.bus.pending_interrupt(usize::from(vcpu.cpu.id)) {
+        if self.has_signals() || open && self.pending_interrupt(usize::from(vcpu.cpu.id)) {
             self.request_exit(vcpu);
         }
     }
@@ -717,7 +772,9 @@ impl Engine {
             let matches = condition == 3 || condition == 1 && write;
             let len = [1, 2, 8, 4][(vcpu.cpu.dr[7] >> (18 + 4 * n) & 3) as usize];
             let at = vcpu.cpu.dr[n] & !(len - 1);
-            if enabled && matches && linear < at + len && at < linear.wrapping_add(size as u64) {
+            let overlaps = linear <= at.saturating_add(len - 1)
+                && at <= linear.saturating_add(size.max(1) as u64 - 1);
+            if enabled && matches && overlaps {
                 vcpu.run.debug_hits |= 1 << n;
             }
         }

@@ -13,6 +13,7 @@
 use super::mode::Mode;
 use super::vcpu::{jump_index, JumpEntry, Vcpu, JUMP_BITS, NO_KEY};
 use crate::memory::PAGE_SHIFT;
+use crate::saved::{LoadError, Reader, Writer};
 
 const SLOTS: usize = 1024;
 const JUMPS: usize = 1 << JUMP_BITS;
@@ -204,6 +205,14 @@ impl Vcpu {
         }
     }
 
+    /// Sends the jump to a block at `rip` to its new code.
+    pub(super) fn move_jump(&mut self, rip: u64, from: u64, to: u64) {
+        let entry = &mut self.jumps[jump_index(rip)];
+        if entry.code == from {
+            entry.code = to;
+        }
+    }
+
     /// Forgets where host code is.
     pub(super) fn clear_jumps(&mut self) {
         self.jumps.fill(JumpEntry {
@@ -252,5 +261,43 @@ impl Vcpu {
                 self.forget_fetch(slot);
             }
         }
+    }
+
+    /// Writes the translations for fetches. Those that are asleep are none.
+    pub(super) fn save_fetches(&self, w: &mut Writer) {
+        let known = |e: &&FetchEntry| e.tag != u64::MAX && !e.asleep;
+        w.varint(self.fetch.entries.iter().filter(known).count() as u64);
+        for entry in self.fetch.entries.iter().filter(known) {
+            w.bool(entry.tag >> 63 != 0);
+            w.varint(entry.tag & !(1 << 63));
+            w.varint(entry.page >> PAGE_SHIFT);
+            w.u8(entry.shift);
+            w.bool(entry.global);
+        }
+    }
+
+    /// Replaces all translations for fetches.
+    ///
+    /// # Errors
+    /// For addresses that do not exist.
+    pub(super) fn load_fetches(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
+        self.flush_fetches(false);
+        for _ in 0..r.count("number of fetch translations", SLOTS)? {
+            let user = r.bool()?;
+            let (linear, page) = (r.varint()?, r.varint()?);
+            let found = FetchPage {
+                page: page << PAGE_SHIFT,
+                shift: r.u8()?,
+                global: r.bool()?,
+            };
+            if linear >> 52 != 0 || page >> 40 != 0 || !(12..=30).contains(&found.shift) {
+                return Err(LoadError::BadValue {
+                    field: "fetch translation",
+                    value: linear,
+                });
+            }
+            self.remember_fetch(linear << PAGE_SHIFT, user, found);
+        }
+        Ok(())
     }
 }

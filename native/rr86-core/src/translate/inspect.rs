@@ -2,6 +2,7 @@
 //! be there any more.
 
 use super::cache::{Block, BlockId};
+use super::classify::shape;
 use super::engine::Engine;
 use crate::cpu::paging;
 
@@ -12,6 +13,7 @@ impl Engine {
             self.left_behind
                 .iter()
                 .copied()
+                .chain(self.overrun)
                 .find(|&id| self.blocks.get(id).serial == serial)
         })
     }
@@ -43,15 +45,25 @@ impl Engine {
         self.blocks.find(paddr, None, cpu.rip, mode)
     }
 
-    /// Whether the first byte of a vCPU's next instruction is another one in its block than in memory.
-    pub fn executes_other_byte(&self, vcpu: usize) -> bool {
+    /// Whether a vCPU's next instruction is another one in its block than in memory.
+    pub fn executes_other_bytes(&self, vcpu: usize) -> bool {
         let Some(id) = self.current_block(vcpu) else {
             return false;
         };
         let block = self.blocks.get(id);
         let offset = self.cpu(vcpu).rip.wrapping_sub(block.rip) as usize;
-        let memory = self.memory_of(block);
-        block.bytes.get(offset) != memory.get(offset)
+        let Some(rest) = block.bytes.get(offset..) else {
+            return false;
+        };
+        let insn = shape::single(rest, self.cpu(vcpu).rip, block.mode);
+        !self.holds(id, offset, insn.len())
+    }
+
+    /// Whether memory holds these bytes of a block.
+    pub(super) fn holds(&self, id: BlockId, offset: usize, length: usize) -> bool {
+        let block = self.blocks.get(id);
+        let range = offset..(offset + length).min(block.bytes.len());
+        self.memory_of(block).get(range.clone()) == block.bytes.get(range)
     }
 
     /// What memory holds now where a block came from.
@@ -81,6 +93,9 @@ impl Engine {
             self.blocks.bury(id, pages.into_iter());
         }
         self.left_behind.retain(|&b| b != id);
+        // Other vCPUs may hold the same bytes already.
+        let paddr = self.blocks.get(id).paddr;
+        self.forget_fetches(paddr);
         for resume in &mut self.resume {
             if resume.is_some_and(|r| r.block == id) {
                 *resume = None;

@@ -78,6 +78,14 @@ impl Mode {
         Self(bits)
     }
 
+    /// Whether some vCPU could be in this mode.
+    pub fn is_possible(self) -> bool {
+        let of_64 = Self::FLAT | Self::CODE_FLAT;
+        self.0 >> 13 == 0
+            && (!self.code64() || self.0 & (of_64 | Self::CODE32 | Self::STACK32) == of_64)
+            && !(self.user() && self.0 & (Self::RING0 | Self::AC) != 0)
+    }
+
     /// Code size: 16, 32 or 64.
     pub fn bits(self) -> u32 {
         if self.0 & Self::CODE64 != 0 {

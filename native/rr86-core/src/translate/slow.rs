@@ -9,11 +9,12 @@ use super::classify::{needs_alignment, shape, waits};
 use super::coherence::Writer;
 use super::engine::{Agent, Engine};
 use super::mode::Mode;
+use super::oracle::Seen;
 use super::protocol::Source;
 use super::site::{AccessKind, Site};
 use super::vcpu::{Exit, Vcpu};
 use super::windows::{Uncommitted, Unguard, Window};
-use super::writelog::Commit;
+use super::writelog::{Commit, Passage};
 use crate::cpu::exception::{vector, Exception};
 use crate::cpu::fpu;
 use crate::cpu::memory::{LinearMemory, PhysicalMemory, Privilege};
@@ -244,7 +245,6 @@ impl Engine {
         let mut at = pending.offset;
         let mut stop = false;
         let agent = Agent::Vcpu(vcpu.cpu.id);
-        let mmu = self.blocks.get(vcpu.run.site_block).mode.mmu();
         let source = if site.kind == AccessKind::Modify {
             Source::Modify
         } else {
@@ -266,47 +266,65 @@ impl Engine {
                 stop |= self.commit_plain(vcpu.cpu.id, pending.linear, paddr, data);
                 continue;
             }
-            let coded = self.pages.info[page].flags.contains(PageFlags::CODE);
             let writer = Writer {
                 agent,
                 source,
                 linear: Some(pending.linear),
                 running: Some(vcpu.run.site_block),
             };
-            let commit = Commit {
-                agent,
-                linear: Some(pending.linear),
-                late: None,
-                passage: self.passage(source, page),
-            };
-            let checked = self.check(writer, paddr, len);
-            stop |= checked.stop;
-            let checks = coded && whole && !self.protocol.skips(source);
-            let left = self.left_after(vcpu, site);
-            if checks && self.protocol.store_window && self.switch_in(Window::Store, left) {
-                let place = (self.icount(), self.position_rip().unwrap_or(0));
-                self.checked_stores[usize::from(vcpu.cpu.id)] = place;
-                self.under_way[usize::from(vcpu.cpu.id)].uncommitted = Some(Uncommitted {
+            // A store to two pages is made in one step.
+            let left = whole.then(|| self.left_after(vcpu, site));
+            stop |= self.store_in_steps(&writer, page, paddr, data, left);
+        }
+        stop
+    }
+
+    /// A store of the running vCPU to a page of RAM, or as much of it as comes before a window in which
+    /// the vCPU is switched out. `left` is what is left of the budget after the instruction, if there can
+    /// be windows. Tells whether the block has to end.
+    fn store_in_steps(
+        &mut self,
+        writer: &Writer,
+        page: usize,
+        paddr: u64,
+        data: &[u8],
+        left: Option<i64>,
+    ) -> bool {
+        let vcpu = usize::from(writer.agent.number());
+        let linear = writer.linear.unwrap_or(paddr);
+        let mmu = writer
+            .running
+            .map_or(MmuIndex::Supervisor, |id| self.blocks.get(id).mode.mmu());
+        let passage = self.passage(writer.source, page);
+        let checked = self.check(*writer, paddr, data.len());
+        let emptied = checked.emptied && self.protocol.unguard_window;
+        if let Some(left) = left {
+            if passage == Passage::Checked
+                && self.protocol.store_window
+                && self.switch_in(Window::Store, left)
+            {
+                self.checked_stores[vcpu] = (self.icount(), self.position_rip().unwrap_or(0));
+                self.under_way[vcpu].uncommitted = Some(Uncommitted {
                     paddr,
-                    linear: pending.linear,
+                    linear,
                     mmu,
                     data: data.to_vec(),
-                    emptied: checked.emptied && self.protocol.unguard_window,
+                    emptied,
                 });
                 self.in_window = Some(Window::Store);
                 return true;
             }
-            stop |= self.commit(&commit, paddr, data);
-            if checked.emptied
-                && self.protocol.unguard_window
-                && self.switch_in(Window::Unguard, left)
-            {
-                let unguard = Unguard {
-                    linear: pending.linear,
-                    mmu,
-                    page,
-                };
-                self.under_way[usize::from(vcpu.cpu.id)].unguard = Some(unguard);
+        }
+        let commit = Commit {
+            agent: writer.agent,
+            linear: writer.linear,
+            late: None,
+            passage,
+        };
+        let stop = self.commit(&commit, paddr, data) | checked.stop;
+        if let Some(left) = left {
+            if emptied && self.switch_in(Window::Unguard, left) {
+                self.under_way[vcpu].unguard = Some(Unguard { linear, mmu, page });
                 self.in_window = Some(Window::Unguard);
                 return true;
             }
@@ -315,7 +333,7 @@ impl Engine {
     }
 
     /// What is left of the budget after the instruction at `site`.
-    fn left_after(&self, vcpu: &Vcpu, site: Site) -> i64 {
+    pub(super) fn left_after(&self, vcpu: &Vcpu, site: Site) -> i64 {
         self.plain_budget(vcpu) + i64::from(site.remaining) - 1
     }
 
@@ -439,7 +457,7 @@ impl Engine {
         };
         self.acquire(number, page, access);
         let flags = self.pages.info[page].flags;
-        let watched = flags.contains(PageFlags::WATCHED);
+        let watched = flags.intersects(PageFlags::WATCHED.union(PageFlags::LOGGED));
         let guarded = flags.contains(PageFlags::CODE) && !vcpu.tlb.is_unguarded(mmu, linear, page);
         if writes && guarded {
             return None;
@@ -450,7 +468,12 @@ impl Engine {
         let write = !watched
             && !guarded
             && (writes || self.may_write(page, number) && flags.contains(PageFlags::DIRTY));
-        vcpu.tlb.allow(mmu, linear, write);
+        if self.oracle.is_none() {
+            vcpu.tlb.allow(mmu, linear, write);
+        }
+        if kind != AccessKind::Write {
+            self.seen(number, Seen::Read, paddr | linear & PAGE_MASK, size);
+        }
         if writes && watched {
             self.plain = true;
             return None;
@@ -458,6 +481,7 @@ impl Engine {
         let host = self.ram.page_pointer(page) as u64 + (linear & PAGE_MASK);
         if writes {
             self.mark_lines(host as *const u8, size);
+            self.seen(number, Seen::Write, paddr | linear & PAGE_MASK, size);
         }
         Some(host)
     }
@@ -485,38 +509,46 @@ impl Engine {
     pub fn load(&mut self, vcpu: &Vcpu, paddr: u64, out: &mut [u8]) {
         if let Some(page) = self.ram.page_index(paddr) {
             self.acquire(vcpu.cpu.id, page, HandOffKind::Read);
+            self.seen(vcpu.cpu.id, Seen::Read, paddr, out.len());
             self.ram.read(paddr, out);
             return;
         }
-        let now = self.now();
         let id = usize::from(vcpu.cpu.id);
         let mut done = 0;
         while done < out.len() {
             let n = piece(paddr + done as u64, out.len() - done);
-            let value = self.bus.mmio_read(id, paddr + done as u64, n, now);
+            let value = self.mmio_read(id, paddr + done as u64, n);
             out[done..done + n].copy_from_slice(&value.to_le_bytes()[..n]);
             done += n;
         }
     }
 
-    /// Writes physical memory or devices as `vcpu`; tells whether the running block must end.
-    pub fn store(&mut self, vcpu: &Vcpu, linear: u64, paddr: u64, data: &[u8]) -> bool {
-        if self.ram.page_index(paddr).is_some() {
-            self.current_vcpu = vcpu.cpu.id;
-            let writer = Writer {
-                agent: Agent::Vcpu(vcpu.cpu.id),
-                source: Source::Helper,
-                linear: Some(linear),
-                running: Some(vcpu.run.site_block),
-            };
-            return self.write(writer, paddr, data).stop;
-        }
-        self.store_to_device(vcpu, paddr, data);
-        false
+    /// Writes physical memory or devices as `vcpu`; tells whether the running block must end. `whole`: it
+    /// is all of the instruction's store, and lies in one page.
+    pub fn store(
+        &mut self,
+        vcpu: &Vcpu,
+        linear: u64,
+        paddr: u64,
+        data: &[u8],
+        whole: bool,
+    ) -> bool {
+        let Some(page) = self.ram.page_index(paddr) else {
+            self.store_to_device(vcpu, paddr, data);
+            return false;
+        };
+        self.current_vcpu = vcpu.cpu.id;
+        let writer = Writer {
+            agent: Agent::Vcpu(vcpu.cpu.id),
+            source: Source::Helper,
+            linear: Some(linear),
+            running: Some(vcpu.run.site_block),
+        };
+        let left = self.string_left.filter(|_| whole);
+        self.store_in_steps(&writer, page, paddr, data, left)
     }
 
     fn store_to_device(&mut self, vcpu: &Vcpu, paddr: u64, data: &[u8]) {
-        let now = self.now();
         let id = usize::from(vcpu.cpu.id);
         let mut done = 0;
         while done < data.len() {
@@ -524,8 +556,7 @@ impl Engine {
             let n = piece(at, data.len() - done);
             let mut bytes = [0; 8];
             bytes[..n].copy_from_slice(&data[done..done + n]);
-            self.bus
-                .mmio_write(id, at, n, u64::from_le_bytes(bytes), now);
+            self.mmio_write(id, at, n, u64::from_le_bytes(bytes));
             done += n;
         }
     }
@@ -550,6 +581,7 @@ impl Walker<'_> {
         let mut bytes = [0; N];
         if let Some(page) = self.engine.ram.page_index(paddr) {
             self.engine.acquire(self.agent, page, HandOffKind::Read);
+            self.engine.seen(self.agent, Seen::Read, paddr, N);
         }
         self.engine.ram.read(paddr, &mut bytes);
         bytes
@@ -733,7 +765,9 @@ impl View {
         let mut done = 0;
         // SAFETY: as in `parts`.
         let plain = unsafe { (*self.engine).plain };
-        for (paddr, len) in self.parts(linear, data.len(), Access::Write, privilege)? {
+        let parts = self.parts(linear, data.len(), Access::Write, privilege)?;
+        let whole = parts[1].1 == 0;
+        for (paddr, len) in parts {
             if len > 0 && plain {
                 // SAFETY: as in `parts`.
                 let (vcpu, engine) = unsafe { (&*self.vcpu, &mut *self.engine) };
@@ -742,7 +776,7 @@ impl View {
                 // SAFETY: as in `parts`.
                 let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
                 let at = linear.wrapping_add(done as u64);
-                if engine.store(vcpu, at, paddr, &data[done..done + len]) {
+                if engine.store(vcpu, at, paddr, &data[done..done + len], whole) {
                     engine.helper_stop = true;
                 }
                 done += len;

@@ -123,7 +123,7 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
         c.check_port(port, shape.size)?;
     }
     if !repeated(c.insn) {
-        let result = iterate(c, &shape);
+        let result = iterate_once(c, &shape, c.left);
         if matches!(shape.kind, Kind::In | Kind::Out) && result.is_ok() {
             c.v.cpu.rip = c.insn.next_ip();
         }
@@ -147,7 +147,8 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
             merge(&mut c.v.cpu.gpr[gpr::RCX], count - bulk, shape.address);
             done += bulk;
         } else {
-            if let Err(e) = iterate(c, &shape) {
+            // Each iteration counts; the first has been paid for.
+            if let Err(e) = iterate_once(c, &shape, c.left - done as i64) {
                 fault = Err(e);
                 break;
             }
@@ -169,7 +170,7 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
             finished = true;
             break;
         }
-        if c.engine.helper_stop || c.engine.bus.has_signals() {
+        if c.engine.helper_stop || c.engine.has_signals() {
             break;
         }
     }
@@ -182,7 +183,8 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
     c.v.run.budget -= done.max(1) as i64 - 1;
     c.v.cpu.rip = if finished { c.insn.next_ip() } else { rip };
     // Unless the slice is over or the machine is wanted, only a debugger wants to stop here.
-    if !finished && !c.engine.bus.has_signals() && (done < allowed || c.engine.beyond > 0) {
+    let over = c.engine.in_window.is_some();
+    if !finished && !over && !c.engine.has_signals() && (done < allowed || c.engine.beyond > 0) {
         c.engine.resume_repeated(c.v);
     }
     Ok(())
@@ -231,6 +233,14 @@ fn advance(cpu: &mut CpuState, s: &Shape, iterations: u64) {
         let value = cpu.gpr[gpr::RDI].wrapping_add(step);
         merge(&mut cpu.gpr[gpr::RDI], value, s.address);
     }
+}
+
+/// One iteration, after which so much of the budget is left.
+fn iterate_once(c: &mut Context<'_>, s: &Shape, left: i64) -> Result {
+    c.engine.string_left = Some(left);
+    let result = iterate(c, s);
+    c.engine.string_left = None;
+    result
 }
 
 /// One iteration.

@@ -73,20 +73,25 @@ impl UnderWay {
 pub enum WindowPolicy {
     /// Never.
     Closed,
-    /// With a probability of `bias` in 65,536, drawn from `state`.
+    /// With a probability of `bias` in 65,536 between fetch and link, drawn from `state`. A store's
+    /// windows are the shorter ones by far (docs/block-protocols.md), and are drawn 256 times as rarely.
     Draw { state: u64, bias: u32 },
     /// Where the recording did: in this window, at the end of the budget.
     Expect(Option<Window>),
 }
 
 impl WindowPolicy {
-    fn draw(&mut self) -> bool {
+    fn draw(&mut self, window: Window) -> bool {
         match self {
             Self::Draw { state, bias } => {
                 *state = state
                     .wrapping_mul(0x5851_f42d_4c95_7f2d)
                     .wrapping_add(0x1405_7b7e_f767_814f);
-                ((*state >> 40) as u32 & 0xffff) < *bias
+                let bias = match window {
+                    Window::Fetch => *bias,
+                    Window::Store | Window::Unguard => *bias >> 8,
+                };
+                ((*state >> 40) as u32 & 0xffff) < bias
             }
             _ => false,
         }
@@ -108,7 +113,7 @@ impl Engine {
                     false
                 }
             }
-            policy => self.windows_open && policy.draw(),
+            policy => self.windows_open && policy.draw(window),
         }
     }
 
@@ -125,6 +130,16 @@ impl Engine {
     /// Says whether a switch could let anybody else run.
     pub fn open_windows(&mut self, open: bool) {
         self.windows_open = open;
+    }
+
+    /// Has blocks at a physical address whose bytes have been read, and that are not linked, be fetched
+    /// anew.
+    pub(super) fn forget_fetches(&mut self, paddr: u64) {
+        for steps in &mut self.under_way {
+            if steps.fetched.as_ref().is_some_and(|f| f.paddr == paddr) {
+                steps.fetched = None;
+            }
+        }
     }
 
     /// Finishes what a vCPU had under way when it was switched out.
@@ -147,10 +162,16 @@ impl Engine {
         if let Some(fetched) = fetched {
             if self.refetched == Some(self.blocks.next_serial()) {
                 self.refetched = None;
+                self.forget_fetches(fetched.paddr);
             } else {
                 self.link(v.cpu.id, &fetched);
             }
         }
+    }
+
+    /// Whether any vCPU has something under way.
+    pub fn has_under_way(&self) -> bool {
+        self.under_way.iter().any(|steps| !steps.is_empty())
     }
 
     /// Digest of everything that is under way.

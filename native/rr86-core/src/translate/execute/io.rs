@@ -15,17 +15,12 @@ impl Context<'_> {
     }
 
     pub fn port_in(&mut self, port: u16, size: usize) -> u32 {
-        let now = self.engine.now();
-        self.engine
-            .bus
-            .io_read(usize::from(self.v.cpu.id), port, size, now)
+        self.engine.io_read(usize::from(self.v.cpu.id), port, size)
     }
 
     pub fn port_out(&mut self, port: u16, size: usize, value: u32) {
-        let now = self.engine.now();
         self.engine
-            .bus
-            .io_write(usize::from(self.v.cpu.id), port, size, value, now);
+            .io_write(usize::from(self.v.cpu.id), port, size, value);
         if self.engine.stop_port == Some(port) {
             self.engine.stopped = Some(StopCause::Output);
             self.engine.helper_stop = true;

@@ -52,8 +52,8 @@ struct Decoded {
     /// Serial number of the block and offset in it.
     place: (u64, u16),
     insn: Instruction,
-    /// What it raises just for being there.
-    raises: Option<Exception>,
+    /// What it raises by its mere form, in its block's mode.
+    refused: Option<Exception>,
 }
 
 const DECODED: usize = 1 << 10;
@@ -63,14 +63,14 @@ impl DecodedCache {
         let nothing = Decoded {
             place: (u64::MAX, 0),
             insn: Instruction::default(),
-            raises: None,
+            refused: None,
         };
         Self(vec![nothing; DECODED])
     }
 }
 
 impl Engine {
-    /// The instruction at an offset of a block, and what it raises just for being there.
+    /// The instruction at an offset of a block, and what it raises by its mere form.
     #[inline]
     fn instruction_at(
         &mut self,
@@ -85,20 +85,18 @@ impl Engine {
             let bytes = &block.bytes[usize::from(offset)..];
             let rip = block.rip.wrapping_add(u64::from(offset));
             let insn = shape::single(bytes, rip, block.mode);
-            let raises = if shape::too_long(&insn, bytes, block.mode) {
-                Some(Exception::gp(0))
-            } else if let Class::Raise(exception) = classify(&insn, block.mode) {
-                Some(exception)
-            } else {
-                None
+            let refused = match classify(&insn, block.mode) {
+                _ if shape::too_long(&insn, bytes, block.mode) => Some(Exception::gp(0)),
+                Class::Raise(exception) => Some(exception),
+                _ => None,
             };
             *known = Decoded {
                 place,
                 insn,
-                raises,
+                refused,
             };
         }
-        (known.insn, known.raises)
+        (known.insn, known.refused)
     }
 }
 
@@ -119,6 +117,8 @@ pub(super) struct Context<'a> {
     pub engine: &'a mut Engine,
     pub insn: &'a Instruction,
     pub flow: Flow,
+    /// What is left of the budget after this instruction.
+    pub left: i64,
 }
 
 pub(super) type Result<T = ()> = std::result::Result<T, Exception>;
@@ -223,18 +223,20 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     engine.stats.helper_calls += 1;
     engine.note_position(v, site);
     sync_flags(v);
-    let (insn, raises) = engine.instruction_at(v.run.site_block, site.offset);
+    let (insn, refused) = engine.instruction_at(v.run.site_block, site.offset);
     let rip = insn.ip();
     v.cpu.rip = rip;
     engine.helpers.count(insn.mnemonic());
     engine.helper_stop = false;
+    let left = engine.left_after(v, site);
     let mut context = Context {
         v,
         engine,
         insn: &insn,
         flow: Flow::Next,
+        left,
     };
-    let result = match raises {
+    let result = match refused {
         Some(exception) => Err(exception),
         None => run(&mut context),
     };
@@ -353,7 +355,8 @@ pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
     1
 }
 
-/// Called by translated code at the entry of a block that may be stale. Returns 0 to go on.
+/// Called by translated code at the entry of a block that may be stale, or where one becomes so inside.
+/// Returns 0 to go on.
 ///
 /// # Safety
 /// As for [`helper`].
@@ -362,6 +365,13 @@ pub unsafe extern "sysv64" fn entered(vcpu: *mut Vcpu, site: u32) -> u32 {
     let (v, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).run.engine) };
     let site = Site::unpack(site);
     let id = v.run.site_block;
+    if site.offset == 0 && engine.oracle().is_some() {
+        engine.note_position(v, site);
+        engine.entered_block(v, id);
+        if !engine.blocks.get(id).checked {
+            return 0;
+        }
+    }
     if !engine.is_stale(id) {
         return 0;
     }
@@ -376,12 +386,13 @@ pub unsafe extern "sysv64" fn entered(vcpu: *mut Vcpu, site: u32) -> u32 {
     }
     engine.passed_hook = Some(moment);
     engine.stopped = Some(StopCause::Stale);
-    v.cpu.rip = engine.blocks.get(id).rip;
+    let rip = engine.blocks.get(id).rip;
+    v.cpu.rip = rip.wrapping_add(u64::from(site.offset));
     v.run.budget += i64::from(site.remaining);
     v.run.exit = Exit::Stopped as u32;
     engine.resume[usize::from(v.cpu.id)] = Some(Resume {
         block: id,
-        index: 0,
+        index: engine.index_after(id, usize::from(site.offset)) - 1,
     });
     1
 }

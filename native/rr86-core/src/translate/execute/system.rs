@@ -42,7 +42,6 @@ impl Context<'_> {
         let id = usize::from(self.v.cpu.id);
         let now = self.engine.now();
         self.engine
-            .bus
             .apic_msr_read(id, msr::index::APIC_BASE, now)
             .is_some_and(|v| v >> 11 & 1 != 0)
     }
@@ -91,7 +90,6 @@ pub fn execute(c: &mut Context<'_>) -> Result {
                 let now = c.tsc_or_now(index);
                 let id = usize::from(c.v.cpu.id);
                 c.engine
-                    .bus
                     .apic_msr_read(id, index, now)
                     .ok_or(Exception::gp(0))?
             } else {
@@ -105,11 +103,9 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             let value = c.edx_eax_value();
             if is_apic_msr(index) {
                 segment::require_ring0(&c.v.cpu)?;
-                let now = c.engine.now();
                 let id = usize::from(c.v.cpu.id);
                 c.engine
-                    .bus
-                    .apic_msr_write(id, index, value, now)
+                    .apic_msr_write(id, index, value)
                     .ok_or(Exception::gp(0))?;
             } else {
                 let now = c.engine.now();
@@ -246,7 +242,7 @@ fn move_system(c: &mut Context<'_>) -> Result {
     if from.is_cr() {
         segment::require_ring0(&c.v.cpu)?;
         let value = if from == Register::CR8 {
-            u64::from(c.engine.bus.cr8(usize::from(c.v.cpu.id)))
+            u64::from(c.engine.cr8(usize::from(c.v.cpu.id)))
         } else {
             control::read_cr(&c.v.cpu, from.number())?
         };
@@ -261,7 +257,7 @@ fn move_system(c: &mut Context<'_>) -> Result {
     let value = register(&c.v.cpu, from);
     let effects = if to == Register::CR8 {
         let effects = control::check_cr8(&c.v.cpu, value)?;
-        c.engine.bus.set_cr8(usize::from(c.v.cpu.id), value as u8);
+        c.engine.set_cr8(usize::from(c.v.cpu.id), value as u8);
         effects
     } else if to.is_cr() {
         let value = if c.v.cpu.code64() {

@@ -121,9 +121,13 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             c.apply(e);
         }
         M::Int => {
+            if c.insn.immediate8() == vector::BP {
+                c.engine.note_int3(c.v.cpu.id, c.insn.len());
+            }
             c.flow = Flow::Event(Event::Software(c.insn.immediate8()), next);
         }
         M::Int3 => {
+            c.engine.note_int3(c.v.cpu.id, c.insn.len());
             c.flow = Flow::Event(Event::Int3, next);
         }
         M::Int1 => {

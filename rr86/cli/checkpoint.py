@@ -1,0 +1,56 @@
+"""`rr86 checkpoint`: give a trace moments from which replays can begin."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rr86.cli.status import reporting_errors, say
+from rr86.cli.values import parse_count, trace_or_newest
+
+if TYPE_CHECKING:
+    from rr86.replay.stop import Stop
+
+
+@reporting_errors
+def command(
+    trace: Annotated[
+        Path | None, typer.Argument(help="A trace; by default the newest one here.")
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            "--every",
+            metavar="N",
+            parser=parse_count,
+            help="Instructions between two checkpoints; 200M if nothing is said.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Leave the trace, and write this one."),
+    ] = None,
+) -> None:
+    """Replay a trace once, and keep the whole machine after every so many instructions.
+
+    The trace is replaced when that is done, and not before. Checkpoints that it had are replaced,
+    too. They stand where the recorder took digests, which is every 100 million instructions.
+    """
+    from rr86.cli.progress import Progress, size_text
+    from rr86.cli.terminal import Interruption
+    from rr86.replay.checkpoints import EVERY, add_checkpoints
+    from rr86.replay.trace import open_trace
+
+    recorded = open_trace(trace_or_newest(trace))
+    progress = Progress("replaying")
+    interruption = Interruption()
+
+    def between_slices(moment: "Stop") -> bool:
+        progress.update(moment)
+        return bool(interruption)
+
+    with interruption.watching(), progress.shown(True):
+        made = add_checkpoints(recorded, EVERY if every is None else every, output, between_slices)
+    found = made.checkpoints()
+    size = size_text(sum(each.stored_bytes for each in found))
+    say(f"{len(found):,} checkpoints ({size}) in {made.path}")
