@@ -621,6 +621,7 @@ impl Engine {
             hooks: &self.hooks,
             checked: checked || start == 0 && self.oracle.is_some(),
             tracking: self.tracking(),
+            shortcuts: self.shortcuts,
             address: self.code.next_address(),
         };
         emit::translate(request, self.stubs, &mut self.info)

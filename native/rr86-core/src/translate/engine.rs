@@ -18,6 +18,7 @@ use super::execute::{DecodedCache, Flow, HelperCounts};
 use super::inputs::Inputs;
 use super::oracle::Oracle;
 use super::protocol::Protocol;
+use super::shortcuts::Shortcuts;
 use super::site::Site;
 use super::stubs::{self, Stubs};
 use super::vcpu::{Exit, Vcpu};
@@ -216,6 +217,7 @@ pub struct Engine {
     inits: Vec<u64>,
     /// Pages have owners, and the lines that these write are marked.
     pub(super) tracking: bool,
+    pub(super) shortcuts: Shortcuts,
     pub(super) resume: Vec<Option<Resume>>,
     pub(super) hooks: Hooks,
     pub(super) watches: Vec<(u64, u64)>,
@@ -324,6 +326,7 @@ impl Engine {
             astray: None,
             inits: vec![0; vcpus],
             tracking: true,
+            shortcuts: Shortcuts::default(),
             resume: vec![None; vcpus],
             hooks: Hooks::default(),
             watches: Vec::new(),
