@@ -215,7 +215,10 @@ def start(placement: Placement, oracle: bool = False) -> "Machine":
     # Imported here so that everything else works, and is tested, without the native core.
     from rr86._native import Machine, disable_shortcuts
 
-    disable_shortcuts([name for name in os.environ.get("RR86_DISABLE", "").split(",") if name])
+    try:
+        disable_shortcuts([name for name in os.environ.get("RR86_DISABLE", "").split(",") if name])
+    except ValueError as error:
+        raise SpecError(f"RR86_DISABLE: {error}") from None
     machine = Machine(**placement.machine_arguments())
     if oracle:
         machine.ask_oracle()

@@ -10,6 +10,9 @@
 //! which set accessed bits and see changed tables, come when the guest's own accesses and flushes make
 //! them come: sharing, digests and watchpoints, which take tags away, do not add to them.
 //!
+//! Pins hold pages that translated code has found in the table and will probably want again, at fixed
+//! places and with a limit instead of a tag that matches nothing: an offset is allowed if it is below.
+//!
 //! There is one table per kind of privilege, because what may be touched differs: user, supervisor,
 //! and supervisor with SMAP suspended (RFLAGS.AC). Entries are also threaded by physical page
 //! (`PageSlots`), so that taking a page's rights away from a vCPU costs its few aliases and not a
@@ -592,6 +595,32 @@ mod tests {
         assert_eq!(tlb.get(MmuIndex::Supervisor, 0x1000, false), None);
         tlb.allow(MmuIndex::User, 0x1000, true);
         assert!(hits(&tlb, MmuIndex::User, 0x1000));
+    }
+
+    #[test]
+    fn whatever_takes_a_right_away_takes_the_pins_away() {
+        let changes: [fn(&mut Tlb); 8] = [
+            |tlb| tlb.flush(true),
+            |tlb| tlb.flush(false),
+            |tlb| tlb.flush_page(0x1000),
+            |tlb| tlb.protect_page(5),
+            |tlb| tlb.guard_page(5),
+            |tlb| tlb.revoke_page(5),
+            Tlb::protect_all,
+            |tlb| insert(tlb, MmuIndex::User, 0x1000 + (4096 << 12), &fill(6, false)),
+        ];
+        for change in changes {
+            let mut tlb = tlb();
+            insert(&mut tlb, MmuIndex::User, 0x1000, &fill(5, false));
+            tlb.pins[1][2] = Pin {
+                tag: 0x1000,
+                read: PIN_LIMIT,
+                write: PIN_LIMIT,
+                host: 0x1000,
+            };
+            change(&mut tlb);
+            assert_eq!((tlb.pins[1][2].read, tlb.pins[1][2].write), (0, 0));
+        }
     }
 
     #[test]

@@ -10,10 +10,11 @@ use crate::cpu::state::{gpr, CpuState};
 use crate::memory::tlb::{Pin, Tlb, TlbEntry, ENTRY_SHIFT, PINS, TABLES};
 
 /// Host registers by guest register. Four guest registers live in memory; host RAX holds the saved
-/// status flags, R10 and R11 are temporary, RSP is the host's stack.
+/// status flags, R10 and R11 are temporary, RSP points to the vCPU, above a stack of its own.
 ///
-/// RAX cannot keep its name because LAHF and SAHF need it, and RSP cannot because helpers and
-/// signals need a stack. The four in memory are those that kernel code uses least.
+/// RAX cannot keep its name because LAHF and SAHF need it, and RSP cannot because stubs and
+/// signals need a stack. The four in memory are those that kernel code uses least; hosts forward a store
+/// through RSP to the next load of the same word at once.
 pub const HOST: [Option<Reg>; 16] = [
     Some(asm::R9),  // rax
     Some(asm::RCX), // rcx
