@@ -13,12 +13,19 @@ __all__ = [
     "TraceError",
     "TraceReader",
     "block_protocols",
+    "disable_shortcuts",
 ]
 
 VERSION: str
 
 def block_protocols() -> list[str]:
     """Names of the block protocols, "precise" first."""
+
+def disable_shortcuts(names: Sequence[str]) -> None:
+    """Switch shortcuts of translated code off for machines made from now on, and all others on.
+
+    Raises ValueError at an unknown name. See docs/performance.md.
+    """
 
 class NativeError(Exception):
     """Any failure of the core; its message is written for a person."""

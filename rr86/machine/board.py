@@ -6,6 +6,7 @@ again, so that a trace can hold exactly what was loaded and does not depend on h
 build tables.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -212,8 +213,12 @@ def start(placement: Placement, oracle: bool = False) -> "Machine":
     With `oracle`, every access is seen by the oracle, from those of the loader on.
     """
     # Imported here so that everything else works, and is tested, without the native core.
-    from rr86._native import Machine
+    from rr86._native import Machine, disable_shortcuts
 
+    try:
+        disable_shortcuts([name for name in os.environ.get("RR86_DISABLE", "").split(",") if name])
+    except ValueError as error:
+        raise SpecError(f"RR86_DISABLE: {error}") from None
     machine = Machine(**placement.machine_arguments())
     if oracle:
         machine.ask_oracle()

@@ -20,6 +20,7 @@ const USAGE: &str = "usage: rr86-differential [options]
                       CPU), kvm (a guest at CPL 3) or flipped (wrong on purpose)
   --block-length N    most instructions in a block of the translator (default 64)
   --stretch N         run the translator N instructions at a time
+  --disable A,B       switch shortcuts of translated code off (docs/performance.md)
   --strict            flags that the SDM leaves undefined must be equal as well
   --undefined-reads   let instructions read undefined flags
   --movbe             the CPU model has MOVBE
@@ -80,6 +81,9 @@ fn arguments() -> Result<Arguments, String> {
             "--subject" => parsed.subject = value()?,
             "--block-length" => parsed.setup.block_length = number(value()?)?.clamp(1, 64) as usize,
             "--stretch" => parsed.setup.stretch = number(value()?)?,
+            "--disable" => rr86_core::translate::shortcuts::Shortcuts::without(value()?.split(','))
+                .map_err(|name| format!("no shortcut '{name}'"))?
+                .set_default(),
             "--strict" => parsed.options.strict = true,
             "--undefined-reads" => parsed.undefined_reads = true,
             "--movbe" => parsed.model.movbe = true,

@@ -16,7 +16,7 @@ mod _native {
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 
     #[pymodule_export]
-    use super::machine::block_protocols;
+    use super::machine::{block_protocols, disable_shortcuts};
 
     #[pymodule_export]
     use super::errors::{DivergenceError, HostError, NativeError, TraceError};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyList};
@@ -15,6 +16,7 @@ use rr86_core::replay::{Checkpointer, Replayer, Solo, TraceReader};
 use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
 use rr86_core::translate::engine::BlockLimits;
 use rr86_core::translate::protocol::{Protocol, PROTOCOLS};
+use rr86_core::translate::shortcuts::Shortcuts;
 use rr86_core::translate::vcpu::Exit;
 
 use crate::blocks;
@@ -640,6 +642,20 @@ impl Machine {
 #[pyfunction]
 pub fn block_protocols() -> Vec<&'static str> {
     PROTOCOLS.iter().map(|p| p.name).collect()
+}
+
+/// Switches shortcuts of translated code off for machines that are made from now on, and all others on.
+#[pyfunction]
+pub fn disable_shortcuts(names: Vec<String>) -> PyResult<()> {
+    let left = Shortcuts::without(names.iter().map(String::as_str)).map_err(|name| {
+        let known: Vec<&str> = Shortcuts::NAMES.iter().map(|(name, _)| *name).collect();
+        PyValueError::new_err(format!(
+            "there is no shortcut {name:?} (there are: {})",
+            known.join(", ")
+        ))
+    })?;
+    left.set_default();
+    Ok(())
 }
 
 /// Where a linear address lies, without setting accessed bits.

@@ -10,6 +10,9 @@
 //! which set accessed bits and see changed tables, come when the guest's own accesses and flushes make
 //! them come: sharing, digests and watchpoints, which take tags away, do not add to them.
 //!
+//! Pins hold pages that translated code has found in the table and will probably want again, at fixed
+//! places and with a limit instead of a tag that matches nothing: an offset is allowed if it is below.
+//!
 //! There is one table per kind of privilege, because what may be touched differs: user, supervisor,
 //! and supervisor with SMAP suspended (RFLAGS.AC). Entries are also threaded by physical page
 //! (`PageSlots`), so that taking a page's rights away from a vCPU costs its few aliases and not a
@@ -75,6 +78,28 @@ const KEPT: u16 = GLOBAL | UNGUARDED | MAY_READ | MAY_WRITE | LARGE | HUGE;
 /// What turns a tag into one that matches nothing.
 const AWAY: u64 = 1 << PAGE_SHIFT;
 
+/// Bytes at the end of a page that a pin leaves to the table, so that one limit serves all sizes up to it.
+pub const PIN_MARGIN: u64 = 64;
+/// The limit of a pin that is in force: a smaller offset in the page is allowed.
+pub const PIN_LIMIT: u64 = (1 << PAGE_SHIFT) - PIN_MARGIN + 1;
+/// Pins of each kind of privilege that has any: one for the stack, the others for loops.
+pub const PINS: usize = 5;
+
+/// A page that an instruction has found in the table, for those that will probably want it again:
+/// they need not compute its slot. Set by translated code; whatever takes a right away from any entry
+/// takes all pins away.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pin {
+    /// Virtual page address.
+    pub tag: u64,
+    /// [`PIN_LIMIT`] if reads, or writes, are allowed; otherwise 0.
+    pub read: u64,
+    pub write: u64,
+    /// Host address of the page.
+    pub host: u64,
+}
+
 /// Result of a page walk that may be cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fill {
@@ -90,6 +115,7 @@ pub struct Fill {
 /// The tables of one vCPU. Translated code reads `entries` directly.
 #[repr(C)]
 pub struct Tlb {
+    pub pins: [[Pin; PINS]; 2],
     pub entries: [TlbEntry; SLOTS],
     /// Slots that a flush of non-global translations, or of the global ones, has to look at.
     local: Vec<u16>,
@@ -137,6 +163,7 @@ impl Tlb {
     pub unsafe fn init(this: *mut Self, pages: usize) {
         // SAFETY: the caller owns the memory; each field is written, none is read.
         unsafe {
+            (&raw mut (*this).pins).write(Default::default());
             (&raw mut (*this).local).write(Vec::new());
             (&raw mut (*this).global).write(Vec::new());
             (&raw mut (*this).heads).write(vec![NO_SLOT; pages]);
@@ -158,8 +185,15 @@ impl Tlb {
         }
     }
 
+    fn drop_pins(&mut self) {
+        for pin in self.pins.as_flattened_mut() {
+            (pin.read, pin.write) = (0, 0);
+        }
+    }
+
     /// Puts a translation in, which gives no right yet.
     pub fn insert(&mut self, mmu: MmuIndex, address: u64, host: u64, fill: &Fill) {
+        self.drop_pins();
         let slot = slot_of(mmu, address);
         let tag = address >> PAGE_SHIFT << PAGE_SHIFT;
         let entry = &self.entries[slot];
@@ -220,6 +254,7 @@ impl Tlb {
     /// Lets reads of an address, and writes if wanted, take the fast path as far as its translation
     /// allows them.
     pub fn allow(&mut self, mmu: MmuIndex, address: u64, write: bool) {
+        self.drop_pins();
         let slot = slot_of(mmu, address);
         let entry = &mut self.entries[slot];
         debug_assert!(entry.is_for(slot, address));
@@ -255,6 +290,7 @@ impl Tlb {
         unreachable!("a used TLB slot is threaded on its page");
     }
 
+    /// Empties a slot; the caller drops the pins.
     fn drop_slot(&mut self, slot: usize) {
         self.unthread(slot);
         let listed = self.entries[slot].flags & LISTED;
@@ -264,6 +300,7 @@ impl Tlb {
 
     /// Forgets all translations, or all but the global ones. Costs what there is to forget.
     pub fn flush(&mut self, keep_global: bool) {
+        self.drop_pins();
         self.empty_list(IN_LOCAL, 0);
         if !keep_global {
             self.empty_list(IN_GLOBAL, GLOBAL);
@@ -295,6 +332,7 @@ impl Tlb {
     /// Forgets the translations of the guest's page that holds `address`, whatever its size (INVLPG;
     /// SDM vol. 3A, section 4.10.4.1).
     pub fn flush_page(&mut self, address: u64) {
+        self.drop_pins();
         for mmu in [MmuIndex::Supervisor, MmuIndex::User, MmuIndex::SupervisorAc] {
             let slot = slot_of(mmu, address);
             if self.entries[slot].is_for(slot, address) {
@@ -322,6 +360,9 @@ impl Tlb {
 
     fn for_page(&mut self, page: usize, mut change: impl FnMut(&mut TlbEntry, u64)) {
         let mut at = self.heads[page];
+        if at != NO_SLOT {
+            self.drop_pins();
+        }
         while at != NO_SLOT {
             let slot = at as usize;
             let entry = &mut self.entries[slot];
@@ -375,6 +416,7 @@ impl Tlb {
 
     /// Takes the right to write without the slow path away from every page.
     pub fn protect_all(&mut self) {
+        self.drop_pins();
         for &slot in self.local.iter().chain(&self.global) {
             let slot = slot as usize;
             let entry = &mut self.entries[slot];
@@ -553,6 +595,32 @@ mod tests {
         assert_eq!(tlb.get(MmuIndex::Supervisor, 0x1000, false), None);
         tlb.allow(MmuIndex::User, 0x1000, true);
         assert!(hits(&tlb, MmuIndex::User, 0x1000));
+    }
+
+    #[test]
+    fn whatever_takes_a_right_away_takes_the_pins_away() {
+        let changes: [fn(&mut Tlb); 8] = [
+            |tlb| tlb.flush(true),
+            |tlb| tlb.flush(false),
+            |tlb| tlb.flush_page(0x1000),
+            |tlb| tlb.protect_page(5),
+            |tlb| tlb.guard_page(5),
+            |tlb| tlb.revoke_page(5),
+            Tlb::protect_all,
+            |tlb| insert(tlb, MmuIndex::User, 0x1000 + (4096 << 12), &fill(6, false)),
+        ];
+        for change in changes {
+            let mut tlb = tlb();
+            insert(&mut tlb, MmuIndex::User, 0x1000, &fill(5, false));
+            tlb.pins[1][2] = Pin {
+                tag: 0x1000,
+                read: PIN_LIMIT,
+                write: PIN_LIMIT,
+                host: 0x1000,
+            };
+            change(&mut tlb);
+            assert_eq!((tlb.pins[1][2].read, tlb.pins[1][2].write), (0, 0));
+        }
     }
 
     #[test]

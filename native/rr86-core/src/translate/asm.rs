@@ -38,6 +38,7 @@ pub use Width::{W16, W32, W64};
 pub mod cc {
     pub const E: u8 = 4;
     pub const NE: u8 = 5;
+    pub const AE: u8 = 3;
     pub const A: u8 = 7;
     pub const S: u8 = 8;
     pub const GE: u8 = 13;
@@ -47,6 +48,8 @@ pub mod cc {
 #[derive(Default)]
 pub struct Asm {
     pub bytes: Vec<u8>,
+    /// The stack pointer lies this far above the GS base, so that the vCPU is reached through it.
+    pub frame: Option<usize>,
 }
 
 impl Asm {
@@ -92,8 +95,12 @@ impl Asm {
         self.u8(0xc0 | (reg.0 & 7) << 3 | rm.0 & 7);
     }
 
-    /// `op reg, gs:[disp]`.
+    /// `op reg, gs:[disp]`, or the same word through the stack pointer.
     pub fn gs(&mut self, op: &[u8], width: Width, reg: Reg, disp: usize) {
+        if let Some(frame) = self.frame {
+            self.mem(op, width, reg, Some(RSP), None, disp as i32 - frame as i32);
+            return;
+        }
         if width == W16 {
             self.u8(0x66);
         }
@@ -105,9 +112,14 @@ impl Asm {
         self.u32(disp as u32);
     }
 
-    /// `op reg, gs:[index + disp]`.
+    /// `op reg, gs:[index + disp]`, or the same through the stack pointer.
     pub fn gs_at(&mut self, op: &[u8], width: Width, reg: Reg, index: Reg, disp: usize) {
         assert!(index != RSP && index != R12, "needs a SIB byte");
+        if let Some(frame) = self.frame {
+            let disp = disp as i32 - frame as i32;
+            self.mem(op, width, reg, Some(RSP), Some((index, 1)), disp);
+            return;
+        }
         self.u8(0x65);
         self.rex(width, reg.0, 0, index.0, false);
         self.raw(op);
@@ -169,6 +181,14 @@ impl Asm {
     pub fn mov_rr(&mut self, width: Width, dst: Reg, src: Reg) {
         if dst != src || width != W64 {
             self.rr(&[0x8b], width, dst, src);
+        }
+    }
+
+    /// `lea dst, [base + disp]`, or a move.
+    pub fn lea(&mut self, dst: Reg, base: Reg, disp: i32) {
+        match disp {
+            0 => self.mov_rr(W64, dst, base),
+            _ => self.mem(&[0x8d], W64, dst, Some(base), None, disp),
         }
     }
 
@@ -260,6 +280,12 @@ impl Asm {
         self.u8(0xf0);
         self.u8(0xc0 | (dst.0 & 7) << 3 | src.0 & 7);
         self.u8(count);
+    }
+
+    /// `test reg, imm8` of the low byte.
+    pub fn test_low(&mut self, reg: Reg, imm: u8) {
+        self.rex(W32, 0, 0, reg.0, true);
+        self.raw(&[0xf6, 0xc0 | reg.0 & 7, imm]);
     }
 
     /// Saves the status flags in AX: LAHF, SETO AL.

@@ -5,11 +5,13 @@
 //! most host registers), pass through temporaries. Everything around the copy leaves flags alone.
 
 use iced_x86::{
-    Code, Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
+    Code, Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind, OpKind,
+    Register, RflagsBits,
 };
 
 use super::asm::{self, Reg, W16, W32, W64};
 use super::emit::{Access, Emitter, Flags};
+use super::shortcuts::Shortcuts;
 use super::site::AccessKind;
 use super::vcpu::{at, GUEST_RAX, HOST, T0, T1};
 use crate::cpu::state::sreg;
@@ -228,6 +230,104 @@ struct Passing {
     written: bool,
 }
 
+/// SSE instructions that move data and can raise nothing once their operand is there.
+pub(super) fn only_moves(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        insn.mnemonic(),
+        M::Movups
+            | M::Movupd
+            | M::Movdqu
+            | M::Lddqu
+            | M::Movss
+            | M::Movsd
+            | M::Movlps
+            | M::Movhps
+            | M::Movlpd
+            | M::Movhpd
+            | M::Movd
+            | M::Movq
+    ) && !super::classify::waits(insn)
+}
+
+/// Instructions for which an operand that is a register may as well be a word of the vCPU.
+fn takes_words(op: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        op.mnemonic(),
+        M::Mov
+            | M::Add
+            | M::Adc
+            | M::Sub
+            | M::Sbb
+            | M::And
+            | M::Or
+            | M::Xor
+            | M::Cmp
+            | M::Test
+            | M::Inc
+            | M::Dec
+            | M::Neg
+            | M::Not
+            | M::Imul
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Shl
+            | M::Shr
+            | M::Sar
+            | M::Cmova
+            | M::Cmovae
+            | M::Cmovb
+            | M::Cmovbe
+            | M::Cmove
+            | M::Cmovg
+            | M::Cmovge
+            | M::Cmovl
+            | M::Cmovle
+            | M::Cmovne
+            | M::Cmovno
+            | M::Cmovnp
+            | M::Cmovns
+            | M::Cmovo
+            | M::Cmovp
+            | M::Cmovs
+    )
+}
+
+/// How an instruction uses memory.
+pub(super) enum MemoryUse {
+    None,
+    /// In a way of its own.
+    Special,
+    Plain {
+        size: usize,
+        kind: AccessKind,
+    },
+}
+
+/// What the access through a memory operand has to be allowed.
+fn kind_of(op: &Instruction, access: OpAccess) -> AccessKind {
+    let kind = match access {
+        OpAccess::Write | OpAccess::CondWrite => AccessKind::Write,
+        OpAccess::ReadWrite | OpAccess::ReadCondWrite => AccessKind::Modify,
+        _ => AccessKind::Read,
+    };
+    // A conditional store must not store what it did not write, and neither must an x87 store
+    // that an unmasked exception suppresses.
+    let suppressed = kind == AccessKind::Write && super::classify::is_x87(op);
+    if suppressed || access == OpAccess::CondWrite {
+        AccessKind::Modify
+    } else {
+        kind
+    }
+}
+
+/// Whether a register of an address lives in a host register, or is not there.
+pub(super) fn in_host(register: Register) -> bool {
+    register == Register::None || HOST[number(register)].is_some()
+}
+
 impl Emitter<'_> {
     /// Emits a copied instruction.
     pub(super) fn copy(&mut self, insn: &Instruction) {
@@ -266,41 +366,35 @@ impl Emitter<'_> {
         let mut pending = None;
         if let Some(i) = memory {
             let size = memory_bytes(&op);
-            let kind = match access[i as usize] {
-                OpAccess::Write | OpAccess::CondWrite => AccessKind::Write,
-                OpAccess::ReadWrite | OpAccess::ReadCondWrite => AccessKind::Modify,
-                _ => AccessKind::Read,
-            };
-            // A conditional store must not store what it did not write, and neither must an x87 store
-            // that an unmasked exception suppresses.
-            let suppressed = kind == AccessKind::Write && super::classify::is_x87(&op);
-            let kind = if suppressed || access[i as usize] == OpAccess::CondWrite {
-                AccessKind::Modify
+            let kind = kind_of(&op, access[i as usize]);
+            let displacement = self.run_displacement();
+            if let Some(displacement) = displacement {
+                self.mark_in_run(displacement, size, kind);
             } else {
-                kind
-            };
-            self.address_of(
-                insn,
-                size,
-                kind,
-                if bit_offset {
-                    Some(op.op1_register())
-                } else {
-                    None
-                },
-            );
-            let stack = insn.memory_segment() == Register::SS;
-            pending = Some(self.begin_access(size, kind, stack));
+                self.address_of(
+                    insn,
+                    size,
+                    kind,
+                    if bit_offset {
+                        Some(op.op1_register())
+                    } else {
+                        None
+                    },
+                );
+                let stack = insn.memory_segment() == Register::SS;
+                pending = Some(self.begin_access(size, kind, stack));
+            }
+            let displacement = displacement.unwrap_or(0);
             op.set_memory_base(Register::R10);
             op.set_memory_index(Register::None);
             op.set_memory_index_scale(1);
-            op.set_memory_displacement64(0);
-            op.set_memory_displ_size(0);
+            op.set_memory_displacement64(i64::from(displacement) as u64);
+            op.set_memory_displ_size(u32::from(displacement != 0));
         }
 
         let wrap = implicit_rax(&op);
         let mut free = vec![T1];
-        if memory.is_none() {
+        if memory.is_none() && self.run.is_none() {
             free.push(T0);
         }
         if bit_offset {
@@ -330,6 +424,9 @@ impl Emitter<'_> {
             if let Some(host) = HOST[guest].filter(|_| !high) {
                 let host = if wrap && guest == 0 { asm::RAX } else { host };
                 op.set_op_register(i, sized(host, register.size()));
+                continue;
+            }
+            if memory.is_none() && !high && self.in_vcpu(&mut op, i, access[i as usize]) {
                 continue;
             }
             let known = passing.iter().position(|p| {
@@ -415,6 +512,71 @@ impl Emitter<'_> {
         }
         if let Some(access) = pending {
             self.end_access(access);
+        }
+    }
+
+    /// Makes the operand `i`, a guest register that lives in memory, that word itself.
+    fn in_vcpu(&mut self, op: &mut Instruction, i: u32, access: OpAccess) -> bool {
+        use OpCodeOperandKind as K;
+        let register = op.op_register(i);
+        let others = (0..op.op_count()).any(|j| {
+            j != i
+                && (op.op_kind(j) == OpKind::Memory
+                    || op.op_kind(j) == OpKind::Register
+                        && op.op_register(j).full_register() == register.full_register())
+        });
+        let replaceable = matches!(
+            op.op_code().op_kind(i),
+            K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem
+        );
+        // A write of 32 bits clears the upper half of a register.
+        let reads = access == OpAccess::Read || register.size() != 4;
+        let known = matches!(
+            access,
+            OpAccess::Read | OpAccess::Write | OpAccess::ReadWrite
+        );
+        if others
+            || !replaceable
+            || !reads
+            || !known
+            || !takes_words(op)
+            || !self.request.shortcuts.has(Shortcuts::WORDS)
+            || !self.request.shortcuts.has(Shortcuts::FRAME)
+        {
+            return false;
+        }
+        let word = at::gpr(number(register)) - at::FRAME;
+        op.set_op_kind(i, OpKind::Memory);
+        op.set_memory_base(Register::RSP);
+        op.set_memory_index(Register::None);
+        op.set_memory_index_scale(1);
+        op.set_memory_displacement64(word as u64);
+        op.set_memory_displ_size(1);
+        true
+    }
+
+    /// How an instruction that would be copied uses memory.
+    pub(super) fn memory_use(&mut self, insn: &Instruction) -> MemoryUse {
+        let op = general_form(insn);
+        let memory = (0..op.op_count()).find(|&i| op.op_kind(i) == OpKind::Memory);
+        // Those with RAX or a bit offset need temporaries of their own.
+        if implicit_rax(&op) {
+            return MemoryUse::Special;
+        }
+        let Some(i) = memory else {
+            return MemoryUse::None;
+        };
+        let register = op.op_count() > 1 && op.op1_kind() == OpKind::Register;
+        if op.mnemonic() == Mnemonic::Xchg || is_bit_test(&op) && register {
+            return MemoryUse::Special;
+        }
+        let access = self
+            .info
+            .info_options(&op, InstructionInfoOptions::NO_REGISTER_USAGE)
+            .op_access(i);
+        MemoryUse::Plain {
+            size: memory_bytes(&op),
+            kind: kind_of(&op, access),
         }
     }
 
@@ -531,6 +693,12 @@ impl Emitter<'_> {
             }
         }
         self.segment(segment_index(insn.memory_segment()), size, kind);
+        let flat = !matches!(insn.memory_segment(), Register::FS | Register::GS);
+        self.address_key =
+            (flat && bit_offset.is_none() && !insn.is_ip_rel_memory_operand()).then(|| {
+                let (base, index) = (insn.memory_base(), insn.memory_index());
+                (base, index, insn.memory_index_scale())
+            });
     }
 
     /// Emits the linear address of `insn`'s memory operand plus `adjust` into T0.
@@ -592,8 +760,49 @@ impl Emitter<'_> {
     pub(super) fn lea(&mut self, insn: &Instruction) {
         let register = insn.op0_register();
         let guest = number(register);
+        if let (true, Some(host)) = (self.quick_lea(insn), HOST[guest]) {
+            let wide = register.size() == 8 && address_size(insn) == 8;
+            let base = (insn.memory_base() != Register::None).then(|| insn.memory_base());
+            let index = (insn.memory_index() != Register::None).then(|| insn.memory_index());
+            let host_of = |r: Register| HOST[number(r)].expect("a quick LEA has host registers");
+            self.hot.mem(
+                &[0x8d],
+                if wide { W64 } else { W32 },
+                host,
+                base.map(host_of),
+                index.map(|r| (host_of(r), insn.memory_index_scale() as u8)),
+                insn.memory_displacement64() as i32,
+            );
+            return;
+        }
         self.offset_of(insn, T0);
         self.write_register(guest, register.size(), T0);
+    }
+
+    /// `to` = base + index * scale + displacement, in 64 bits. Flags are untouched; T0 and T1 change.
+    pub(super) fn lea_of(
+        &mut self,
+        to: Reg,
+        base: Register,
+        index: Register,
+        scale: u32,
+        displacement: i32,
+    ) {
+        let spare = if to == T0 { T1 } else { T0 };
+        let place = |e: &mut Self, register: Register, spare: Reg| {
+            (register != Register::None).then(|| {
+                HOST[number(register)].unwrap_or_else(|| {
+                    e.hot.load(W64, spare, at::gpr(number(register)));
+                    spare
+                })
+            })
+        };
+        let base = place(self, base, to);
+        let index = place(self, index, spare).map(|index| (index, scale as u8));
+        match (base, index) {
+            (Some(base), None) => self.hot.lea(to, base, displacement),
+            _ => self.hot.mem(&[0x8d], W64, to, base, index, displacement),
+        }
     }
 
     /// Moves a temporary into a guest register with the merging rules of its size; T1 may change.

@@ -10,9 +10,10 @@ use super::fetch::FetchPage;
 use super::mode::Mode;
 use super::oracle::Seen;
 use super::signals;
-use super::slow::{sync_flags, View};
+use super::slow::sync_flags;
 use super::stubs;
 use super::vcpu::{Exit, Vcpu};
+use super::view::View;
 use super::windows::{Fetched, Window};
 use crate::cpu::exception::{vector, Exception};
 use crate::cpu::interrupt::{self, Event};
@@ -620,6 +621,7 @@ impl Engine {
             hooks: &self.hooks,
             checked: checked || start == 0 && self.oracle.is_some(),
             tracking: self.tracking(),
+            shortcuts: self.shortcuts,
             address: self.code.next_address(),
         };
         emit::translate(request, self.stubs, &mut self.info)

@@ -9,14 +9,17 @@
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic};
 
 use super::asm::{self, cc, Asm, Reg, W32, W64};
-use super::classify::Class;
+use super::classify::{needs_alignment, Class};
 use super::mode::Mode;
+use super::pins::Circle;
+use super::runs::{Key, Run, Second};
+use super::shortcuts::Shortcuts;
 use super::site::{AccessKind, Site};
 use super::stubs::Stubs;
 use super::vcpu::{at, jump_index, Exit, GUEST_RSP, JUMP_BITS, T0, T1};
 use crate::cpu::exception::vector;
 use crate::memory::ram::LINE_SHIFT;
-use crate::memory::tlb::{MmuIndex, ENTRY_SHIFT, TABLES};
+use crate::memory::tlb::{MmuIndex, ENTRY_SHIFT, PIN_LIMIT, TABLES};
 use crate::memory::{PAGE_SHIFT, PAGE_SIZE};
 
 /// Where the status flags are.
@@ -68,6 +71,7 @@ pub struct Request<'a> {
     pub checked: bool,
     /// Mark the lines that stores write.
     pub tracking: bool,
+    pub shortcuts: Shortcuts,
     /// Host address at which the code will run.
     pub address: u64,
 }
@@ -109,7 +113,6 @@ pub struct Access {
     start: usize,
     kind: AccessKind,
     site: Site,
-    tag: usize,
 }
 
 pub struct Emitter<'a> {
@@ -124,14 +127,24 @@ pub struct Emitter<'a> {
     stubs: Stubs,
     pub(super) encoder: Encoder,
     pub(super) info: &'a mut InstructionInfoFactory,
-    fpu_loaded: bool,
+    pub(super) fpu_loaded: bool,
+    pub(super) run: Option<Run>,
+    pub(super) seconds: Vec<Second>,
+    /// The loop that the block is, if it is one.
+    pub(super) circle: Option<Circle>,
+    /// What the address in T0 is made of.
+    pub(super) address_key: Option<Key>,
 }
 
 /// Translates a block.
 pub fn translate(request: Request<'_>, stubs: Stubs, info: &mut InstructionInfoFactory) -> Code {
+    let code = || Asm {
+        frame: request.shortcuts.has(Shortcuts::FRAME).then_some(at::FRAME),
+        ..Asm::default()
+    };
     let mut e = Emitter {
-        hot: Asm::default(),
-        cold: Asm::default(),
+        hot: code(),
+        cold: code(),
         fixups: Vec::new(),
         slots: Vec::new(),
         traps: Vec::new(),
@@ -142,6 +155,10 @@ pub fn translate(request: Request<'_>, stubs: Stubs, info: &mut InstructionInfoF
         encoder: Encoder::new(64),
         info,
         fpu_loaded: false,
+        run: None,
+        seconds: Vec::new(),
+        circle: None,
+        address_key: None,
     };
     e.block();
     e.finish()
@@ -168,13 +185,16 @@ impl Emitter<'_> {
             self.hot.mov_imm(T1, u64::from(site.pack()));
             self.call_stub(Stream::Hot, self.stubs.entered);
         }
+        self.find_circle();
         for (index, &(insn, class)) in insns.iter().enumerate().take(stop).skip(start) {
             self.index = index;
-            let hooks = self.request.hooks;
-            if hooks.rips.binary_search(&insn.ip()).is_ok() || hooks.int3 && is_breakpoint(insn) {
+            if self.hooked(&insn) {
                 self.hook();
             }
+            self.begin_run();
+            self.settle_stack_for(&insn, class);
             self.instruction(&insn, class);
+            self.end_run();
         }
         if stop < insns.len() {
             self.flags_to_ax();
@@ -185,9 +205,16 @@ impl Emitter<'_> {
             let next = insns[stop - 1].0.next_ip();
             self.jump_to(next);
         }
+        self.second_copies();
     }
 
-    fn instruction(&mut self, insn: &Instruction, class: Class) {
+    /// Whether the debugger wants to be asked before an instruction.
+    pub(super) fn hooked(&self, insn: &Instruction) -> bool {
+        let hooks = self.request.hooks;
+        hooks.rips.binary_search(&insn.ip()).is_ok() || hooks.int3 && is_breakpoint(*insn)
+    }
+
+    pub(super) fn instruction(&mut self, insn: &Instruction, class: Class) {
         match class {
             Class::Nop => {}
             Class::Copy => self.copy(insn),
@@ -380,27 +407,10 @@ impl Emitter<'_> {
     /// the caller emits the instruction itself, position-independent, and calls `end_access`.
     pub(super) fn begin_access(&mut self, size: usize, kind: AccessKind, stack: bool) -> Access {
         self.free_host_flags();
-        let mmu = self.request.mode.mmu();
-        let (_, bits) = TABLES[mmu as usize];
-        let tag = at::tlb(
-            mmu_table(mmu),
-            if kind.writes() {
-                at::TAG_WRITE
-            } else {
-                at::TAG_READ
-            },
-        );
-        let mask = ((1i32 << bits) - 1) << ENTRY_SHIFT;
-        self.hot
-            .rorx(W64, T1, T0, PAGE_SHIFT as u8 - ENTRY_SHIFT as u8);
-        self.hot.alu_imm(4, W32, T1, mask);
-        self.hot.gs_at(&[0x2b], W64, T0, T1, tag);
-        self.hot.alu_imm(7, W64, T0, PAGE_SIZE as i32 - size as i32);
-        let branch = self.hot.jcc(cc::A);
-        self.hot
-            .gs_at(&[0x03], W64, T0, T1, at::tlb(mmu_table(mmu), at::TLB_HOST));
+        let branch = self.check_address(size, kind);
         if kind.writes() && self.request.tracking {
-            self.mark_lines(size);
+            let aligned = self.mostly_aligned(size);
+            self.mark_lines(0, size, aligned);
         }
         let mut site = self.site();
         site.size = size as u8;
@@ -411,26 +421,142 @@ impl Emitter<'_> {
             start: self.hot.len(),
             kind,
             site,
-            tag,
         }
     }
 
-    /// Marks the lines of `size` bytes at the host address in T0 as written (`GuestRam`). The slow path
-    /// does so itself, because its store may go elsewhere.
-    fn mark_lines(&mut self, size: usize) {
-        let mut mark = |last: i32| {
-            match last {
-                0 => self.hot.mov_rr(W64, T1, T0),
-                _ => self.hot.mem(&[0x8d], W64, T1, Some(T0), None, last),
-            }
-            self.hot.shift_imm(5, T1, LINE_SHIFT as u8);
-            self.hot.mem(&[0xc6], asm::W32, Reg(0), Some(T1), None, 0);
-            self.hot.u8(1);
+    fn tag_of(&self, kind: AccessKind) -> usize {
+        at::tlb(
+            mmu_table(self.request.mode.mmu()),
+            if kind.writes() {
+                at::TAG_WRITE
+            } else {
+                at::TAG_READ
+            },
+        )
+    }
+
+    /// Makes the linear address in T0 the host address of `size` bytes, all in one page, or jumps. Returns
+    /// the fixup of the jump; where it leads, T1 is what `tag_of` has to be added to.
+    pub(super) fn check_address(&mut self, size: usize, kind: AccessKind) -> usize {
+        let pin = self.pin_of(size);
+        let Some(pin) = pin else {
+            let branch = self.check_in_table(Stream::Hot, size, kind);
+            let host = self.host_field();
+            self.hot.gs_at(&[0x03], W64, T0, T1, host);
+            return branch;
         };
-        mark(0);
-        if size > 1 {
-            mark(size as i32 - 1);
+        let table = mmu_table(self.request.mode.mmu());
+        let field = |field| at::pin(table, pin, field);
+        let limit = if kind.writes() {
+            at::PIN_WRITE
+        } else {
+            at::PIN_READ
+        };
+        self.hot.gs(&[0x2b], W64, T0, field(at::PIN_TAG));
+        self.hot.gs(&[0x3b], W64, T0, field(limit));
+        let other = self.hot.jcc(cc::AE);
+        self.hot.gs(&[0x03], W64, T0, field(at::PIN_HOST));
+        let back = self.hot.len();
+        self.fixups
+            .push((Stream::Hot, other, Label::Cold(self.cold.len())));
+        // Another page: what the table says of it goes into the pin.
+        self.cold.gs(&[0x03], W64, T0, field(at::PIN_TAG));
+        let branch = self.check_in_table(Stream::Cold, size, kind);
+        let (tag, host) = (self.tag_of(kind), self.host_field());
+        let cold = &mut self.cold;
+        cold.store(W64, T0, at::PIN_OFFSET);
+        cold.gs_at(&[0x8b], W64, T0, T1, tag);
+        cold.store(W64, T0, field(at::PIN_TAG));
+        cold.gs_at(&[0x8b], W64, T0, T1, host);
+        cold.store(W64, T0, field(at::PIN_HOST));
+        let limits = [
+            (at::PIN_READ, PIN_LIMIT),
+            (at::PIN_WRITE, if kind.writes() { PIN_LIMIT } else { 0 }),
+        ];
+        for (limit, value) in limits {
+            cold.gs(&[0xc7], W64, Reg(0), field(limit));
+            cold.u32(value as u32);
         }
+        cold.gs(&[0x03], W64, T0, at::PIN_OFFSET);
+        let at = cold.jmp();
+        self.fixups.push((Stream::Cold, at, Label::Hot(back)));
+        branch
+    }
+
+    fn host_field(&self) -> usize {
+        at::tlb(mmu_table(self.request.mode.mmu()), at::TLB_HOST)
+    }
+
+    /// Makes the linear address in T0 an offset in its page, with the scaled slot in T1, or jumps.
+    fn check_in_table(&mut self, stream: Stream, size: usize, kind: AccessKind) -> usize {
+        let mmu = self.request.mode.mmu();
+        let (_, bits) = TABLES[mmu as usize];
+        let tag = self.tag_of(kind);
+        let mask = ((1i32 << bits) - 1) << ENTRY_SHIFT;
+        let a = self.stream(stream);
+        a.rorx(W64, T1, T0, PAGE_SHIFT as u8 - ENTRY_SHIFT as u8);
+        a.alu_imm(4, W32, T1, mask);
+        a.gs_at(&[0x2b], W64, T0, T1, tag);
+        a.alu_imm(7, W64, T0, PAGE_SIZE as i32 - size as i32);
+        let branch = a.jcc(cc::A);
+        self.fixups.push((stream, branch, Label::Hot(0)));
+        self.fixups.len() - 1
+    }
+
+    /// Marks the line of the byte at this displacement from the host address in T0 as written
+    /// (`GuestRam`). The slow path does so itself, because its store may go elsewhere.
+    pub(super) fn mark_line(&mut self, displacement: i32) {
+        self.hot.lea(T1, T0, displacement);
+        Self::mark_t1(&mut self.hot);
+    }
+
+    fn mark_t1(a: &mut Asm) {
+        a.shift_imm(5, T1, LINE_SHIFT as u8);
+        a.mem(&[0xc6], asm::W32, Reg(0), Some(T1), None, 0);
+        a.u8(1);
+    }
+
+    /// Whether the current instruction's operand is likely to be aligned: those of 16 bytes are, or it
+    /// is one of the instructions for those that are not.
+    pub(super) fn mostly_aligned(&self, size: usize) -> bool {
+        size <= 8 || needs_alignment(&self.request.insns[self.index].0)
+    }
+
+    /// Marks the lines of up to 64 bytes, which are likely to be `aligned` to their size, or not.
+    pub(super) fn mark_lines(&mut self, displacement: i32, size: usize, aligned: bool) {
+        let last = displacement + size as i32 - 1;
+        if size == 1 {
+            self.mark_line(displacement);
+        } else if aligned && size.is_power_of_two() && self.request.shortcuts.has(Shortcuts::MARKS)
+        {
+            // An aligned operand lies in one line.
+            self.hot.lea(T1, T0, displacement);
+            self.hot.test_low(T1, size as u8 - 1);
+            let unaligned = self.hot.jcc(cc::NE);
+            let back = self.hot.len();
+            self.fixups
+                .push((Stream::Hot, unaligned, Label::Cold(self.cold.len())));
+            self.cold.lea(T1, T0, last);
+            Self::mark_t1(&mut self.cold);
+            self.cold.lea(T1, T0, displacement);
+            let at = self.cold.jmp();
+            self.fixups.push((Stream::Cold, at, Label::Hot(back)));
+            Self::mark_t1(&mut self.hot);
+        } else {
+            self.mark_line(displacement);
+            self.mark_line(last);
+        }
+    }
+
+    /// The place to which the jump of this fixup leads is here.
+    pub(super) fn land(&mut self, fixup: usize) {
+        self.fixups[fixup].2 = Label::Hot(self.hot.len());
+    }
+
+    /// A jump to a place earlier in the hot stream.
+    pub(super) fn jump_back(&mut self, to: usize) {
+        let at = self.hot.jmp();
+        self.fixups.push((Stream::Hot, at, Label::Hot(to)));
     }
 
     /// Emits the slow path of an access whose instruction has just been emitted.
@@ -440,11 +566,10 @@ impl Emitter<'_> {
             start,
             kind,
             site,
-            tag,
         } = access;
+        let tag = self.tag_of(kind);
         let end = self.hot.len();
-        self.fixups
-            .push((Stream::Hot, branch, Label::Cold(self.cold.len())));
+        self.fixups[branch].2 = Label::Cold(self.cold.len());
         self.cold.gs_at(&[0x03], W64, T0, T1, tag);
         self.note_block(Stream::Cold);
         self.cold.mov_imm(T1, u64::from(site.pack()));
@@ -579,10 +704,9 @@ impl Emitter<'_> {
     /// where the jump faults.
     pub(super) fn jump_indirect(&mut self, undo: i32) {
         self.free_host_flags();
-        self.hot.store(W64, T0, at::RIP);
         if self.request.mode.code_flat() && !self.request.mode.one() {
-            self.hot.load(W64, T1, at::JUMP_KEY);
-            self.hot.rr(&[0x33], W64, T1, T0);
+            self.hot.mov_rr(W64, T1, T0);
+            self.hot.gs(&[0x33], W64, T1, at::JUMP_KEY);
             // The index of `jump_index`, times the size of an entry.
             self.hot.raw(&[0x45, 0x69, 0xd2]); // imul r10d, r10d, imm32
             self.hot.u32(super::vcpu::JUMP_HASH);
@@ -592,9 +716,11 @@ impl Emitter<'_> {
             let miss = self.hot.jcc(cc::NE);
             self.hot.gs_at(&[0xff], W32, Reg(4), T0, at::JUMP_CODE);
             self.hot.patch_here(miss);
-            // What the jump cache knows has been fetched before.
-            self.hot.load(W64, T0, at::RIP);
+            // What the jump cache knows has been fetched before. T1 is still the rip and the key.
+            self.hot.gs(&[0x33], W64, T1, at::JUMP_KEY);
+            self.hot.mov_rr(W64, T0, T1);
         }
+        self.hot.store(W64, T0, at::RIP);
         self.check_target(T0, undo);
         self.leave(Stream::Hot, Exit::Lookup);
     }

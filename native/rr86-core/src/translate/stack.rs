@@ -13,7 +13,7 @@ use super::vcpu::{at, GUEST_RSP, HOST, T0, T1};
 use crate::cpu::state::{gpr, sreg};
 
 /// Bytes that a stack instruction moves.
-fn operand_size(insn: &Instruction) -> usize {
+pub(super) fn operand_size(insn: &Instruction) -> usize {
     insn.stack_pointer_increment().unsigned_abs() as usize
 }
 
@@ -35,11 +35,16 @@ impl Emitter<'_> {
             self.hot.rr(&[0x0f, 0xb7], W32, T0, T0);
         }
         self.segment(sreg::SS, size, kind);
+        self.address_key = Some((Register::RSP, Register::None, 1));
     }
 
     /// Adds to the stack pointer in its current size, without touching flags or T1's value when the
     /// stack is 32 or 64 bits wide.
     fn move_stack(&mut self, by: i32) {
+        if let Some(run) = &mut self.run {
+            run.stack_shift += by;
+            return;
+        }
         match self.request.mode.stack_size() {
             8 => self
                 .hot
@@ -57,16 +62,26 @@ impl Emitter<'_> {
     /// Pushes T1 or a host register; flags and the source survive.
     pub(super) fn push_register(&mut self, source: Reg, size: usize, load: Option<usize>) {
         let by = -(size as i32);
-        self.stack_address(by, size, AccessKind::Write);
-        let access = self.begin_access(size, AccessKind::Write, true);
-        if let Some(slot) = load {
-            self.hot.load(W64, source, slot);
-        }
         let width = match size {
             2 => W16,
             4 => W32,
             _ => W64,
         };
+        if let Some(displacement) = self.run_displacement() {
+            self.mark_in_run(displacement, size, AccessKind::Write);
+            if let Some(slot) = load {
+                self.hot.load(W64, source, slot);
+            }
+            self.hot
+                .mem(&[0x89], width, source, Some(T0), None, displacement);
+            self.move_stack(by);
+            return;
+        }
+        self.stack_address(by, size, AccessKind::Write);
+        let access = self.begin_access(size, AccessKind::Write, true);
+        if let Some(slot) = load {
+            self.hot.load(W64, source, slot);
+        }
         self.hot.mem(&[0x89], width, source, Some(T0), None, 0);
         self.move_stack(by);
         self.end_access(access);
@@ -106,14 +121,22 @@ impl Emitter<'_> {
 
     fn push_immediate(&mut self, value: u64, size: usize) {
         let by = -(size as i32);
-        self.stack_address(by, size, AccessKind::Write);
-        let access = self.begin_access(size, AccessKind::Write, true);
-        self.hot.mov_imm(T1, value);
         let width = match size {
             2 => W16,
             4 => W32,
             _ => W64,
         };
+        if let Some(displacement) = self.run_displacement() {
+            self.mark_in_run(displacement, size, AccessKind::Write);
+            self.hot.mov_imm(T1, value);
+            self.hot
+                .mem(&[0x89], width, T1, Some(T0), None, displacement);
+            self.move_stack(by);
+            return;
+        }
+        self.stack_address(by, size, AccessKind::Write);
+        let access = self.begin_access(size, AccessKind::Write, true);
+        self.hot.mov_imm(T1, value);
         self.hot.mem(&[0x89], width, T1, Some(T0), None, 0);
         self.move_stack(by);
         self.end_access(access);
@@ -121,6 +144,25 @@ impl Emitter<'_> {
 
     pub(super) fn pop(&mut self, insn: &Instruction) {
         let size = operand_size(insn);
+        if let Some(displacement) = self.run_displacement() {
+            let guest = number(insn.op0_register());
+            match HOST[guest] {
+                Some(host) if size == 8 && host != GUEST_RSP => {
+                    self.hot
+                        .mem(&[0x8b], W64, host, Some(T0), None, displacement);
+                    self.move_stack(8);
+                }
+                _ => {
+                    let width = if size == 2 { W16 } else { W64 };
+                    self.hot
+                        .mem(&[0x8b], width, T1, Some(T0), None, displacement);
+                    self.move_stack(size as i32);
+                    self.settle_stack();
+                    self.write_register(guest, size, T1);
+                }
+            }
+            return;
+        }
         self.stack_address(0, size, AccessKind::Read);
         if insn.op0_kind() == OpKind::Register {
             let access = self.begin_access(size, AccessKind::Read, true);
@@ -180,9 +222,15 @@ impl Emitter<'_> {
     }
 
     pub(super) fn call(&mut self, insn: &Instruction) {
-        self.push_immediate(insn.next_ip(), operand_size(insn));
+        self.call_push(insn);
+        self.end_run();
         self.flags_to_ax();
         self.jump_to(insn.near_branch_target());
+    }
+
+    /// The part of a direct call that accesses memory.
+    pub(super) fn call_push(&mut self, insn: &Instruction) {
+        self.push_immediate(insn.next_ip(), operand_size(insn));
     }
 
     /// Reads the target of an indirect jump or call into the scratch word or says which host register
@@ -243,13 +291,33 @@ impl Emitter<'_> {
             0
         };
         let size = operand_size(insn) - extra as usize;
-        self.stack_address(0, size, AccessKind::Read);
-        let access = self.begin_access(size, AccessKind::Read, true);
-        self.move_t1(access, size, false);
-        self.move_stack(size as i32 + extra);
+        self.ret_load(insn);
+        self.end_run();
         self.hot.mov_rr(W64, T0, T1);
         self.truncate_target(size);
         self.jump_indirect(-(size as i32 + extra));
+    }
+}
+
+impl Emitter<'_> {
+    /// The part of a return that accesses memory: T1 = the return address.
+    pub(super) fn ret_load(&mut self, insn: &Instruction) {
+        let extra = if insn.op_count() == 1 {
+            i32::from(insn.immediate16())
+        } else {
+            0
+        };
+        let size = operand_size(insn) - extra as usize;
+        if let Some(displacement) = self.run_displacement() {
+            let width = if size == 2 { W16 } else { W64 };
+            self.hot
+                .mem(&[0x8b], width, T1, Some(T0), None, displacement);
+        } else {
+            self.stack_address(0, size, AccessKind::Read);
+            let access = self.begin_access(size, AccessKind::Read, true);
+            self.move_t1(access, size, false);
+        }
+        self.move_stack(size as i32 + extra);
     }
 }
 

@@ -82,9 +82,11 @@ fn if_live(a: &mut Asm, flag: usize, body: impl FnOnce(&mut Asm)) {
 
 fn call_rust(a: &mut Asm, target: u64) {
     a.mov_imm(asm::RAX, target);
-    a.alu_imm(5, W64, asm::RSP, 8);
+    // `enter` has left the thread's stack pointer aligned for a call.
+    a.store(W64, asm::RSP, at::STUB_RSP);
+    a.load(W64, asm::RSP, at::HOST_RSP);
     a.raw(&[0xff, 0xd0]);
-    a.alu_imm(0, W64, asm::RSP, 8);
+    a.load(W64, asm::RSP, at::STUB_RSP);
 }
 
 /// The part that slow access and commit share: save, call, and either come back or leave.
@@ -142,6 +144,7 @@ pub fn emit(buffer: &mut CodeBuffer) -> Stubs {
     push.iter().for_each(|p| a.raw(p));
     a.alu_imm(5, W64, asm::RSP, 8);
     a.store(W64, asm::RSP, at::HOST_RSP);
+    a.load(W64, asm::RSP, at::CODE_RSP);
     a.mov_rr(W64, T0, asm::RDI);
     load_registers(&mut a, |_| true);
     a.load(W64, asm::RAX, at::FLAGS_AX);

@@ -7,13 +7,14 @@ use std::mem::offset_of;
 use super::asm::{self, Reg};
 use crate::cpu::exception::Exception;
 use crate::cpu::state::{gpr, CpuState};
-use crate::memory::tlb::{Tlb, TlbEntry, ENTRY_SHIFT, TABLES};
+use crate::memory::tlb::{Pin, Tlb, TlbEntry, ENTRY_SHIFT, PINS, TABLES};
 
 /// Host registers by guest register. Four guest registers live in memory; host RAX holds the saved
-/// status flags, R10 and R11 are temporary, RSP is the host's stack.
+/// status flags, R10 and R11 are temporary, RSP points to the vCPU, above a stack of its own.
 ///
-/// RAX cannot keep its name because LAHF and SAHF need it, and RSP cannot because helpers and
-/// signals need a stack. The four in memory are those that kernel code uses least.
+/// RAX cannot keep its name because LAHF and SAHF need it, and RSP cannot because stubs and
+/// signals need a stack. The four in memory are those that kernel code uses least; hosts forward a store
+/// through RSP to the next load of the same word at once.
 pub const HOST: [Option<Reg>; 16] = [
     Some(asm::R9),  // rax
     Some(asm::RCX), // rcx
@@ -101,7 +102,13 @@ pub struct RunState {
     pub flags_ax: u64,
     /// This structure's own vCPU.
     pub this: u64,
+    /// The thread's stack pointer when code was entered.
     pub host_rsp: u64,
+    /// The stack pointer in a block, and that of a stub which has called Rust.
+    pub code_rsp: u64,
+    pub stub_rsp: u64,
+    /// An offset in a page, while its pin is set.
+    pub pin_offset: u64,
     /// [`super::mode::Mode::key`] of the running mode.
     pub jump_key: u64,
     pub exit: u32,
@@ -131,9 +138,16 @@ pub struct RunState {
 #[repr(C, align(64))]
 pub struct Bounce(pub [u8; 192]);
 
+/// The stack that translated code runs on. It holds the return addresses of stubs and the frames of host
+/// signals; Rust runs on the thread's own. Its upper end is where the stack pointer stands in a block, so
+/// that the words behind it are at small displacements.
+#[repr(C, align(64))]
+pub struct CodeStack([u8; 1 << 16]);
+
 /// A vCPU.
 #[repr(C, align(64))]
 pub struct Vcpu {
+    pub stack: CodeStack,
     pub cpu: CpuState,
     pub run: RunState,
     pub tlb: Tlb,
@@ -161,6 +175,7 @@ impl Vcpu {
             Box::from_raw(raw)
         };
         this.run.this = &raw const *this as u64;
+        this.run.code_rsp = this.run.this + at::FRAME as u64;
         this.clear_jumps();
         this
     }
@@ -180,6 +195,8 @@ pub const JUMP_HASH: u32 = 0x9e37_79b1;
 pub mod at {
     use super::*;
 
+    /// Where the stack pointer stands in a block.
+    pub const FRAME: usize = offset_of!(Vcpu, stack) + size_of::<CodeStack>();
     pub const fn gpr(index: usize) -> usize {
         offset_of!(Vcpu, cpu) + offset_of!(CpuState, gpr) + 8 * index
     }
@@ -209,6 +226,8 @@ pub mod at {
     pub const FLAGS_AX: usize = RUN + offset_of!(RunState, flags_ax);
     pub const THIS: usize = RUN + offset_of!(RunState, this);
     pub const HOST_RSP: usize = RUN + offset_of!(RunState, host_rsp);
+    pub const CODE_RSP: usize = RUN + offset_of!(RunState, code_rsp);
+    pub const STUB_RSP: usize = RUN + offset_of!(RunState, stub_rsp);
     pub const JUMP_KEY: usize = RUN + offset_of!(RunState, jump_key);
     pub const EXIT: usize = RUN + offset_of!(RunState, exit);
     pub const EXIT_SLOT: usize = RUN + offset_of!(RunState, exit_slot);
@@ -223,6 +242,18 @@ pub mod at {
     pub const fn tlb(table: usize, field: usize) -> usize {
         TLB + (TABLES[table].0 << ENTRY_SHIFT) + field
     }
+    /// A pin of a table that has some.
+    pub const fn pin(table: usize, number: usize, field: usize) -> usize {
+        offset_of!(Vcpu, tlb)
+            + offset_of!(Tlb, pins)
+            + (table * PINS + number) * size_of::<Pin>()
+            + field
+    }
+    pub const PIN_TAG: usize = offset_of!(Pin, tag);
+    pub const PIN_READ: usize = offset_of!(Pin, read);
+    pub const PIN_WRITE: usize = offset_of!(Pin, write);
+    pub const PIN_HOST: usize = offset_of!(Pin, host);
+    pub const PIN_OFFSET: usize = RUN + offset_of!(RunState, pin_offset);
     pub const TAG_READ: usize = offset_of!(TlbEntry, read);
     pub const TAG_WRITE: usize = offset_of!(TlbEntry, write);
     pub const TLB_HOST: usize = offset_of!(TlbEntry, host);

@@ -1,0 +1,85 @@
+//! Which shortcuts translated code takes. Each changes how fast a guest runs and nothing that it, or a
+//! trace, can see; each can be switched off by name, to measure it or to find out whether it is at fault.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A set of shortcuts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortcuts(u32);
+
+impl Shortcuts {
+    /// Code reaches its vCPU through the stack pointer, which lets the host forward a store to the
+    /// next load of the same word without delay; otherwise through the GS base.
+    pub const FRAME: Self = Self(1);
+    /// An aligned store marks one line; whether it may touch two is asked and not assumed.
+    pub const MARKS: Self = Self(1 << 1);
+
+    /// Neighbouring accesses around one address share a check.
+    pub const RUNS: Self = Self(1 << 2);
+
+    /// A guest register that lives in memory is operand of a copied instruction where it is.
+    pub const WORDS: Self = Self(1 << 3);
+
+    /// Accesses that stay in a page for long find it in a pin and not in the table.
+    pub const PINS: Self = Self(1 << 4);
+
+    /// The names by which they are switched off.
+    pub const NAMES: [(&'static str, Self); 5] = [
+        ("frame", Self::FRAME),
+        ("marks", Self::MARKS),
+        ("runs", Self::RUNS),
+        ("words", Self::WORDS),
+        ("pins", Self::PINS),
+    ];
+
+    pub const ALL: Self = Self((1 << Self::NAMES.len()) - 1);
+
+    pub fn has(self, one: Self) -> bool {
+        self.0 & one.0 != 0
+    }
+
+    /// All but those named.
+    ///
+    /// # Errors
+    /// The first name that there is not.
+    pub fn without<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Self, &'a str> {
+        let mut left = Self::ALL.0;
+        for name in names {
+            let (_, one) = Self::NAMES.iter().find(|(n, _)| *n == name).ok_or(name)?;
+            left &= !one.0;
+        }
+        Ok(Self(left))
+    }
+
+    /// Those of engines that are made from now on.
+    pub fn set_default(self) {
+        DEFAULT.store(self.0, Ordering::Relaxed);
+    }
+}
+
+static DEFAULT: AtomicU32 = AtomicU32::new(Shortcuts::ALL.0);
+
+impl Default for Shortcuts {
+    fn default() -> Self {
+        Self(DEFAULT.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_takes_its_shortcut_away_and_no_other() {
+        for (name, one) in Shortcuts::NAMES {
+            let left = Shortcuts::without([name]).unwrap();
+            assert!(!left.has(one));
+            assert_eq!(left.0 | one.0, Shortcuts::ALL.0);
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused() {
+        assert_eq!(Shortcuts::without(["frame", "speed"]), Err("speed"));
+    }
+}

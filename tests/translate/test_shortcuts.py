@@ -1,0 +1,31 @@
+"""Shortcuts of translated code, switched off with RR86_DISABLE."""
+
+from pathlib import Path
+
+import pytest
+
+import rr86
+from rr86.machine.spec import SpecError
+from tests.demo import record_demo
+
+ALL = "frame,marks,runs,words,pins"
+
+
+def test_a_trace_is_the_same_without_shortcuts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_them = record_demo(tmp_path, "with")
+    monkeypatch.setenv("RR86_DISABLE", ALL)
+    without = record_demo(tmp_path, "without")
+    first, second = rr86.open_trace(with_them.path), rr86.open_trace(without.path)
+    assert list(first.events()) == list(second.events())
+    # One made with them replays without them, every digest compared.
+    assert first.session().run().reason == "poweroff"
+
+
+def test_an_unknown_shortcut_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RR86_DISABLE", "pins,speed")
+    with pytest.raises(SpecError, match="speed.*frame, marks"):
+        record_demo(tmp_path)
