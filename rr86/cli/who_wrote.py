@@ -141,7 +141,7 @@ def command(
         typer.Argument(
             metavar="ADDR[:SIZE]",
             help="A physical address (0x… or decimal), or a kernel symbol as NAME or NAME+OFFSET; "
-            "and how many bytes, by default 1, or as many as the symbol has if these are up to 8.",
+            "and how many bytes: by default 1, or what the symbol has, up to 8.",
         ),
     ],
     at: Annotated[

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PAGE = 4096
 _PER_CPU_END = 1 << 24
-# A symbol of up to so many bytes is meant as a whole.
+# Of a larger symbol, the first bytes are meant.
 _WORD = 8
 
 
@@ -72,7 +72,7 @@ def locate(
     """Find a place: a physical address as it is, a linear one (`virtual`) as `vcpu` maps it at the
     moment `at` (None: the end), a symbol where the kernel is, a per-CPU one for each CPU.
 
-    Where no size was said it is a symbol's, if that is at most eight bytes, and one byte otherwise.
+    Where no size was said it is that of the symbol, at most eight bytes; one byte of an address.
     """
     check_vcpu(trace, vcpu)
     if place.symbol is not None:
@@ -118,7 +118,7 @@ def _symbol(trace: "Trace", place: Place, name: str, tick: Tick | None) -> Locat
 
 
 def _word(length: int) -> int:
-    return length if 1 <= length <= _WORD else 1
+    return min(length, _WORD) if length > 0 else 1
 
 
 def _at(trace: "Trace", at: int | None, tick: Tick | None) -> "ReplaySession":
