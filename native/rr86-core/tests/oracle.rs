@@ -15,6 +15,7 @@ fn verdict(path: &Path, verify: bool) -> Verdict {
     let mut replayer = Replayer::new(machine(true), reader.stream(), verify);
     let stop = replayer.run(u64::MAX, &mut Conditions::default());
     assert_eq!(stop.expect("a replay"), Stop::End);
+    assert_eq!(replayer.machine.engine.unseen_by_oracle(), None);
     let oracle = replayer.machine.engine.oracle().expect("the oracle");
     oracle.verdict().clone()
 }

@@ -10,6 +10,8 @@ use rr86_core::replay::{self, SharedLine, SharedPage};
 
 use crate::errors;
 
+/// (icount, page number, from, to, for writing, lines)
+type HandOffTuple = (u64, u64, u8, u8, bool, u64);
 /// (address, hand-offs, writers, readers)
 type LineRow = (u64, u64, Vec<u8>, Vec<u8>);
 /// (address, hand-offs, for writing, writers, readers, lines)
@@ -215,7 +217,7 @@ impl TraceReader {
         first: u64,
         last: u64,
         pages: Option<BTreeSet<u64>>,
-    ) -> PyResult<Vec<(u64, u64, u8, u8, bool, u64)>> {
+    ) -> PyResult<Vec<HandOffTuple>> {
         let rows = py
             .detach(|| self.0.hand_offs(first, last, pages.as_ref()))
             .map_err(errors::trace)?;

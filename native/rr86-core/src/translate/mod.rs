@@ -6,6 +6,7 @@
 //! is not plain RAM; `execute` is every instruction that is not copied; `engine` owns it all and
 //! `dispatch` runs it.
 
+mod acquire;
 pub mod asm;
 mod branch;
 pub mod bus;
@@ -37,6 +38,7 @@ pub mod storelog;
 mod strings;
 pub mod stubs;
 pub mod vcpu;
+pub mod view;
 pub mod windows;
 pub mod writelog;
 
