@@ -6,6 +6,7 @@ from typing import Self, TypeAlias, TypedDict, final, type_check_only
 __all__ = [
     "VERSION",
     "DivergenceError",
+    "ExpansionReader",
     "HostError",
     "Machine",
     "NativeError",
@@ -325,6 +326,11 @@ class TraceReader:
         last_icount; for each kind that occurs KIND_events and KIND_bytes."""
     def damage(self) -> str | None:
         """What was found where an unfinished or damaged file stops making sense, or None."""
+    def shared_lines(self) -> dict[int, int]:
+        """The lines that one agent wrote and another then got: a bit for each of the 64 lines of a
+        page, by the page's number."""
+    def retired(self) -> dict[int, int]:
+        """Instructions that each vCPU retired, of those that ran."""
     def checkpoints(self) -> list[tuple[int, int, int]]:
         """(icount, bytes in the file, pages of RAM that changed since the one before) of each
         checkpoint."""

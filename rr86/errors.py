@@ -27,3 +27,11 @@ class TraceContentError(Rr86Error):
 
 class RecordingError(Rr86Error):
     """A recording that cannot be started: its output cannot be written, or its limits are odd."""
+
+
+class ExpansionError(Rr86Error):
+    """An expansion that cannot be written or used, or a trace that cannot have one."""
+
+
+class AddressError(Rr86Error):
+    """An address that is not what was asked for: outside of RAM, or not mapped."""

@@ -19,4 +19,4 @@ def test_the_python_examples_work(
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 5

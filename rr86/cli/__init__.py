@@ -21,6 +21,7 @@ from rr86.cli import (
     replay,
     sharing,
     symbols,
+    who_wrote,
 )
 from rr86.cli.status import EPILOG, say
 
@@ -61,6 +62,7 @@ app.command("events")(events.command)
 app.command("sharing")(sharing.command)
 app.command("symbols")(symbols.command)
 app.command("protocols")(protocols.command)
+app.command("who-wrote")(who_wrote.command)
 app.command("bisect-invalidation")(bisect_invalidation.command)
 
 

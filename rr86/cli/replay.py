@@ -44,6 +44,30 @@ def command(
             "several times.",
         ),
     ] = None,
+    vcpu: Annotated[
+        int | None,
+        typer.Option(
+            "--vcpu",
+            metavar="N",
+            min=0,
+            help="Replay this vCPU alone. Needs the trace's expansion, and makes it if there is "
+            "none, which takes a full replay.",
+        ),
+    ] = None,
+    parallel: Annotated[
+        bool,
+        typer.Option(
+            "--parallel", help="Replay every vCPU alone, as many at a time as the host has cores."
+        ),
+    ] = False,
+    expansion: Annotated[
+        Path | None,
+        typer.Option(
+            "--expansion",
+            metavar="PATH",
+            help="Where the expansion is, or shall be; by default TRACE.expansion.",
+        ),
+    ] = None,
     start: Annotated[
         str | None,
         typer.Option(
@@ -71,7 +95,8 @@ def command(
     """Replay a trace to its end, or to the first moment where a condition is met.
 
     The guest's serial console goes to stdout, everything else to stderr. --from is quick where the
-    trace has checkpoints (rr86 record --checkpoints, rr86 checkpoint).
+    trace has checkpoints (rr86 record --checkpoints, rr86 checkpoint). A vCPU that is replayed
+    alone has no devices, and so no console; its own digests are compared.
 
     An INT3 (CC) or INT 3 (CD 03) is stale if a translated block holds it and memory does not. In a
     trace with stale ones, --until int3 passes over the honest ones, such as those of the kernel's
@@ -79,6 +104,7 @@ def command(
     it stops at the first of any kind (as any-int3 does), be it an INT3 or the handler of an
     interrupt that was injected with vector 3. The stop tells which of the three it is.
     """
+    from rr86.cli import alone
     from rr86.cli.progress import Progress
     from rr86.cli.show import show_oracle, show_statistics, show_stop
     from rr86.cli.terminal import Interruption, Output
@@ -87,6 +113,17 @@ def command(
     from rr86.replay.int3 import explain
     from rr86.replay.trace import open_trace
 
+    lone = parallel or vcpu is not None
+    if parallel and vcpu is not None:
+        raise typer.BadParameter("--vcpu and --parallel exclude each other")
+    whole = [("--until", until), ("--from", start), ("--oracle", oracle)]
+    if lone and any(value for _, value in whole):
+        name = next(name for name, value in whole if value)
+        raise typer.BadParameter(
+            f"{name} needs the whole machine: it does not go with --vcpu or --parallel"
+        )
+    if expansion is not None and not lone:
+        raise typer.BadParameter("--expansion is for --vcpu and --parallel")
     conditions = as_conditions(until)
     first = None if start is None else _moment(start)
     recorded = open_trace(trace_or_newest(trace))
@@ -99,6 +136,12 @@ def command(
             f"warning: recorded on {recorded.header.host}, replayed on {host}: instructions that "
             "CPU makers define differently may diverge"
         )
+    if vcpu is not None:
+        alone.replay_one(recorded, vcpu, expansion, not no_verify, stats, quiet)
+    elif parallel:
+        alone.replay_all(recorded, expansion, not no_verify, stats, quiet)
+    if lone:
+        return
     out = Output()
     progress = Progress("replaying")
     interruption = Interruption()

@@ -43,6 +43,11 @@ class PhysicalNames:
         self._bias = 0 if image is None else image.virtual - image.physical
         self._per_cpu = tuple(per_cpu)
 
+    @property
+    def known(self) -> bool:
+        """Whether there are symbols whose place is known."""
+        return self._table is not None
+
     @cached_property
     def _extent(self) -> tuple[int, int]:
         """First and last linear address of the kernel's image."""

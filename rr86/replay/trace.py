@@ -19,6 +19,9 @@ from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU, STALE_INT3
 
 if TYPE_CHECKING:
     from rr86.machine.spec import BoardSpec
+    from rr86.replay.alone import AloneSession, ParallelReplay
+    from rr86.replay.execution import Tick
+    from rr86.replay.writers import WriteRecord
 
 
 _LAST = (1 << 64) - 1
@@ -111,6 +114,23 @@ class Trace:
         """The bytes of an image, by role ("kernel", "initrd", "module0"…)."""
         return self._reader.image(name)
 
+    def all_images(self) -> dict[str, bytes]:
+        """All images by role, with what a machine needs at least: a kernel."""
+        images = {name: self.image(name) for name, _, _ in self._reader.images()}
+        if "kernel" not in images:
+            raise TraceContentError("the trace holds no kernel image")
+        return images
+
+    def retired(self) -> list[int]:
+        """Instructions that each vCPU retired."""
+        found = self._reader.retired()
+        return [found.get(vcpu, 0) for vcpu in range(self.spec.vcpus)]
+
+    def shared_lines(self) -> dict[int, int]:
+        """The 64-byte lines that one agent wrote and another then got: a bit for each line of a
+        page, by the page's number (physical address / 4096)."""
+        return self._reader.shared_lines()
+
     def symbols(self) -> GuestSymbols:
         """The kernel's symbols, placed where the recording found them."""
         return self._symbols_in(self.image("kernel"))
@@ -198,9 +218,7 @@ class Trace:
         if oracle and not self.spec.cross_writes:
             raise TraceContentError("the trace was recorded without cross-vCPU writes")
         begin = None if at is None or oracle else nearest(self.checkpoints(), at)
-        images = {name: self.image(name) for name, _, _ in self._reader.images()}
-        if "kernel" not in images:
-            raise TraceContentError("the trace holds no kernel image")
+        images = self.all_images()
         return ReplaySession(
             self.spec,
             images,
@@ -221,6 +239,43 @@ class Trace:
     ) -> Stop:
         """Replay from power-on until a condition holds or the trace ends."""
         return self.session(verify, console).run(until)
+
+    def alone(
+        self,
+        vcpu: int,
+        verify: bool = True,
+        expansion: str | Path | None = None,
+        tick: "Tick | None" = None,
+    ) -> "AloneSession":
+        """A replay of one vCPU without the others, at power-on. Needs the trace's expansion, which
+        is made beside it (or at `expansion`) if there is none; `tick` watches that."""
+        from rr86.replay.alone import alone
+
+        return alone(self, vcpu, verify, None if expansion is None else Path(expansion), tick)
+
+    def replay_parallel(
+        self,
+        jobs: int | None = None,
+        verify: bool = True,
+        expansion: str | Path | None = None,
+    ) -> "ParallelReplay":
+        """Replay every vCPU alone, several at a time; see `rr86.replay.alone.replay_parallel`."""
+        from rr86.replay.alone import replay_parallel
+
+        return replay_parallel(self, jobs, verify, None if expansion is None else Path(expansion))
+
+    def who_wrote(
+        self,
+        paddr: int,
+        size: int = 1,
+        at: int | None = None,
+        expansion: str | Path | None = None,
+    ) -> "list[WriteRecord]":
+        """The last writes to bytes of physical memory before a moment (None: the trace's end). For
+        many questions, `rr86.replay.WriteHistory` keeps what they share."""
+        from rr86.replay.writers import who_wrote
+
+        return who_wrote(self, paddr, size, at, expansion)
 
 
 def open_trace(path: str | Path) -> Trace:

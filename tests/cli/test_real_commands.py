@@ -201,6 +201,56 @@ def test_a_reader_that_leaves_early_is_no_error(folder: Path, demo_trace: Path) 
     pipe.stderr.close()
 
 
+def test_vcpus_are_replayed_alone_and_in_parallel(folder: Path, demo_trace: Path) -> None:
+    (folder / "demo.rr86").write_bytes(demo_trace.read_bytes())
+    first = rr86(folder, "replay", "--vcpu", "1", "demo.rr86")
+    assert first.returncode == 0, first.stderr
+    assert "made demo.rr86.expansion" in first.stderr
+    assert "vCPU 1, alone: " in first.stderr
+    assert "all of its digests are equal" in first.stderr
+    everything = rr86(folder, "replay", "--parallel", "--stats", "demo.rr86")
+    assert everything.returncode == 0, everything.stderr
+    assert "made" not in everything.stderr
+    assert "4 vCPUs, each alone, " in everything.stderr
+    assert "vCPU 3: " in everything.stderr
+    assert rr86(folder, "replay", "-q", "--parallel", "demo.rr86").stderr == ""
+
+
+def test_a_vcpu_alone_has_no_conditions(folder: Path, demo_trace: Path) -> None:
+    for option in (["--vcpu", "0"], ["--parallel"]):
+        refused = rr86(folder, "replay", *option, "--until", "int3", str(demo_trace))
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "--until needs the whole machine" in refused.stderr
+    both = rr86(folder, "replay", "--vcpu", "0", "--parallel", str(demo_trace))
+    assert both.returncode == 2
+
+
+def test_an_expansion_that_cannot_be_written_is_an_error(folder: Path, demo_trace: Path) -> None:
+    place = str(folder / "missing" / "x")
+    failed = rr86(folder, "replay", "--vcpu", "0", "--expansion", place, str(demo_trace))
+    assert failed.returncode == 1
+    assert "name another place for it with --expansion PATH" in failed.stderr
+
+
+def test_an_expansion_that_says_otherwise_is_a_divergence(folder: Path) -> None:
+    """The digests of a trace with another seed's expansion, made to look like its own."""
+    for seed in "12":
+        made = rr86(
+            folder,
+            *("record", "-q", "--smp", "4", "-m", "64M", "--seed", seed, "demo.elf"),
+            *("-o", f"{seed}.rr86"),
+        )
+        assert made.returncode == 0, made.stderr
+        assert rr86(folder, "replay", "-q", "--vcpu", "0", f"{seed}.rr86").returncode == 0
+    own, other = (folder / f"{seed}.rr86.expansion" for seed in "12")
+    head = own.read_bytes()[:32]
+    own.write_bytes(head + other.read_bytes()[32:])
+    for option in (["--vcpu", "1"], ["--parallel"]):
+        diverged = rr86(folder, "replay", *option, "1.rr86")
+        assert diverged.returncode == 4, diverged.stderr
+        assert "the replay diverged" in diverged.stderr
+
+
 def test_a_replay_begins_at_a_checkpoint_and_says_so(folder: Path) -> None:
     recorded = rr86(folder, "record", "--smp", "4", "-m", "64M", "--checkpoints", "1M", "demo.elf")
     assert recorded.returncode == 0
@@ -265,3 +315,51 @@ def test_wrong_uses_of_checkpoints_are_one_line(folder: Path, demo_trace: Path) 
         assert done.returncode == status, done.stderr
         assert done.stderr.count("\n") == 1
         assert done.stderr.startswith("rr86: error: ")
+
+
+def test_who_wrote_names_the_writer_from_a_replay_and_from_the_log(
+    folder: Path, demo_trace: Path
+) -> None:
+    path = folder / "demo.rr86"
+    path.write_bytes(demo_trace.read_bytes())
+    trace = open_trace(path)
+    event = [e for e in trace.events(["hand-off"], first=1_000_000) if e.fields["from"] in range(4)]
+    page, lines = next((int(e.fields["page"]), int(e.fields["lines"])) for e in event)
+    line = (lines & -lines).bit_length() - 1
+    place = f"{page * 4096 + line * 64:#x}:8"
+    replayed = rr86(folder, "who-wrote", "demo.rr86", place)
+    assert replayed.returncode == 0, replayed.stderr
+    assert "answered by a replay: there is no log of stores" in replayed.stderr
+    assert " at instruction " in replayed.stdout
+    assert "vCPU " in replayed.stdout
+    logged = rr86(folder, "who-wrote", "--expand", "demo.rr86", place)
+    assert logged.returncode == 0, logged.stderr
+    assert "answered from the trace's log of stores" in logged.stderr
+    assert logged.stdout == replayed.stdout
+    answer = json.loads(rr86(folder, "who-wrote", "--json", "demo.rr86", place).stdout)
+    assert sum(each["size"] for each in answer["writes"]) == 8
+    first = next(each for each in answer["writes"] if each["by"] != "nobody")
+    assert first["source"] == "log"
+    at = str(first["icount"] + 1)
+    again = rr86(folder, "who-wrote", "--json", "demo.rr86", place, "--at", at)
+    assert first in [{**each, "source": "log"} for each in json.loads(again.stdout)["writes"]]
+
+
+def test_who_wrote_tells_nobody_from_an_error(folder: Path, demo_trace: Path) -> None:
+    nobody = rr86(folder, "who-wrote", str(demo_trace), "0x3f00000:16")
+    assert (nobody.returncode, nobody.stdout.splitlines()[1:]) == (
+        1,
+        ["  0x3f00000 to 0x3f0000f: nobody has written it", "    since power-on: zero"],
+    )
+    for wrong in (
+        ["0x123456789000"],
+        ["nosuchsymbol"],
+        ["--virtual", "0xffff800000000000"],
+        ["--virtual", "--vcpu", "9", "0x1000"],
+        ["--vcpu", "1", "0x1000"],
+        ["--at", "soon", "0x1000"],
+        ["one:two"],
+    ):
+        failed = rr86(folder, "who-wrote", str(demo_trace), *wrong)
+        assert (failed.returncode, failed.stdout) == (2, ""), wrong
+        assert failed.stderr.startswith("rr86: error: "), wrong

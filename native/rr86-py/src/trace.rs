@@ -1,6 +1,6 @@
 //! Trace files for Python: headers, images and events.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use pyo3::prelude::*;
@@ -196,6 +196,16 @@ impl TraceReader {
             d.set_item(format!("{name}_bytes"), kind.stored_bytes)?;
         }
         Ok(d)
+    }
+
+    fn shared_lines(&self, py: Python<'_>) -> PyResult<BTreeMap<u64, u64>> {
+        py.detach(|| replay::survey::shared_lines(&self.0))
+            .map_err(errors::trace)
+    }
+
+    fn retired(&self, py: Python<'_>) -> PyResult<BTreeMap<u8, u64>> {
+        py.detach(|| replay::survey::retired(&self.0))
+            .map_err(errors::trace)
     }
 
     fn checkpoints(&self) -> PyResult<Vec<(u64, u64, u64)>> {

@@ -11,6 +11,7 @@ mod sharing;
 mod solo;
 pub mod stream;
 pub mod summary;
+pub mod survey;
 
 pub use checkpointer::Checkpointer;
 pub use checkpoints::CheckpointInfo;

@@ -13,6 +13,7 @@ use super::expand::Expander;
 use super::expansion::ExpansionWriter;
 use super::reader::TraceReader;
 use super::stream::EventStream;
+use super::survey;
 use crate::memory::pages::DEVICE;
 use crate::memory::PAGE_SHIFT;
 use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE, NO_VCPU};
@@ -38,26 +39,12 @@ fn shared_lines(
     trace: &TraceReader,
     machine: &Machine,
 ) -> Result<BTreeMap<usize, u64>, TraceError> {
-    let mut all = BTreeMap::new();
-    for next in trace.stream() {
-        if let (
-            _,
-            Event::HandOff {
-                page,
-                from,
-                to,
-                lines,
-                ..
-            },
-        ) = next?
-        {
-            let index = machine.engine.ram.page_index(page << PAGE_SHIFT);
-            if let Some(index) = index.filter(|_| from != to && from != NO_VCPU) {
-                *all.entry(index).or_default() |= lines;
-            }
-        }
-    }
-    Ok(all)
+    let ram = &machine.engine.ram;
+    let all = survey::shared_lines(trace)?;
+    Ok(all
+        .into_iter()
+        .filter_map(|(page, lines)| Some((ram.page_index(page << PAGE_SHIFT)?, lines)))
+        .collect())
 }
 
 /// Why a replay cannot go on.

@@ -59,6 +59,7 @@ pub struct Logged {
 /// The log and what it is interested in.
 #[derive(Debug, Default)]
 pub struct WriteLog {
+    /// Disjoint, in the order of their addresses.
     ranges: Vec<(u64, u64)>,
     entries: Vec<Logged>,
     /// There were more than fit.
@@ -75,6 +76,23 @@ pub struct Commit {
     pub passage: Passage,
 }
 
+/// The same bytes as disjoint ranges (address, length) in order.
+fn disjoint(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    ranges.sort_unstable();
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    for (at, len) in ranges {
+        // The last byte of the address space can be no RAM.
+        let end = at.saturating_add(len);
+        match out.last_mut() {
+            Some((start, known)) if at <= *start + *known => {
+                *known = (*known).max(end - *start);
+            }
+            _ => out.push((at, end - at)),
+        }
+    }
+    out
+}
+
 impl Engine {
     /// Logs every write to these physical ranges (address, length) from now on; none ends the log.
     pub fn log_writes(&mut self, ranges: Vec<(u64, u64)>) {
@@ -82,7 +100,7 @@ impl Engine {
         for &(at, len) in &old.ranges {
             self.watch_pages(at, len, false);
         }
-        self.write_log.ranges = ranges;
+        self.write_log.ranges = disjoint(ranges);
         self.watch_all();
     }
 
@@ -123,8 +141,10 @@ impl Engine {
     /// Logs a write that is about to change memory.
     pub(super) fn log_write(&mut self, commit: &Commit, paddr: u64, data: &[u8]) {
         let end = paddr + data.len() as u64;
-        let wanted = |&(at, len): &(u64, u64)| paddr < at.saturating_add(len) && at < end;
-        if !self.write_log.ranges.iter().any(wanted) {
+        let ranges = &self.write_log.ranges;
+        let behind = ranges.partition_point(|&(at, _)| at < end);
+        // Of those that begin before the write's end, the last is the one that ends last.
+        if behind == 0 || ranges[behind - 1].0 + ranges[behind - 1].1 <= paddr {
             return;
         }
         if self.write_log.entries.len() == CAPACITY {
@@ -150,5 +170,23 @@ impl Engine {
             new: data.to_vec(),
             passage: commit.passage,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_touch_or_overlap_become_one() {
+        let ranges = vec![
+            (0x40, 8),
+            (0x10, 4),
+            (0x44, 2),
+            (0x14, 4),
+            (u64::MAX - 1, 9),
+        ];
+        let expected = [(0x10, 8), (0x40, 8), (u64::MAX - 1, 1)];
+        assert_eq!(disjoint(ranges), expected);
     }
 }
