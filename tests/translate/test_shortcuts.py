@@ -27,5 +27,5 @@ def test_an_unknown_shortcut_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RR86_DISABLE", "pins,speed")
-    with pytest.raises(SpecError, match="speed.*frame, marks"):
+    with pytest.raises(SpecError, match=r"speed.*frame, marks"):
         record_demo(tmp_path)
