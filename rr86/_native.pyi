@@ -206,6 +206,10 @@ class Machine:
         trace that will be replayed. Slow."""
     def oracle_verdict(self) -> OracleVerdict | None:
         """What the oracle has found, if it was asked and the replay is still the recorded run."""
+    def touched_ram(self) -> bytes:
+        """A bit for each 2 MiB of RAM, lowest first: whether the guest has touched them."""
+    def take_ram(self, touched: bytes) -> None:
+        """Take RAM from the host ahead of the guest, on a thread of its own; it sees no difference."""
     def trace_bytes(self) -> int:
         """Bytes written to the trace so far (0 when not recording)."""
 

@@ -94,6 +94,8 @@ class Footer:
     # found), from which physical addresses get names.
     image: tuple[int, int] | None = None
     per_cpu: Sequence[tuple[int, int] | None] = ()
+    # A bit for each 2 MiB of RAM that the guest touched: a replay takes them from the host in advance.
+    touched: bytes = b""
 
     def pack(self) -> bytes:
         """The footer as msgpack."""
@@ -104,6 +106,7 @@ class Footer:
             "lstar": self.lstar,
             "image": self.image,
             "per_cpu": list(self.per_cpu),
+            "touched": self.touched,
             "stop": dict(self.stop),
             "statistics": dict(sorted(self.statistics.items())),
         }
@@ -116,12 +119,14 @@ class Footer:
         content = _unpack_map(raw, "footer")
         offset, lstar = content.get("kaslr_offset"), content.get("lstar")
         per_cpu = content.get("per_cpu")
+        touched = content.get("touched")
         stop, statistics = content.get("stop"), content.get("statistics")
         return cls(
             kaslr_offset=offset if isinstance(offset, int) else None,
             lstar=lstar if isinstance(lstar, int) else 0,
             image=_place(content.get("image")),
             per_cpu=tuple(_place(each) for each in per_cpu) if isinstance(per_cpu, list) else (),
+            touched=touched if isinstance(touched, bytes) else b"",
             stop=stop if isinstance(stop, dict) else {},
             statistics=statistics if isinstance(statistics, dict) else {},
         )

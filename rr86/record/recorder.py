@@ -240,6 +240,7 @@ class Recorder:
                 kaslr_offset=offset,
                 lstar=lstar,
                 image=self._place(0, lstar),
+                touched=self.machine.touched_ram(),
                 per_cpu=[self._per_cpu(vcpu, each) for vcpu, each in enumerate(registers)],
                 stop={} if self.stop is None else self.stop.as_dict(),
                 statistics=statistics,

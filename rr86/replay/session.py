@@ -51,10 +51,12 @@ class ReplaySession:
         checkpoint: "Checkpoint | None" = None,
         stale_int3: bool = False,
         oracle: bool = False,
+        touched: bytes = b"",
     ) -> None:
         from rr86.record.power import switch_on
 
         self.machine: Machine = switch_on(spec, images, oracle)
+        self.machine.take_ram(touched)
         number = None if checkpoint is None else checkpoint.number
         self.machine.replay_from(str(path), verify, number)
         self.began = 0 if checkpoint is None else checkpoint.icount

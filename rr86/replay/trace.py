@@ -229,6 +229,7 @@ class Trace:
             checkpoint=begin,
             stale_int3=self.stale_int3s > 0,
             oracle=oracle,
+            touched=(self.footer or Footer()).touched,
         )
 
     def replay(

@@ -11,6 +11,8 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use rr86_core::contents::Contents;
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
+use rr86_core::memory::ram::REGION;
+use rr86_core::memory::PAGE_SHIFT;
 use rr86_core::record::{Recorder, Stop};
 use rr86_core::replay::{Checkpointer, Replayer, Solo, TraceReader};
 use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
@@ -341,6 +343,26 @@ impl Machine {
                 Err(NativeError::new_err("this machine is replaying already"))
             }
         }
+    }
+
+    /// A bit for each 2 MiB of RAM, lowest first: whether the guest has touched them.
+    fn touched_ram<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let pages = &self.driver().machine()?.engine.pages;
+        let bits = pages.touched(REGION >> PAGE_SHIFT);
+        let byte = |eight: &[bool]| {
+            (0..8)
+                .filter(|&n| eight.get(n) == Some(&true))
+                .fold(0, |b, n| b | 1 << n)
+        };
+        let bytes: Vec<u8> = bits.chunks(8).map(byte).collect();
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// Takes RAM from the host ahead of the guest, as `touched_ram` told of an earlier run.
+    fn take_ram(&mut self, touched: &[u8]) -> PyResult<()> {
+        let regions = (0..touched.len() * 8).filter(|n| touched[n / 8] >> (n % 8) & 1 != 0);
+        self.driver().machine()?.engine.ram.take_ahead(regions);
+        Ok(())
     }
 
     fn trace_bytes(&mut self) -> u64 {

@@ -144,6 +144,12 @@ impl Pages {
         last
     }
 
+    /// The regions of RAM in which some page has been touched, of so many pages each.
+    pub fn touched(&self, region: usize) -> Vec<bool> {
+        let touched = |pages: &[PageInfo]| pages.iter().any(|p| p.writer != NOBODY);
+        self.info.chunks(region).map(touched).collect()
+    }
+
     /// Notes that a page is about to be written.
     #[inline]
     pub fn mark_dirty(&mut self, page: usize) {

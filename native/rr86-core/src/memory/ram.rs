@@ -4,6 +4,9 @@
 //! holds MMCONFIG, the APICs and PCI windows. Pages are numbered without the gap ("page index").
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use super::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
@@ -27,6 +30,19 @@ const LINES_IN_PAGE: usize = 1 << (PAGE_SHIFT - LINE_SHIFT);
 pub struct GuestRam {
     base: *mut u8,
     size: u64,
+    /// Takes memory from the host ahead of the guest.
+    ahead: Option<Ahead>,
+}
+
+/// Bytes of guest RAM that are taken from the host at once, ahead of the guest.
+pub const REGION: usize = 2 << 20;
+/// Most regions that are taken ahead, whatever a trace says.
+const MOST_AHEAD: usize = 512;
+
+/// A thread that takes memory from the host.
+struct Ahead {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
 }
 
 /// Maps `len` bytes at exactly this address, or fails.
@@ -86,7 +102,11 @@ impl GuestRam {
                     // SAFETY: `base` and `len` are the mapping just made. Huge pages are only a hint, so the
                     // result does not matter.
                     unsafe { libc::madvise(base.cast(), len, libc::MADV_HUGEPAGE) };
-                    return Ok(Self { base, size });
+                    return Ok(Self {
+                        base,
+                        size,
+                        ahead: None,
+                    });
                 }
                 Err(refused) => {
                     error = refused;
@@ -148,6 +168,35 @@ impl GuestRam {
         for (n, mark) in self.marks(page).iter_mut().enumerate() {
             *mark = (lines >> n & 1) as u8;
         }
+    }
+
+    /// Takes regions of RAM from the host on a thread of its own, in their order, so that the guest need not
+    /// wait while the host clears them. What the guest sees does not change, and a host that cannot do it does
+    /// not.
+    pub fn take_ahead(&mut self, regions: impl Iterator<Item = usize>) {
+        let last = self.size as usize / REGION;
+        let regions: Vec<usize> = regions.filter(|&r| r < last).take(MOST_AHEAD).collect();
+        if self.ahead.is_some() || regions.is_empty() {
+            return;
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let (base, stopped) = (self.base as usize, stop.clone());
+        let take = move || {
+            for region in regions {
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                let at = (base + region * REGION) as *mut libc::c_void;
+                // SAFETY: the region is inside the mapping, which lives until this thread has been joined
+                // (see `drop`); populating it changes no byte.
+                if unsafe { libc::madvise(at, REGION, libc::MADV_POPULATE_WRITE) } != 0 {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("rr86-ram".into());
+        // Without the thread, the guest waits.
+        self.ahead = thread.spawn(take).ok().map(|thread| Ahead { stop, thread });
     }
 
     /// Size in bytes.
@@ -225,6 +274,11 @@ impl GuestRam {
 
 impl Drop for GuestRam {
     fn drop(&mut self) {
+        if let Some(Ahead { stop, thread }) = self.ahead.take() {
+            stop.store(true, Ordering::Relaxed);
+            // A panic over there has nothing to say about this RAM.
+            let _ = thread.join();
+        }
         // SAFETY: both mappings were made in `new` with these sizes, and nothing refers to them any more.
         unsafe {
             libc::munmap(self.base.cast(), self.size as usize);
@@ -269,6 +323,18 @@ mod tests {
         assert_eq!(ram.take_lines(1), 0);
         ram.set_lines(1, 0x8000_0000_dead_beef);
         assert_eq!(ram.take_lines(1), 0x8000_0000_dead_beef);
+    }
+
+    #[test]
+    fn taking_memory_ahead_changes_nothing_and_may_be_cut_short() {
+        let mut ram = GuestRam::new(16 << 20).unwrap();
+        ram.page_mut(0)[0] = 7;
+        ram.take_ahead([0, 3, 7, 8, 1 << 40].into_iter());
+        ram.page_mut(1)[0] = 8;
+        assert_eq!(
+            (ram.page(0)[0], ram.page(1)[0], ram.page(1500)[9]),
+            (7, 8, 0)
+        );
     }
 
     #[test]
