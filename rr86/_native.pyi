@@ -209,7 +209,7 @@ class Machine:
     def touched_ram(self) -> bytes:
         """A bit for each 2 MiB of RAM, lowest first: whether the guest has touched them."""
     def take_ram(self, touched: bytes) -> None:
-        """Take RAM from the host ahead of the guest, on a thread of its own; it sees no difference."""
+        """Take RAM from the host ahead of the guest, which sees no difference, on a thread."""
     def trace_bytes(self) -> int:
         """Bytes written to the trace so far (0 when not recording)."""
 

@@ -94,7 +94,7 @@ class Footer:
     # found), from which physical addresses get names.
     image: tuple[int, int] | None = None
     per_cpu: Sequence[tuple[int, int] | None] = ()
-    # A bit for each 2 MiB of RAM that the guest touched: a replay takes them from the host in advance.
+    # A bit for each 2 MiB of RAM that the guest touched: a replay takes them from the host ahead.
     touched: bytes = b""
 
     def pack(self) -> bytes:
