@@ -278,15 +278,16 @@ class Machine:
         are suggestions. Give `run` a limit: such a run need not end."""
     def invalidate_block(self, serial: int) -> bool:
         """Go free, and remove a block as if a write to its source had been noticed."""
-    def refetch_block(self, serial: int) -> None:
-        """Go free, and have a block that is fetched and not yet linked be fetched anew."""
+    def refetch_block(self, serial: int, vcpu: int, fetched: int) -> None:
+        """Go free, and have the bytes that `vcpu` fetched at the moment `fetched`, for a block that
+        is not linked yet, be fetched anew."""
     def stats(self) -> dict[str, int]:
         """Counters: instructions, slices, blocks_translated, tlb_misses, …"""
 
 # (address, hand-offs, writers, readers); agents are vCPU numbers, 255 for a device
-SharedLineRow: TypeAlias = tuple[int, int, list[int], list[int]]
+_SharedLineRow: TypeAlias = tuple[int, int, list[int], list[int]]
 # (address, hand-offs, those for writing, writers, readers, lines)
-SharedPageRow: TypeAlias = tuple[int, int, int, list[int], list[int], list[SharedLineRow]]
+_SharedPageRow: TypeAlias = tuple[int, int, int, list[int], list[int], list[_SharedLineRow]]
 
 @type_check_only
 class SharingRows(TypedDict):
@@ -295,8 +296,8 @@ class SharingRows(TypedDict):
     hand_offs: int
     page_count: int
     line_count: int
-    pages: list[SharedPageRow]
-    lines: list[SharedLineRow]
+    pages: list[_SharedPageRow]
+    lines: list[_SharedLineRow]
 
 @final
 class ExpansionReader:
@@ -346,5 +347,7 @@ class TraceReader:
     ) -> list[tuple[int, int, int, int, bool, int]]:
         """(icount, physical page number, from, to, for writing, lines) of the hand-offs at `first`
         to `last`, of these pages if any are named. Chunks without any are not read."""
-    def events(self, chunk: int) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
+    def events(
+        self, chunk: int, kinds: list[str] | None = None
+    ) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
         """(kind, icount, vcpu, fields) of every event of a chunk, in order."""

@@ -278,8 +278,14 @@ class TraceReader:
     def chunk_count(self) -> int:
         return 1
 
-    def events(self, chunk: int) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
-        return [(kind, icount, vcpu, fields) for kind, icount, vcpu, fields in self.trace["events"]]
+    def events(
+        self, chunk: int, kinds: list[str] | None = None
+    ) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
+        return [
+            (kind, icount, vcpu, fields)
+            for kind, icount, vcpu, fields in self.trace["events"]
+            if kinds is None or kind in kinds
+        ]
 
 
 _SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr")

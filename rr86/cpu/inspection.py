@@ -121,12 +121,12 @@ class Inspector:
         )
 
     def _orc_table(self) -> "OrcTable | None":
-        from rr86.cpu.orc import OrcTable
+        from rr86.cpu.orc import orc_of
 
         if not self._orc_tried:
             self._orc_tried = True
             try:
-                self._orc = OrcTable.of(self.symbols.kernel)
+                self._orc = orc_of(self.symbols.kernel)
             except KernelImageError:
                 self._orc = None
         return self._orc

@@ -6,6 +6,7 @@ sections `.orc_unwind_ip` (sorted, 32-bit distances from their own place) and `.
 bit layout of the last two bytes changed in 6.3 and 6.4, which `_Layout` covers.
 """
 
+import functools
 import itertools
 import struct
 from bisect import bisect_right
@@ -149,3 +150,9 @@ class OrcTable:
         elif bp_reg == _REG_BP:
             bp = read_u64(frame.bp + bp_offset)
         return None if bp is None else OrcFrame(return_to, sp, bp, exact)
+
+
+@functools.lru_cache(maxsize=2)
+def orc_of(kernel: Vmlinux) -> OrcTable | None:
+    """`OrcTable.of`, read once for each kernel."""
+    return OrcTable.of(kernel)

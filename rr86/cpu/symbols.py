@@ -6,6 +6,7 @@ guest's kernel image when somebody first asks, because unpacking a kernel takes 
 """
 
 import fnmatch
+import functools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -145,6 +146,8 @@ def elf_symbols(elf: "ElfFile") -> list[Symbol]:
     ]
 
 
+# Sessions of one trace have the same kernel, and unpacking it takes as long as a replay of a boot.
+@functools.lru_cache(maxsize=2)
 def open_kernel(image: bytes) -> "Vmlinux":
     """The kernel proper of an image: a bzImage, a vmlinux, or any ELF file (Multiboot guests)."""
     from rr86.cpu.vmlinux import Vmlinux, is_bzimage
@@ -154,6 +157,7 @@ def open_kernel(image: bytes) -> "Vmlinux":
     return Vmlinux(image)
 
 
+@functools.lru_cache(maxsize=2)
 def symbols_of(kernel: "Vmlinux") -> SymbolTable:
     """A kernel's symbols: from its ELF symbol table, or else from its own kallsyms tables."""
     from rr86.cpu.kallsyms import read_kallsyms

@@ -255,7 +255,7 @@ def _prove(trace: Trace, finding: Finding, write: Write) -> None:
     if write.vcpu is not None:
         finding.writer_stack = tuple(str(f) for f in session.backtrace(write.vcpu, 16))
     if victim.born_stale:
-        machine.refetch_block(victim.id)
+        machine.refetch_block(victim.id, victim.vcpu, victim.fetched)
         how, changed = "refetched", victim.linked
     else:
         if write.committed + 1 <= execution.icount:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rr86.replay.vocabulary import NO_VCPU
 
 if TYPE_CHECKING:
-    from rr86._native import SharedLineRow, SharedPageRow, SharingRows
+    from rr86._native import SharingRows, _SharedLineRow, _SharedPageRow
 
 PAGE_SHIFT = 12
 LINE = 64
@@ -157,12 +157,12 @@ def _agents(numbers: Iterable[int]) -> tuple[int | None, ...]:
     return tuple(_agent(number) for number in numbers)
 
 
-def _line(row: "SharedLineRow") -> SharedLine:
+def _line(row: "_SharedLineRow") -> SharedLine:
     address, hand_offs, writers, readers = row
     return SharedLine(address, hand_offs, _agents(writers), _agents(readers))
 
 
-def _page(row: "SharedPageRow") -> SharedPage:
+def _page(row: "_SharedPageRow") -> SharedPage:
     address, hand_offs, for_writing, writers, readers, lines = row
     return SharedPage(
         address,

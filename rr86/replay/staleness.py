@@ -61,18 +61,16 @@ def _int(event: Event, name: str) -> int:
 def survey(events: Iterable[Event]) -> Survey:
     """Collect the stale blocks from a trace's fetch, link and stale events."""
     result = Survey()
-    fetches: dict[int, tuple[tuple[int, ...], int]] = {}
-    links: dict[int, tuple[Event, int]] = {}
+    # A trace has a hundred thousand of these, and few matter: they are kept as they are.
+    fetches: dict[int, Event] = {}
+    links: dict[int, tuple[Event, Event | None]] = {}
     born: set[int] = set()
     for event in events:
         vcpu = event.vcpu if event.vcpu is not None else 0
         if event.kind == "fetch":
-            key = tuple(_int(event, name) for name in ("paddr", "len", "mode", "digest"))
-            fetches[vcpu] = (key, event.icount)
+            fetches[vcpu] = event
         elif event.kind == "link":
-            key = tuple(_int(event, name) for name in ("paddr", "len", "mode", "digest"))
-            last, moment = fetches.get(vcpu, ((), event.icount))
-            links[_int(event, "id")] = (event, moment if last == key else event.icount)
+            links[_int(event, "id")] = (event, fetches.get(vcpu))
         elif event.kind == "stale":
             number, what = _int(event, "id"), _int(event, "what")
             if what == STALE_BORN:
@@ -81,7 +79,11 @@ def survey(events: Iterable[Event]) -> Survey:
             elif what == STALE_SURVIVED:
                 result.survived += 1
             elif what == STALE_EXECUTED and number in links:
-                link, fetched = links[number]
+                link, fetch = links[number]
+                same = fetch is not None and all(
+                    fetch.fields[name] == link.fields[name]
+                    for name in ("paddr", "len", "mode", "digest")
+                )
                 result.candidates.append(
                     Candidate(
                         id=number,
@@ -89,7 +91,7 @@ def survey(events: Iterable[Event]) -> Survey:
                         paddr=_int(link, "paddr"),
                         length=_int(link, "len"),
                         vcpu=link.vcpu or 0,
-                        fetched=fetched,
+                        fetched=fetch.icount if same and fetch is not None else link.icount,
                         linked=link.icount,
                         born_stale=number in born,
                         executed=event.icount,

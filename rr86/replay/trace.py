@@ -185,11 +185,11 @@ class Trace:
             raise TraceContentError(
                 f"no such kind of event: {unknown} (there are: {', '.join(EVENT_KINDS)})"
             )
+        only = None if wanted is None else sorted(wanted)
         for chunk in range(self._reader.chunk_count()):
-            for kind, icount, where, fields in self._reader.events(chunk):
+            for kind, icount, where, fields in self._reader.events(chunk, only):
                 if (
-                    (wanted is None or kind in wanted)
-                    and (vcpu is None or where == vcpu)
+                    (vcpu is None or where == vcpu)
                     and (first is None or icount >= first)
                     and (last is None or icount <= last)
                 ):

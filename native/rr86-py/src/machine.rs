@@ -599,9 +599,12 @@ impl Machine {
         Ok(self.driver().machine()?.engine.invalidate_serial(serial))
     }
 
-    fn refetch_block(&mut self, serial: u64) -> PyResult<()> {
+    fn refetch_block(&mut self, serial: u64, vcpu: usize, fetched: u64) -> PyResult<()> {
         self.go_free()?;
-        self.driver().machine()?.engine.refetch(serial);
+        self.driver()
+            .machine()?
+            .engine
+            .refetch(serial, vcpu, fetched);
         Ok(())
     }
 

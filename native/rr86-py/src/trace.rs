@@ -261,10 +261,20 @@ impl TraceReader {
         Ok(d)
     }
 
-    fn events<'py>(&self, py: Python<'py>, chunk: usize) -> PyResult<Bound<'py, PyList>> {
+    #[pyo3(signature = (chunk, kinds=None))]
+    fn events<'py>(
+        &self,
+        py: Python<'py>,
+        chunk: usize,
+        kinds: Option<Vec<String>>,
+    ) -> PyResult<Bound<'py, PyList>> {
         let events = py.detach(|| self.0.chunk(chunk)).map_err(errors::trace)?;
         let list = PyList::empty(py);
         for (icount, event) in &events {
+            let wanted = |kinds: &Vec<String>| kinds.iter().any(|k| k == event.kind().name());
+            if kinds.as_ref().is_some_and(|kinds| !wanted(kinds)) {
+                continue;
+            }
             let (kind, fields) = fields(py, event)?;
             list.append((kind, *icount, event.vcpu(), fields))?;
         }

@@ -106,9 +106,15 @@ impl Engine {
         true
     }
 
-    /// Lets the bytes that were fetched for the block with this serial number be fetched anew instead
-    /// of being linked.
-    pub fn refetch(&mut self, serial: u64) {
-        self.refetched = Some(serial);
+    /// Lets the bytes that a vCPU fetched at a moment, for the block with this serial number, be fetched anew
+    /// instead of being linked. If they are under way, they are dropped now, and the vCPU looks again when it
+    /// runs; otherwise when they are about to be linked.
+    pub fn refetch(&mut self, serial: u64, vcpu: usize, fetched: u64) {
+        let steps = self.under_way.get_mut(vcpu);
+        let taken = steps.and_then(|s| s.fetched.take_if(|f| f.icount == fetched));
+        match taken {
+            Some(fetched) => self.forget_fetches(fetched.paddr),
+            None => self.refetched = Some(serial),
+        }
     }
 }
