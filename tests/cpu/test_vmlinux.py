@@ -87,8 +87,9 @@ def test_what_is_no_bzimage_is_refused() -> None:
 
 
 def test_lz4_copies_may_overlap_their_output() -> None:
-    # "ab", then 9 bytes from 2 back, then the literal "!".
-    assert lz4.decode_block(b"\x25ab\x02\x00\x10!") == b"ababababab" + b"a!"
+    # "ab", then 9 bytes from 2 back, then twelve literals.
+    end = b"!" * 12
+    assert lz4.decode_block(b"\x25ab\x02\x00\xc0" + end) == b"ababababab" + b"a" + end
 
 
 @pytest.mark.parametrize(
