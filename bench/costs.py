@@ -1,11 +1,13 @@
-"""What it costs to look for stale blocks: records a guest with and without, in turn.
+"""What a part of recording costs: records a guest with and without it, in turn.
 
-    python -m bench.stale --smp 4 --kernel vmlinuz --initrd initrd.gz
+    python -m bench.costs stale --smp 4 --kernel vmlinuz --initrd initrd.gz
+    python -m bench.costs cross-writes --smp 4 --kernel vmlinuz --initrd initrd.gz
 
-Both variants run the same instructions, under a block protocol that loses writes; the one says in
-its trace which blocks have gone stale and were executed, the other does not look. Times are
-wall-clock, from switching the machine on until the trace is closed; on a host that others use as
-well, the CPU time of the process tells more. Without a kernel the demo guest is taken.
+"stale" is looking for stale blocks, under a block protocol that loses writes; "cross-writes" is
+tracking and logging which vCPU writes and reads which page. Both variants run the same
+instructions. Times are wall-clock, from switching the machine on until the trace is closed; on a
+host that others use as well, the CPU time of the process tells more. Without a kernel the demo
+guest is taken.
 """
 
 import argparse
@@ -19,7 +21,8 @@ from rr86.guests import demo_image
 from rr86.machine.spec import BoardSpec
 from rr86.record.recorder import Limits, Recorder, board_spec
 
-ON, OFF = "detection on", "detection off"
+ON, OFF = "with", "without"
+PROTOCOLS = {"stale": "qemu-7.2", "cross-writes": "precise"}
 
 
 def record(
@@ -34,46 +37,47 @@ def record(
         recording = recorder.finish()
     seconds = time.monotonic() - started
     used = time.process_time() - used
-    stale = recording.statistics
+    statistics = recording.statistics
     counts = {
         "instructions": stop.icount,
         "cpu_ms": round(1000 * used),
-        "blocks": stale["stale_blocks"],
-        "executions": stale["stale_entries"],
+        "blocks": statistics["stale_blocks"],
+        "hand_offs": statistics["hand_offs"],
         "bytes": recording.trace_bytes,
     }
     return Sample(seconds, counts)
 
 
-def report(results: list[Series]) -> str:
+def report(part: str, results: list[Series]) -> str:
     """The table."""
-    names = ("cpu_ms", "instructions", "blocks", "executions", "bytes")
+    names = ("cpu_ms", "instructions", "blocks", "hand_offs", "bytes")
     rows = [
         [each.name, f"{each.seconds:.2f}", f"{each.spread:.0%}"]
         + [f"{each.count(name) or 0:,}" for name in names]
         for each in results
     ]
     header = ["", "seconds", "spread", "CPU ms"]
-    header += ["instructions", "stale blocks", "executions", "trace bytes"]
+    header += ["instructions", "stale blocks", "hand-offs", "trace bytes"]
     on, off = results
     cost = on.seconds / off.seconds - 1
     busy = (on.count("cpu_ms") or 0) / (off.count("cpu_ms") or 1) - 1
     return (
         f"{table(header, rows)}\n\n"
-        f"Looking for stale blocks costs {cost:+.1%} of the time, {busy:+.1%} of the CPU time."
+        f"{part} costs {cost:+.1%} of the time, {busy:+.1%} of the CPU time."
     )
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.stale", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.costs", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("part", choices=sorted(PROTOCOLS))
     parser.add_argument("--kernel", type=Path, help="by default the demo guest of the package")
     parser.add_argument("--initrd", type=Path)
     parser.add_argument("--append", default="console=ttyS0 panic=-1")
     parser.add_argument("--smp", type=int, default=4)
     parser.add_argument("-m", "--memory", default="512M")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--protocol", default="qemu-7.2")
+    parser.add_argument("--protocol")
     parser.add_argument("--instructions", type=int, default=3_000_000_000, help="end after so many")
     parser.add_argument("-n", "--repetitions", type=int, default=5)
     parsed = parser.parse_args()
@@ -89,27 +93,33 @@ def main() -> int:
     images = {"kernel": demo_image() if kernel is None else kernel.read_bytes()}
     if arguments.initrd is not None:
         images["initrd"] = arguments.initrd.read_bytes()
-    spec = board_spec(
-        smp=arguments.smp,
-        memory=arguments.memory,
-        append=arguments.append,
-        seed=arguments.seed,
-        protocol=arguments.protocol,
-    )
+    stale = arguments.part == "stale"
+    protocol = arguments.protocol or PROTOCOLS[arguments.part]
+
+    def spec(cross_writes: bool) -> BoardSpec:
+        return board_spec(
+            smp=arguments.smp,
+            memory=arguments.memory,
+            append=arguments.append,
+            seed=arguments.seed,
+            protocol=protocol,
+            cross_writes=cross_writes,
+        )
+
     limits = Limits(instructions=arguments.instructions)
     with tempfile.TemporaryDirectory(prefix="rr86-bench-") as folder:
-        trace = Path(folder) / "stale.rr86"
+        trace = Path(folder) / "cost.rr86"
         results = alternate(
             [
-                (ON, lambda: record(spec, images, trace, limits, True)),
-                (OFF, lambda: record(spec, images, trace, limits, False)),
+                (ON, lambda: record(spec(True), images, trace, limits, True)),
+                (OFF, lambda: record(spec(stale), images, trace, limits, not stale)),
             ],
             arguments.repetitions,
             lambda line: print(line, file=sys.stderr),
         )
     print(f"\n{kernel.name if kernel else 'demo guest'}, {arguments.smp} vCPUs, ", end="")
-    print(f"{arguments.protocol}, medians of {arguments.repetitions}\n")
-    print(report(results))
+    print(f"{protocol}, medians of {arguments.repetitions}\n")
+    print(report(arguments.part, results))
     if results[0].count("instructions") != results[1].count("instructions"):
         print("bench: the two variants ran apart", file=sys.stderr)
         return 1
