@@ -19,6 +19,9 @@ use crate::schedule::Machine;
 use crate::translate::dispatch::{RunEnd, Span};
 use crate::translate::inputs::Inputs;
 
+/// No run has so many instructions: at a billion a second it would take a century.
+const FARTHEST: u64 = 1 << 62;
+
 pub struct Solo {
     pub machine: Machine,
     pub vcpu: usize,
@@ -111,6 +114,17 @@ impl Solo {
         .into()
     }
 
+    /// Where a recorded slice ends; no run gets to what only a forged trace can say.
+    fn end_of(&self, start: u64, instructions: u64) -> Result<u64, ReplayError> {
+        let end = start
+            .checked_add(instructions)
+            .filter(|&end| end < FARTHEST);
+        end.ok_or_else(|| {
+            let what = format!("a slice of {instructions} instructions was recorded");
+            self.diverged("schedule", start, what)
+        })
+    }
+
     fn own(&self) -> String {
         format!("cpu{}", self.vcpu)
     }
@@ -148,7 +162,8 @@ impl Solo {
                 self.slice(icount, instructions, more)?;
             }
             Event::Slice { instructions, .. } => {
-                self.machine.engine.set_icount(icount + instructions);
+                let end = self.end_of(icount, instructions)?;
+                self.machine.engine.set_icount(end);
                 self.hand_over(u64::MAX);
             }
             Event::TimeSkip { to_ns } => {
@@ -224,7 +239,7 @@ impl Solo {
         self.hand_over(start);
         self.machine.engine.set_icount(start);
         self.sync()?;
-        let end = start + instructions;
+        let end = self.end_of(start, instructions)?;
         let vcpu = self.vcpu;
         loop {
             let now = self.machine.engine.icount();

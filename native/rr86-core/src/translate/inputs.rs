@@ -355,7 +355,8 @@ impl Engine {
         }
     }
 
-    /// Writes what another agent has written earlier.
+    /// Writes what another agent has written earlier. Not by `write`: that would make the page somebody's
+    /// and mark its lines, and who has it is what the caller is about to say.
     fn put_foreign(&mut self, vcpu: u8, page: usize, paddr: u64, bytes: &[u8]) {
         let room = PAGE_SIZE as usize - (paddr % PAGE_SIZE) as usize;
         let bytes = &bytes[..bytes.len().min(room)];
