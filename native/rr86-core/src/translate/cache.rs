@@ -4,7 +4,7 @@
 //! again from the block's own copy of its source bytes (when the code buffer is full, or when the
 //! debugger's stops change) without any effect on the guest.
 
-use super::emit::{Slot, Trap};
+use super::code::{Code, Slot, Trap};
 use super::mode::Mode;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -366,7 +366,7 @@ impl Blocks {
         id: BlockId,
         address: u64,
         offset: usize,
-        code: super::emit::Code,
+        code: Code,
     ) -> Patches {
         for slot in 0..2 {
             let to = std::mem::replace(&mut self.blocks[id as usize].outgoing[slot], NONE);

@@ -3,6 +3,7 @@
 
 use super::cache::BlockId;
 use super::classify::shape::{self, Shape};
+use super::code::Code;
 use super::emit::{self, Request};
 use super::engine::{Engine, Resume, StopCause};
 use super::execute::Flow;
@@ -604,7 +605,7 @@ impl Engine {
         }
     }
 
-    fn generate(&mut self, id: BlockId, start: usize, stop: usize, checked: bool) -> emit::Code {
+    fn generate(&mut self, id: BlockId, start: usize, stop: usize, checked: bool) -> Code {
         let block = self.blocks.get(id);
         let whole = block.second.is_some();
         let limit = usize::from(block.count);
@@ -613,7 +614,6 @@ impl Engine {
             unreachable!("a block's own bytes make the block again");
         };
         let request = Request {
-            id,
             mode: block.mode,
             insns: &insns,
             start,
@@ -622,9 +622,10 @@ impl Engine {
             checked: checked || start == 0 && self.oracle.is_some(),
             tracking: self.tracking(),
             shortcuts: self.shortcuts,
-            address: self.code.next_address(),
         };
-        emit::translate(request, self.stubs, &mut self.info)
+        let mut code = emit::translate(request, self.stubs, &mut self.info);
+        code.place(id, self.code.next_address());
+        code
     }
 
     /// Host address to enter a block at, or `None` when the budget forbids it. With `exact`, as much of

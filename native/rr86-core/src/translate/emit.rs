@@ -10,6 +10,7 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic};
 
 use super::asm::{self, cc, Asm, Reg, W32, W64};
 use super::classify::{needs_alignment, Class};
+use super::code::{Code, Moved, Relocation, Slot, Trap};
 use super::mode::Mode;
 use super::pins::Circle;
 use super::runs::{Key, Run, Second};
@@ -30,35 +31,8 @@ pub enum Flags {
     Both,
 }
 
-/// A patchable jump to another block.
-#[derive(Clone, Copy, Debug)]
-pub struct Slot {
-    /// rip of the target.
-    pub target: u64,
-    /// Offset of the rel32 in the block's code; `None` when the jump goes through the jump cache.
-    pub patch: Option<u32>,
-    /// Offset of the code that leaves to the dispatcher.
-    pub exit: u32,
-}
-
-/// A host instruction that may raise a signal on the guest's behalf.
-#[derive(Clone, Copy, Debug)]
-pub struct Trap {
-    pub start: u32,
-    pub end: u32,
-    pub site: u32,
-}
-
-/// The code of a block.
-pub struct Code {
-    pub bytes: Vec<u8>,
-    pub slots: Vec<Slot>,
-    pub traps: Vec<Trap>,
-}
-
 /// What to translate.
 pub struct Request<'a> {
-    pub id: u32,
     pub mode: Mode,
     pub insns: &'a [(Instruction, Class)],
     /// First instruction to run; not 0 when a block is resumed inside.
@@ -72,8 +46,6 @@ pub struct Request<'a> {
     /// Mark the lines that stores write.
     pub tracking: bool,
     pub shortcuts: Shortcuts,
-    /// Host address at which the code will run.
-    pub address: u64,
 }
 
 /// Instructions before which the debugger wants to be asked.
@@ -97,7 +69,7 @@ fn is_breakpoint(insn: Instruction) -> bool {
 enum Label {
     Hot(usize),
     Cold(usize),
-    Absolute(u64),
+    Stub(u64),
 }
 
 /// Which stream a position lies in.
@@ -119,6 +91,8 @@ pub struct Emitter<'a> {
     pub(super) hot: Asm,
     cold: Asm,
     fixups: Vec<(Stream, usize, Label)>,
+    /// Where the block's number goes.
+    notes: Vec<(Stream, usize)>,
     slots: Vec<Slot>,
     traps: Vec<Trap>,
     pub(super) request: Request<'a>,
@@ -146,6 +120,7 @@ pub fn translate(request: Request<'_>, stubs: Stubs, info: &mut InstructionInfoF
         hot: code(),
         cold: code(),
         fixups: Vec::new(),
+        notes: Vec::new(),
         slots: Vec::new(),
         traps: Vec::new(),
         flags: Flags::Ax,
@@ -302,7 +277,7 @@ impl Emitter<'_> {
 
     fn call_stub(&mut self, stream: Stream, target: u64) {
         let at = self.stream(stream).call();
-        self.fixups.push((stream, at, Label::Absolute(target)));
+        self.fixups.push((stream, at, Label::Stub(target)));
     }
 
     fn store_rip(a: &mut Asm, rip: u64) {
@@ -320,12 +295,14 @@ impl Emitter<'_> {
         let a = self.stream(stream);
         a.gs_mov_imm32(at::EXIT, exit as u32);
         let at = a.jmp();
-        self.fixups.push((stream, at, Label::Absolute(leave)));
+        self.fixups.push((stream, at, Label::Stub(leave)));
     }
 
     fn note_block(&mut self, stream: Stream) {
-        let id = self.request.id;
-        self.stream(stream).gs_mov_imm32(at::SITE_BLOCK, id);
+        let a = self.stream(stream);
+        a.gs_mov_imm32(at::SITE_BLOCK, 0);
+        let at = a.len() - 4;
+        self.notes.push((stream, at));
     }
 
     fn hook(&mut self) {
@@ -733,15 +710,26 @@ impl Emitter<'_> {
         };
         let mut bytes = std::mem::take(&mut self.hot.bytes);
         bytes.extend_from_slice(&self.cold.bytes);
+        let moved = |at, what| Relocation {
+            at: at as u32,
+            what,
+        };
+        let mut relocations: Vec<Relocation> = self
+            .notes
+            .iter()
+            .map(|&(stream, at)| moved(resolve(stream, at), Moved::Block))
+            .collect();
         for (stream, at, label) in &self.fixups {
             let at = resolve(*stream, *at);
-            let from = self.request.address.wrapping_add(at as u64 + 4);
             let target = match *label {
-                Label::Hot(p) => self.request.address + p as u64,
-                Label::Cold(p) => self.request.address + (p + split) as u64,
-                Label::Absolute(a) => a,
+                Label::Hot(p) => p as u64,
+                Label::Cold(p) => (p + split) as u64,
+                Label::Stub(a) => {
+                    relocations.push(moved(at, Moved::Stub));
+                    a
+                }
             };
-            let rel = target.wrapping_sub(from) as i32;
+            let rel = target.wrapping_sub(at as u64 + 4) as u32;
             bytes[at..at + 4].copy_from_slice(&rel.to_le_bytes());
         }
         for slot in &mut self.slots {
@@ -757,6 +745,7 @@ impl Emitter<'_> {
             bytes,
             slots: self.slots,
             traps: self.traps,
+            relocations,
         }
     }
 }

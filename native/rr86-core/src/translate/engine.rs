@@ -12,8 +12,9 @@ use thiserror::Error;
 
 use super::bus::Bus;
 use super::cache::{BlockId, Blocks};
+use super::code::Trap;
 use super::codebuf::CodeBuffer;
-use super::emit::{Hooks, Trap};
+use super::emit::Hooks;
 use super::execute::{DecodedCache, Flow, HelperCounts};
 use super::inputs::Inputs;
 use super::oracle::Oracle;

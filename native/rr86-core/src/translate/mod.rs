@@ -13,6 +13,7 @@ pub mod bus;
 pub mod cache;
 mod checkpoint;
 pub mod classify;
+pub mod code;
 pub mod codebuf;
 mod coherence;
 mod copy;

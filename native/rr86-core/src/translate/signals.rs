@@ -150,7 +150,7 @@ pub(super) fn exception(engine: &mut Engine, v: &mut Vcpu) -> Exception {
     let caught = v.run.signal;
     let offset = engine.code.offset_of(caught.address);
     let found = offset.and_then(|offset| {
-        let inside = |start: usize, traps: &[super::emit::Trap]| {
+        let inside = |start: usize, traps: &[super::code::Trap]| {
             let at = (offset - start) as u32;
             traps
                 .iter()
