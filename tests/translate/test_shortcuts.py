@@ -8,7 +8,7 @@ import rr86
 from rr86.machine.spec import SpecError
 from tests.demo import record_demo
 
-ALL = "frame,marks,runs,words,pins"
+ALL = "frame,marks,runs,words,pins,ahead"
 
 
 def test_a_trace_is_the_same_without_shortcuts(
@@ -21,6 +21,23 @@ def test_a_trace_is_the_same_without_shortcuts(
     assert list(first.events()) == list(second.events())
     # One made with them replays without them, every digest compared.
     assert first.session().run().reason == "poweroff"
+
+
+def test_a_replay_is_the_same_with_blocks_translated_ahead_and_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = rr86.open_trace(record_demo(tmp_path).path)
+    found = []
+    for disabled in ("", "ahead"):
+        monkeypatch.setenv("RR86_DISABLE", disabled)
+        session = trace.session()
+        end = session.run()
+        if disabled:
+            assert session.machine.stats()["blocks_ahead"] == 0
+        found.append((end, session.console))
+    assert found[0] == found[1]
+    assert found[0][0].reason == "poweroff"
+    assert found[0][1]
 
 
 def test_an_unknown_shortcut_is_refused_by_name(

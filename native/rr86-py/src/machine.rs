@@ -267,7 +267,7 @@ impl Machine {
             Driver::Record(recorder) => {
                 let machine = recorder.machine;
                 let replayer = match checkpoint {
-                    None => Replayer::new(machine, reader.stream(), verify),
+                    None => Replayer::new(machine, reader.stream_for_replay(0), verify),
                     Some(info) => py
                         .detach(|| Replayer::from_checkpoint(machine, &reader, &info, verify))
                         .map_err(errors::replay)?,
@@ -635,6 +635,7 @@ impl Machine {
             ("stale_int3s", s.stale_int3s),
             ("block_flushes", s.block_flushes),
             ("code_drops", s.code_drops),
+            ("blocks_ahead", s.blocks_ahead),
             ("dispatches", s.dispatches),
             ("lookups", s.lookups),
             ("fetch_misses", s.fetch_misses),

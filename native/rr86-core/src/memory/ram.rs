@@ -4,7 +4,7 @@
 //! holds MMCONFIG, the APICs and PCI windows. Pages are numbered without the gap ("page index").
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -30,6 +30,7 @@ const LINES_IN_PAGE: usize = 1 << (PAGE_SHIFT - LINE_SHIFT);
 pub struct GuestRam {
     base: *mut u8,
     size: u64,
+    mapping: Arc<Mapping>,
     /// Takes memory from the host ahead of the guest.
     ahead: Option<Ahead>,
 }
@@ -43,6 +44,64 @@ const MOST_AHEAD: usize = 512;
 struct Ahead {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
+}
+
+/// The mappings of RAM and of its marks, as long as anybody uses them.
+struct Mapping {
+    base: usize,
+    size: usize,
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: both mappings were made in `GuestRam::new` with these sizes, and nothing refers to them any
+        // more.
+        unsafe {
+            libc::munmap(self.base as *mut libc::c_void, self.size);
+            let marks = (self.base >> LINE_SHIFT) as *mut libc::c_void;
+            libc::munmap(marks, self.size >> LINE_SHIFT);
+        }
+    }
+}
+
+/// Looks into RAM from another thread while the guest runs.
+pub struct RamReader {
+    mapping: Arc<Mapping>,
+}
+
+impl RamReader {
+    /// Copies the bytes at `paddr`, or says that they are not all in RAM. The guest may be writing them: what
+    /// comes out may be of any moment, and different bytes of different moments.
+    pub fn read(&self, paddr: u64, out: &mut [u8]) -> bool {
+        let size = self.mapping.size as u64;
+        let last = paddr.saturating_add(out.len().max(1) as u64 - 1);
+        let (Some(page), Some(end)) = (page_index(size, paddr), page_index(size, last)) else {
+            return false;
+        };
+        if end - page != (last >> PAGE_SHIFT) as usize - (paddr >> PAGE_SHIFT) as usize {
+            return false;
+        }
+        let at = self.mapping.base + (page << PAGE_SHIFT) + (paddr & PAGE_MASK) as usize;
+        for (n, byte) in out.iter_mut().enumerate() {
+            // SAFETY: the byte is inside the mapping, which this object keeps; every value is a byte's, so
+            // that a write under way does no harm.
+            *byte = unsafe { (*((at + n) as *const AtomicU8)).load(Ordering::Relaxed) };
+        }
+        true
+    }
+}
+
+/// Index of the page that holds `paddr` in so much RAM.
+#[inline]
+fn page_index(size: u64, paddr: u64) -> Option<usize> {
+    let low = size.min(LOW_RAM_MAX);
+    if paddr < low {
+        Some((paddr >> PAGE_SHIFT) as usize)
+    } else if paddr >= HIGH_RAM_BASE && paddr - HIGH_RAM_BASE < size - low {
+        Some(((paddr - HIGH_RAM_BASE + low) >> PAGE_SHIFT) as usize)
+    } else {
+        None
+    }
 }
 
 /// Maps `len` bytes at exactly this address, or fails.
@@ -105,6 +164,10 @@ impl GuestRam {
                     return Ok(Self {
                         base,
                         size,
+                        mapping: Arc::new(Mapping {
+                            base: at,
+                            size: len,
+                        }),
                         ahead: None,
                     });
                 }
@@ -212,13 +275,13 @@ impl GuestRam {
     /// Index of the page that holds `paddr`, or `None` where there is no RAM.
     #[inline]
     pub fn page_index(&self, paddr: u64) -> Option<usize> {
-        let low = self.size.min(LOW_RAM_MAX);
-        if paddr < low {
-            Some((paddr >> PAGE_SHIFT) as usize)
-        } else if paddr >= HIGH_RAM_BASE && paddr - HIGH_RAM_BASE < self.size - low {
-            Some(((paddr - HIGH_RAM_BASE + low) >> PAGE_SHIFT) as usize)
-        } else {
-            None
+        page_index(self.size, paddr)
+    }
+
+    /// For another thread, to look into RAM.
+    pub fn reader(&self) -> RamReader {
+        RamReader {
+            mapping: self.mapping.clone(),
         }
     }
 
@@ -278,12 +341,6 @@ impl Drop for GuestRam {
             stop.store(true, Ordering::Relaxed);
             // A panic over there has nothing to say about this RAM.
             let _ = thread.join();
-        }
-        // SAFETY: both mappings were made in `new` with these sizes, and nothing refers to them any more.
-        unsafe {
-            libc::munmap(self.base.cast(), self.size as usize);
-            let marks = (self.base as usize >> LINE_SHIFT) as *mut libc::c_void;
-            libc::munmap(marks, self.size as usize >> LINE_SHIFT);
         }
     }
 }

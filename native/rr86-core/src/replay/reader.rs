@@ -263,6 +263,11 @@ impl TraceReader {
         EventStream::new(self.clone(), n)
     }
 
+    /// The same, for a replay that may have blocks translated ahead.
+    pub fn stream_for_replay(&self, n: usize) -> EventStream {
+        EventStream::with_guesses(self.clone(), n)
+    }
+
     /// The whole checkpoints, in their order.
     pub fn checkpoints(&self) -> Result<Vec<CheckpointInfo>, TraceError> {
         checkpoints::list(&self.trace.chunks)

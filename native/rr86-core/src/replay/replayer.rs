@@ -149,7 +149,7 @@ impl Replayer {
         if machine.engine.icount() != checkpoint.icount {
             return Err(CheckpointError::Moment.into());
         }
-        let events = reader.stream_from(checkpoint.chunk);
+        let events = reader.stream_for_replay(checkpoint.chunk);
         Ok(Self::new(machine, events, verify))
     }
 
@@ -202,7 +202,17 @@ impl Replayer {
         self.drive(limit, conditions)
     }
 
+    /// Has the blocks that the trace tells of translated ahead. Not for the oracle, whose code is special.
+    fn look_ahead(&mut self) {
+        if let Some(guesses) = self.events.take_guesses() {
+            if self.machine.engine.oracle_mut().is_none() {
+                self.machine.engine.translate_ahead(guesses);
+            }
+        }
+    }
+
     fn drive(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, ReplayError> {
+        self.look_ahead();
         let end = self.machine.engine.icount().saturating_add(limit);
         loop {
             let report = if self.machine.inside_slice() {

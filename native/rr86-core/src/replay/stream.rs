@@ -1,11 +1,12 @@
 //! All events of a trace in order, with a thread that decodes one chunk ahead.
 
-use std::sync::mpsc::{sync_channel, Receiver};
+use std::sync::mpsc::{channel, sync_channel, Receiver, Sender, TryRecvError};
 use std::thread::JoinHandle;
 
 use super::reader::TraceReader;
 use crate::record::error::TraceError;
 use crate::record::event::Event;
+use crate::translate::ahead::Guess;
 
 /// Chunks that may wait, decoded, for the consumer.
 const AHEAD: usize = 1;
@@ -20,17 +21,77 @@ pub struct EventStream {
     batches: Option<Receiver<Batch>>,
     thread: Option<JoinHandle<()>>,
     current: std::vec::IntoIter<(u64, Event)>,
+    guesses: Option<Guesses>,
     /// Event chunks of the trace up to the one that is being given out.
     chunks: usize,
     error: Option<TraceError>,
 }
 
+/// The blocks of the chunks that have been decoded, for whoever translates them ahead.
+pub struct Guesses {
+    batches: Receiver<Vec<Guess>>,
+    current: std::vec::IntoIter<Guess>,
+}
+
+impl Iterator for Guesses {
+    /// `Some(None)` while the next chunk is not there.
+    type Item = Option<Guess>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(guess) = self.current.next() {
+                return Some(Some(guess));
+            }
+            match self.batches.try_recv() {
+                Ok(batch) => self.current = batch.into_iter(),
+                Err(TryRecvError::Empty) => return Some(None),
+                Err(TryRecvError::Disconnected) => return None,
+            }
+        }
+    }
+}
+
+/// The blocks that come into being in a chunk.
+fn guesses(events: &[(u64, Event)]) -> Vec<Guess> {
+    let guess = |(_, event): &(u64, Event)| match event {
+        Event::Link(block) => Some(Guess {
+            serial: block.id,
+            linear: block.pc,
+            paddr: block.paddr,
+            len: block.len,
+            mode: block.mode,
+            digest: block.digest,
+        }),
+        _ => None,
+    };
+    events.iter().filter_map(guess).collect()
+}
+
 impl EventStream {
     pub(super) fn new(reader: TraceReader, from: usize) -> Self {
+        Self::start(reader, from, None)
+    }
+
+    /// A stream that also tells, a chunk or two ahead, which blocks will be.
+    pub(super) fn with_guesses(reader: TraceReader, from: usize) -> Self {
+        let (sender, batches) = channel();
+        let mut stream = Self::start(reader, from, Some(sender));
+        stream.guesses = Some(Guesses {
+            batches,
+            current: Vec::new().into_iter(),
+        });
+        stream
+    }
+
+    fn start(reader: TraceReader, from: usize, foretell: Option<Sender<Vec<Guess>>>) -> Self {
         let (sender, batches) = sync_channel(AHEAD);
         let decode_all = move || {
             for n in from..reader.chunk_count() {
                 let batch = reader.chunk(n).map(Some);
+                if let (Some(foretell), Ok(Some(events))) = (&foretell, &batch) {
+                    // Nobody need listen.
+                    let _ = foretell.send(guesses(events));
+                }
                 let last = batch.is_err();
                 if sender.send(batch).is_err() || last {
                     return;
@@ -49,8 +110,14 @@ impl EventStream {
             batches: thread.is_some().then_some(batches),
             thread,
             current: Vec::new().into_iter(),
+            guesses: None,
             chunks: from,
         }
+    }
+
+    /// What a stream made for it tells of blocks to come; once.
+    pub(super) fn take_guesses(&mut self) -> Option<Guesses> {
+        self.guesses.take()
     }
 
     /// Between two chunks, how many event chunks of the trace have been given out.

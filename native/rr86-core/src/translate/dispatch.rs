@@ -504,10 +504,29 @@ impl Engine {
     ) -> Result<Result<Fetched, BlockId>, Exception> {
         let rip = v.cpu.rip;
         let room = PAGE_SIZE as usize - (linear & PAGE_MASK) as usize;
+        let crossing = self.blocks.crossing(paddr, rip, mode);
+        let foreseen = if crossing {
+            None
+        } else {
+            self.foreseen(paddr, rip, mode)
+        };
+        if let Some((bytes, count)) = foreseen {
+            self.seen(v.cpu.id, Seen::Fetch, paddr, bytes.len());
+            return Ok(Ok(Fetched {
+                rip,
+                linear,
+                paddr,
+                second: None,
+                mode,
+                bytes,
+                count,
+                icount: self.icount(),
+            }));
+        }
         let mut bytes = [0u8; PAGE_SIZE as usize + 15];
         let mut second = None;
         self.ram.read(paddr, &mut bytes[..room]);
-        let cut = if self.blocks.crossing(paddr, rip, mode) {
+        let cut = if crossing {
             Shape::Crosses
         } else {
             shape::cut(&bytes[..room], rip, mode, self.limits.instructions, false)
@@ -589,7 +608,10 @@ impl Engine {
         let block = self.blocks.get(id);
         let (count, checked) = (usize::from(block.count), block.checked);
         loop {
-            let code = self.generate(id, 0, count, checked);
+            let code = match self.made_ahead(id) {
+                Some(code) => self.place(id, code),
+                None => self.generate(id, 0, count, checked),
+            };
             if let Some(offset) = self.code.append(&code.bytes) {
                 let address = self.code.address(offset);
                 let block = self.blocks.get_mut(id);
@@ -623,7 +645,12 @@ impl Engine {
             tracking: self.tracking(),
             shortcuts: self.shortcuts,
         };
-        let mut code = emit::translate(request, self.stubs, &mut self.info);
+        let code = emit::translate(request, self.stubs, &mut self.info);
+        self.place(id, code)
+    }
+
+    /// Code of a block for where it will be appended.
+    fn place(&self, id: BlockId, mut code: Code) -> Code {
         code.place(id, self.code.next_address());
         code
     }

@@ -10,6 +10,7 @@ use std::io;
 use iced_x86::InstructionInfoFactory;
 use thiserror::Error;
 
+use super::ahead::Ahead;
 use super::bus::Bus;
 use super::cache::{BlockId, Blocks};
 use super::code::Trap;
@@ -130,6 +131,8 @@ pub enum StopCause {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stats {
     pub blocks_translated: u64,
+    /// Blocks whose code was there before they were.
+    pub blocks_ahead: u64,
     pub instructions_translated: u64,
     pub blocks_invalidated: u64,
     /// Blocks that a protocol let go stale, and executions of such blocks.
@@ -274,6 +277,8 @@ pub struct Engine {
     pub(super) serialised: Vec<Option<u64>>,
     /// Serial number of a block whose bytes are to be fetched anew.
     pub(super) refetched: Option<u64>,
+    /// Who translates blocks before they are needed.
+    pub(super) ahead: Option<Ahead>,
 }
 
 // SAFETY: the vCPU pointers are owned by the engine alone (made by `Box::into_raw`, freed in `drop`),
@@ -364,6 +369,7 @@ impl Engine {
             checked_stores: vec![(0, 0); vcpus],
             serialised: vec![None; vcpus],
             refetched: None,
+            ahead: None,
         });
         let this: *mut Self = &raw mut *engine;
         for id in 0..vcpus {
@@ -703,6 +709,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        self.end_ahead();
         for &vcpu in &self.vcpus {
             // SAFETY: made by `Box::into_raw` in `new` and freed only here.
             drop(unsafe { Box::from_raw(vcpu) });

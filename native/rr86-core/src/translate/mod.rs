@@ -7,6 +7,7 @@
 //! `dispatch` runs it.
 
 mod acquire;
+pub mod ahead;
 pub mod asm;
 mod branch;
 pub mod bus;

@@ -23,13 +23,17 @@ impl Shortcuts {
     /// Accesses that stay in a page for long find it in a pin and not in the table.
     pub const PINS: Self = Self(1 << 4);
 
+    /// A replay has blocks translated before the guest gets to them.
+    pub const AHEAD: Self = Self(1 << 5);
+
     /// The names by which they are switched off.
-    pub const NAMES: [(&'static str, Self); 5] = [
+    pub const NAMES: [(&'static str, Self); 6] = [
         ("frame", Self::FRAME),
         ("marks", Self::MARKS),
         ("runs", Self::RUNS),
         ("words", Self::WORDS),
         ("pins", Self::PINS),
+        ("ahead", Self::AHEAD),
     ];
 
     pub const ALL: Self = Self((1 << Self::NAMES.len()) - 1);

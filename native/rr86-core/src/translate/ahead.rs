@@ -1,0 +1,360 @@
+//! Translating blocks before the guest gets to them, on a thread of its own.
+//!
+//! Whoever knows which blocks will come, as a replay does, gives *guesses*: number, address, mode and digest
+//! of the bytes. The thread looks whether memory holds such bytes already, translates them, and puts the
+//! code on a shelf, where the engine takes it instead of translating itself.
+//!
+//! Nothing depends on the thread. It only reads guest RAM, and may see anything there while the guest runs;
+//! but code is a pure function of the bytes and of what else is compared here, and the engine uses it only for
+//! a block whose bytes it has fetched itself and found to be the same. A guess that is wrong, or comes too
+//! late, costs nothing but the thread's time, and nobody waits for it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use iced_x86::InstructionInfoFactory;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::cache::{Block, BlockId};
+use super::classify::shape::{self, Shape};
+use super::code::Code;
+use super::emit::{self, Hooks, Request};
+use super::engine::Engine;
+use super::mode::Mode;
+use super::shortcuts::Shortcuts;
+use super::stubs::Stubs;
+use crate::memory::ram::RamReader;
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
+
+/// Blocks that may lie on the shelf.
+const SHELF: usize = 4096;
+/// Guesses whose bytes are looked for all the time. The others are looked for once in `FAR` rounds: most of
+/// them are of code that the guest has not loaded yet.
+const NEAR: usize = 256;
+const FAR: u32 = 16;
+/// How long to leave the processor alone when there is nothing to do.
+const REST: Duration = Duration::from_millis(1);
+/// The thread's niceness.
+const NICE: libc::c_int = 5;
+
+/// A block that will probably be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Guess {
+    /// Serial number of the block.
+    pub serial: u64,
+    /// Linear address of its first instruction.
+    pub linear: u64,
+    pub paddr: u64,
+    pub len: u16,
+    pub mode: u32,
+    /// Of its bytes, as in [`super::engine::Observed`].
+    pub digest: u32,
+}
+
+impl Guess {
+    /// Whether this module deals with it. Where code does not start at linear address 0, the guess does not
+    /// tell the rip; and of a block in two pages, it tells only one.
+    fn is_plain(&self) -> bool {
+        let mode = Mode(self.mode);
+        let room = PAGE_SIZE - (self.paddr & PAGE_MASK);
+        mode.is_possible()
+            && mode.code_flat()
+            && (mode.code64() || self.linear >> 32 == 0)
+            && (1..=room).contains(&u64::from(self.len))
+            && self.paddr & PAGE_MASK == self.linear & PAGE_MASK
+    }
+}
+
+/// What all translations of one thread have in common.
+#[derive(Clone, Copy)]
+struct Settings {
+    stubs: Stubs,
+    tracking: bool,
+    shortcuts: Shortcuts,
+    /// Most instructions in a block.
+    limit: usize,
+}
+
+/// A block that was translated ahead.
+pub(super) struct Translation {
+    pub serial: u64,
+    pub paddr: u64,
+    pub rip: u64,
+    pub mode: Mode,
+    pub bytes: Vec<u8>,
+    /// Instructions.
+    pub count: u8,
+    /// The block ends here whatever bytes follow.
+    pub closed: bool,
+    code: Code,
+}
+
+struct Shelf {
+    /// A translation lies at its serial number modulo the size.
+    places: Vec<Mutex<Option<Translation>>>,
+    /// Serial number of the next block that the engine will ask for.
+    next: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Shelf {
+    fn put(&self, translation: Translation) {
+        let place = &self.places[translation.serial as usize % SHELF];
+        // Whoever held it when they panicked has left a whole value.
+        let mut place = place.lock().unwrap_or_else(|e| e.into_inner());
+        *place = Some(translation);
+    }
+
+    /// What lies there for a block. Never waits.
+    fn take(&self, serial: u64) -> Option<Translation> {
+        let mut place = self.places[serial as usize % SHELF].try_lock().ok()?;
+        place.take_if(|t| t.serial <= serial)
+    }
+}
+
+/// The thread, as the engine knows it.
+pub(super) struct Ahead {
+    shelf: Arc<Shelf>,
+    settings: Settings,
+    thread: JoinHandle<()>,
+    /// What was taken from the shelf last.
+    taken: Option<Translation>,
+}
+
+impl Ahead {
+    /// What there is for the block with this number, which is being made.
+    fn look(&mut self, serial: u64) -> Option<&Translation> {
+        if self.taken.as_ref().is_none_or(|t| t.serial != serial) {
+            self.shelf.next.store(serial + 1, Ordering::Relaxed);
+            self.taken = self.shelf.take(serial);
+        }
+        self.taken.as_ref().filter(|t| t.serial == serial)
+    }
+
+    fn stop(self) {
+        self.shelf.stop.store(true, Ordering::Relaxed);
+        self.thread.thread().unpark();
+        // A panic over there has nothing to say about the guest.
+        let _ = self.thread.join();
+    }
+}
+
+/// Decodes and translates what a guess is about, if these are its bytes.
+fn translate(
+    guess: &Guess,
+    bytes: &[u8],
+    settings: &Settings,
+    info: &mut InstructionInfoFactory,
+) -> Option<Translation> {
+    let (rip, mode, limit) = (guess.linear, Mode(guess.mode), settings.limit);
+    // With something else behind them, the bytes are the same block only if it ends by itself.
+    let followed = [bytes, &[0x90; 15]].concat();
+    let cut = |bytes: &[u8]| match shape::cut(bytes, rip, mode, limit, false) {
+        Shape::Block(insns) => {
+            let len: usize = insns.iter().map(|(i, _)| i.len().max(1)).sum();
+            Some((insns, len))
+        }
+        Shape::Crosses => None,
+    };
+    let (mut insns, mut len) = cut(&followed)?;
+    let closed = len == bytes.len();
+    if !closed {
+        (insns, len) = cut(bytes)?;
+    }
+    if len != bytes.len() {
+        return None;
+    }
+    let request = Request {
+        mode,
+        insns: &insns,
+        start: 0,
+        stop: insns.len(),
+        hooks: &Hooks::default(),
+        checked: false,
+        tracking: settings.tracking,
+        shortcuts: settings.shortcuts,
+    };
+    Some(Translation {
+        serial: guess.serial,
+        paddr: guess.paddr,
+        rip,
+        mode,
+        bytes: bytes.to_vec(),
+        count: insns.len() as u8,
+        closed,
+        code: emit::translate(request, settings.stubs, info),
+    })
+}
+
+/// The thread's side.
+struct Worker<G> {
+    guesses: G,
+    ram: RamReader,
+    settings: Settings,
+    shelf: Arc<Shelf>,
+    /// Guesses that have not come true yet, in the order of their numbers.
+    waiting: VecDeque<Guess>,
+    /// The next one, when it has to wait for room on the shelf.
+    held: Option<Guess>,
+}
+
+impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
+    fn run(mut self) {
+        // SAFETY: a system call about this thread, which takes no pointers. Where processors are scarce, the
+        // guest comes first; so it does not matter if the host refuses.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+        let mut info = InstructionInfoFactory::new();
+        let mut bytes = [0; PAGE_SIZE as usize];
+        let mut round = 0u32;
+        while !self.shelf.stop.load(Ordering::Relaxed) {
+            let next = self.shelf.next.load(Ordering::Relaxed);
+            while self.waiting.front().is_some_and(|g| g.serial < next) {
+                self.waiting.pop_front();
+            }
+            let new = self.waiting.len();
+            if !self.collect(next) && self.waiting.is_empty() {
+                return;
+            }
+            round = round.wrapping_add(1);
+            let all = round % FAR == 0;
+            let mut done = false;
+            for n in (0..self.waiting.len()).filter(|&n| all || n < NEAR || n >= new) {
+                let guess = self.waiting[n];
+                let here = &mut bytes[..usize::from(guess.len)];
+                let late = guess.serial < self.shelf.next.load(Ordering::Relaxed);
+                if late || !self.ram.read(guess.paddr, here) || xxh3_64(here) as u32 != guess.digest
+                {
+                    continue;
+                }
+                if let Some(made) = translate(&guess, here, &self.settings, &mut info) {
+                    self.shelf.put(made);
+                }
+                // No other bytes will have this digest.
+                self.waiting[n].len = 0;
+                done = true;
+            }
+            self.waiting.retain(|g| g.len != 0);
+            if !done {
+                std::thread::park_timeout(REST);
+            }
+        }
+    }
+
+    /// Takes guesses for which there is room on the shelf. Tells whether there can be more.
+    fn collect(&mut self, next: u64) -> bool {
+        loop {
+            let guess = match self.held.take() {
+                Some(guess) => guess,
+                None => match self.guesses.next() {
+                    Some(Some(guess)) => guess,
+                    Some(None) => return true,
+                    None => return false,
+                },
+            };
+            if guess.serial >= next.saturating_add(SHELF as u64) {
+                self.held = Some(guess);
+                return true;
+            }
+            if guess.serial >= next && guess.is_plain() {
+                self.waiting.push_back(guess);
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// Has blocks translated on another thread before they are needed. `guesses` gives `Some(None)` while the
+    /// next is not known yet, and must not wait.
+    pub fn translate_ahead(
+        &mut self,
+        guesses: impl Iterator<Item = Option<Guess>> + Send + 'static,
+    ) {
+        self.end_ahead();
+        if !self.shortcuts.has(Shortcuts::AHEAD) {
+            return;
+        }
+        let settings = Settings {
+            stubs: self.stubs,
+            tracking: self.tracking(),
+            shortcuts: self.shortcuts,
+            limit: self.limits.instructions,
+        };
+        let shelf = Arc::new(Shelf {
+            places: (0..SHELF).map(|_| Mutex::new(None)).collect(),
+            next: AtomicU64::new(self.blocks.next_serial()),
+            stop: AtomicBool::new(false),
+        });
+        let worker = Worker {
+            guesses,
+            ram: self.ram.reader(),
+            settings,
+            shelf: shelf.clone(),
+            waiting: VecDeque::new(),
+            held: None,
+        };
+        let thread = std::thread::Builder::new().name("rr86-ahead".into());
+        // Without the thread, the engine translates everything.
+        self.ahead = thread.spawn(|| worker.run()).ok().map(|thread| Ahead {
+            shelf,
+            settings,
+            thread,
+            taken: None,
+        });
+    }
+
+    /// Ends what `translate_ahead` began.
+    pub(super) fn end_ahead(&mut self) {
+        if let Some(ahead) = self.ahead.take() {
+            ahead.stop();
+        }
+    }
+
+    /// Bytes and number of instructions of the next block, if it was translated ahead, is at this place, and is
+    /// what memory holds.
+    pub(super) fn foreseen(&mut self, paddr: u64, rip: u64, mode: Mode) -> Option<(Vec<u8>, u8)> {
+        let serial = self.blocks.next_serial();
+        let made = self.ahead.as_mut()?.look(serial)?;
+        if !made.closed || made.paddr != paddr || made.rip != rip || made.mode != mode {
+            return None;
+        }
+        let page = self.ram.page(self.ram.page_index(paddr)?);
+        let bytes = page[(paddr & PAGE_MASK) as usize..].get(..made.bytes.len())?;
+        (bytes == made.bytes).then(|| (bytes.to_vec(), made.count))
+    }
+
+    /// The code of a whole block, if it was translated ahead and nothing about it is special.
+    pub(super) fn made_ahead(&mut self, block: BlockId) -> Option<Code> {
+        let ahead = self.ahead.as_mut()?;
+        let block = self.blocks.get(block);
+        let plain = self.hooks == Hooks::default()
+            && self.oracle.is_none()
+            && ahead.settings.tracking == self.tracking
+            && ahead.settings.shortcuts == self.shortcuts
+            && !block.checked
+            && block.second.is_none();
+        if !plain || block.serial + 1 != self.blocks.next_serial() {
+            return None;
+        }
+        ahead.look(block.serial)?;
+        let made = ahead.taken.take_if(|t| t.is_of(block))?;
+        self.stats.blocks_ahead += 1;
+        Some(made.code)
+    }
+}
+
+impl Translation {
+    /// Whether the code is what the block's would be.
+    fn is_of(&self, block: &Block) -> bool {
+        self.rip == block.rip
+            && self.mode == block.mode
+            && self.count == block.count
+            && *self.bytes == *block.bytes
+    }
+}
+
+#[cfg(test)]
+#[path = "ahead_tests.rs"]
+mod tests;
