@@ -9,6 +9,7 @@ __all__ = [
     "ExpansionReader",
     "HostError",
     "Machine",
+    "Moment",
     "NativeError",
     "TraceError",
     "TraceReader",
@@ -130,6 +131,13 @@ class OracleVerdict(TypedDict):
     gaps: list[OracleGap]
 
 @final
+class Moment:
+    """A machine between two slices of a replay, kept in memory."""
+
+    @property
+    def icount(self) -> int: ...
+
+@final
 class Machine:
     """A Q35 machine: plain, recording (after `record_to`) or replaying (after `replay_from`).
 
@@ -188,6 +196,11 @@ class Machine:
         """Take decisions and inputs from the trace at `path`, from power-on, or from one of the
         trace's checkpoints; the machine has the configuration of the recorded one. After an error
         the machine is of no use."""
+    def keep(self, trace: str) -> Moment:
+        """Keep the moment of a replay of `trace` that stands between two slices, for other replays
+        of it."""
+    def replay_from_moment(self, moment: Moment, verify: bool) -> None:
+        """As `replay_from`, beginning at a moment that another machine's replay has kept."""
     def make_checkpoints(self, source: str, path: str, every: int) -> None:
         """While replaying `source` from power-on, write a copy of it to `path`, with a checkpoint
         at the first digests after every so many instructions."""
@@ -336,6 +349,12 @@ class TraceReader:
         page, by the page's number."""
     def retired(self) -> dict[int, int]:
         """Instructions that each vCPU retired, of those that ran."""
+    def stale_blocks(
+        self,
+    ) -> tuple[int, int, list[tuple[int, int, int, int, int, int, int, int, bool, int, int]]]:
+        """How many blocks were born stale, how many survived a write, and of those executed stale,
+        in the order of their first such execution: (id, pc, paddr, length, vcpu, fetched, linked,
+        start of the slice in which it was fetched, born stale, executed, executed by)."""
     def checkpoints(self) -> list[tuple[int, int, int]]:
         """(icount, bytes in the file, pages of RAM that changed since the one before) of each
         checkpoint."""
@@ -348,6 +367,6 @@ class TraceReader:
         """(icount, physical page number, from, to, for writing, lines) of the hand-offs at `first`
         to `last`, of these pages if any are named. Chunks without any are not read."""
     def events(
-        self, chunk: int, kinds: list[str] | None = None
+        self, chunk: int, kinds: list[str] | None = None, first: int = 0, last: int = ...
     ) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
-        """(kind, icount, vcpu, fields) of every event of a chunk, in order."""
+        """(kind, icount, vcpu, fields) of every event of a chunk at `first` to `last`, in order."""

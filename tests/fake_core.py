@@ -279,12 +279,12 @@ class TraceReader:
         return 1
 
     def events(
-        self, chunk: int, kinds: list[str] | None = None
+        self, chunk: int, kinds: list[str] | None = None, first: int = 0, last: int = 1 << 64
     ) -> list[tuple[str, int, int, dict[str, int | bytes]]]:
         return [
             (kind, icount, vcpu, fields)
             for kind, icount, vcpu, fields in self.trace["events"]
-            if kinds is None or kind in kinds
+            if (kinds is None or kind in kinds) and first <= icount <= last
         ]
 
 

@@ -17,6 +17,7 @@ import struct
 from dataclasses import dataclass
 
 from rr86.cpu.elf import SHT_NOBITS
+from rr86.cpu.symbols import Symbol
 from rr86.cpu.vmlinux import Vmlinux
 from rr86.errors import KernelImageError
 
@@ -26,15 +27,6 @@ _LONGEST_TOKEN = 64
 _MOST_SYMBOLS = 1_000_000
 _NAMES_PER_MARKER = 256
 _KERNEL_HALF = 1 << 63
-
-
-@dataclass(frozen=True)
-class KernelSymbol:
-    """One kallsyms entry: link-time address, nm's type letter, name."""
-
-    address: int
-    kind: str
-    name: str
 
 
 @dataclass(frozen=True)
@@ -199,7 +191,7 @@ def _find_addresses(data: bytes, tokens: _Tokens, names: _Names) -> list[int] | 
     return None
 
 
-def parse_tables(data: bytes) -> list[KernelSymbol] | None:
+def parse_tables(data: bytes) -> list[Symbol] | None:
     """Find and read the tables in a kernel's read-only data; None where there are none.
 
     `data` has to start at an 8-byte boundary of the kernel.
@@ -219,24 +211,26 @@ def parse_tables(data: bytes) -> list[KernelSymbol] | None:
         return None
 
 
-def _decode(
-    data: bytes, position: int, strings: list[bytes], addresses: list[int]
-) -> list[KernelSymbol]:
-    symbols = []
-    for address in addresses:
+def _decode(data: bytes, position: int, strings: list[bytes], addresses: list[int]) -> list[Symbol]:
+    # In bulk: there are a hundred thousand of them.
+    coded = []
+    for _ in addresses:
         length = data[position]
         position += 1
         if length & 0x80:
             length = length & 0x7F | data[position] << 7
             position += 1
         end = position + length
-        text = b"".join([strings[token] for token in data[position:end]]).decode("utf-8", "replace")
+        coded.append(data[position:end])
         position = end
-        symbols.append(KernelSymbol(address, text[:1], text[1:]))
-    return symbols
+    expand = [string.decode("utf-8", "replace") for string in strings].__getitem__
+    names = ["".join(map(expand, each)) for each in coded]
+    return [
+        Symbol(address, text[:1], text[1:]) for address, text in zip(addresses, names, strict=True)
+    ]
 
 
-def read_kallsyms(kernel: Vmlinux) -> list[KernelSymbol]:
+def read_kallsyms(kernel: Vmlinux) -> list[Symbol]:
     """All symbols of a kernel, in ascending order of their link-time addresses."""
     rodata = kernel.section(".rodata")
     if rodata is not None and rodata.kind != SHT_NOBITS and rodata.size:

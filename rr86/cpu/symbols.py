@@ -166,7 +166,7 @@ def symbols_of(kernel: "Vmlinux") -> SymbolTable:
     if rows:
         relocatable = any(row.name == "entry_SYSCALL_64" for row in rows)
         return SymbolTable(rows, relocatable=relocatable)
-    return SymbolTable(Symbol(each.address, each.kind, each.name) for each in read_kallsyms(kernel))
+    return SymbolTable(read_kallsyms(kernel))
 
 
 class GuestSymbols:

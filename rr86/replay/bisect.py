@@ -4,21 +4,23 @@ The trace itself tells which blocks were executed stale, and when each was fetch
 replay logs every write to the source bytes of those blocks, from each one's fetch on, and looks at
 each stale execution; the guilty write is then found by value. A second replay stops at that write,
 makes the block see it, and goes on past the failure. So no search over time has to be made: the
-log is exact to the instruction, and the cost is that of two replays up to the failure.
+log is exact to the instruction. The first replay keeps moments right before the fetches, and the
+second begins at one of them, so that the cost is little more than that of one replay up to the
+failure.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from rr86.replay import staleness
 from rr86.replay.finding import Execution, Finding, Proof, Step, Victim, Write
-from rr86.replay.staleness import Candidate, Survey
+from rr86.replay.survey import Candidate
 from rr86.replay.trace import Trace
 
 if TYPE_CHECKING:
-    from rr86._native import BlockInfo
+    from rr86._native import BlockInfo, Moment
     from rr86.replay.session import ReplaySession
 
 # Stale executions that are looked at before the best so far is taken.
@@ -27,7 +29,9 @@ _MOST_EXECUTIONS = 5_000
 _MOST_BLOCKS = 256
 # How far beyond the failure the proving replay goes, in instructions.
 _BEYOND = 1_000_000
-_KINDS = ("fetch", "link", "stale")
+# Instructions between two moments that the search keeps, at the least, and the most of them.
+_BETWEEN_MOMENTS = 50_000_000
+_MOST_MOMENTS = 8
 
 Progress = Callable[[str], None]
 
@@ -63,19 +67,45 @@ class _Search:
     numbers: dict[int, int] = field(default_factory=dict)
     first: dict[int, Execution] = field(default_factory=dict)
     best: tuple[Victim, Execution, Write | None] | None = None
+    # Where moments are to be kept, and those that were.
+    keeping: list[int] = field(default_factory=list)
+    moments: list["Moment"] = field(default_factory=list)
 
     def run(self) -> None:
         """Replay until the failure, or to the end."""
+        self.keeping = _moments_before(self.waiting)
         for _ in range(_MOST_EXECUTIONS):
             self._follow_due()
             conditions = ["stale"]
             if self.waiting:
                 conditions.append(f"icount={self.waiting[0].fetched - 1}")
-            stop = self.session.run(conditions)
+            while self.keeping and self.keeping[0] <= self.session.icount:
+                del self.keeping[0]
+            keep = self.keeping[0] - self.session.icount if self.keeping else None
+            stop = self.session.run(conditions, keep)
             if stop.over:
                 return
+            if stop.reason == "limit":
+                self._keep()
             if str(stop.condition) == "stale" and self._look(stop.vcpu, stop.icount):
                 return
+
+    def _keep(self) -> None:
+        """Keep this moment, so that the proof can begin here."""
+        from rr86._native import NativeError
+
+        del self.keeping[0]
+        try:
+            self.moments.append(self.session.keep())
+        except NativeError:
+            # A protocol with state that no moment holds: then the proof begins at power-on.
+            self.keeping.clear()
+        del self.moments[:-_MOST_MOMENTS]
+
+    def moment_before(self, victim: Victim) -> "Moment | None":
+        """The last moment at which the victim had not been fetched yet."""
+        last = self.known[victim.id].slice
+        return next((each for each in reversed(self.moments) if each.icount <= last), None)
 
     def _follow_due(self) -> None:
         """Start to log the writes to blocks that are about to be fetched."""
@@ -168,6 +198,15 @@ class _Search:
         )
 
 
+def _moments_before(candidates: Sequence[Candidate]) -> list[int]:
+    """The starts of the slices in which these blocks were fetched, of those far enough apart."""
+    chosen: list[int] = []
+    for start in sorted(each.slice for each in candidates):
+        if not chosen or start >= chosen[-1] + _BETWEEN_MOMENTS:
+            chosen.append(start)
+    return chosen
+
+
 def _rank(execution: Execution) -> tuple[int, bool]:
     """Failures first; of those, an INT3 first. Of equals, the earliest is kept."""
     return "ABC".index(execution.grade), not execution.int3
@@ -195,7 +234,7 @@ def bisect_invalidation(
     say = progress or (lambda _: None)
     started = time.monotonic()
     say("reading the trace")
-    found = staleness.survey(trace.events(_KINDS))
+    found = trace.stale_blocks()
     seconds = {"trace": time.monotonic() - started}
     candidates = [each for each in found.candidates if choice.wants(each)]
     if not candidates:
@@ -222,18 +261,26 @@ def bisect_invalidation(
         executed=len(found.candidates),
         seconds=seconds,
     )
-    session = search.session
+    _name_places(finding, search.session)
+    writes, moment = search.writes, search.moment_before(victim)
+    # Before the next machine is made this one goes: each has RAM of its own.
+    del search
+    if write is not None:
+        started = time.monotonic()
+        say("proving it by a replay in which the block sees the write")
+        _prove(trace, finding, write, moment)
+        seconds["proof"] = time.monotonic() - started
+    finding.timeline = _timeline(trace, finding, writes)
+    return finding
+
+
+def _name_places(finding: Finding, session: "ReplaySession") -> None:
+    victim, write = finding.victim, finding.write
     finding.victim_symbol = session.symbolize(victim.pc)
-    finding.address_symbol = session.symbolize(execution.address)
+    finding.address_symbol = session.symbolize(finding.execution.address)
     if write is not None:
         finding.window, finding.window_text = staleness.window(finding.protocol, victim, write)
         finding.writer_symbol = None if write.rip is None else session.symbolize(write.rip)
-        started = time.monotonic()
-        say("proving it by a replay in which the block sees the write")
-        _prove(trace, finding, write)
-        seconds["proof"] = time.monotonic() - started
-    finding.timeline = _timeline(trace, finding, search.writes)
-    return finding
 
 
 def _search(trace: Trace, choice: Choice, candidates: list[Candidate]) -> _Search:
@@ -245,15 +292,19 @@ def _search(trace: Trace, choice: Choice, candidates: list[Candidate]) -> _Searc
     return search
 
 
-def _prove(trace: Trace, finding: Finding, write: Write) -> None:
+def _prove(trace: Trace, finding: Finding, write: Write, moment: "Moment | None") -> None:
     """Replay with the block made to see the write, past the failure."""
     victim, execution = finding.victim, finding.execution
-    session = trace.session(at=write.checked - 1)
+    session = trace.session(at=write.checked - 1, moment=moment)
     machine = session.machine
-    if write.checked > 0:
+    if write.checked > session.icount:
         session.run(f"icount={write.checked}")
     if write.vcpu is not None:
-        finding.writer_stack = tuple(str(f) for f in session.backtrace(write.vcpu, 16))
+        frames = [str(frame) for frame in session.backtrace(write.vcpu, 16)]
+        if write.checked < session.began and finding.writer_symbol is not None:
+            # The store was switched out in the middle: its instruction counts as done here.
+            frames[:1] = [finding.writer_symbol]
+        finding.writer_stack = tuple(frames)
     if victim.born_stale:
         machine.refetch_block(victim.id, victim.vcpu, victim.fetched)
         how, changed = "refetched", victim.linked
@@ -333,4 +384,4 @@ def _timeline(trace: Trace, finding: Finding, writes: list[Write]) -> list[Step]
     return sorted(steps, key=lambda step: (step.icount, order.index(step.kind)))
 
 
-__all__ = ["Choice", "Survey", "bisect_invalidation"]
+__all__ = ["Choice", "bisect_invalidation"]

@@ -13,7 +13,7 @@ from rr86.replay.oracle import OracleReport
 from rr86.replay.stop import Stop
 
 if TYPE_CHECKING:
-    from rr86._native import Machine
+    from rr86._native import Machine, Moment
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
     from rr86.machine.spec import BoardSpec
@@ -52,15 +52,23 @@ class ReplaySession:
         stale_int3: bool = False,
         oracle: bool = False,
         touched: bytes = b"",
+        moment: "Moment | None" = None,
     ) -> None:
         from rr86.record.power import switch_on
 
         self.machine: Machine = switch_on(spec, images, oracle)
         self.machine.take_ram(touched)
-        number = None if checkpoint is None else checkpoint.number
-        self.machine.replay_from(str(path), verify, number)
-        self.began = 0 if checkpoint is None else checkpoint.icount
-        """The moment at which this replay began: 0, or that of a checkpoint."""
+        self._path = path
+        self.began = 0
+        """The moment at which this replay began: 0, or that of a checkpoint or of `keep`."""
+        if moment is not None:
+            self.machine.replay_from_moment(moment, verify)
+            self.began = moment.icount
+        elif checkpoint is not None:
+            self.machine.replay_from(str(path), verify, checkpoint.number)
+            self.began = checkpoint.icount
+        else:
+            self.machine.replay_from(str(path), verify)
         self.inspector = Inspector(
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
@@ -92,6 +100,14 @@ class ReplaySession:
     ) -> Stop:
         """Run on until a condition holds or the trace ends; see `rr86.record.Recorder.run`."""
         return self._execution.run(as_conditions(until), max_instructions, tick)
+
+    def keep(self) -> "Moment":
+        """Keep this moment in memory, for other sessions of this trace to begin at.
+
+        The replay has to stand between two slices, as it does at power-on, and where a run ended
+        for its `max_instructions`. Pages of RAM that are equal in several moments are kept once.
+        """
+        return self.machine.keep(str(self._path))
 
     def registers(self, vcpu: int = 0) -> dict[str, int]:
         """All registers of a vCPU, by name."""

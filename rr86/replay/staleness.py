@@ -1,11 +1,8 @@
-"""Stale blocks as a trace tells of them, and the rules by which a stale execution is judged."""
+"""The rules by which the execution of a stale block is judged."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from rr86.replay.finding import Victim, Write
-from rr86.replay.trace import Event
-from rr86.replay.vocabulary import STALE_BORN, STALE_EXECUTED, STALE_SURVIVED
 from rr86.translate.protocols import protocol_named
 
 # Slice ends that are windows of a block protocol; see docs/trace-format.md.
@@ -14,91 +11,6 @@ WINDOW_ENDS = {
     6: "switched out between check and commit",
     7: "switched out before the guard is dropped",
 }
-
-
-@dataclass
-class Candidate:
-    """A block that was executed while memory held something else."""
-
-    id: int
-    pc: int
-    paddr: int
-    length: int
-    vcpu: int
-    fetched: int
-    linked: int
-    born_stale: bool
-    executed: int
-    executed_by: int
-
-    @property
-    def first_range(self) -> tuple[int, int]:
-        """Physical range of the bytes in the first page."""
-        return self.paddr, min(self.length, 4096 - self.paddr % 4096)
-
-    @property
-    def crosses(self) -> bool:
-        """Whether there are bytes in a second page."""
-        return self.first_range[1] < self.length
-
-
-@dataclass
-class Survey:
-    """All stale blocks of a trace."""
-
-    born: int = 0
-    survived: int = 0
-    # Those that were executed, in the order of their first stale execution.
-    candidates: list[Candidate] = field(default_factory=list)
-
-
-def _int(event: Event, name: str) -> int:
-    value = event.fields[name]
-    assert isinstance(value, int)
-    return value
-
-
-def survey(events: Iterable[Event]) -> Survey:
-    """Collect the stale blocks from a trace's fetch, link and stale events."""
-    result = Survey()
-    # A trace has a hundred thousand of these, and few matter: they are kept as they are.
-    fetches: dict[int, Event] = {}
-    links: dict[int, tuple[Event, Event | None]] = {}
-    born: set[int] = set()
-    for event in events:
-        vcpu = event.vcpu if event.vcpu is not None else 0
-        if event.kind == "fetch":
-            fetches[vcpu] = event
-        elif event.kind == "link":
-            links[_int(event, "id")] = (event, fetches.get(vcpu))
-        elif event.kind == "stale":
-            number, what = _int(event, "id"), _int(event, "what")
-            if what == STALE_BORN:
-                result.born += 1
-                born.add(number)
-            elif what == STALE_SURVIVED:
-                result.survived += 1
-            elif what == STALE_EXECUTED and number in links:
-                link, fetch = links[number]
-                same = fetch is not None and all(
-                    fetch.fields[name] == link.fields[name]
-                    for name in ("paddr", "len", "mode", "digest")
-                )
-                result.candidates.append(
-                    Candidate(
-                        id=number,
-                        pc=_int(link, "pc"),
-                        paddr=_int(link, "paddr"),
-                        length=_int(link, "len"),
-                        vcpu=link.vcpu or 0,
-                        fetched=fetch.icount if same and fetch is not None else link.icount,
-                        linked=link.icount,
-                        born_stale=number in born,
-                        executed=event.icount,
-                        executed_by=vcpu,
-                    )
-                )
-    return result
 
 
 def guilty_write(victim: Victim, writes: Sequence[Write]) -> Write | None:

@@ -15,9 +15,11 @@ from rr86.replay.conditions import Condition
 from rr86.replay.session import ReplaySession
 from rr86.replay.sharing import CrossWrite, Sharing, cross_writes
 from rr86.replay.stop import Stop
+from rr86.replay.survey import Candidate, StaleBlocks
 from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU, STALE_INT3
 
 if TYPE_CHECKING:
+    from rr86._native import Moment
     from rr86.machine.spec import BoardSpec
     from rr86.replay.alone import AloneSession, ParallelReplay
     from rr86.replay.execution import Tick
@@ -186,14 +188,16 @@ class Trace:
                 f"no such kind of event: {unknown} (there are: {', '.join(EVENT_KINDS)})"
             )
         only = None if wanted is None else sorted(wanted)
-        for chunk in range(self._reader.chunk_count()):
-            for kind, icount, where, fields in self._reader.events(chunk, only):
-                if (
-                    (vcpu is None or where == vcpu)
-                    and (first is None or icount >= first)
-                    and (last is None or icount <= last)
-                ):
+        bounds = (max(0, first or 0), _LAST if last is None else min(last, _LAST))
+        for chunk in range(self._reader.chunk_count() if bounds[0] <= bounds[1] else 0):
+            for kind, icount, where, fields in self._reader.events(chunk, only, *bounds):
+                if vcpu is None or where == vcpu:
                     yield Event(kind, icount, None if where == NO_VCPU else where, fields)
+
+    def stale_blocks(self) -> StaleBlocks:
+        """The blocks that memory did not hold any more, as the recording noticed them."""
+        born, survived, executed = self._reader.stale_blocks()
+        return StaleBlocks(born, survived, [Candidate(*row) for row in executed])
 
     def checkpoints(self) -> list[Checkpoint]:
         """The moments from which a replay can begin, besides power-on."""
@@ -208,8 +212,10 @@ class Trace:
         console: Callable[[bytes], None] | None = None,
         at: int | None = None,
         oracle: bool = False,
+        moment: "Moment | None" = None,
     ) -> ReplaySession:
-        """A replay that stands at power-on, or at the last checkpoint at or before the moment `at`.
+        """A replay that stands at power-on, or at the last checkpoint at or before the moment `at`,
+        or at a moment that another session of this trace has kept (`ReplaySession.keep`).
 
         Any number may be open at once. `ReplaySession.began` says where one has begun. With
         `oracle`, the replay is slow, always begins at power-on, and checks on its way that the
@@ -218,7 +224,7 @@ class Trace:
         if oracle and not self.spec.cross_writes:
             raise TraceContentError("the trace was recorded without cross-vCPU writes")
         begin = None if at is None or oracle else nearest(self.checkpoints(), at)
-        images = self.all_images()
+        images = self._replayed_images
         return ReplaySession(
             self.spec,
             images,
@@ -230,7 +236,13 @@ class Trace:
             stale_int3=self.stale_int3s > 0,
             oracle=oracle,
             touched=(self.footer or Footer()).touched,
+            moment=moment,
         )
+
+    @cached_property
+    def _replayed_images(self) -> dict[str, bytes]:
+        # Sessions of one trace often follow one another.
+        return self.all_images()
 
     def replay(
         self,

@@ -24,6 +24,7 @@ STOP_REASONS = (
     *("triple-fault", "end", "deadlock"),
 )
 NO_VCPU = 0xFF
-# What a stale event tells of a block: it never matched memory since it was linked, or was
-# overwritten later; it was executed, or an INT3 in it that memory did not hold, for the first time.
-STALE_BORN, STALE_SURVIVED, STALE_EXECUTED, STALE_INT3 = range(4)
+# What a stale event tells of a block: 0 that it never matched memory since it was linked, 1 that it
+# was overwritten later, 2 that it was executed; and, for the first time, an INT3 in it that memory
+# did not hold.
+STALE_INT3 = 3

@@ -1,8 +1,7 @@
 """How stale executions are judged, without a machine."""
 
 from rr86.replay.finding import Victim, Write
-from rr86.replay.staleness import first_difference, grade, guilty_write, survey, window
-from rr86.replay.trace import Event
+from rr86.replay.staleness import first_difference, grade, guilty_write, window
 
 
 def victim(source: bytes = b"\x31\xc0\xcc", born: bool = True) -> Victim:
@@ -65,24 +64,3 @@ def test_windows_are_told_apart() -> None:
 
 def test_the_first_difference_is_an_offset() -> None:
     assert first_difference(b"abc", b"abd") == 2
-
-
-def test_a_survey_pairs_a_link_with_the_fetch_before_its_window() -> None:
-    block = {"pc": 0x4000, "paddr": 0x1FFE, "len": 5, "mode": 2, "digest": 9}
-    other = {**block, "paddr": 0x3000}
-    events = [
-        Event("fetch", 10, 0, {"id": 0, **block}),
-        Event("fetch", 12, 1, {"id": 3, **other}),
-        Event("link", 12, 1, {"id": 3, **other}),
-        Event("link", 40, 0, {"id": 4, **block}),
-        Event("stale", 40, 0, {"id": 4, "what": 0}),
-        Event("stale", 44, 2, {"id": 4, "what": 2}),
-        Event("stale", 45, 2, {"id": 3, "what": 1}),
-    ]
-    result = survey(events)
-    assert (result.born, result.survived) == (1, 1)
-    (candidate,) = result.candidates
-    assert (candidate.fetched, candidate.linked, candidate.executed) == (10, 40, 44)
-    assert (candidate.vcpu, candidate.executed_by, candidate.born_stale) == (0, 2, True)
-    assert candidate.first_range == (0x1FFE, 2)
-    assert candidate.crosses

@@ -23,7 +23,7 @@ mod _native {
     #[pymodule_export]
     use super::expansion::ExpansionReader;
     #[pymodule_export]
-    use super::machine::Machine;
+    use super::machine::{Machine, Moment};
     #[pymodule_export]
     use super::trace::TraceReader;
 

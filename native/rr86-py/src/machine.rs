@@ -14,7 +14,7 @@ use rr86_core::cpu::paging;
 use rr86_core::memory::ram::REGION;
 use rr86_core::memory::PAGE_SHIFT;
 use rr86_core::record::{Recorder, Stop};
-use rr86_core::replay::{Checkpointer, Replayer, Solo, TraceReader};
+use rr86_core::replay::{self, Checkpointer, Replayer, Solo, TraceReader};
 use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
 use rr86_core::translate::engine::BlockLimits;
 use rr86_core::translate::protocol::{Protocol, PROTOCOLS};
@@ -24,6 +24,18 @@ use rr86_core::translate::vcpu::Exit;
 use crate::blocks;
 use crate::errors::{self, NativeError};
 use crate::oracle;
+
+/// A moment of a replay, for other replays of its trace.
+#[pyclass(frozen, module = "rr86._native")]
+pub struct Moment(replay::Moment);
+
+#[pymethods]
+impl Moment {
+    #[getter]
+    fn icount(&self) -> u64 {
+        self.0.icount
+    }
+}
 
 /// What drives the machine.
 enum Driver {
@@ -107,6 +119,24 @@ fn parse(rows: &[ConditionRow], patterns: &[Vec<u8>]) -> PyResult<Vec<Condition>
 }
 
 impl Machine {
+    /// Makes a replay of a machine that has not run.
+    fn start_replay(
+        &mut self,
+        begin: impl FnOnce(schedule::Machine) -> PyResult<Replayer>,
+    ) -> PyResult<()> {
+        match std::mem::replace(self.driver(), Driver::Gone) {
+            Driver::Record(recorder) => {
+                let replayer = begin(recorder.machine)?;
+                *self.driver() = Driver::Replay(Box::new(replayer));
+                Ok(())
+            }
+            other => {
+                *self.driver() = other;
+                Err(NativeError::new_err("this machine is replaying already"))
+            }
+        }
+    }
+
     fn driver(&mut self) -> &mut Driver {
         self.driver
             .get_mut()
@@ -263,23 +293,33 @@ impl Machine {
                 Some(all.swap_remove(n))
             }
         };
-        match std::mem::replace(self.driver(), Driver::Gone) {
-            Driver::Record(recorder) => {
-                let machine = recorder.machine;
-                let replayer = match checkpoint {
-                    None => Replayer::new(machine, reader.stream_for_replay(0), verify),
-                    Some(info) => py
-                        .detach(|| Replayer::from_checkpoint(machine, &reader, &info, verify))
-                        .map_err(errors::replay)?,
-                };
-                *self.driver() = Driver::Replay(Box::new(replayer));
-                Ok(())
-            }
-            other => {
-                *self.driver() = other;
-                Err(NativeError::new_err("this machine is replaying already"))
-            }
-        }
+        self.start_replay(|machine| match checkpoint {
+            None => Ok(Replayer::new(machine, reader.stream_for_replay(0), verify)),
+            Some(info) => py
+                .detach(|| Replayer::from_checkpoint(machine, &reader, &info, verify))
+                .map_err(errors::replay),
+        })
+    }
+
+    fn keep(&mut self, py: Python<'_>, trace: &str) -> PyResult<Moment> {
+        let reader = TraceReader::open(Path::new(trace)).map_err(errors::trace)?;
+        let Driver::Replay(replayer) = self.driver() else {
+            return Err(NativeError::new_err("only a replay can keep its moments"));
+        };
+        let moment = py.detach(|| replayer.keep(&reader));
+        moment.map(Moment).map_err(errors::checkpoint)
+    }
+
+    fn replay_from_moment(
+        &mut self,
+        py: Python<'_>,
+        moment: &Moment,
+        verify: bool,
+    ) -> PyResult<()> {
+        self.start_replay(|machine| {
+            py.detach(|| Replayer::from_moment(machine, &moment.0, verify))
+                .map_err(errors::replay)
+        })
     }
 
     fn make_checkpoints(&mut self, source: &str, path: &str, every: u64) -> PyResult<()> {

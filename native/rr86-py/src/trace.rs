@@ -6,6 +6,7 @@ use std::path::Path;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use rr86_core::record::{Access, Block, Event};
+use rr86_core::replay::survey::StaleBlock;
 use rr86_core::replay::{self, SharedLine, SharedPage};
 
 use crate::errors;
@@ -16,6 +17,26 @@ type HandOffTuple = (u64, u64, u8, u8, bool, u64);
 type LineRow = (u64, u64, Vec<u8>, Vec<u8>);
 /// (address, hand-offs, for writing, writers, readers, lines)
 type PageRow = (u64, u64, u64, Vec<u8>, Vec<u8>, Vec<LineRow>);
+
+/// (id, pc, paddr, length, vcpu, fetched, linked, slice, born, executed, executed by)
+type StaleRow = (u64, u64, u64, u16, u8, u64, u64, u64, bool, u64, u8);
+
+fn stale_row(stale: &StaleBlock) -> StaleRow {
+    let block = &stale.block;
+    (
+        block.id,
+        block.pc,
+        block.paddr,
+        block.len,
+        block.vcpu,
+        stale.fetched,
+        stale.linked,
+        stale.slice,
+        stale.born,
+        stale.executed,
+        stale.executed_by,
+    )
+}
 
 fn line_row(line: &SharedLine) -> LineRow {
     let (writers, readers) = (line.writers.iter(), line.readers.iter());
@@ -208,6 +229,14 @@ impl TraceReader {
             .map_err(errors::trace)
     }
 
+    fn stale_blocks(&self, py: Python<'_>) -> PyResult<(u64, u64, Vec<StaleRow>)> {
+        let found = py
+            .detach(|| replay::survey::stale_blocks(&self.0))
+            .map_err(errors::trace)?;
+        let rows = found.executed.iter().map(stale_row).collect();
+        Ok((found.born, found.survived, rows))
+    }
+
     fn checkpoints(&self) -> PyResult<Vec<(u64, u64, u64)>> {
         let all = self.0.checkpoints().map_err(errors::trace)?;
         Ok(all
@@ -261,18 +290,25 @@ impl TraceReader {
         Ok(d)
     }
 
-    #[pyo3(signature = (chunk, kinds=None))]
+    #[pyo3(signature = (chunk, kinds=None, first=0, last=u64::MAX))]
     fn events<'py>(
         &self,
         py: Python<'py>,
         chunk: usize,
         kinds: Option<Vec<String>>,
+        first: u64,
+        last: u64,
     ) -> PyResult<Bound<'py, PyList>> {
-        let events = py.detach(|| self.0.chunk(chunk)).map_err(errors::trace)?;
         let list = PyList::empty(py);
+        let info = self.0.chunk_info(chunk).map_err(errors::trace)?;
+        if info.last.0 < first || info.first.0 > last {
+            return Ok(list);
+        }
+        let events = py.detach(|| self.0.chunk(chunk)).map_err(errors::trace)?;
         for (icount, event) in &events {
             let wanted = |kinds: &Vec<String>| kinds.iter().any(|k| k == event.kind().name());
-            if kinds.as_ref().is_some_and(|kinds| !wanted(kinds)) {
+            let unwanted = kinds.as_ref().is_some_and(|kinds| !wanted(kinds));
+            if unwanted || !(first..=last).contains(icount) {
                 continue;
             }
             let (kind, fields) = fields(py, event)?;

@@ -4,6 +4,7 @@ pub mod checkpointer;
 mod checkpoints;
 mod expand;
 pub mod expansion;
+mod moment;
 pub mod reader;
 mod replayer;
 pub mod scan;
@@ -15,6 +16,7 @@ pub mod survey;
 
 pub use checkpointer::Checkpointer;
 pub use checkpoints::CheckpointInfo;
+pub use moment::Moment;
 pub use reader::{ChunkInfo, ImageInfo, TraceReader};
 pub use sharing::{HandOffRow, SharedLine, SharedPage, Sharing};
 pub use stream::EventStream;

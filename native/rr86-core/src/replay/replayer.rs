@@ -11,6 +11,7 @@ use super::checkpointer::Checkpointer;
 use super::checkpoints::CheckpointInfo;
 use super::expand::Expander;
 use super::expansion::ExpansionWriter;
+use super::moment::KeptPages;
 use super::reader::TraceReader;
 use super::stream::EventStream;
 use super::survey;
@@ -60,7 +61,7 @@ pub enum ReplayError {
 
 pub struct Replayer {
     pub machine: Machine,
-    events: EventStream,
+    pub(super) events: EventStream,
     verify: bool,
     /// Recorded observations of the slice that is about to run or under way.
     expected: Vec<(u64, Event)>,
@@ -71,10 +72,12 @@ pub struct Replayer {
     pub slices: u64,
     finished: bool,
     /// The run has left the recording on purpose: see [`Replayer::set_free`].
-    free: bool,
+    pub(super) free: bool,
     turn: usize,
     /// Where checkpoints go, if this replay makes them.
-    checkpointer: Option<Checkpointer>,
+    pub(super) checkpointer: Option<Checkpointer>,
+    /// RAM as it was at the last moment that was kept.
+    pub(super) kept: Option<KeptPages>,
     expander: Option<Box<Expander>>,
 }
 
@@ -96,6 +99,7 @@ impl Replayer {
             free: false,
             turn: 0,
             checkpointer: None,
+            kept: None,
             expander: None,
         }
     }

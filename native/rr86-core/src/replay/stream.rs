@@ -120,6 +120,12 @@ impl EventStream {
         self.guesses.take()
     }
 
+    /// Where the stream stands: how many event chunks of the trace it has begun to give out, and how many
+    /// events of the last one are left.
+    pub(super) fn position(&self) -> (usize, usize) {
+        (self.chunks, self.current.len())
+    }
+
     /// Between two chunks, how many event chunks of the trace have been given out.
     pub fn between_chunks(&self) -> Option<usize> {
         (self.current.len() == 0).then_some(self.chunks)

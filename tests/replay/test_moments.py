@@ -1,0 +1,61 @@
+"""Replays that begin at moments which another replay has kept are the rest of the recorded run."""
+
+from pathlib import Path
+
+import pytest
+
+from rr86._native import NativeError
+from rr86.replay.bisect import bisect_invalidation
+from tests.guests.build import load_manifest
+from tests.guests.machines import Recorded, finished, record_guest
+from tests.guests.test_guests import short
+
+MANIFEST = load_manifest()
+
+
+def record(name: str, path: Path, protocol: str = "qemu-7.2") -> Recorded:
+    """Slices short enough, and windows often enough, that much is under way at any moment."""
+    guest, append = MANIFEST[name], short(name)
+    return record_guest(
+        guest, path, append=append, protocol=protocol, quantum=3000, window_bias=20_000
+    )
+
+
+@pytest.mark.parametrize("name", ["textpoke", "xmod", "xmod-atomic", "xmod-shared", "smp"])
+def test_a_replay_from_any_kept_moment_ends_as_the_recording(name: str, tmp_path: Path) -> None:
+    recorded = record(name, tmp_path / "guest.rr86")
+    trace, whole = recorded.trace(), recorded.outcome
+    session = trace.session()
+    step = whole.icount // 7
+    moments = [session.keep()]
+    while not session.run(max_instructions=step).over:
+        moments.append(session.keep())
+    assert finished(session, session.run()).digests == whole.digests
+    assert len(moments) >= 5
+    for moment in moments:
+        again = trace.session(moment=moment)
+        assert again.began == again.icount == moment.icount
+        seen = finished(again, again.run())
+        assert (seen.icount, seen.time_ns, seen.code) == (whole.icount, whole.time_ns, whole.code)
+        assert seen.digests == whole.digests
+        assert whole.console.endswith(seen.console)
+
+
+def test_a_moment_is_only_kept_between_two_slices(stale: Recorded) -> None:
+    session = stale.trace().session()
+    session.run(f"icount={stale.outcome.icount // 2}")
+    with pytest.raises(NativeError, match="between two recorded slices"):
+        session.keep()
+    session.machine.go_free()
+    session.run(max_instructions=1)
+    with pytest.raises(NativeError, match="between two recorded slices"):
+        session.keep()
+
+
+def test_a_protocol_with_state_outside_of_moments_is_bisected_from_power_on(tmp_path: Path) -> None:
+    recorded = record_guest(MANIFEST["rel-chain"], tmp_path / "guest.rr86", protocol="chain-kept")
+    with pytest.raises(NativeError, match="chain-kept"):
+        recorded.trace().session().keep()
+    finding = bisect_invalidation(recorded.trace())
+    assert finding is not None
+    assert finding.proved
