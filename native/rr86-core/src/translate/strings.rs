@@ -143,7 +143,11 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
             break;
         }
         let most = count.min(allowed - done);
-        let bulk = bulk(c, &shape, most);
+        let bulk = if c.v.cpu.rflags & RFlags::DF.bits() == 0 {
+            bulk(c, &shape, most)
+        } else {
+            bulk_down(c, &shape, most)
+        };
         if bulk > 0 {
             merge(&mut c.v.cpu.gpr[gpr::RCX], count - bulk, shape.address);
             done += bulk;
@@ -307,8 +311,7 @@ fn iterate(c: &mut Context<'_>, s: &Shape) -> Result {
 /// Iterations that lie in one page of RAM on each side, done at once. 0 when there is none, and
 /// `iterate` has to see to the next.
 fn bulk(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
-    let forward = c.v.cpu.rflags & RFlags::DF.bits() == 0;
-    if !forward || !matches!(s.kind, Kind::Move | Kind::Store) || s.address == 2 {
+    if !matches!(s.kind, Kind::Move | Kind::Store) || s.address == 2 {
         return 0;
     }
     let room = |at: u64| (PAGE_SIZE - (at & PAGE_MASK)) / s.size as u64;
@@ -370,6 +373,45 @@ fn bulk(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
                 _ => fill(to.cast::<u64>(), value, count),
             }
         }
+    }
+    advance(&mut c.v.cpu, s, count);
+    count
+}
+
+/// The same for a move towards lower addresses in 64-bit mode, by which a kernel's decompressor gets out of
+/// its own way. `iterate` has made the first access to each page.
+fn bulk_down(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
+    if s.kind != Kind::Move || s.address != 8 || !c.v.cpu.code64() {
+        return 0;
+    }
+    let Ok((source, destination)) = addresses(&c.v.cpu, s, s.size) else {
+        return 0;
+    };
+    let room = |at: u64| (at & PAGE_MASK) / s.size as u64 + 1;
+    let count = most.min(room(source)).min(room(destination));
+    let length = count as usize * s.size;
+    let below = (length - s.size) as u64;
+    if count < 2 {
+        return 0;
+    }
+    let moved = c.with_memory(|_, mem: &mut View| {
+        let (source, destination) = (source - below, destination - below);
+        let to = mem.known_host(destination, length, true);
+        let Some((to, from)) = to.zip(mem.known_host(source, length, false)) else {
+            return Ok(false);
+        };
+        // A destination shortly before the source repeats what it has written.
+        if to < from && (from as usize - to as usize) < length {
+            return Ok(false);
+        }
+        mem.note_write(to, length);
+        // SAFETY: both are `length` bytes of guest RAM within a page each; going down, an overlap with
+        // the source first gives what `copy` gives.
+        unsafe { std::ptr::copy(from, to, length) };
+        Ok(true)
+    });
+    if moved != Ok(true) {
+        return 0;
     }
     advance(&mut c.v.cpu, s, count);
     count

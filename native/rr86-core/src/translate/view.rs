@@ -61,8 +61,8 @@ impl View {
         }
     }
 
-    /// Host address of an access that the TLB allows without further care; a write is going to be made.
-    fn quick(
+    /// Host address of an access that the TLB allows without further care.
+    fn known(
         &self,
         linear: u64,
         size: usize,
@@ -78,12 +78,28 @@ impl View {
         if offset > PAGE_SIZE - size as u64 {
             return None;
         }
-        let host = (entry.host + offset) as *mut u8;
+        Some((entry.host + offset) as *mut u8)
+    }
+
+    /// The same; a write is going to be made.
+    fn quick(
+        &self,
+        linear: u64,
+        size: usize,
+        write: bool,
+        privilege: Privilege,
+    ) -> Option<*mut u8> {
+        let host = self.known(linear, size, write, privilege)?;
         if write {
-            // SAFETY: as in `parts`.
-            unsafe { (*self.engine).mark_lines(host, size) };
+            self.note_write(host, size);
         }
         Some(host)
+    }
+
+    /// Notes a write to RAM at a host address.
+    pub fn note_write(&self, host: *const u8, size: usize) {
+        // SAFETY: as in `parts`.
+        unsafe { (*self.engine).mark_lines(host, size) };
     }
 
     /// Fills the TLB for an access to one page of RAM; `None` if it is anything else.
@@ -192,6 +208,12 @@ impl View {
     pub fn probe_read(&mut self, linear: u64, size: usize) -> Result<(), Exception> {
         self.parts(linear, size, Access::Read, Privilege::Current)
             .map(|_| ())
+    }
+
+    /// Host address of `size` bytes within one page for which the TLB allows an access. Nothing is filled,
+    /// and no write noted.
+    pub fn known_host(&self, linear: u64, size: usize, write: bool) -> Option<*mut u8> {
+        self.known(linear, size, write, Privilege::Current)
     }
 
     /// Host address of `size` bytes within one page of RAM that may be read, or written, as they are.
