@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use iced_x86::InstructionInfoFactory;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::cache::{Block, BlockId};
@@ -26,6 +25,7 @@ use super::engine::Engine;
 use super::mode::Mode;
 use super::shortcuts::Shortcuts;
 use super::stubs::Stubs;
+use super::workbench::Workbench;
 use crate::memory::ram::RamReader;
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 
@@ -147,7 +147,7 @@ fn translate(
     guess: &Guess,
     bytes: &[u8],
     settings: &Settings,
-    info: &mut InstructionInfoFactory,
+    bench: &mut Workbench,
 ) -> Option<Translation> {
     let (rip, mode, limit) = (guess.linear, Mode(guess.mode), settings.limit);
     // With something else behind them, the bytes are the same block only if it ends by itself.
@@ -185,7 +185,7 @@ fn translate(
         bytes: bytes.to_vec(),
         count: insns.len() as u8,
         closed,
-        code: emit::translate(request, settings.stubs, info),
+        code: emit::translate(request, settings.stubs, bench),
     })
 }
 
@@ -206,7 +206,7 @@ impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
         // SAFETY: a system call about this thread, which takes no pointers. Where processors are scarce, the
         // guest comes first; so it does not matter if the host refuses.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
-        let mut info = InstructionInfoFactory::new();
+        let mut bench = Workbench::default();
         let mut bytes = [0; PAGE_SIZE as usize];
         let mut round = 0u32;
         while !self.shelf.stop.load(Ordering::Relaxed) {
@@ -229,7 +229,7 @@ impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
                 {
                     continue;
                 }
-                if let Some(made) = translate(&guess, here, &self.settings, &mut info) {
+                if let Some(made) = translate(&guess, here, &self.settings, &mut bench) {
                     self.shelf.put(made);
                 }
                 // No other bytes will have this digest.

@@ -64,8 +64,8 @@ fn after(
 }
 
 fn translated(bytes: &[u8]) -> Translation {
-    let mut info = InstructionInfoFactory::new();
-    translate(&guess(3, bytes), bytes, &settings(), &mut info).expect("a block")
+    let mut bench = Workbench::default();
+    translate(&guess(3, bytes), bytes, &settings(), &mut bench).expect("a block")
 }
 
 #[test]
@@ -225,9 +225,9 @@ fn run_with(bytes: &[u8]) -> (u64, u64) {
         mode: mode.0,
         ..guess(0, bytes)
     };
-    let mut info = InstructionInfoFactory::new();
+    let mut bench = Workbench::default();
     let shelf = shelf(0);
-    shelf.put(translate(&guess, bytes, &settings, &mut info).expect("a block"));
+    shelf.put(translate(&guess, bytes, &settings, &mut bench).expect("a block"));
     engine.ahead = Some(Ahead {
         shelf,
         settings,

@@ -44,6 +44,52 @@ pub mod cc {
     pub const GE: u8 = 13;
 }
 
+/// The beginning of an instruction, up to eight bytes: prefixes, opcode, ModRM, SIB and a short displacement.
+#[derive(Default)]
+struct Word {
+    bits: u64,
+    /// In bits.
+    len: u32,
+}
+
+impl Word {
+    #[inline]
+    fn u8(&mut self, b: u8) {
+        self.bits |= u64::from(b) << self.len;
+        self.len += 8;
+    }
+
+    #[inline]
+    fn rex(&mut self, width: Width, reg: u8, index: u8, base: u8) {
+        let w = if width == W64 { 8 } else { 0 };
+        let rex = w | (reg >> 3) << 2 | (index >> 3) << 1 | base >> 3;
+        if rex != 0 {
+            self.u8(0x40 | rex);
+        }
+    }
+
+    /// Prefixes and opcode.
+    #[inline]
+    fn start(&mut self, op: &[u8], width: Width, reg: u8, index: u8, base: u8) {
+        if width == W16 {
+            self.u8(0x66);
+        }
+        self.rex(width, reg, index, base);
+        for &b in op {
+            self.u8(b);
+        }
+    }
+
+    /// The same with a segment prefix for GS.
+    fn gs(&mut self, op: &[u8], width: Width, reg: u8, base: u8) {
+        if width == W16 {
+            self.u8(0x66);
+        }
+        self.u8(0x65);
+        self.start(op, if width == W16 { W32 } else { width }, reg, 0, base);
+    }
+}
+
 /// Code under construction.
 #[derive(Default)]
 pub struct Asm {
@@ -77,38 +123,36 @@ impl Asm {
         self.raw(&v.to_le_bytes());
     }
 
-    fn rex(&mut self, width: Width, reg: u8, index: u8, base: u8, force: bool) {
-        let w = if width == W64 { 8 } else { 0 };
-        let rex = 0x40 | w | (reg >> 3) << 2 | (index >> 3) << 1 | base >> 3;
-        if rex != 0x40 || force {
-            self.u8(rex);
-        }
+    /// Appends bytes that were put together in a register: one store of a constant length, and what is too
+    /// much is cut off again.
+    #[inline]
+    fn put(&mut self, word: Word) {
+        let end = self.bytes.len() + word.len as usize / 8;
+        self.bytes.extend_from_slice(&word.bits.to_le_bytes());
+        self.bytes.truncate(end);
     }
 
     /// `op reg, rm` between registers; `op` is a one-byte opcode (or two with a leading 0x0f).
+    #[inline]
     pub fn rr(&mut self, op: &[u8], width: Width, reg: Reg, rm: Reg) {
-        if width == W16 {
-            self.u8(0x66);
-        }
-        self.rex(width, reg.0, 0, rm.0, false);
-        self.raw(op);
-        self.u8(0xc0 | (reg.0 & 7) << 3 | rm.0 & 7);
+        let mut word = Word::default();
+        word.start(op, width, reg.0, 0, rm.0);
+        word.u8(0xc0 | (reg.0 & 7) << 3 | rm.0 & 7);
+        self.put(word);
     }
 
     /// `op reg, gs:[disp]`, or the same word through the stack pointer.
+    #[inline]
     pub fn gs(&mut self, op: &[u8], width: Width, reg: Reg, disp: usize) {
         if let Some(frame) = self.frame {
             self.mem(op, width, reg, Some(RSP), None, disp as i32 - frame as i32);
             return;
         }
-        if width == W16 {
-            self.u8(0x66);
-        }
-        self.u8(0x65);
-        self.rex(width, reg.0, 0, 0, false);
-        self.raw(op);
-        self.u8((reg.0 & 7) << 3 | 4);
-        self.u8(0x25);
+        let mut word = Word::default();
+        word.gs(op, width, reg.0, 0);
+        word.u8((reg.0 & 7) << 3 | 4);
+        word.u8(0x25);
+        self.put(word);
         self.u32(disp as u32);
     }
 
@@ -120,10 +164,10 @@ impl Asm {
             self.mem(op, width, reg, Some(RSP), Some((index, 1)), disp);
             return;
         }
-        self.u8(0x65);
-        self.rex(width, reg.0, 0, index.0, false);
-        self.raw(op);
-        self.u8(0x80 | (reg.0 & 7) << 3 | index.0 & 7);
+        let mut word = Word::default();
+        word.gs(op, width, reg.0, index.0);
+        word.u8(0x80 | (reg.0 & 7) << 3 | index.0 & 7);
+        self.put(word);
         self.u32(disp as u32);
     }
 
@@ -137,42 +181,44 @@ impl Asm {
         index: Option<(Reg, u8)>,
         disp: i32,
     ) {
-        if width == W16 {
-            self.u8(0x66);
-        }
+        let mut word = Word::default();
         let index_number = index.map_or(0, |(r, _)| r.0);
         let base_number = base.map_or(0, |r| r.0);
-        self.rex(width, reg.0, index_number, base_number, false);
-        self.raw(op);
+        word.start(op, width, reg.0, index_number, base_number);
         let reg3 = (reg.0 & 7) << 3;
+        let sib = |base: u8| {
+            let (index, scale) = index.map_or((4, 0), |(r, s)| (r.0 & 7, s.trailing_zeros() as u8));
+            scale << 6 | index << 3 | base
+        };
         let Some(base) = base else {
             // No base: SIB with base 5 and a 32-bit displacement.
-            self.u8(reg3 | 4);
-            let (index, scale) = index.map_or((4, 0), |(r, s)| (r.0 & 7, s.trailing_zeros() as u8));
-            self.u8(scale << 6 | index << 3 | 5);
+            word.u8(reg3 | 4);
+            word.u8(sib(5));
+            self.put(word);
             self.u32(disp as u32);
             return;
         };
-        let (mode, small) = if disp == 0 && base.0 & 7 != 5 {
-            (0, true)
-        } else if i8::try_from(disp).is_ok() {
-            (0x40, true)
-        } else {
-            (0x80, false)
+        let small = i8::try_from(disp);
+        let mode = match small {
+            Ok(0) if base.0 & 7 != 5 => 0,
+            Ok(_) => 0x40,
+            Err(_) => 0x80,
         };
         match index {
-            None if base.0 & 7 != 4 => self.u8(mode | reg3 | base.0 & 7),
+            None if base.0 & 7 != 4 => word.u8(mode | reg3 | base.0 & 7),
             _ => {
-                self.u8(mode | reg3 | 4);
-                let (index, scale) =
-                    index.map_or((4, 0), |(r, s)| (r.0 & 7, s.trailing_zeros() as u8));
-                self.u8(scale << 6 | index << 3 | base.0 & 7);
+                word.u8(mode | reg3 | 4);
+                word.u8(sib(base.0 & 7));
             }
         }
-        if mode != 0 {
-            if small {
-                self.u8(disp as u8);
-            } else {
+        match small {
+            Ok(_) if mode == 0 => self.put(word),
+            Ok(short) => {
+                word.u8(short as u8);
+                self.put(word);
+            }
+            Err(_) => {
+                self.put(word);
                 self.u32(disp as u32);
             }
         }
@@ -202,40 +248,47 @@ impl Asm {
 
     /// `mov reg, value` in the shortest form; leaves flags alone.
     pub fn mov_imm(&mut self, dst: Reg, value: u64) {
+        let mut word = Word::default();
         if let Ok(v) = u32::try_from(value) {
-            self.rex(W32, 0, 0, dst.0, false);
-            self.u8(0xb8 | dst.0 & 7);
+            word.start(&[0xb8 | dst.0 & 7], W32, 0, 0, dst.0);
+            self.put(word);
             self.u32(v);
         } else if i32::try_from(value as i64).is_ok() {
-            self.rex(W64, 0, 0, dst.0, false);
-            self.u8(0xc7);
-            self.u8(0xc0 | dst.0 & 7);
+            word.start(&[0xc7, 0xc0 | dst.0 & 7], W64, 0, 0, dst.0);
+            self.put(word);
             self.u32(value as u32);
         } else {
-            self.rex(W64, 0, 0, dst.0, false);
-            self.u8(0xb8 | dst.0 & 7);
+            word.start(&[0xb8 | dst.0 & 7], W64, 0, 0, dst.0);
+            self.put(word);
             self.u64(value);
         }
     }
 
     /// `op reg, imm32` of the 0x81 group (`/ext`): 0 add, 4 and, 5 sub, 6 xor, 7 cmp.
     pub fn alu_imm(&mut self, ext: u8, width: Width, reg: Reg, imm: i32) {
-        self.rex(width, 0, 0, reg.0, false);
+        let mut word = Word::default();
+        let modrm = 0xc0 | ext << 3 | reg.0 & 7;
         if let Ok(b) = i8::try_from(imm) {
-            self.u8(0x83);
-            self.u8(0xc0 | ext << 3 | reg.0 & 7);
-            self.u8(b as u8);
+            word.start(&[0x83, modrm, b as u8], width, 0, 0, reg.0);
+            self.put(word);
         } else {
-            self.u8(0x81);
-            self.u8(0xc0 | ext << 3 | reg.0 & 7);
+            word.start(&[0x81, modrm], width, 0, 0, reg.0);
+            self.put(word);
             self.u32(imm as u32);
         }
     }
 
     /// `op reg, count` on 64 bits, of the 0xc1 group (`/ext`): 4 shl, 5 shr, 7 sar.
     pub fn shift_imm(&mut self, ext: u8, reg: Reg, count: u8) {
-        self.rex(W64, 0, 0, reg.0, false);
-        self.raw(&[0xc1, 0xc0 | ext << 3 | reg.0 & 7, count]);
+        let mut word = Word::default();
+        word.start(
+            &[0xc1, 0xc0 | ext << 3 | reg.0 & 7, count],
+            W64,
+            0,
+            0,
+            reg.0,
+        );
+        self.put(word);
     }
 
     /// `op qword gs:[disp], imm` of the 0x81 group.
@@ -274,18 +327,20 @@ impl Asm {
     /// `rorx dst, src, count`: rotates without touching flags (BMI2).
     pub fn rorx(&mut self, width: Width, dst: Reg, src: Reg, count: u8) {
         let w = if width == W64 { 0x80 } else { 0 };
-        self.u8(0xc4);
-        self.u8((if dst.0 < 8 { 0x80 } else { 0 }) | 0x40 | (if src.0 < 8 { 0x20 } else { 0 }) | 3);
-        self.u8(w | 0x7b);
-        self.u8(0xf0);
-        self.u8(0xc0 | (dst.0 & 7) << 3 | src.0 & 7);
-        self.u8(count);
+        self.raw(&[
+            0xc4,
+            (if dst.0 < 8 { 0x80 } else { 0 }) | 0x40 | (if src.0 < 8 { 0x20 } else { 0 }) | 3,
+            w | 0x7b,
+            0xf0,
+            0xc0 | (dst.0 & 7) << 3 | src.0 & 7,
+            count,
+        ]);
     }
 
     /// `test reg, imm8` of the low byte.
     pub fn test_low(&mut self, reg: Reg, imm: u8) {
-        self.rex(W32, 0, 0, reg.0, true);
-        self.raw(&[0xf6, 0xc0 | reg.0 & 7, imm]);
+        // Without a prefix, numbers 4 to 7 would be the high bytes.
+        self.raw(&[0x40 | reg.0 >> 3, 0xf6, 0xc0 | reg.0 & 7, imm]);
     }
 
     /// Saves the status flags in AX: LAHF, SETO AL.

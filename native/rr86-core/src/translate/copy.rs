@@ -5,8 +5,7 @@
 //! most host registers), pass through temporaries. Everything around the copy leaves flags alone.
 
 use iced_x86::{
-    Code, Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind, OpKind,
-    Register, RflagsBits,
+    Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register, RflagsBits,
 };
 
 use super::asm::{self, Reg, W16, W32, W64};
@@ -230,6 +229,21 @@ struct Passing {
     written: bool,
 }
 
+/// Which temporaries nobody uses.
+struct Temporaries {
+    t0: bool,
+    t1: bool,
+}
+
+impl Temporaries {
+    fn take(&mut self) -> Option<Reg> {
+        let free = [(&mut self.t0, T0), (&mut self.t1, T1)];
+        let (free, register) = free.into_iter().find(|(free, _)| **free)?;
+        *free = false;
+        Some(register)
+    }
+}
+
 /// SSE instructions that move data and can raise nothing once their operand is there.
 pub(super) fn only_moves(insn: &Instruction) -> bool {
     use Mnemonic as M;
@@ -339,16 +353,7 @@ impl Emitter<'_> {
         op.set_has_xacquire_prefix(false);
         op.set_has_xrelease_prefix(false);
         op.set_segment_prefix(Register::None);
-        let info = self
-            .info
-            .info_options(&op, InstructionInfoOptions::NO_REGISTER_USAGE);
-        let access: [OpAccess; 5] = std::array::from_fn(|i| {
-            if i < op.op_count() as usize {
-                info.op_access(i as u32)
-            } else {
-                OpAccess::None
-            }
-        });
+        let access = self.bench.operands(self.index, &op);
         let modified = modified_flags(&op);
         let needs_flags = op.rflags_read() & STATUS != 0
             || (modified != 0 && modified != STATUS)
@@ -393,10 +398,10 @@ impl Emitter<'_> {
         }
 
         let wrap = implicit_rax(&op);
-        let mut free = vec![T1];
-        if memory.is_none() && self.run.is_none() {
-            free.push(T0);
-        }
+        let mut free = Temporaries {
+            t0: memory.is_none() && self.run.is_none(),
+            t1: true,
+        };
         if bit_offset {
             self.masked_bit_offset(&mut op, &mut free);
         }
@@ -433,7 +438,7 @@ impl Emitter<'_> {
                 p.guest == register || (!high && !is_high_byte(p.guest) && number(p.guest) == guest)
             });
             let at = known.unwrap_or_else(|| {
-                let temp = match free.pop() {
+                let temp = match free.take() {
                     Some(temp) => temp,
                     None => {
                         assert!(!wrap, "an instruction needs too many temporaries: {insn:?}");
@@ -556,7 +561,7 @@ impl Emitter<'_> {
     }
 
     /// How an instruction that would be copied uses memory.
-    pub(super) fn memory_use(&mut self, insn: &Instruction) -> MemoryUse {
+    pub(super) fn memory_use(&mut self, index: usize, insn: &Instruction) -> MemoryUse {
         let op = general_form(insn);
         let memory = (0..op.op_count()).find(|&i| op.op_kind(i) == OpKind::Memory);
         // Those with RAX or a bit offset need temporaries of their own.
@@ -570,27 +575,22 @@ impl Emitter<'_> {
         if op.mnemonic() == Mnemonic::Xchg || is_bit_test(&op) && register {
             return MemoryUse::Special;
         }
-        let access = self
-            .info
-            .info_options(&op, InstructionInfoOptions::NO_REGISTER_USAGE)
-            .op_access(i);
+        let access = self.bench.operands(index, &op);
         MemoryUse::Plain {
             size: memory_bytes(&op),
-            kind: kind_of(&op, access),
+            kind: kind_of(&op, access[i as usize]),
         }
     }
 
     /// Encodes an instruction whose operands are all host operands.
     pub(super) fn encode(&mut self, op: &Instruction) {
-        match self.encoder.encode(op, 0) {
+        let encoder = &mut self.bench.encoder;
+        match encoder.encode(op, 0) {
             Ok(_) => {
-                let bytes = self.encoder.take_buffer();
+                let mut bytes = encoder.take_buffer();
                 self.hot.raw(&bytes);
-                self.encoder.set_buffer({
-                    let mut b = bytes;
-                    b.clear();
-                    b
-                });
+                bytes.clear();
+                encoder.set_buffer(bytes);
             }
             Err(e) => unreachable!("a rewritten instruction always encodes: {op:?}: {e}"),
         }
@@ -645,10 +645,10 @@ impl Emitter<'_> {
         true
     }
 
-    fn masked_bit_offset(&mut self, op: &mut Instruction, free: &mut Vec<Reg>) {
+    fn masked_bit_offset(&mut self, op: &mut Instruction, free: &mut Temporaries) {
         let register = op.op1_register();
         let bits = register.size() as i32 * 8;
-        let temp = free.pop().expect("a bit test with memory leaves T1 free");
+        let temp = free.take().expect("a bit test with memory leaves T1 free");
         self.read_register(temp, number(register));
         self.hot.alu_imm(4, W32, temp, bits - 1);
         op.set_op1_register(sized(temp, register.size()));

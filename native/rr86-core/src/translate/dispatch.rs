@@ -645,7 +645,7 @@ impl Engine {
             tracking: self.tracking(),
             shortcuts: self.shortcuts,
         };
-        let code = emit::translate(request, self.stubs, &mut self.info);
+        let code = emit::translate(request, self.stubs, &mut self.bench);
         self.place(id, code)
     }
 

@@ -6,7 +6,7 @@
 //! in both. At block boundaries they are in AX. So an exact RFLAGS can be given at every fault, and a
 //! save costs two instructions, once per flag-writing instruction that is followed by a memory access.
 
-use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic};
+use iced_x86::{Instruction, Mnemonic};
 
 use super::asm::{self, cc, Asm, Reg, W32, W64};
 use super::classify::{needs_alignment, Class};
@@ -18,6 +18,7 @@ use super::shortcuts::Shortcuts;
 use super::site::{AccessKind, Site};
 use super::stubs::Stubs;
 use super::vcpu::{at, jump_index, Exit, GUEST_RSP, JUMP_BITS, T0, T1};
+use super::workbench::Workbench;
 use crate::cpu::exception::vector;
 use crate::memory::ram::LINE_SHIFT;
 use crate::memory::tlb::{MmuIndex, ENTRY_SHIFT, PIN_LIMIT, TABLES};
@@ -66,7 +67,10 @@ fn is_breakpoint(insn: Instruction) -> bool {
     }
 }
 
-enum Label {
+/// A displacement that is filled in when both streams are done: where it lies, and where it leads.
+pub(super) type Fixup = (Stream, usize, Label);
+
+pub(super) enum Label {
     Hot(usize),
     Cold(usize),
     Stub(u64),
@@ -74,7 +78,7 @@ enum Label {
 
 /// Which stream a position lies in.
 #[derive(Clone, Copy)]
-enum Stream {
+pub(super) enum Stream {
     Hot,
     Cold,
 }
@@ -90,7 +94,7 @@ pub struct Access {
 pub struct Emitter<'a> {
     pub(super) hot: Asm,
     cold: Asm,
-    fixups: Vec<(Stream, usize, Label)>,
+    fixups: Vec<Fixup>,
     /// Where the block's number goes.
     notes: Vec<(Stream, usize)>,
     slots: Vec<Slot>,
@@ -99,8 +103,7 @@ pub struct Emitter<'a> {
     pub(super) flags: Flags,
     pub(super) index: usize,
     stubs: Stubs,
-    pub(super) encoder: Encoder,
-    pub(super) info: &'a mut InstructionInfoFactory,
+    pub(super) bench: &'a mut Workbench,
     pub(super) fpu_loaded: bool,
     pub(super) run: Option<Run>,
     pub(super) seconds: Vec<Second>,
@@ -111,29 +114,30 @@ pub struct Emitter<'a> {
 }
 
 /// Translates a block.
-pub fn translate(request: Request<'_>, stubs: Stubs, info: &mut InstructionInfoFactory) -> Code {
-    let code = || Asm {
+pub fn translate(request: Request<'_>, stubs: Stubs, bench: &mut Workbench) -> Code {
+    use std::mem::take;
+    let code = |bytes| Asm {
         frame: request.shortcuts.has(Shortcuts::FRAME).then_some(at::FRAME),
-        ..Asm::default()
+        bytes,
     };
+    bench.begin(request.insns.len());
     let mut e = Emitter {
-        hot: code(),
-        cold: code(),
-        fixups: Vec::new(),
-        notes: Vec::new(),
-        slots: Vec::new(),
-        traps: Vec::new(),
+        hot: code(take(&mut bench.hot)),
+        cold: code(take(&mut bench.cold)),
+        fixups: take(&mut bench.fixups),
+        notes: take(&mut bench.notes),
+        slots: take(&mut bench.slots),
+        traps: take(&mut bench.traps),
         flags: Flags::Ax,
         index: request.start,
         request,
         stubs,
-        encoder: Encoder::new(64),
-        info,
         fpu_loaded: false,
         run: None,
-        seconds: Vec::new(),
+        seconds: take(&mut bench.seconds),
         circle: None,
         address_key: None,
+        bench,
     };
     e.block();
     e.finish()
@@ -560,8 +564,7 @@ impl Emitter<'_> {
         let at = self.cold.jcc(cc::E);
         self.fixups.push((Stream::Cold, at, Label::Hot(start)));
         let copy_at = self.cold.len();
-        let op = self.hot.bytes[start..end].to_vec();
-        self.cold.raw(&op);
+        self.cold.raw(&self.hot.bytes[start..end]);
         // Signals may come from the copy as well as from the original.
         let moved: Vec<Trap> = self
             .traps
@@ -708,17 +711,19 @@ impl Emitter<'_> {
             Stream::Hot => p,
             Stream::Cold => p + split,
         };
-        let mut bytes = std::mem::take(&mut self.hot.bytes);
+        let mut bytes = Vec::with_capacity(split + self.cold.len());
+        bytes.extend_from_slice(&self.hot.bytes);
         bytes.extend_from_slice(&self.cold.bytes);
         let moved = |at, what| Relocation {
             at: at as u32,
             what,
         };
-        let mut relocations: Vec<Relocation> = self
-            .notes
-            .iter()
-            .map(|&(stream, at)| moved(resolve(stream, at), Moved::Block))
-            .collect();
+        let mut relocations = Vec::with_capacity(self.notes.len() + self.fixups.len());
+        relocations.extend(
+            self.notes
+                .iter()
+                .map(|&(stream, at)| moved(resolve(stream, at), Moved::Block)),
+        );
         for (stream, at, label) in &self.fixups {
             let at = resolve(*stream, *at);
             let target = match *label {
@@ -741,12 +746,30 @@ impl Emitter<'_> {
                 trap.end = (trap.end & !COLD) + split as u32;
             }
         }
-        Code {
+        let code = Code {
             bytes,
-            slots: self.slots,
-            traps: self.traps,
+            slots: self.slots.clone(),
+            traps: self.traps.clone(),
             relocations,
+        };
+        self.give_back();
+        code
+    }
+
+    /// Leaves the memory of all buffers for the next block.
+    fn give_back(self) {
+        fn emptied<T>(mut buffer: Vec<T>) -> Vec<T> {
+            buffer.clear();
+            buffer
         }
+        let bench = self.bench;
+        bench.hot = emptied(self.hot.bytes);
+        bench.cold = emptied(self.cold.bytes);
+        bench.fixups = emptied(self.fixups);
+        bench.notes = emptied(self.notes);
+        bench.slots = emptied(self.slots);
+        bench.traps = emptied(self.traps);
+        bench.seconds = emptied(self.seconds);
     }
 }
 

@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use iced_x86::InstructionInfoFactory;
 use thiserror::Error;
 
 use super::ahead::Ahead;
@@ -25,6 +24,7 @@ use super::site::Site;
 use super::stubs::{self, Stubs};
 use super::vcpu::{Exit, Vcpu};
 use super::windows::{UnderWay, Window, WindowPolicy};
+use super::workbench::Workbench;
 use super::writelog::WriteLog;
 use crate::cpu::cpuid::CpuidTable;
 use crate::cpu::effects::Effects;
@@ -200,7 +200,7 @@ pub struct Engine {
     pub(super) vcpus: Vec<*mut Vcpu>,
     pub(super) code: CodeBuffer,
     pub(super) stubs: Stubs,
-    pub(super) info: InstructionInfoFactory,
+    pub(super) bench: Workbench,
     pub(super) limits: BlockLimits,
     /// Retired instructions of all vCPUs at the last position that was noted.
     pub(super) icount: u64,
@@ -320,7 +320,7 @@ impl Engine {
             vcpus: Vec::new(),
             code,
             stubs,
-            info: InstructionInfoFactory::new(),
+            bench: Workbench::default(),
             limits,
             icount: 0,
             skipped_ns: 0,

@@ -42,6 +42,7 @@ pub mod stubs;
 pub mod vcpu;
 pub mod view;
 pub mod windows;
+pub mod workbench;
 pub mod writelog;
 
 pub use copy::address_size;

@@ -41,7 +41,7 @@ impl Emitter<'_> {
             if let Some(register) = moved {
                 circle.moved.push(register);
             }
-            for used in self.info.info(insn).used_registers() {
+            for used in self.bench.info.info(insn).used_registers() {
                 let full = used.register().full_register();
                 let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
                 if written && full.is_gpr() && moved != Some(full) {

@@ -9,7 +9,7 @@
 //! Accesses belong together if they use the same base and index, changed in between only by
 //! constants, as a push changes RSP.
 
-use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::classify::Class;
 use super::copy::{address_size, in_host, only_moves, MemoryUse};
@@ -28,7 +28,8 @@ const LINE: i64 = 1 << crate::memory::ram::LINE_SHIFT;
 pub(super) type Key = (Register, Register, u32);
 
 /// One access, its offset as seen from the key's registers when the instruction begins.
-struct Use {
+#[derive(Clone, Copy)]
+pub(super) struct Use {
     key: Key,
     offset: i64,
     size: i64,
@@ -94,7 +95,12 @@ pub(super) fn constant_change(insn: &Instruction, register: Register) -> Option<
 impl Emitter<'_> {
     /// The memory access of an instruction that may be part of a run. `Err` when it may not, `Ok(None)` when
     /// it has no access and may lie between two.
-    fn use_of(&mut self, insn: &Instruction, class: Class) -> Result<Option<Use>, ()> {
+    fn use_of(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        class: Class,
+    ) -> Result<Option<Use>, ()> {
         let stack = |offset: i64, size: usize, kind| Use {
             key: (Register::RSP, Register::None, 1),
             offset,
@@ -114,7 +120,7 @@ impl Emitter<'_> {
                 Ok(Some(stack(0, operand_size(insn), AccessKind::Read)))
             }
             Class::Lea if self.quick_lea(insn) => Ok(None),
-            Class::Copy | Class::CopyFpu => match self.memory_use(insn) {
+            Class::Copy | Class::CopyFpu => match self.memory_use(index, insn) {
                 MemoryUse::None => Ok(None),
                 MemoryUse::Special => Err(()),
                 MemoryUse::Plain { size, kind } => {
@@ -142,8 +148,29 @@ impl Emitter<'_> {
         }
     }
 
+    /// The same, found out once.
+    fn known_use(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        class: Class,
+    ) -> Result<Option<Use>, ()> {
+        if let Some(known) = *self.bench.used(index) {
+            return known;
+        }
+        let used = self.use_of(index, insn, class);
+        *self.bench.used(index) = Some(used);
+        used
+    }
+
     /// How much an instruction changes the base of a run, or `None` when nobody knows.
-    fn change_of(&mut self, insn: &Instruction, class: Class, key: Key) -> Option<i64> {
+    fn change_of(
+        &mut self,
+        number: usize,
+        insn: &Instruction,
+        class: Class,
+        key: Key,
+    ) -> Option<i64> {
         let (base, index, _) = key;
         match class {
             Class::Push | Class::Pop | Class::Call | Class::Return => {
@@ -164,12 +191,10 @@ impl Emitter<'_> {
                 return Some(by);
             }
         }
-        let changed = self.info.info(insn).used_registers().iter().any(|used| {
-            let full = used.register().full_register();
-            (full == base || full == index)
-                && full != Register::None
-                && !matches!(used.access(), OpAccess::Read | OpAccess::CondRead)
-        });
+        let changes = self.bench.changes(number, insn);
+        let changed = [base, index]
+            .iter()
+            .any(|r| *r != Register::None && changes >> r.number() & 1 != 0);
         (!changed).then_some(0)
     }
 
@@ -181,21 +206,29 @@ impl Emitter<'_> {
         {
             return;
         }
+        let mut offsets = std::mem::take(&mut self.bench.offsets);
+        let mut written = std::mem::take(&mut self.bench.written);
+        offsets.clear();
+        written.clear();
+        self.begin_run_with(&mut offsets, &mut written);
+        self.bench.offsets = offsets;
+        self.bench.written = written;
+    }
+
+    fn begin_run_with(&mut self, offsets: &mut Vec<Option<i64>>, written: &mut Vec<(i64, i64)>) {
         let insns = self.request.insns;
         let first = self.index;
         let (insn, class) = insns[first];
-        let Ok(Some(head)) = self.use_of(&insn, class) else {
+        let Ok(Some(head)) = self.known_use(first, &insn, class) else {
             return;
         };
         let key = head.key;
         let mut shift = 0i64;
         let (mut low, mut high) = (head.offset, head.offset);
-        let mut offsets: Vec<Option<i64>> = Vec::new();
         // Instructions up to the last access, and what is known when it is reached.
         let mut length = 0;
         let mut accesses = 0;
         let mut kind = AccessKind::Read;
-        let mut written: Vec<(i64, i64)> = Vec::new();
         let mut traps = false;
         let mut trap_inside = false;
         for (index, &(insn, class)) in insns.iter().enumerate().take(self.request.stop).skip(first)
@@ -203,7 +236,7 @@ impl Emitter<'_> {
             if index > first && self.hooked(&insn) {
                 break;
             }
-            let Ok(used) = self.use_of(&insn, class) else {
+            let Ok(used) = self.known_use(index, &insn, class) else {
                 break;
             };
             // DIV and IDIV are in no run.
@@ -229,7 +262,7 @@ impl Emitter<'_> {
             } else {
                 offsets.push(None);
             }
-            match self.change_of(&insn, class, key) {
+            match self.change_of(index, &insn, class, key) {
                 Some(by) => shift = shift.wrapping_add(by),
                 None => break,
             }
@@ -251,7 +284,7 @@ impl Emitter<'_> {
         if marked {
             written.sort_unstable();
             let mut areas: Vec<(i64, i64)> = Vec::new();
-            for (start, end) in written {
+            for &mut (start, end) in written {
                 match areas.last_mut() {
                     Some(last) if start <= last.1 => last.1 = last.1.max(end),
                     _ => areas.push((start, end)),

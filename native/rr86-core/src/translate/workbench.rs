@@ -1,0 +1,107 @@
+//! What is kept from one translation to the next: the memory of buffers, and what has been found out about the
+//! instructions of a block.
+//!
+//! A boot translates a hundred thousand blocks of five instructions each, so a handful of allocations for
+//! each would cost as much as writing its code. And iced derives how an instruction uses its operands anew
+//! each time, while an emitter wants to know it several times over.
+
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess};
+
+use super::code::{Slot, Trap};
+use super::emit::{Fixup, Stream};
+use super::runs::{Second, Use};
+
+/// What a thread needs to translate blocks.
+pub struct Workbench {
+    pub(super) info: InstructionInfoFactory,
+    pub(super) encoder: Encoder,
+    pub(super) hot: Vec<u8>,
+    pub(super) cold: Vec<u8>,
+    pub(super) fixups: Vec<Fixup>,
+    pub(super) notes: Vec<(Stream, usize)>,
+    pub(super) slots: Vec<Slot>,
+    pub(super) traps: Vec<Trap>,
+    pub(super) seconds: Vec<Second>,
+    /// Offsets of a run's accesses, and what of it is written.
+    pub(super) offsets: Vec<Option<i64>>,
+    pub(super) written: Vec<(i64, i64)>,
+    /// By the number of the instruction in the block.
+    facts: Vec<Facts>,
+}
+
+/// What has been found out about an instruction.
+#[derive(Clone, Copy, Default)]
+struct Facts {
+    operands: Option<[OpAccess; 5]>,
+    /// Bits of the general-purpose registers that it changes, or parts of them.
+    changes: Option<u16>,
+    used: Option<Result<Option<Use>, ()>>,
+}
+
+impl Default for Workbench {
+    fn default() -> Self {
+        Self {
+            info: InstructionInfoFactory::new(),
+            encoder: Encoder::new(64),
+            hot: Vec::new(),
+            cold: Vec::new(),
+            fixups: Vec::new(),
+            notes: Vec::new(),
+            slots: Vec::new(),
+            traps: Vec::new(),
+            seconds: Vec::new(),
+            offsets: Vec::new(),
+            written: Vec::new(),
+            facts: Vec::new(),
+        }
+    }
+}
+
+impl Workbench {
+    /// Forgets what is known about the instructions of the block before.
+    pub(super) fn begin(&mut self, instructions: usize) {
+        self.facts.clear();
+        self.facts.resize(instructions, Facts::default());
+    }
+
+    /// What `Emitter::use_of` has said of the instruction with this number.
+    pub(super) fn used(&mut self, index: usize) -> &mut Option<Result<Option<Use>, ()>> {
+        &mut self.facts[index].used
+    }
+
+    /// How the instruction with this number uses its operands, in its general form.
+    pub(super) fn operands(&mut self, index: usize, general: &Instruction) -> [OpAccess; 5] {
+        if let Some(known) = self.facts[index].operands {
+            return known;
+        }
+        let options =
+            InstructionInfoOptions::NO_REGISTER_USAGE | InstructionInfoOptions::NO_MEMORY_USAGE;
+        let info = self.info.info_options(general, options);
+        let operands = std::array::from_fn(|i| {
+            if i < general.op_count() as usize {
+                info.op_access(i as u32)
+            } else {
+                OpAccess::None
+            }
+        });
+        self.facts[index].operands = Some(operands);
+        operands
+    }
+
+    /// Bits of the general-purpose registers that the instruction with this number changes.
+    pub(super) fn changes(&mut self, index: usize, insn: &Instruction) -> u16 {
+        if let Some(known) = self.facts[index].changes {
+            return known;
+        }
+        let options = InstructionInfoOptions::NO_MEMORY_USAGE;
+        let mut changes = 0;
+        for used in self.info.info_options(insn, options).used_registers() {
+            let full = used.register().full_register();
+            if full.is_gpr() && !matches!(used.access(), OpAccess::Read | OpAccess::CondRead) {
+                changes |= 1 << full.number();
+            }
+        }
+        self.facts[index].changes = Some(changes);
+        changes
+    }
+}
