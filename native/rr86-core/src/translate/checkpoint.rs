@@ -499,7 +499,7 @@ impl Engine {
 
     /// Whether the pages of a block say that they have code where it is.
     fn is_guarded(&self, id: BlockId) -> bool {
-        self.tracked_ranges(id).iter().all(|&(at, len)| {
+        self.tracked_ranges(id).iter().flatten().all(|&(at, len)| {
             self.ram.page_index(at).is_none_or(|page| {
                 let info = &self.pages.info[page];
                 let lines = line_mask(at, len);

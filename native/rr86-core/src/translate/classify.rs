@@ -455,15 +455,28 @@ pub mod shape {
     /// Cuts a block from `bytes`, which start at `rip` and reach to the end of the page, or (when
     /// `whole`) far enough for one instruction that crosses. A pure function of its arguments.
     pub fn cut(bytes: &[u8], rip: u64, mode: Mode, limit: usize, whole: bool) -> Shape {
+        let mut block = Vec::new();
+        if cut_into(&mut block, bytes, rip, mode, limit, whole) {
+            Shape::Block(block)
+        } else {
+            Shape::Crosses
+        }
+    }
+
+    /// The same, into an empty vector. False when the first instruction crosses.
+    pub fn cut_into(
+        block: &mut Vec<(Instruction, Class)>,
+        bytes: &[u8],
+        rip: u64,
+        mode: Mode,
+        limit: usize,
+        whole: bool,
+    ) -> bool {
         let limit = if mode.one() || whole { 1 } else { limit };
         let mut decoder = Decoder::with_ip(mode.bits(), bytes, rip, OPTIONS);
-        let mut block = Vec::new();
         while block.len() < limit && decoder.can_decode() {
             let insn = decoder.decode();
             if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && !whole {
-                if block.is_empty() {
-                    return Shape::Crosses;
-                }
                 break;
             }
             let class = classify(&insn, mode);
@@ -475,9 +488,6 @@ pub mod shape {
                 break;
             }
         }
-        if block.is_empty() {
-            return Shape::Crosses;
-        }
-        Shape::Block(block)
+        !block.is_empty()
     }
 }

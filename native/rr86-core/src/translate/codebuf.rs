@@ -4,6 +4,7 @@
 use std::io;
 
 use super::asm::Asm;
+use super::cache::BlockId;
 
 /// Translated code and the stubs it shares.
 pub struct CodeBuffer {
@@ -133,6 +134,52 @@ impl CodeBuffer {
     }
 }
 
+/// Which block the code at an offset belongs to. Code is appended, so the entries are in order.
+#[derive(Default)]
+pub struct CodeMap {
+    entries: Vec<(usize, Option<BlockId>)>,
+}
+
+impl CodeMap {
+    /// Notes a block's code.
+    pub fn insert(&mut self, offset: usize, id: BlockId) {
+        match self.entries.last() {
+            Some(&(last, _)) if last >= offset => match self.place(offset) {
+                Ok(at) => self.entries[at].1 = Some(id),
+                Err(at) => self.entries.insert(at, (offset, Some(id))),
+            },
+            _ => self.entries.push((offset, Some(id))),
+        }
+    }
+
+    fn place(&self, offset: usize) -> Result<usize, usize> {
+        self.entries.binary_search_by_key(&offset, |&(at, _)| at)
+    }
+
+    /// The block whose code starts there.
+    pub fn get(&self, offset: usize) -> Option<BlockId> {
+        self.entries[self.place(offset).ok()?].1
+    }
+
+    /// The code that an offset lies in, if it is anywhere: where it starts, and whose it is.
+    pub fn find(&self, offset: usize) -> Option<(usize, BlockId)> {
+        let after = self.entries.partition_point(|&(at, _)| at <= offset);
+        let (start, id) = self.entries[after.checked_sub(1)?];
+        Some((start, id?))
+    }
+
+    /// The code there is nobody's any more.
+    pub fn remove(&mut self, offset: usize) {
+        if let Ok(at) = self.place(offset) {
+            self.entries[at].1 = None;
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.entries.clear();
+    }
+}
+
 impl Drop for CodeBuffer {
     fn drop(&mut self) {
         // SAFETY: both mappings were made in `new` with this size.
@@ -140,5 +187,29 @@ impl Drop for CodeBuffer {
             libc::munmap(self.write.cast(), self.size);
             libc::munmap(self.exec.cast(), self.size);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offset_is_found_in_the_code_that_starts_before_it() {
+        let mut map = CodeMap::default();
+        assert_eq!(map.find(5), None);
+        map.insert(16, 7);
+        map.insert(48, 3);
+        map.insert(96, 5);
+        assert_eq!(map.find(15), None);
+        assert_eq!(map.find(16), Some((16, 7)));
+        assert_eq!(map.find(95), Some((48, 3)));
+        map.remove(48);
+        assert_eq!((map.find(50), map.get(48)), (None, None));
+        map.insert(48, 9);
+        map.insert(64, 1);
+        assert_eq!(map.find(63), Some((48, 9)));
+        assert_eq!(map.find(4096), Some((96, 5)));
+        assert_eq!(map.get(64), Some(1));
     }
 }

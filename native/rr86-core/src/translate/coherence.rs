@@ -40,8 +40,7 @@ pub struct Written {
 impl Engine {
     /// Marks a block's bytes as code, so that every write to their pages comes here.
     pub(super) fn guard(&mut self, id: BlockId) {
-        let ranges: Vec<(u64, u64)> = self.tracked_ranges(id);
-        for (at, len) in ranges {
+        for (at, len) in self.tracked_ranges(id).into_iter().flatten() {
             let Some(page) = self.ram.page_index(at) else {
                 continue;
             };
@@ -59,13 +58,14 @@ impl Engine {
     }
 
     /// The parts of a block that the protocol tracks.
-    pub(super) fn tracked_ranges(&self, id: BlockId) -> Vec<(u64, u64)> {
-        let pages = if self.protocol.second_page_untracked {
-            1
-        } else {
-            2
-        };
-        self.blocks.get(id).ranges().take(pages).collect()
+    pub(super) fn tracked_ranges(&self, id: BlockId) -> [Option<(u64, u64)>; 2] {
+        let mut ranges = self.blocks.get(id).ranges();
+        let first = ranges.next();
+        let second = ranges.next();
+        [
+            first,
+            second.filter(|_| !self.protocol.second_page_untracked),
+        ]
     }
 
     /// Reads guest RAM as a device does.
@@ -253,29 +253,31 @@ impl Engine {
         if self.pages.info[page].code_lines & lines == 0 {
             return false;
         }
-        let hit: Vec<BlockId> =
-            self.blocks
-                .in_page(page)
-                .iter()
-                .copied()
-                .filter(|&id| {
-                    let found_by_address = !self.protocol.virtual_keyed
-                        || writer.linear.is_none_or(|l| {
-                            let block = self.blocks.get(id);
-                            let end = block
-                                .rip
-                                .wrapping_add(block.bytes.len() as u64)
-                                .wrapping_sub(1);
-                            [block.rip, end]
-                                .iter()
-                                .any(|at| at >> PAGE_SHIFT == l >> PAGE_SHIFT)
-                        });
-                    found_by_address
-                        && self.tracked_ranges(id).iter().any(|&(start, size)| {
-                            paddr < start + size && start < paddr + len as u64
-                        })
-                })
-                .collect();
+        let hit: Vec<BlockId> = self
+            .blocks
+            .in_page(page)
+            .iter()
+            .copied()
+            .filter(|&id| {
+                let found_by_address = !self.protocol.virtual_keyed
+                    || writer.linear.is_none_or(|l| {
+                        let block = self.blocks.get(id);
+                        let end = block
+                            .rip
+                            .wrapping_add(block.bytes.len() as u64)
+                            .wrapping_sub(1);
+                        [block.rip, end]
+                            .iter()
+                            .any(|at| at >> PAGE_SHIFT == l >> PAGE_SHIFT)
+                    });
+                found_by_address
+                    && self
+                        .tracked_ranges(id)
+                        .iter()
+                        .flatten()
+                        .any(|&(start, size)| paddr < start + size && start < paddr + len as u64)
+            })
+            .collect();
         let mut stop = false;
         for id in hit {
             let serial = self.blocks.get(id).serial;
@@ -314,11 +316,11 @@ impl Engine {
     }
 
     /// RAM pages in which a block is listed.
-    pub(super) fn listed_pages(&self, id: BlockId) -> Vec<usize> {
+    pub(super) fn listed_pages(&self, id: BlockId) -> impl Iterator<Item = usize> {
         self.tracked_ranges(id)
-            .iter()
-            .filter_map(|&(at, _)| self.ram.page_index(at))
-            .collect()
+            .map(|range| self.ram.page_index(range?.0))
+            .into_iter()
+            .flatten()
     }
 
     /// `runs_on`: what is left of the block is still going to be executed by the running vCPU.
@@ -328,13 +330,13 @@ impl Engine {
         if self.protocol.chain_kept {
             // Out of the tables, but whoever knows the code still gets there. Its page may have no
             // guard any more, so that nothing but its entry can tell whether it is stale.
-            self.blocks.bury(id, pages.into_iter());
+            self.blocks.bury(id, pages);
             self.left_behind.push(id);
             self.check_entries(id);
             return;
         }
         self.unreach(id);
-        let patches = self.blocks.detach(id, pages.into_iter());
+        let patches = self.blocks.detach(id, pages);
         for (at, target) in patches {
             self.code.patch_rel32(at, target);
         }
@@ -360,7 +362,7 @@ impl Engine {
         if self.link.is_some_and(|(from, _)| from == id) {
             self.link = None;
         }
-        self.code_map.remove(&offset);
+        self.code_map.remove(offset);
         for &vcpu in &self.vcpus {
             // SAFETY: only the jump cache is touched, through the raw pointer.
             unsafe { (*vcpu).forget_jump(rip, code) };
@@ -481,7 +483,7 @@ impl Engine {
         }
         // Whoever jumps to the old code is sent on to the new.
         let old = block.code_offset;
-        let was_running = self.code_map.get(&old).copied();
+        let was_running = self.code_map.get(old);
         self.redirect(id, old);
         if was_running.is_some() {
             self.code_map.insert(old, id);
@@ -513,13 +515,16 @@ impl Engine {
         } else {
             second
         };
-        let pages: Vec<usize> = std::iter::once(paddr)
-            .chain(tracked)
-            .filter_map(|at| self.ram.page_index(at))
-            .collect();
-        let id = self
-            .blocks
-            .insert(rip, paddr, second, mode, bytes, count, pages.into_iter());
+        let pages = [Some(paddr), tracked].map(|at| self.ram.page_index(at?));
+        let id = self.blocks.insert(
+            rip,
+            paddr,
+            second,
+            mode,
+            bytes,
+            count,
+            pages.into_iter().flatten(),
+        );
         self.guard(id);
         let linked_at = self.icount();
         let block = self.blocks.get_mut(id);

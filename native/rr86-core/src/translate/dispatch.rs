@@ -2,7 +2,7 @@
 //! the machine.
 
 use super::cache::BlockId;
-use super::classify::shape::{self, Shape};
+use super::classify::shape;
 use super::code::Code;
 use super::emit::{self, Request};
 use super::engine::{Engine, Resume, StopCause};
@@ -412,7 +412,7 @@ impl Engine {
     /// Whether the next block is sure to fit what is left of the budget. Asked between the blocks of a
     /// slice, and without any effect, so that a slice ends as if the question had not been asked: the
     /// replayer, which knows where the slice ends, does not ask it.
-    fn fits(&self, v: &Vcpu, mode: Mode, beyond: u64) -> bool {
+    fn fits(&mut self, v: &Vcpu, mode: Mode, beyond: u64) -> bool {
         let budget = v.run.budget.saturating_add_unsigned(beyond);
         if budget >= self.limits.instructions as i64 {
             return true;
@@ -426,13 +426,24 @@ impl Engine {
         if let Some(id) = self.blocks.find(paddr, None, rip, mode) {
             return i64::from(self.blocks.get(id).count) <= budget;
         }
-        let room = (PAGE_SIZE - (linear & PAGE_MASK)) as usize;
-        let mut bytes = [0u8; PAGE_SIZE as usize];
-        self.ram.read(paddr, &mut bytes[..room]);
-        match shape::cut(&bytes[..room], rip, mode, self.limits.instructions, false) {
-            Shape::Block(block) => block.len() as i64 <= budget,
-            Shape::Crosses => false,
-        }
+        let mut decoded = self.bench.take_decoded().emptied();
+        let limit = self.limits.instructions;
+        let bytes = self.code_at(paddr);
+        let inside = shape::cut_into(&mut decoded.insns, bytes, rip, mode, limit, false);
+        let fits = inside && decoded.insns.len() as i64 <= budget;
+        // Forgotten as a block: nobody fetches these bytes now.
+        self.bench.give_decoded(decoded.emptied());
+        fits
+    }
+
+    /// The bytes from a physical address to the end of its page; absent bytes read as all ones.
+    fn code_at(&self, paddr: u64) -> &[u8] {
+        static ABSENT: [u8; PAGE_SIZE as usize] = [0xff; PAGE_SIZE as usize];
+        let page = match self.ram.page_index(paddr) {
+            Some(index) => self.ram.page(index),
+            None => &ABSENT,
+        };
+        &page[(paddr & PAGE_MASK) as usize..]
     }
 
     /// Linear address of the next instruction.
@@ -504,8 +515,8 @@ impl Engine {
     ) -> Result<Result<Fetched, BlockId>, Exception> {
         let rip = v.cpu.rip;
         let room = PAGE_SIZE as usize - (linear & PAGE_MASK) as usize;
-        let crossing = self.blocks.crossing(paddr, rip, mode);
-        let foreseen = if crossing {
+        let crosses = self.blocks.crossing(paddr, rip, mode);
+        let foreseen = if crosses {
             None
         } else {
             self.foreseen(paddr, rip, mode)
@@ -523,40 +534,52 @@ impl Engine {
                 icount: self.icount(),
             }));
         }
-        let mut bytes = [0u8; PAGE_SIZE as usize + 15];
+        let limit = self.limits.instructions;
+        let mut decoded = self.bench.take_decoded().emptied();
+        let inside = !crosses
+            && shape::cut_into(
+                &mut decoded.insns,
+                self.code_at(paddr),
+                rip,
+                mode,
+                limit,
+                false,
+            );
+        let mut crossing = Vec::new();
         let mut second = None;
-        self.ram.read(paddr, &mut bytes[..room]);
-        let cut = if crossing {
-            Shape::Crosses
-        } else {
-            shape::cut(&bytes[..room], rip, mode, self.limits.instructions, false)
-        };
-        let block = match cut {
-            Shape::Block(block) => block,
-            Shape::Crosses => {
-                let next = linear - linear % PAGE_SIZE;
-                let next = next.wrapping_add(PAGE_SIZE);
-                let next = if mode.code64() {
-                    next
-                } else {
-                    next & 0xffff_ffff
-                };
-                let next_page = self.fetch_page(v, next)?;
-                if let Some(id) = self.blocks.find(paddr, Some(next_page), rip, mode) {
-                    return Ok(Err(id));
-                }
-                second = Some(next_page);
-                self.ram.read(next_page, &mut bytes[room..room + 15]);
-                match shape::cut(&bytes[..room + 15], rip, mode, 1, true) {
-                    Shape::Block(block) => block,
-                    Shape::Crosses => unreachable!("fifteen bytes hold an instruction"),
-                }
+        if !inside {
+            crossing.resize(room + 15, 0);
+            let next = linear - linear % PAGE_SIZE;
+            let next = next.wrapping_add(PAGE_SIZE);
+            let next = if mode.code64() {
+                next
+            } else {
+                next & 0xffff_ffff
+            };
+            let next_page = self.fetch_page(v, next)?;
+            if let Some(id) = self.blocks.find(paddr, Some(next_page), rip, mode) {
+                return Ok(Err(id));
             }
-        };
-        let len: usize = block.iter().map(|(i, _)| i.len().max(1)).sum();
+            second = Some(next_page);
+            self.ram.read(paddr, &mut crossing[..room]);
+            self.ram.read(next_page, &mut crossing[room..]);
+            decoded.insns.clear();
+            let whole = shape::cut_into(&mut decoded.insns, &crossing, rip, mode, 1, true);
+            assert!(whole, "fifteen bytes hold an instruction");
+        }
+        let len: usize = decoded.insns.iter().map(|(i, _)| i.len().max(1)).sum();
         if len <= room {
             second = None;
         }
+        let count = decoded.insns.len() as u8;
+        let bytes = if inside {
+            self.code_at(paddr)[..len].to_vec()
+        } else {
+            crossing.truncate(len);
+            crossing
+        };
+        self.bench
+            .keep_decoded(decoded, &bytes, rip, mode, second.is_some());
         self.seen(v.cpu.id, Seen::Fetch, paddr, len.min(room));
         if let Some(second) = second {
             self.seen(v.cpu.id, Seen::Fetch, second, len - room);
@@ -567,8 +590,8 @@ impl Engine {
             paddr,
             second,
             mode,
-            bytes: bytes[..len].to_vec(),
-            count: block.len() as u8,
+            bytes,
+            count,
             icount: self.icount(),
         }))
     }
@@ -629,15 +652,10 @@ impl Engine {
 
     fn generate(&mut self, id: BlockId, start: usize, stop: usize, checked: bool) -> Code {
         let block = self.blocks.get(id);
-        let whole = block.second.is_some();
-        let limit = usize::from(block.count);
-        let Shape::Block(insns) = shape::cut(&block.bytes, block.rip, block.mode, limit, whole)
-        else {
-            unreachable!("a block's own bytes make the block again");
-        };
+        let decoded = self.bench.decode(block);
         let request = Request {
             mode: block.mode,
-            insns: &insns,
+            insns: &decoded.insns,
             start,
             stop,
             hooks: &self.hooks,
@@ -646,6 +664,7 @@ impl Engine {
             shortcuts: self.shortcuts,
         };
         let code = emit::translate(request, self.stubs, &mut self.bench);
+        self.bench.give_decoded(decoded);
         self.place(id, code)
     }
 

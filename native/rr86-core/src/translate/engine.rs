@@ -4,7 +4,7 @@
 //! vCPU, so while code runs no Rust reference to either is alive; the stubs' entry points in `slow` and
 //! `execute` are where references begin again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 
 use thiserror::Error;
@@ -13,7 +13,7 @@ use super::ahead::Ahead;
 use super::bus::Bus;
 use super::cache::{BlockId, Blocks};
 use super::code::Trap;
-use super::codebuf::CodeBuffer;
+use super::codebuf::{CodeBuffer, CodeMap};
 use super::emit::Hooks;
 use super::execute::{DecodedCache, Flow, HelperCounts};
 use super::inputs::Inputs;
@@ -240,7 +240,7 @@ pub struct Engine {
     pub observed: Vec<(u64, Observed)>,
     pub(super) gs: Option<u64>,
     /// Block by offset of its code, to find who raised a signal.
-    pub(super) code_map: BTreeMap<usize, BlockId>,
+    pub(super) code_map: CodeMap,
     /// Of the last code made for a part of a block: jump targets, traps, where it leaves off.
     pub(super) partial_targets: Vec<u64>,
     pub(super) partial_traps: Option<(usize, BlockId, Vec<Trap>)>,
@@ -345,7 +345,7 @@ impl Engine {
             interrupted_at: vec![None; vcpus],
             observed: Vec::new(),
             gs: None,
-            code_map: BTreeMap::new(),
+            code_map: CodeMap::default(),
             partial_targets: Vec::new(),
             partial_traps: None,
             partial_end: None,

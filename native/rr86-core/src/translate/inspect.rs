@@ -90,7 +90,7 @@ impl Engine {
         };
         if self.blocks.is_live(id) {
             let pages = self.listed_pages(id);
-            self.blocks.bury(id, pages.into_iter());
+            self.blocks.bury(id, pages);
         }
         self.left_behind.retain(|&b| b != id);
         // Other vCPUs may hold the same bytes already.

@@ -5,7 +5,7 @@ use crate::memory::tlb::MmuIndex;
 
 /// The execution mode of a block, as bits. Two blocks made from the same bytes at the same address in
 /// the same mode are the same block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mode(pub u32);
 
 impl Mode {

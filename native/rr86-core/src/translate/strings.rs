@@ -331,7 +331,8 @@ fn bulk(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
         }
     }
     let length = count as usize * s.size;
-    if count < 2 || addresses(&c.v.cpu, s, length).is_err() {
+    // In 64-bit mode segments have no limits.
+    if count < 2 || !c.v.cpu.code64() && addresses(&c.v.cpu, s, length).is_err() {
         return 0;
     }
     if s.kind == Kind::Move {

@@ -7,8 +7,11 @@
 
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess};
 
+use super::cache::Block;
+use super::classify::{shape, Class};
 use super::code::{Slot, Trap};
 use super::emit::{Fixup, Stream};
+use super::mode::Mode;
 use super::runs::{Second, Use};
 
 /// What a thread needs to translate blocks.
@@ -27,6 +30,26 @@ pub struct Workbench {
     pub(super) written: Vec<(i64, i64)>,
     /// By the number of the instruction in the block.
     facts: Vec<Facts>,
+    decoded: Decoded,
+}
+
+/// The block that was decoded last: mostly one whose bytes have been fetched, and whose code is made next.
+#[derive(Default)]
+pub(super) struct Decoded {
+    pub insns: Vec<(Instruction, Class)>,
+    /// What they follow from.
+    bytes: Vec<u8>,
+    rip: u64,
+    mode: Mode,
+    whole: bool,
+}
+
+impl Decoded {
+    /// An empty one, with the memory of this one.
+    pub fn emptied(mut self) -> Self {
+        self.insns.clear();
+        self
+    }
 }
 
 /// What has been found out about an instruction.
@@ -53,6 +76,7 @@ impl Default for Workbench {
             offsets: Vec::new(),
             written: Vec::new(),
             facts: Vec::new(),
+            decoded: Decoded::default(),
         }
     }
 }
@@ -62,6 +86,56 @@ impl Workbench {
     pub(super) fn begin(&mut self, instructions: usize) {
         self.facts.clear();
         self.facts.resize(instructions, Facts::default());
+    }
+
+    /// Takes what was decoded last; whoever takes it gives something back.
+    pub(super) fn take_decoded(&mut self) -> Decoded {
+        std::mem::take(&mut self.decoded)
+    }
+
+    /// Keeps instructions that were just decoded from these bytes.
+    pub(super) fn keep_decoded(
+        &mut self,
+        decoded: Decoded,
+        bytes: &[u8],
+        rip: u64,
+        mode: Mode,
+        whole: bool,
+    ) {
+        self.decoded = Decoded {
+            rip,
+            mode,
+            whole,
+            ..decoded
+        };
+        self.decoded.bytes.clear();
+        self.decoded.bytes.extend_from_slice(bytes);
+    }
+
+    /// Takes the instructions of a block, decoded anew if need be.
+    pub(super) fn decode(&mut self, block: &Block) -> Decoded {
+        let decoded = self.take_decoded();
+        let whole = block.second.is_some();
+        let count = usize::from(block.count);
+        if decoded.rip == block.rip
+            && decoded.mode == block.mode
+            && decoded.whole == whole
+            && decoded.insns.len() == count
+            && decoded.bytes[..] == block.bytes[..]
+        {
+            return decoded;
+        }
+        let (rip, mode) = (block.rip, block.mode);
+        let mut decoded = decoded.emptied();
+        let again = shape::cut_into(&mut decoded.insns, &block.bytes, rip, mode, count, whole);
+        assert!(again, "a block's own bytes make the block again");
+        self.keep_decoded(decoded, &block.bytes, rip, mode, whole);
+        self.take_decoded()
+    }
+
+    /// Gives back what was taken.
+    pub(super) fn give_decoded(&mut self, decoded: Decoded) {
+        self.decoded = decoded;
     }
 
     /// What `Emitter::use_of` has said of the instruction with this number.
