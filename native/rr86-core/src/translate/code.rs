@@ -72,7 +72,8 @@ mod tests {
     use super::super::mode::Mode;
     use super::super::shortcuts::Shortcuts;
     use super::super::stubs::Stubs;
-    use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, Mnemonic};
+    use super::super::workbench::Workbench;
+    use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 
     /// What a block that calls a helper calls, and the immediates that it stores, when it is placed.
     fn placed(id: u32, address: u64) -> (Vec<u64>, Vec<u32>) {
@@ -95,7 +96,7 @@ mod tests {
             tracking: true,
             shortcuts: Shortcuts::ALL,
         };
-        let mut code = translate(request, stubs, &mut InstructionInfoFactory::new());
+        let mut code = translate(request, stubs, &mut Workbench::default());
         code.place(id, address);
         let all: Vec<_> = Decoder::with_ip(64, &code.bytes, address, DecoderOptions::NONE)
             .into_iter()

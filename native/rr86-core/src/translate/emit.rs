@@ -318,8 +318,16 @@ impl Emitter<'_> {
         self.fpu_loaded = false;
     }
 
-    /// Calls the current instruction's helper.
+    /// Calls the current instruction's helper. One that `ends` the block leaves, and is not come back from.
     pub(super) fn helper(&mut self, ends: bool) {
+        self.call_helper(ends);
+        if ends {
+            self.hot.raw(&[0x0f, 0x0b]);
+        }
+    }
+
+    /// The same for a helper that may leave the block at its end, or come back.
+    pub(super) fn call_helper(&mut self, ends: bool) {
         self.free_host_flags();
         self.note_block(Stream::Hot);
         let mut site = self.site();
@@ -328,10 +336,6 @@ impl Emitter<'_> {
         self.hot.mov_imm(T1, u64::from(site.pack()));
         self.call_stub(Stream::Hot, self.stubs.helper);
         self.fpu_loaded = false;
-        if ends {
-            // A helper that ends a block always leaves; this is never reached.
-            self.hot.raw(&[0x0f, 0x0b]);
-        }
     }
 
     fn load_fpu(&mut self) {

@@ -5,11 +5,22 @@
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
 
 use super::asm::{self, Reg, W32, W64};
-use super::classify::Class;
+use super::classify::{repeated, Class};
 use super::copy::number;
 use super::emit::Emitter;
 use super::vcpu::{at, GUEST_RAX, T0, T1};
 use crate::cpu::state::{Cr4, RFlags, STATUS_FLAGS};
+
+/// Instructions that end their block and mostly go on with the next one, so that their helper comes back
+/// when they do: moves, fills and searches of memory that are done.
+pub(super) fn falls_through(insn: &Instruction) -> bool {
+    insn.is_string_instruction()
+        && repeated(insn)
+        && !matches!(
+            insn.mnemonic(),
+            M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd
+        )
+}
 
 impl Emitter<'_> {
     /// Emits a helper instruction inline if there is code for it.
@@ -51,6 +62,10 @@ impl Emitter<'_> {
             M::Pause => self.pause(insn),
             M::Stac | M::Clac if mode.ring0() && mode.code64() && !mode.one() => {
                 self.alignment_check(insn, insn.mnemonic() == M::Stac);
+            }
+            _ if falls_through(insn) => {
+                self.call_helper(true);
+                self.jump_to(insn.next_ip());
             }
             _ => return false,
         }

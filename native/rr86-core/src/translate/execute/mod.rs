@@ -12,6 +12,7 @@ mod transfer;
 
 use super::classify::{classify, shape, Class};
 use super::engine::{Engine, Resume, StopCause};
+use super::inline::falls_through;
 use super::site::Site;
 use super::slow::{flags_to_ax, sync_flags};
 use super::vcpu::{Exit, Vcpu};
@@ -260,6 +261,8 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
             Engine::raise(v, exception);
             1
         }
+        // What is pending has asked for an exit, or ends the block here.
+        Ok(()) if ends && v.cpu.rip == insn.next_ip() && goes_on(engine, &insn) => 0,
         Ok(()) if ends => {
             // Control transfers and repeated instructions have set rip themselves.
             if v.cpu.rip == rip && !keeps_rip(&insn) {
@@ -298,6 +301,14 @@ fn serialises(insn: &Instruction) -> bool {
         | M::Ltr => true,
         _ => false,
     }
+}
+
+/// Whether the code after an instruction that ends its block, and is done, is jumped to.
+fn goes_on(engine: &Engine, insn: &Instruction) -> bool {
+    falls_through(insn)
+        && !engine.helper_stop
+        && engine.stopped.is_none()
+        && engine.in_window.is_none()
 }
 
 /// Instructions that have set rip, perhaps to their own address.
