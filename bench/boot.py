@@ -1,4 +1,5 @@
 """Boots a guest plain, recording, replaying, and in QEMU where it is installed; prints the medians.
+On one vCPU QEMU also records, which it cannot do with more.
 
     python -m bench.boot --smp 1,2,4,8 --kernel vmlinuz --initrd initrd.gz
 
@@ -28,6 +29,8 @@ from bench.common import (
     host,
     note,
     qemu_command,
+    qemu_recording,
+    qemu_records,
     qemu_there,
     ratio,
     table,
@@ -44,6 +47,9 @@ from rr86.replay.stop import Stop
 from rr86.replay.trace import open_trace
 
 PLAIN, RECORDING, REPLAYING = "rr86 plain", "rr86 recording", "rr86 replaying"
+QEMU_PLAIN, QEMU_RECORDING = "QEMU", "QEMU recording"
+# What every variant is compared with, by the names of the quotients.
+_MEASURES = {"to_plain": PLAIN, "to_qemu": QEMU_PLAIN, "to_qemu_recording": QEMU_RECORDING}
 _SLICE = 50_000_000
 _HINT = (
     "This was the demo guest, which runs for an instant. For a real kernel and initrd see "
@@ -128,24 +134,32 @@ def run_replaying(guest: Guest, trace: Path) -> Sample:
     return Sample(seconds, {"instructions": stop.icount})
 
 
-def run_qemu(guest: Guest) -> Sample:
-    """QEMU without recording anything."""
+def run_qemu(guest: Guest, log: Path | None = None) -> Sample:
+    """QEMU without recording anything, or with what its record mode keeps."""
+    name = QEMU_PLAIN if log is None else QEMU_RECORDING
+    command = qemu_command(guest.kernel, guest.initrd, guest.append, guest.smp, guest.memory)
+    if log is not None:
+        log.unlink(missing_ok=True)
+        command += qemu_recording(log)
     started = time.monotonic()
     try:
         done = subprocess.run(
-            qemu_command(guest.kernel, guest.initrd, guest.append, guest.smp, guest.memory),
+            command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=guest.timeout,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise BenchError(f"QEMU: no end within {guest.timeout:g} s") from None
+        raise BenchError(f"{name}: no end within {guest.timeout:g} s") from None
     seconds = time.monotonic() - started
     if done.returncode != 0:
         message = done.stderr.decode("utf-8", "replace").strip()
-        raise BenchError(f"QEMU ended with status {done.returncode}: {message}")
-    return Sample(seconds)
+        raise BenchError(f"{name} ended with status {done.returncode}: {message}")
+    if log is None:
+        return Sample(seconds)
+    size = log.stat().st_size
+    return Sample(seconds, {"file_bytes": size, "trace_bytes": size})
 
 
 def measure(guest: Guest, repetitions: int, with_qemu: bool) -> list[Series]:
@@ -164,7 +178,10 @@ def measure(guest: Guest, repetitions: int, with_qemu: bool) -> list[Series]:
             (REPLAYING, lambda: run_replaying(guest, trace)),
         ]
         if with_qemu:
-            variants.append(("QEMU", lambda: run_qemu(guest)))
+            variants.append((QEMU_PLAIN, lambda: run_qemu(guest)))
+        if with_qemu and guest.smp == 1 and qemu_records():
+            log = Path(folder) / "qemu.log"
+            variants.append((QEMU_RECORDING, lambda: run_qemu(guest, log)))
         # Not counted: the first machine of a process finds its memory cold.
         run_plain(guest, images)
         return alternate(variants, repetitions, lambda line: note(f"{guest.smp} vCPUs, {line}"))
@@ -177,9 +194,7 @@ def _rate(series: Series) -> float | None:
 
 def report(results: list[Series]) -> str:
     """The table for people."""
-    by_name = {series.name: series for series in results}
-    plain = by_name[PLAIN].seconds
-    qemu = by_name["QEMU"].seconds if "QEMU" in by_name else None
+    seconds = {series.name: series.seconds for series in results}
     rows = []
     for series in results:
         rows.append(
@@ -190,19 +205,16 @@ def report(results: list[Series]) -> str:
                 text(series.count("instructions"), ","),
                 text(_rate(series), ".1f"),
                 text(series.count("trace_bytes"), ","),
-                text(ratio(series.seconds, plain)),
-                text(ratio(series.seconds, qemu)),
+                *(text(ratio(series.seconds, seconds.get(name))) for name in _MEASURES.values()),
             ]
         )
     header = ["", "seconds", "spread", "instructions", "MIPS", "trace bytes", "/ plain", "/ QEMU"]
-    return table(header, rows)
+    return table([*header, "/ QEMU recording"], rows)
 
 
 def as_json(guest: Guest, results: list[Series]) -> dict[str, object]:
     """The same for machines, with every single time."""
-    by_name = {series.name: series for series in results}
-    plain = by_name[PLAIN].seconds
-    qemu = by_name["QEMU"].seconds if "QEMU" in by_name else None
+    seconds = {series.name: series.seconds for series in results}
     return {
         "smp": guest.smp,
         "memory": guest.memory,
@@ -217,8 +229,9 @@ def as_json(guest: Guest, results: list[Series]) -> dict[str, object]:
                 "mips": _rate(series),
                 "trace_bytes": series.count("trace_bytes"),
                 "file_bytes": series.count("file_bytes"),
-                "to_plain": ratio(series.seconds, plain),
-                "to_qemu": ratio(series.seconds, qemu),
+                **{
+                    key: ratio(series.seconds, seconds.get(name)) for key, name in _MEASURES.items()
+                },
             }
             for series in results
         },

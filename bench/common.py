@@ -10,6 +10,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,6 +149,30 @@ def qemu_command(
     if initrd is not None:
         command += ["-initrd", str(initrd)]
     return command
+
+
+def qemu_recording(log: Path) -> list[str]:
+    """What makes QEMU record into a file; it then counts instructions and has one vCPU only."""
+    # Commas separate its options, and a doubled one is a comma.
+    place = str(log).replace(",", ",,")
+    return ["-icount", f"shift=auto,rr=record,rrfile={place}"]
+
+
+def qemu_records() -> bool:
+    """Whether this QEMU can record; says so in a line where it cannot."""
+    with tempfile.TemporaryDirectory(prefix="rr86-bench-") as folder:
+        command = [QEMU, "-M", "none", "-accel", "tcg", "-nodefaults", "-display", "none"]
+        command += ["-monitor", "stdio", *qemu_recording(Path(folder) / "qemu.log")]
+        try:
+            done = subprocess.run(
+                command, input=b"quit\n", capture_output=True, check=False, timeout=20
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            done = None
+    able = done is not None and done.returncode == 0
+    if not able:
+        note(f"This {QEMU} does not record, so its recording is not measured.")
+    return able
 
 
 def qemu_there(wanted: bool) -> bool:
