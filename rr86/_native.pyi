@@ -294,6 +294,10 @@ class Machine:
     def refetch_block(self, serial: int, vcpu: int, fetched: int) -> None:
         """Go free, and have the bytes that `vcpu` fetched at the moment `fetched`, for a block that
         is not linked yet, be fetched anew."""
+    def seconds(self) -> dict[str, float]:
+        """Where the host's time went, on the thread that runs the guest: "whole", and of that
+        "translating", "digests", "checkpoints", "trace" (waiting for the thread that writes or
+        reads it) and "guest" (the rest)."""
     def stats(self) -> dict[str, int]:
         """Counters: instructions, slices, blocks_translated, tlb_misses, …"""
 

@@ -84,7 +84,7 @@ def replay_one(
             equal = "; all of its digests are equal" if verify else ""
             say(f"vCPU {vcpu}, alone: {speed}{equal}")
         if stats:
-            show_statistics(session.machine.stats())
+            show_statistics(session.machine.stats(), session.machine.seconds())
 
 
 def replay_all(trace: "Trace", path: Path | None, verify: bool, stats: bool, quiet: bool) -> None:

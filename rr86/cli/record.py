@@ -192,7 +192,7 @@ def command(
                 entered = recording.statistics.get("stale_entries", 0)
                 say(f"stale blocks: {born:,}, executed {entered:,} times")
         if stats:
-            show_statistics(recording.statistics)
+            show_statistics(recording.statistics, recorder.seconds())
     raise typer.Exit(run.status(stop))
 
 

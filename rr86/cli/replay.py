@@ -185,7 +185,7 @@ def command(
                 say(f"never met: {', '.join(unmet)}")
             say(speed)
         if stats:
-            show_statistics(session.statistics())
+            show_statistics(session.statistics(), session.seconds())
     if oracle:
         report = session.oracle_report()
         show_oracle(report, session.inspector)

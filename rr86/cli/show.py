@@ -47,8 +47,11 @@ def show_oracle(report: "OracleReport", inspector: "Inspector") -> None:
         print("  …", file=sys.stderr)
 
 
-def show_statistics(statistics: Mapping[str, int]) -> None:
-    """The core's counters, one a line."""
-    width = max((len(name) for name in statistics), default=0)
+def show_statistics(statistics: Mapping[str, int], seconds: Mapping[str, float]) -> None:
+    """The core's counters, and where the host's time went, one a line."""
+    times = {f"seconds_{name}": value for name, value in seconds.items()}
+    width = max((len(name) for name in (*statistics, *times)), default=0)
     for name, value in sorted(statistics.items()):
         print(f"  {name:<{width}} {value:>20,}", file=sys.stderr)
+    for name, time in sorted(times.items(), key=lambda row: -row[1]):
+        print(f"  {name:<{width}} {time:>20.3f}", file=sys.stderr)

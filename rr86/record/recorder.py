@@ -222,6 +222,10 @@ class Recorder:
         """The core's counters."""
         return self.machine.stats()
 
+    def seconds(self) -> dict[str, float]:
+        """Where the host's time went; see docs/performance.md."""
+        return self.machine.seconds()
+
     def finish(self) -> Recording:
         """Close the trace; doing it twice is harmless.
 

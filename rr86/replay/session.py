@@ -145,3 +145,7 @@ class ReplaySession:
     def statistics(self) -> dict[str, int]:
         """The core's counters."""
         return self.machine.stats()
+
+    def seconds(self) -> dict[str, float]:
+        """Where the host's time went; see docs/performance.md."""
+        return self.machine.seconds()

@@ -4,6 +4,7 @@
 
 pub mod contents;
 pub mod cpu;
+pub mod host_time;
 pub mod machine;
 pub mod memory;
 pub mod record;

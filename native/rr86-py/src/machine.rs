@@ -11,6 +11,7 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use rr86_core::contents::Contents;
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
+use rr86_core::host_time::Phase;
 use rr86_core::memory::ram::REGION;
 use rr86_core::memory::PAGE_SHIFT;
 use rr86_core::record::{Recorder, Stop};
@@ -646,6 +647,19 @@ impl Machine {
             .engine
             .refetch(serial, vcpu, fetched);
         Ok(())
+    }
+
+    fn seconds(&mut self) -> PyResult<BTreeMap<&'static str, f64>> {
+        let spent = match self.driver() {
+            Driver::Record(r) => r.spent(),
+            Driver::Replay(r) => r.spent(),
+            Driver::Solo(s) => s.spent(),
+            Driver::Gone => self.driver().machine()?.engine.spent,
+        };
+        let phases = Phase::ALL.map(|p| (p.name(), spent.on(p)));
+        let all = [("whole", spent.whole), ("guest", spent.rest())];
+        let all = phases.into_iter().chain(all);
+        Ok(all.map(|(name, time)| (name, time.seconds())).collect())
     }
 
     fn stats<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

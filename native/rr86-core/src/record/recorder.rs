@@ -8,6 +8,7 @@ use super::event::Event;
 use super::observe;
 use super::{TraceError, TraceWriter};
 use crate::contents::Contents;
+use crate::host_time::{HostTime, Phase, Spent, Stopwatch};
 use crate::schedule::{CheckpointError, Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
 use crate::translate::engine::StopCause;
 use crate::translate::windows::WindowPolicy;
@@ -61,21 +62,28 @@ pub(crate) fn write_checkpoint(
     writer: &mut TraceWriter,
     digests: &[(String, u64)],
 ) -> Result<(), TraceError> {
+    let watch = Stopwatch::start();
+    let waited = writer.waited();
     let state = machine.save(digests);
     let changed = machine.take_changed_pages();
     let ram = &machine.engine.ram;
     let pages = changed
         .into_iter()
         .map(|(page, zero)| (page, (!zero).then(|| ram.page(page))));
-    writer.checkpoint(machine.engine.icount(), &state, pages)
+    let written = writer.checkpoint(machine.engine.icount(), &state, pages);
+    let waiting = writer.waited().without(waited);
+    let own = watch.read().without(waiting);
+    machine.engine.spent.add(Phase::Checkpoints, own);
+    written
 }
 
 pub struct Recorder {
     pub machine: Machine,
     scheduler: Scheduler,
     writer: Option<TraceWriter>,
-    /// Length of the trace once it is closed.
+    /// Length of the trace once it is closed, and what waiting for that cost.
     closed_bytes: u64,
+    closed_waiting: HostTime,
     names: Names,
     next_digest: u64,
     /// Instructions between two checkpoints, and the moment of the next.
@@ -94,6 +102,7 @@ impl Recorder {
             scheduler,
             writer: None,
             closed_bytes: 0,
+            closed_waiting: HostTime::default(),
             names: Names::default(),
             next_digest: 0,
             checkpoints: None,
@@ -143,6 +152,17 @@ impl Recorder {
         self.writer
             .as_ref()
             .map_or(self.closed_bytes, TraceWriter::bytes_written)
+    }
+
+    /// What the run has cost the host.
+    pub fn spent(&self) -> Spent {
+        let mut spent = self.machine.engine.spent;
+        let waited = self
+            .writer
+            .as_ref()
+            .map_or(self.closed_waiting, TraceWriter::waited);
+        spent.add(Phase::Trace, waited);
+        spent
     }
 
     /// Queues bytes for the console; they arrive at the next slice boundary.
@@ -220,8 +240,11 @@ impl Recorder {
     /// # Errors
     /// When the trace cannot be written; the machine has stopped at a slice boundary.
     pub fn run(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, TraceError> {
+        let watch = Stopwatch::start();
         conditions.arm(&mut self.machine);
-        self.drive(limit, conditions)
+        let stop = self.drive(limit, conditions);
+        self.machine.engine.spent.whole += watch.read();
+        stop
     }
 
     fn drive(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, TraceError> {
@@ -322,6 +345,19 @@ impl Recorder {
         if self.machine.inside_slice() {
             self.run(0, &mut Conditions::default())?;
         }
+        let watch = Stopwatch::start();
+        let closed = self.close(reason, code, detail, footer);
+        self.machine.engine.spent.whole += watch.read();
+        closed
+    }
+
+    fn close(
+        &mut self,
+        reason: u8,
+        code: u32,
+        detail: &str,
+        footer: &[u8],
+    ) -> Result<(), TraceError> {
         self.push_digests()?;
         let icount = self.machine.engine.icount();
         let stop = Event::Stop {
@@ -332,7 +368,10 @@ impl Recorder {
         };
         self.push(icount, &stop)?;
         if let Some(writer) = self.writer.take() {
+            self.closed_waiting = writer.waited();
+            let watch = Stopwatch::start();
             self.closed_bytes = writer.finish(footer)?;
+            self.closed_waiting += watch.read();
         }
         Ok(())
     }

@@ -22,6 +22,7 @@ use super::event::Event;
 use super::format::{self, ChunkHeader, ChunkKind, Codec, PagesTable, StateTable};
 use super::varint::put;
 use crate::contents::Contents;
+use crate::host_time::{HostTime, Stopwatch};
 
 /// The zstd level. On the events of a boot, levels 1 to 9 differ by 1 % in size and by a factor of
 /// eight in time; on images, 3 is worth its time.
@@ -76,6 +77,8 @@ pub struct TraceWriter {
     error: Option<TraceError>,
     /// Checkpoints written so far.
     checkpoints: u32,
+    /// For room in the thread's queue.
+    waited: HostTime,
 }
 
 impl TraceWriter {
@@ -123,6 +126,7 @@ impl TraceWriter {
             shared,
             error: None,
             checkpoints: 0,
+            waited: HostTime::default(),
         })
     }
 
@@ -154,6 +158,11 @@ impl TraceWriter {
     /// Length of the file so far; events that have not been written yet do not count.
     pub fn bytes_written(&self) -> u64 {
         self.shared.written.load(Ordering::Relaxed)
+    }
+
+    /// How long the caller has waited for the thread so far.
+    pub fn waited(&self) -> HostTime {
+        self.waited
     }
 
     /// Writes what is left, the footer and the index, and closes the file. Returns its length.
@@ -249,10 +258,12 @@ impl TraceWriter {
     }
 
     fn send(&mut self, job: Job) -> Result<(), TraceError> {
+        let watch = Stopwatch::start();
         let sent = self
             .jobs
             .as_ref()
             .is_some_and(|jobs| jobs.send(job).is_ok());
+        self.waited += watch.read();
         if sent {
             Ok(())
         } else {

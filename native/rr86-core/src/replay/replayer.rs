@@ -15,6 +15,7 @@ use super::moment::KeptPages;
 use super::reader::TraceReader;
 use super::stream::EventStream;
 use super::survey;
+use crate::host_time::{Phase, Spent, Stopwatch};
 use crate::memory::pages::DEVICE;
 use crate::memory::PAGE_SHIFT;
 use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE, NO_VCPU};
@@ -202,8 +203,18 @@ impl Replayer {
     /// # Errors
     /// [`ReplayError`] when the trace is damaged or the machine does something else than recorded.
     pub fn run(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, ReplayError> {
+        let watch = Stopwatch::start();
         conditions.arm(&mut self.machine);
-        self.drive(limit, conditions)
+        let stop = self.drive(limit, conditions);
+        self.machine.engine.spent.whole += watch.read();
+        stop
+    }
+
+    /// What the run has cost the host.
+    pub fn spent(&self) -> Spent {
+        let mut spent = self.machine.engine.spent;
+        spent.add(Phase::Trace, self.events.waited());
+        spent
     }
 
     /// Has the blocks that the trace tells of translated ahead. Not for the oracle, whose code is special.

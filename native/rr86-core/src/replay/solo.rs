@@ -12,6 +12,7 @@ use super::stream::EventStream;
 use super::TraceReader;
 use crate::cpu::save;
 use crate::cpu::state::Activity;
+use crate::host_time::{Phase, Spent, Stopwatch};
 use crate::memory::pages::{HandOffKind, DEVICE};
 use crate::memory::PAGE_SHIFT;
 use crate::record::{Access, Event, SliceEnd, Stop, TraceError, NO_VCPU};
@@ -134,6 +135,20 @@ impl Solo {
     /// # Errors
     /// When the trace or its expansion is damaged, or the vCPU does something else than recorded.
     pub fn run(&mut self, limit: u64) -> Result<Stop, ReplayError> {
+        let watch = Stopwatch::start();
+        let stop = self.drive(limit);
+        self.machine.engine.spent.whole += watch.read();
+        stop
+    }
+
+    /// What the run has cost the host.
+    pub fn spent(&self) -> Spent {
+        let mut spent = self.machine.engine.spent;
+        spent.add(Phase::Trace, self.events.waited());
+        spent
+    }
+
+    fn drive(&mut self, limit: u64) -> Result<Stop, ReplayError> {
         let end = self.instructions.saturating_add(limit);
         while !self.finished {
             if self.instructions >= end {

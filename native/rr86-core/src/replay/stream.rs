@@ -4,6 +4,7 @@ use std::sync::mpsc::{channel, sync_channel, Receiver, Sender, TryRecvError};
 use std::thread::JoinHandle;
 
 use super::reader::TraceReader;
+use crate::host_time::{HostTime, Stopwatch};
 use crate::record::error::TraceError;
 use crate::record::event::Event;
 use crate::translate::ahead::Guess;
@@ -25,6 +26,8 @@ pub struct EventStream {
     /// Event chunks of the trace up to the one that is being given out.
     chunks: usize,
     error: Option<TraceError>,
+    /// For the thread, to have a chunk decoded.
+    waited: HostTime,
 }
 
 /// The blocks of the chunks that have been decoded, for whoever translates them ahead.
@@ -112,7 +115,13 @@ impl EventStream {
             current: Vec::new().into_iter(),
             guesses: None,
             chunks: from,
+            waited: HostTime::default(),
         }
+    }
+
+    /// How long the consumer has waited so far.
+    pub(super) fn waited(&self) -> HostTime {
+        self.waited
     }
 
     /// What a stream made for it tells of blocks to come; once.
@@ -152,7 +161,10 @@ impl Iterator for EventStream {
             if let Some(error) = self.error.take() {
                 return Some(Err(error));
             }
-            match self.batches.as_ref()?.recv() {
+            let watch = Stopwatch::start();
+            let batch = self.batches.as_ref()?.recv();
+            self.waited += watch.read();
+            match batch {
                 Ok(Ok(Some(batch))) => {
                     self.chunks += 1;
                     self.current = batch.into_iter();

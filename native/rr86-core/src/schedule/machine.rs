@@ -14,6 +14,7 @@ use crate::cpu::cpuid::{CpuidRow, CpuidTable};
 use crate::cpu::registers::{self, RegisterError};
 use crate::cpu::save;
 use crate::cpu::state::{Activity, RFlags};
+use crate::host_time::{Phase, Stopwatch};
 use crate::machine::fw_cfg_dma::Access;
 use crate::machine::{Board, BoardConfig, Signal};
 use crate::translate::dispatch::{RunEnd, Span};
@@ -265,6 +266,7 @@ impl Machine {
 
     /// Digest of each component, in a fixed order.
     pub fn digests(&mut self) -> Vec<(String, u64)> {
+        let watch = Stopwatch::start();
         let mut all = vec![("ram".to_string(), self.engine.ram_digest())];
         for v in 0..self.engine.vcpu_count() {
             all.push((format!("cpu{v}"), xxh3_64(&save::save(self.engine.cpu(v)))));
@@ -275,6 +277,7 @@ impl Machine {
         all.push(("blocks".to_string(), self.engine.blocks.digest()));
         all.push(("windows".to_string(), self.engine.windows_digest()));
         all.push(("time".to_string(), self.engine.now()));
+        self.engine.spent.add(Phase::Digests, watch.read());
         all
     }
 

@@ -21,6 +21,7 @@ use crate::cpu::interrupt::{self, Event};
 use crate::cpu::memory::Privilege;
 use crate::cpu::paging::Access;
 use crate::cpu::state::{sreg, Activity, RFlags};
+use crate::host_time::{Phase, Stopwatch};
 use crate::memory::pages::{HandOffKind, PageFlags};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 
@@ -489,6 +490,20 @@ impl Engine {
         if let Some(id) = self.blocks.find(paddr, None, rip, mode) {
             return Ok(Some(id));
         }
+        let watch = Stopwatch::start();
+        let made = self.fetch_and_link(v, mode, linear, paddr);
+        self.spent.add(Phase::Translating, watch.read());
+        made
+    }
+
+    /// The part of `lookup` for blocks that are not known where rip is.
+    fn fetch_and_link(
+        &mut self,
+        v: &mut Vcpu,
+        mode: Mode,
+        linear: u64,
+        paddr: u64,
+    ) -> Result<Option<BlockId>, Exception> {
         let fetched = match self.fetch(v, mode, linear, paddr)? {
             Ok(fetched) => fetched,
             Err(id) => return Ok(Some(id)),
@@ -651,6 +666,7 @@ impl Engine {
     }
 
     fn generate(&mut self, id: BlockId, start: usize, stop: usize, checked: bool) -> Code {
+        let watch = Stopwatch::start();
         let block = self.blocks.get(id);
         let decoded = self.bench.decode(block);
         let request = Request {
@@ -665,7 +681,9 @@ impl Engine {
         };
         let code = emit::translate(request, self.stubs, &mut self.bench);
         self.bench.give_decoded(decoded);
-        self.place(id, code)
+        let code = self.place(id, code);
+        self.spent.add(Phase::Translating, watch.read());
+        code
     }
 
     /// Code of a block for where it will be appended.

@@ -31,6 +31,7 @@ use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
 use crate::cpu::msr::index;
 use crate::cpu::state::{CpuState, RFlags};
+use crate::host_time::Spent;
 use crate::memory::pages::{HandOff, PageFlags, Pages, DEVICE};
 use crate::memory::ram::GuestRam;
 use crate::memory::PAGE_SHIFT;
@@ -195,6 +196,8 @@ pub struct Engine {
     pub bus: Box<dyn Bus>,
     pub model: CpuidTable,
     pub stats: Stats,
+    /// What the run has cost the host; like the counters, for people alone.
+    pub spent: Spent,
     pub helpers: HelperCounts,
     pub(super) decoded: DecodedCache,
     pub(super) vcpus: Vec<*mut Vcpu>,
@@ -315,6 +318,7 @@ impl Engine {
             bus,
             model,
             stats: Stats::default(),
+            spent: Spent::default(),
             helpers: HelperCounts::new(),
             decoded: DecodedCache::new(),
             vcpus: Vec::new(),

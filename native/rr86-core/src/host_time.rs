@@ -1,0 +1,127 @@
+//! Where the host's time goes, for people who look at counters.
+//!
+//! The only place in the core that asks what time it is on the host: guest execution knows virtual time
+//! alone. What is measured here can be added up and shown in seconds, and nothing else, so that no
+//! decision, no digest and no trace can come to depend on it.
+
+use std::time::{Duration, Instant};
+
+/// What the thread that runs the guest does besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Reading the bytes of new blocks, decoding them and making host code.
+    Translating,
+    Digests,
+    Checkpoints,
+    /// Waiting for the thread that writes the trace, or for the one that reads it.
+    Trace,
+}
+
+impl Phase {
+    pub const ALL: [Self; 4] = [
+        Self::Translating,
+        Self::Digests,
+        Self::Checkpoints,
+        Self::Trace,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Translating => "translating",
+            Self::Digests => "digests",
+            Self::Checkpoints => "checkpoints",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// A span of the host's time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostTime(Duration);
+
+impl HostTime {
+    pub fn seconds(self) -> f64 {
+        self.0.as_secs_f64()
+    }
+
+    /// The rest of this span without another.
+    #[must_use]
+    pub fn without(self, part: Self) -> Self {
+        Self(self.0.saturating_sub(part.0))
+    }
+}
+
+impl std::ops::AddAssign for HostTime {
+    fn add_assign(&mut self, more: Self) {
+        self.0 = self.0.saturating_add(more.0);
+    }
+}
+
+/// A watch that runs.
+#[derive(Debug)]
+pub struct Stopwatch(Instant);
+
+impl Stopwatch {
+    #[allow(clippy::disallowed_methods)] // Nothing but `HostTime` comes of it.
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// The time since it was started.
+    pub fn read(&self) -> HostTime {
+        HostTime(self.0.elapsed())
+    }
+}
+
+/// What a run has cost so far, on the thread that runs the guest.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spent {
+    /// All of it.
+    pub whole: HostTime,
+    phases: [HostTime; Phase::ALL.len()],
+}
+
+impl Spent {
+    pub fn add(&mut self, phase: Phase, time: HostTime) {
+        self.phases[phase as usize] += time;
+    }
+
+    pub fn on(&self, phase: Phase) -> HostTime {
+        self.phases[phase as usize]
+    }
+
+    /// Running the guest: translated code, helpers, devices, scheduling, and what else has no phase.
+    pub fn rest(&self) -> HostTime {
+        self.phases
+            .iter()
+            .fold(self.whole, |rest, &phase| rest.without(phase))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn milliseconds(n: u64) -> HostTime {
+        HostTime(Duration::from_millis(n))
+    }
+
+    #[test]
+    fn phases_and_the_rest_add_up_to_the_whole() {
+        let mut spent = Spent::default();
+        spent.whole += milliseconds(100);
+        spent.add(Phase::Digests, milliseconds(20));
+        spent.add(Phase::Digests, milliseconds(10));
+        spent.add(Phase::Trace, milliseconds(5));
+        assert_eq!(spent.on(Phase::Digests).0.as_millis(), 30);
+        assert_eq!(spent.rest().0.as_millis(), 65);
+    }
+
+    #[test]
+    fn what_was_measured_twice_leaves_no_rest() {
+        let mut spent = Spent::default();
+        spent.whole += milliseconds(1);
+        spent.add(Phase::Translating, milliseconds(2));
+        assert_eq!(spent.rest().0, Duration::ZERO);
+    }
+}
