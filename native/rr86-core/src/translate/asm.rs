@@ -144,16 +144,33 @@ impl Asm {
     /// `op reg, gs:[disp]`, or the same word through the stack pointer.
     #[inline]
     pub fn gs(&mut self, op: &[u8], width: Width, reg: Reg, disp: usize) {
-        if let Some(frame) = self.frame {
-            self.mem(op, width, reg, Some(RSP), None, disp as i32 - frame as i32);
-            return;
-        }
         let mut word = Word::default();
-        word.gs(op, width, reg.0, 0);
-        word.u8((reg.0 & 7) << 3 | 4);
-        word.u8(0x25);
+        let reg3 = (reg.0 & 7) << 3;
+        let Some(frame) = self.frame else {
+            word.gs(op, width, reg.0, 0);
+            word.u8(reg3 | 4);
+            word.u8(0x25);
+            self.put(word);
+            self.u32(disp as u32);
+            return;
+        };
+        // What `mem` would do for this base, without its questions.
+        word.start(op, width, reg.0, 0, 0);
+        let disp = disp as i32 - frame as i32;
+        let mode = match i8::try_from(disp) {
+            Ok(0) => 0,
+            Ok(_) => 0x40,
+            Err(_) => 0x80,
+        };
+        word.u8(mode | reg3 | 4);
+        word.u8(0x24);
+        if mode == 0x40 {
+            word.u8(disp as u8);
+        }
         self.put(word);
-        self.u32(disp as u32);
+        if mode == 0x80 {
+            self.u32(disp as u32);
+        }
     }
 
     /// `op reg, gs:[index + disp]`, or the same through the stack pointer.

@@ -10,6 +10,7 @@ use iced_x86::{
 
 use super::asm::{self, Reg, W16, W32, W64};
 use super::emit::{Access, Emitter, Flags};
+use super::encode;
 use super::shortcuts::Shortcuts;
 use super::site::AccessKind;
 use super::vcpu::{at, GUEST_RAX, HOST, T0, T1};
@@ -584,6 +585,9 @@ impl Emitter<'_> {
 
     /// Encodes an instruction whose operands are all host operands.
     pub(super) fn encode(&mut self, op: &Instruction) {
+        if encode::common(&mut self.hot, op) {
+            return;
+        }
         let encoder = &mut self.bench.encoder;
         match encoder.encode(op, 0) {
             Ok(_) => {

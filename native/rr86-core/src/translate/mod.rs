@@ -20,6 +20,7 @@ mod coherence;
 mod copy;
 pub mod dispatch;
 pub mod emit;
+mod encode;
 pub mod engine;
 pub mod execute;
 pub mod fetch;
