@@ -14,7 +14,13 @@ pub struct CodeBuffer {
     used: usize,
     /// Where blocks start; the stubs lie below and stay.
     floor: usize,
+    /// Up to here the host has been asked for memory.
+    asked: usize,
 }
+
+/// Bytes for which the host is asked at once: it gives them page by page otherwise, and an interruption for
+/// each page costs more than the page.
+const ASKED_AT_ONCE: usize = 256 << 10;
 
 // SAFETY: both mappings belong to this object alone.
 unsafe impl Send for CodeBuffer {}
@@ -59,6 +65,7 @@ impl CodeBuffer {
                 size,
                 used: 0,
                 floor: 0,
+                asked: 0,
             })
         }
     }
@@ -69,11 +76,27 @@ impl CodeBuffer {
         if code.len() > self.size - at {
             return None;
         }
+        if at + code.len() > self.asked {
+            self.ask_for_memory();
+        }
         // SAFETY: [at, at + len) is inside the writable mapping, and no reference to it exists.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(at), code.len()) };
         self.used = (at + code.len() + 15) & !15;
         self.used = self.used.min(self.size);
         Some(at)
+    }
+
+    /// Asks the host for the memory that code needs next.
+    fn ask_for_memory(&mut self) {
+        let at = self.asked;
+        let len = ASKED_AT_ONCE.min(self.size - at);
+        // SAFETY: the range lies inside both mappings. A host that does not know the request gives the
+        // memory when it is touched, so that the results do not matter.
+        unsafe {
+            libc::madvise(self.write.add(at).cast(), len, libc::MADV_POPULATE_WRITE);
+            libc::madvise(self.exec.add(at).cast(), len, libc::MADV_POPULATE_READ);
+        }
+        self.asked += len;
     }
 
     /// Appends the shared stubs and makes them permanent.
