@@ -659,6 +659,8 @@ impl Engine {
                 block.slots = code.slots;
                 block.traps = code.traps;
                 self.code_map.insert(offset, id);
+                self.bench.bytes = code.bytes;
+                self.bench.relocations = code.relocations;
                 return;
             }
             self.drop_code();
@@ -714,7 +716,8 @@ impl Engine {
         self.ensure_code(id);
         let block = self.blocks.get(id);
         let code = block.code;
-        if !block.mode.one() && block.second.is_none() {
+        // A jump that is going to be linked does not ask the jump cache.
+        if self.link.is_none() && !block.mode.one() && block.second.is_none() {
             let (linear, rip, mode) = (self.fetch_address(v), block.rip, block.mode);
             v.remember_jump(linear, rip, mode, code);
         }

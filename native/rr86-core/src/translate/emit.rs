@@ -715,14 +715,18 @@ impl Emitter<'_> {
             Stream::Hot => p,
             Stream::Cold => p + split,
         };
-        let mut bytes = Vec::with_capacity(split + self.cold.len());
+        let mut bytes = std::mem::take(&mut self.bench.bytes);
+        bytes.clear();
+        bytes.reserve(split + self.cold.len());
         bytes.extend_from_slice(&self.hot.bytes);
         bytes.extend_from_slice(&self.cold.bytes);
         let moved = |at, what| Relocation {
             at: at as u32,
             what,
         };
-        let mut relocations = Vec::with_capacity(self.notes.len() + self.fixups.len());
+        let mut relocations = std::mem::take(&mut self.bench.relocations);
+        relocations.clear();
+        relocations.reserve(self.notes.len() + self.fixups.len());
         relocations.extend(
             self.notes
                 .iter()

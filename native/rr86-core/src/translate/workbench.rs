@@ -9,7 +9,7 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory, InstructionInfoOpti
 
 use super::cache::Block;
 use super::classify::{shape, Class};
-use super::code::{Slot, Trap};
+use super::code::{Relocation, Slot, Trap};
 use super::emit::{Fixup, Stream};
 use super::mode::Mode;
 use super::runs::{Second, Use};
@@ -28,6 +28,9 @@ pub struct Workbench {
     /// Offsets of a run's accesses, and what of it is written.
     pub(super) offsets: Vec<Option<i64>>,
     pub(super) written: Vec<(i64, i64)>,
+    /// Those of code that has been appended to the buffer.
+    pub(super) bytes: Vec<u8>,
+    pub(super) relocations: Vec<Relocation>,
     /// By the number of the instruction in the block.
     facts: Vec<Facts>,
     decoded: Decoded,
@@ -75,6 +78,8 @@ impl Default for Workbench {
             seconds: Vec::new(),
             offsets: Vec::new(),
             written: Vec::new(),
+            bytes: Vec::new(),
+            relocations: Vec::new(),
             facts: Vec::new(),
             decoded: Decoded::default(),
         }
