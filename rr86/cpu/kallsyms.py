@@ -153,7 +153,7 @@ def _find_names(data: bytes, tokens: _Tokens) -> _Names | None:
 
 
 def _ascending(values: list[int]) -> bool:
-    return all(a <= b for a, b in itertools.pairwise(values))
+    return values == sorted(values)
 
 
 def _relative(data: bytes, at: int, base_at: int, count: int) -> list[int] | None:

@@ -7,7 +7,6 @@ bit layout of the last two bytes changed in 6.3 and 6.4, which `_Layout` covers.
 """
 
 import functools
-import itertools
 import struct
 from bisect import bisect_right
 from collections.abc import Callable
@@ -81,7 +80,7 @@ class OrcTable:
         values = struct.unpack_from(f"<{count}i", distances)
         base = ips.address
         addresses = [base + 4 * index + value for index, value in enumerate(values)]
-        if any(a > b for a, b in itertools.pairwise(addresses)):
+        if addresses != sorted(addresses):
             return None
         return cls(addresses, entries[: 6 * count])
 
