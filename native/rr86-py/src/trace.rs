@@ -189,8 +189,11 @@ impl TraceReader {
     }
 
     fn image<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyBytes>> {
-        let content = py.detach(|| self.0.image(name)).map_err(errors::trace)?;
-        Ok(PyBytes::new(py, &content))
+        let len = self.0.image_len(name).map_err(errors::trace)?;
+        PyBytes::new_with(py, len, |out| {
+            py.detach(|| self.0.read_image(name, out))
+                .map_err(errors::trace)
+        })
     }
 
     fn complete(&self) -> bool {

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -130,43 +130,90 @@ impl TraceReader {
 
     /// The content of an image, checked against its hash.
     pub fn image(&self, name: &str) -> Result<Vec<u8>, TraceError> {
-        let trace = &self.trace;
-        let broken = |why| TraceError::Image {
-            name: name.to_owned(),
-            why,
+        let mut content = vec![0; self.image_len(name)?];
+        self.read_image(name, &mut content)?;
+        Ok(content)
+    }
+
+    /// Length of an image, all pieces of which are there.
+    pub fn image_len(&self, name: &str) -> Result<usize, TraceError> {
+        let info = self.image_info(name)?;
+        let pieces = self.pieces(info);
+        let stored: u64 = pieces.iter().map(|c| u64::from(c.header.raw_len)).sum();
+        if stored == info.len {
+            return Ok(stored as usize);
+        }
+        Err(match &self.trace.damage {
+            Some(damage) if stored < info.len => damage.clone(),
+            _ => broken(name, "its pieces do not add up to its length"),
+        })
+    }
+
+    /// Reads an image, whose length this is, checked against its hash. Straight into its place, and by two
+    /// threads: it is large, and whoever replays waits for it.
+    pub fn read_image(&self, name: &str, out: &mut [u8]) -> Result<(), TraceError> {
+        let info = self.image_info(name)?;
+        let (whole, mut done) = (out.len(), 0);
+        let mut rest = &mut *out;
+        let mut parts = Vec::new();
+        for piece in self.pieces(info) {
+            let offset = (done as u64).to_le_bytes();
+            if piece.table.len() != format::IMAGE_TABLE || piece.table[16..] != offset {
+                return Err(broken(name, "its pieces are out of order"));
+            }
+            let len = piece.header.raw_len as usize;
+            let (part, behind) = rest
+                .split_at_mut_checked(len)
+                .ok_or_else(|| broken(name, "its pieces do not add up to its length"))?;
+            parts.push((piece, part));
+            rest = behind;
+            done += len;
+        }
+        self.read_parts(parts)?;
+        if done != whole || xxh3_128(out) != info.hash {
+            return Err(broken(name, "its content does not have its hash"));
+        }
+        Ok(())
+    }
+
+    fn read_parts(&self, parts: Vec<(&Located, &mut [u8])>) -> Result<(), TraceError> {
+        let alone = parts.len() < 2;
+        let queue = Mutex::new(parts.into_iter());
+        let read = || loop {
+            // Whoever panicked has taken a part out, and left a whole queue.
+            let next = queue.lock().unwrap_or_else(|e| e.into_inner()).next();
+            match next {
+                Some((piece, part)) => self.trace.read_blob(piece, part)?,
+                None => return Ok(()),
+            }
         };
-        let info = trace
-            .images
-            .iter()
+        if alone {
+            return read();
+        }
+        std::thread::scope(|scope| {
+            let helper = std::thread::Builder::new().spawn_scoped(scope, read);
+            let own = read();
+            // Without a helper, all has been read here.
+            let helped = helper.map_or(Ok(()), |h| h.join().unwrap_or(Err(TraceError::Thread)));
+            own.and(helped)
+        })
+    }
+
+    fn image_info(&self, name: &str) -> Result<&ImageInfo, TraceError> {
+        let mut images = self.trace.images.iter();
+        images
             .find(|i| i.name == name)
             .ok_or_else(|| TraceError::NoImage {
                 name: name.to_owned(),
-            })?;
+            })
+    }
+
+    fn pieces(&self, info: &ImageInfo) -> Vec<&Located> {
         let hash = info.hash.to_be_bytes();
-        let pieces: Vec<&Located> = trace
-            .chunks
-            .iter()
+        let chunks = self.trace.chunks.iter();
+        chunks
             .filter(|c| c.header.kind == ChunkKind::IMAGE && c.table.starts_with(&hash))
-            .collect();
-        let stored: u64 = pieces.iter().map(|c| u64::from(c.header.raw_len)).sum();
-        if stored != info.len {
-            return Err(match &trace.damage {
-                Some(damage) if stored < info.len => damage.clone(),
-                _ => broken("its pieces do not add up to its length"),
-            });
-        }
-        let mut content = Vec::new();
-        for piece in pieces {
-            let offset = (content.len() as u64).to_le_bytes();
-            if piece.table.len() != format::IMAGE_TABLE || piece.table[16..] != offset {
-                return Err(broken("its pieces are out of order"));
-            }
-            content.extend_from_slice(&trace.blob(piece)?);
-        }
-        if xxh3_128(&content) != info.hash {
-            return Err(broken("its content does not have its hash"));
-        }
-        Ok(content)
+            .collect()
     }
 
     /// Whether the recording was finished and nothing of the file's frame is missing: the index
@@ -340,20 +387,40 @@ impl Trace {
         self.blob(chunk)
     }
 
-    /// The stored payload of a chunk. The head of the chunk is read as well: the copy in the index
-    /// does not prove that the chunk itself is intact.
+    /// The stored payload of a chunk.
     fn payload(&self, chunk: &Located) -> Result<Vec<u8>, TraceError> {
-        let io = |e| TraceError::io(&self.path, e);
+        self.check_head(chunk)?;
+        scan::payload(&self.file, chunk)
+            .map_err(|e| TraceError::io(&self.path, e))?
+            .ok_or_else(|| chunk.checksum_error())
+    }
+
+    /// Reads the head of a chunk as well as its copy in the index, which does not prove that the chunk itself is
+    /// intact.
+    fn check_head(&self, chunk: &Located) -> Result<(), TraceError> {
         let header = &chunk.header;
         if header.raw_len as usize > format::MAX_RAW || header.stored_len > header.raw_len {
             return Err(chunk.malformed("it is larger than a chunk may be"));
         }
-        if !scan::head_matches(&self.file, chunk).map_err(io)? {
-            return Err(chunk.checksum_error());
+        match scan::head_matches(&self.file, chunk) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(chunk.checksum_error()),
+            Err(e) => Err(TraceError::io(&self.path, e)),
         }
-        scan::payload(&self.file, chunk)
-            .map_err(io)?
-            .ok_or_else(|| chunk.checksum_error())
+    }
+
+    /// The payload of a chunk of opaque bytes, decompressed, into a place of its length.
+    fn read_blob(&self, chunk: &Located, out: &mut [u8]) -> Result<(), TraceError> {
+        if chunk.header.codec != Codec::Stored || chunk.header.stored_len as usize != out.len() {
+            out.copy_from_slice(&self.blob(chunk)?);
+            return Ok(());
+        }
+        self.check_head(chunk)?;
+        match scan::read_payload(&self.file, chunk, out) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(chunk.checksum_error()),
+            Err(e) => Err(TraceError::io(&self.path, e)),
+        }
     }
 
     /// The payload of a chunk of opaque bytes, decompressed.
@@ -370,6 +437,13 @@ impl Trace {
         }
         format::decompress(&stored, raw_len)
             .ok_or_else(|| chunk.malformed("it does not decompress to its declared length"))
+    }
+}
+
+fn broken(name: &str, why: &'static str) -> TraceError {
+    TraceError::Image {
+        name: name.to_owned(),
+        why,
     }
 }
 

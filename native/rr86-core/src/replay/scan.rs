@@ -159,9 +159,14 @@ fn head(file: &File, offset: u64, end: u64) -> Result<Located, Lost> {
 /// The stored payload of a located chunk, checked against its checksum.
 pub(super) fn payload(file: &File, chunk: &Located) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = vec![0; chunk.header.stored_len as usize];
-    let at = chunk.end() - bytes.len() as u64;
-    file.read_exact_at(&mut bytes, at)?;
-    Ok((crc32c::crc32c(&bytes) == chunk.header.payload_crc).then_some(bytes))
+    let good = read_payload(file, chunk, &mut bytes)?;
+    Ok(good.then_some(bytes))
+}
+
+/// Reads the stored payload of a located chunk, whose length this is; whether it has its checksum.
+pub(super) fn read_payload(file: &File, chunk: &Located, out: &mut [u8]) -> io::Result<bool> {
+    file.read_exact_at(out, chunk.end() - out.len() as u64)?;
+    Ok(crc32c::crc32c(out) == chunk.header.payload_crc)
 }
 
 fn from_index(file: &File, len: u64) -> Result<Vec<Located>, Lost> {

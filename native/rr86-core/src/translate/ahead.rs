@@ -37,8 +37,8 @@ const NEAR: usize = 256;
 const FAR: u32 = 16;
 /// How long to leave the processor alone when there is nothing to do.
 const REST: Duration = Duration::from_millis(1);
-/// The thread's niceness.
-const NICE: libc::c_int = 5;
+/// Most blocks that are left to the engine because it will be there first.
+const LEAD: u64 = 256;
 
 /// A block that will probably be made.
 #[derive(Clone, Copy, Debug)]
@@ -89,29 +89,47 @@ pub(super) struct Translation {
     pub count: u8,
     /// The block ends here whatever bytes follow.
     pub closed: bool,
-    code: Code,
+    pub code: Code,
 }
 
 struct Shelf {
-    /// A translation lies at its serial number modulo the size.
-    places: Vec<Mutex<Option<Translation>>>,
+    /// A translation lies at its serial number modulo the size, until the thread has another for the place. Used
+    /// ones come back: the thread has made them, so freeing them costs it least.
+    places: Vec<Mutex<Option<Box<Translation>>>>,
     /// Serial number of the next block that the engine will ask for.
     next: AtomicU64,
     stop: AtomicBool,
 }
 
 impl Shelf {
-    fn put(&self, translation: Translation) {
+    fn new(next: u64) -> Self {
+        Self {
+            places: (0..SHELF).map(|_| Mutex::new(None)).collect(),
+            next: AtomicU64::new(next),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    fn put(&self, translation: Box<Translation>) {
         let place = &self.places[translation.serial as usize % SHELF];
         // Whoever held it when they panicked has left a whole value.
         let mut place = place.lock().unwrap_or_else(|e| e.into_inner());
-        *place = Some(translation);
+        let old = place.replace(translation);
+        drop(place);
+        drop(old);
     }
 
     /// What lies there for a block. Never waits.
-    fn take(&self, serial: u64) -> Option<Translation> {
+    fn take(&self, serial: u64) -> Option<Box<Translation>> {
         let mut place = self.places[serial as usize % SHELF].try_lock().ok()?;
-        place.take_if(|t| t.serial <= serial)
+        place.take_if(|t| t.serial == serial)
+    }
+
+    /// Puts what has been used back.
+    fn give_back(&self, used: Box<Translation>) {
+        if let Ok(mut place) = self.places[used.serial as usize % SHELF].try_lock() {
+            place.get_or_insert(used);
+        }
     }
 }
 
@@ -121,7 +139,7 @@ pub(super) struct Ahead {
     settings: Settings,
     thread: JoinHandle<()>,
     /// What was taken from the shelf last.
-    taken: Option<Translation>,
+    taken: Option<Box<Translation>>,
 }
 
 impl Ahead {
@@ -131,7 +149,7 @@ impl Ahead {
             self.shelf.next.store(serial + 1, Ordering::Relaxed);
             self.taken = self.shelf.take(serial);
         }
-        self.taken.as_ref().filter(|t| t.serial == serial)
+        self.taken.as_deref().filter(|t| t.serial == serial)
     }
 
     fn stop(self) {
@@ -203,12 +221,10 @@ struct Worker<G> {
 
 impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
     fn run(mut self) {
-        // SAFETY: a system call about this thread, which takes no pointers. Where processors are scarce, the
-        // guest comes first; so it does not matter if the host refuses.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
         let mut bench = Workbench::default();
         let mut bytes = [0; PAGE_SIZE as usize];
         let mut round = 0u32;
+        let mut lead = 0;
         while !self.shelf.stop.load(Ordering::Relaxed) {
             let next = self.shelf.next.load(Ordering::Relaxed);
             while self.waiting.front().is_some_and(|g| g.serial < next) {
@@ -224,14 +240,22 @@ impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
             for n in (0..self.waiting.len()).filter(|&n| all || n < NEAR || n >= new) {
                 let guess = self.waiting[n];
                 let here = &mut bytes[..usize::from(guess.len)];
-                let late = guess.serial < self.shelf.next.load(Ordering::Relaxed);
-                if late || !self.ram.read(guess.paddr, here) || xxh3_64(here) as u32 != guess.digest
+                let next = self.shelf.next.load(Ordering::Relaxed);
+                if guess.serial < next + lead
+                    || !self.ram.read(guess.paddr, here)
+                    || xxh3_64(here) as u32 != guess.digest
                 {
                     continue;
                 }
                 if let Some(made) = translate(&guess, here, &self.settings, &mut bench) {
-                    self.shelf.put(made);
+                    self.shelf.put(Box::new(made));
                 }
+                // Running neck and neck with the engine would help nobody.
+                lead = if guess.serial < self.shelf.next.load(Ordering::Relaxed) {
+                    (2 * lead + 8).min(LEAD)
+                } else {
+                    lead.saturating_sub(1)
+                };
                 // No other bytes will have this digest.
                 self.waiting[n].len = 0;
                 done = true;
@@ -282,11 +306,7 @@ impl Engine {
             shortcuts: self.shortcuts,
             limit: self.limits.instructions,
         };
-        let shelf = Arc::new(Shelf {
-            places: (0..SHELF).map(|_| Mutex::new(None)).collect(),
-            next: AtomicU64::new(self.blocks.next_serial()),
-            stop: AtomicBool::new(false),
-        });
+        let shelf = Arc::new(Shelf::new(self.blocks.next_serial()));
         let worker = Worker {
             guesses,
             ram: self.ram.reader(),
@@ -325,8 +345,8 @@ impl Engine {
         (bytes == made.bytes).then(|| (bytes.to_vec(), made.count))
     }
 
-    /// The code of a whole block, if it was translated ahead and nothing about it is special.
-    pub(super) fn made_ahead(&mut self, block: BlockId) -> Option<Code> {
+    /// The translation of a whole block, if it was made ahead and nothing about the block is special.
+    pub(super) fn made_ahead(&mut self, block: BlockId) -> Option<Box<Translation>> {
         let ahead = self.ahead.as_mut()?;
         let block = self.blocks.get(block);
         let plain = self.hooks == Hooks::default()
@@ -341,7 +361,14 @@ impl Engine {
         ahead.look(block.serial)?;
         let made = ahead.taken.take_if(|t| t.is_of(block))?;
         self.stats.blocks_ahead += 1;
-        Some(made.code)
+        Some(made)
+    }
+
+    /// Gives back a translation whose code has been placed.
+    pub(super) fn give_back_ahead(&self, made: Box<Translation>) {
+        if let Some(ahead) = &self.ahead {
+            ahead.shelf.give_back(made);
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! Guesses that come true, come too late or are wrong.
 
-use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use super::super::cache::Blocks;
@@ -37,11 +36,7 @@ fn settings() -> Settings {
 }
 
 fn shelf(next: u64) -> Arc<Shelf> {
-    Arc::new(Shelf {
-        places: (0..SHELF).map(|_| Mutex::new(None)).collect(),
-        next: AtomicU64::new(next),
-        stop: AtomicBool::new(false),
-    })
+    Arc::new(Shelf::new(next))
 }
 
 /// What lies on the shelf for block 3 after the worker has seen these guesses.
@@ -49,7 +44,7 @@ fn after(
     ram: &GuestRam,
     next: u64,
     guesses: impl Iterator<Item = Option<Guess>>,
-) -> Option<Translation> {
+) -> Option<Box<Translation>> {
     let shelf = shelf(next);
     let worker = Worker {
         guesses,
@@ -227,7 +222,8 @@ fn run_with(bytes: &[u8]) -> (u64, u64) {
     };
     let mut bench = Workbench::default();
     let shelf = shelf(0);
-    shelf.put(translate(&guess, bytes, &settings, &mut bench).expect("a block"));
+    let made = translate(&guess, bytes, &settings, &mut bench).expect("a block");
+    shelf.put(Box::new(made));
     engine.ahead = Some(Ahead {
         shelf,
         settings,

@@ -38,7 +38,7 @@ pub enum Moved {
 }
 
 /// The code of a block. Until it is placed, it is a function of the request and the stubs alone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Code {
     pub bytes: Vec<u8>,
     pub slots: Vec<Slot>,

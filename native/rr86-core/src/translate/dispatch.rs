@@ -646,8 +646,13 @@ impl Engine {
         let block = self.blocks.get(id);
         let (count, checked) = (usize::from(block.count), block.checked);
         loop {
-            let code = match self.made_ahead(id) {
-                Some(code) => self.place(id, code),
+            let mut made = self.made_ahead(id);
+            let mut code = match &mut made {
+                Some(made) => {
+                    let mut code = std::mem::take(&mut made.code);
+                    code.place(id, self.code.next_address());
+                    code
+                }
                 None => self.generate(id, 0, count, checked),
             };
             if let Some(offset) = self.code.append(&code.bytes) {
@@ -656,11 +661,19 @@ impl Engine {
                 block.code = address;
                 block.code_offset = offset;
                 block.code_len = code.bytes.len() as u32;
-                block.slots = code.slots;
-                block.traps = code.traps;
+                block.slots = std::mem::take(&mut code.slots);
+                block.traps = std::mem::take(&mut code.traps);
                 self.code_map.insert(offset, id);
-                self.bench.bytes = code.bytes;
-                self.bench.relocations = code.relocations;
+                match made {
+                    Some(mut made) => {
+                        made.code = code;
+                        self.give_back_ahead(made);
+                    }
+                    None => {
+                        self.bench.bytes = code.bytes;
+                        self.bench.relocations = code.relocations;
+                    }
+                }
                 return;
             }
             self.drop_code();
@@ -681,16 +694,10 @@ impl Engine {
             tracking: self.tracking(),
             shortcuts: self.shortcuts,
         };
-        let code = emit::translate(request, self.stubs, &mut self.bench);
+        let mut code = emit::translate(request, self.stubs, &mut self.bench);
         self.bench.give_decoded(decoded);
-        let code = self.place(id, code);
-        self.spent.add(Phase::Translating, watch.read());
-        code
-    }
-
-    /// Code of a block for where it will be appended.
-    fn place(&self, id: BlockId, mut code: Code) -> Code {
         code.place(id, self.code.next_address());
+        self.spent.add(Phase::Translating, watch.read());
         code
     }
 
