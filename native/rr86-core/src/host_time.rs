@@ -6,6 +6,10 @@
 
 use std::time::{Duration, Instant};
 
+/// Of what comes by the hundred thousand, one in so many is measured: reading the clock takes as long as some
+/// of it. Odd, because steps that take turns must all be met.
+const ONE_IN: u32 = 7;
+
 /// What the thread that runs the guest does besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -79,11 +83,28 @@ pub struct Spent {
     /// All of it.
     pub whole: HostTime,
     phases: [HostTime; Phase::ALL.len()],
+    /// How many samples could have been taken since the last one.
+    passed: u32,
 }
 
 impl Spent {
     pub fn add(&mut self, phase: Phase, time: HostTime) {
         self.phases[phase as usize] += time;
+    }
+
+    /// Starts a watch now and then, for what comes by the hundred thousand.
+    #[inline]
+    pub fn sample(&mut self) -> Option<Stopwatch> {
+        self.passed = (self.passed + 1) % ONE_IN;
+        (self.passed == 0).then(Stopwatch::start)
+    }
+
+    /// Counts what such a watch has measured for those that were passed over, too.
+    #[inline]
+    pub fn add_sample(&mut self, phase: Phase, watch: Option<Stopwatch>) {
+        if let Some(watch) = watch {
+            self.add(phase, HostTime(watch.read().0.saturating_mul(ONE_IN)));
+        }
     }
 
     pub fn on(&self, phase: Phase) -> HostTime {
@@ -115,6 +136,15 @@ mod tests {
         spent.add(Phase::Trace, milliseconds(5));
         assert_eq!(spent.on(Phase::Digests).0.as_millis(), 30);
         assert_eq!(spent.rest().0.as_millis(), 65);
+    }
+
+    #[test]
+    fn samples_meet_each_of_two_steps_that_take_turns() {
+        let mut spent = Spent::default();
+        let taken: Vec<bool> = (0..28).map(|_| spent.sample().is_some()).collect();
+        let of = |step: usize| taken.iter().skip(step).step_by(2).filter(|&&t| t).count();
+        assert_eq!((of(0), of(1)), (2, 2));
+        assert_eq!(spent.on(Phase::Translating).0, Duration::ZERO);
     }
 
     #[test]

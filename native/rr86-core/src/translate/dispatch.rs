@@ -21,7 +21,7 @@ use crate::cpu::interrupt::{self, Event};
 use crate::cpu::memory::Privilege;
 use crate::cpu::paging::Access;
 use crate::cpu::state::{sreg, Activity, RFlags};
-use crate::host_time::{Phase, Stopwatch};
+use crate::host_time::Phase;
 use crate::memory::pages::{HandOffKind, PageFlags};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 
@@ -490,9 +490,9 @@ impl Engine {
         if let Some(id) = self.blocks.find(paddr, None, rip, mode) {
             return Ok(Some(id));
         }
-        let watch = Stopwatch::start();
+        let watch = self.spent.sample();
         let made = self.fetch_and_link(v, mode, linear, paddr);
-        self.spent.add(Phase::Translating, watch.read());
+        self.spent.add_sample(Phase::Translating, watch);
         made
     }
 
@@ -681,7 +681,7 @@ impl Engine {
     }
 
     fn generate(&mut self, id: BlockId, start: usize, stop: usize, checked: bool) -> Code {
-        let watch = Stopwatch::start();
+        let watch = self.spent.sample();
         let block = self.blocks.get(id);
         let decoded = self.bench.decode(block);
         let request = Request {
@@ -697,7 +697,7 @@ impl Engine {
         let mut code = emit::translate(request, self.stubs, &mut self.bench);
         self.bench.give_decoded(decoded);
         code.place(id, self.code.next_address());
-        self.spent.add(Phase::Translating, watch.read());
+        self.spent.add_sample(Phase::Translating, watch);
         code
     }
 
