@@ -10,7 +10,7 @@
 //! late, costs nothing but the thread's time, and nobody waits for it.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::cache::{Block, BlockId};
 use super::classify::shape::{self, Shape};
 use super::code::Code;
+use super::codebuf::Room;
 use super::emit::{self, Hooks, Request};
 use super::engine::Engine;
 use super::mode::Mode;
@@ -37,6 +38,8 @@ const NEAR: usize = 256;
 const FAR: u32 = 16;
 /// How long to leave the processor alone when there is nothing to do.
 const REST: Duration = Duration::from_millis(1);
+/// Bytes of the code buffer for which memory is taken from the host at once.
+const STEP: usize = 1 << 20;
 /// Most blocks that are left to the engine because it will be there first.
 const LEAD: u64 = 256;
 
@@ -96,6 +99,8 @@ struct Shelf {
     /// A translation lies at its serial number modulo the size, until the thread has another for the place. Used
     /// ones come back: the thread has made them, so freeing them costs it least.
     places: Vec<Mutex<Option<Box<Translation>>>>,
+    /// How much of the code buffer is in use.
+    used: AtomicUsize,
     /// Serial number of the next block that the engine will ask for.
     next: AtomicU64,
     stop: AtomicBool,
@@ -105,6 +110,7 @@ impl Shelf {
     fn new(next: u64) -> Self {
         Self {
             places: (0..SHELF).map(|_| Mutex::new(None)).collect(),
+            used: AtomicUsize::new(0),
             next: AtomicU64::new(next),
             stop: AtomicBool::new(false),
         }
@@ -211,6 +217,9 @@ fn translate(
 struct Worker<G> {
     guesses: G,
     ram: RamReader,
+    /// Where code goes, and up to where the host has given memory for it.
+    room: Room,
+    populated: usize,
     settings: Settings,
     shelf: Arc<Shelf>,
     /// Guesses that have not come true yet, in the order of their numbers.
@@ -230,6 +239,7 @@ impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
             while self.waiting.front().is_some_and(|g| g.serial < next) {
                 self.waiting.pop_front();
             }
+            self.make_room();
             let new = self.waiting.len();
             if !self.collect(next) && self.waiting.is_empty() {
                 return;
@@ -264,6 +274,17 @@ impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
             if !done {
                 std::thread::park_timeout(REST);
             }
+        }
+    }
+
+    /// Takes memory for the next code from the host.
+    fn make_room(&mut self) {
+        // What lies before `used` has its memory already.
+        let used = self.shelf.used.load(Ordering::Relaxed);
+        self.populated = self.populated.max(used);
+        if self.populated < used + STEP {
+            self.room.populate(self.populated, STEP);
+            self.populated += STEP;
         }
     }
 
@@ -310,6 +331,8 @@ impl Engine {
         let worker = Worker {
             guesses,
             ram: self.ram.reader(),
+            room: self.code.room(),
+            populated: self.code.used(),
             settings,
             shelf: shelf.clone(),
             waiting: VecDeque::new(),
@@ -367,6 +390,7 @@ impl Engine {
     /// Gives back a translation whose code has been placed.
     pub(super) fn give_back_ahead(&self, made: Box<Translation>) {
         if let Some(ahead) = &self.ahead {
+            ahead.shelf.used.store(self.code.used(), Ordering::Relaxed);
             ahead.shelf.give_back(made);
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::super::cache::Blocks;
+use super::super::codebuf::CodeBuffer;
 use super::super::engine::{BlockLimits, Engine};
 use super::super::protocol::Protocol;
 use super::*;
@@ -49,6 +50,8 @@ fn after(
     let worker = Worker {
         guesses,
         ram: ram.reader(),
+        room: CodeBuffer::new(1 << 20).unwrap().room(),
+        populated: 1 << 20,
         settings: settings(),
         shelf: shelf.clone(),
         waiting: VecDeque::new(),
@@ -93,6 +96,8 @@ fn a_block_is_translated_once_its_bytes_are_there() {
     let worker = Worker {
         guesses,
         ram: reader,
+        room: CodeBuffer::new(1 << 20).unwrap().room(),
+        populated: 1 << 20,
         settings: settings(),
         shelf: shelf.clone(),
         waiting: VecDeque::new(),

@@ -22,6 +22,26 @@ pub struct CodeBuffer {
 /// each page costs more than the page.
 const ASKED_AT_ONCE: usize = 256 << 10;
 
+/// The place of a code buffer, for another thread.
+pub struct Room {
+    write: usize,
+    size: usize,
+}
+
+impl Room {
+    /// Has the host give memory for so much from an offset on, before code is appended there. It changes no
+    /// byte, and a host that cannot do it does not.
+    pub fn populate(&self, from: usize, len: usize) {
+        let from = from & !0xfff;
+        let Some(left) = self.size.checked_sub(from) else {
+            return;
+        };
+        let at = (self.write + from) as *mut libc::c_void;
+        // SAFETY: this changes the content of no memory, whatever is mapped there.
+        unsafe { libc::madvise(at, len.min(left), libc::MADV_POPULATE_WRITE) };
+    }
+}
+
 // SAFETY: both mappings belong to this object alone.
 unsafe impl Send for CodeBuffer {}
 
@@ -106,6 +126,14 @@ impl CodeBuffer {
             .expect("the stubs fit an empty buffer");
         self.floor = self.used;
         at
+    }
+
+    /// For another thread, to take memory for code from the host.
+    pub fn room(&self) -> Room {
+        Room {
+            write: self.write as usize,
+            size: self.size,
+        }
     }
 
     /// Drops all blocks' code.
