@@ -41,6 +41,9 @@ pub mod cc {
     pub const AE: u8 = 3;
     pub const A: u8 = 7;
     pub const S: u8 = 8;
+    pub const NS: u8 = 9;
+    pub const BE: u8 = 6;
+    pub const L: u8 = 12;
     pub const GE: u8 = 13;
 }
 
@@ -306,6 +309,12 @@ impl Asm {
             reg.0,
         );
         self.put(word);
+    }
+
+    /// `imul reg, reg, imm32` on 64 bits.
+    pub fn imul_imm(&mut self, reg: Reg, imm: i32) {
+        self.rr(&[0x69], W64, reg, reg);
+        self.u32(imm as u32);
     }
 
     /// `op qword gs:[disp], imm` of the 0x81 group.

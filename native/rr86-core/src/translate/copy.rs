@@ -5,23 +5,17 @@
 //! most host registers), pass through temporaries. Everything around the copy leaves flags alone.
 
 use iced_x86::{
-    Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register, RflagsBits,
+    Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register,
 };
 
 use super::asm::{self, Reg, W16, W32, W64};
 use super::emit::{Access, Emitter, Flags};
 use super::encode;
+use super::flags::{modified_flags, needs_flags};
 use super::shortcuts::Shortcuts;
 use super::site::AccessKind;
 use super::vcpu::{at, GUEST_RAX, HOST, T0, T1};
 use crate::cpu::state::sreg;
-
-const STATUS: u32 = RflagsBits::OF
-    | RflagsBits::SF
-    | RflagsBits::ZF
-    | RflagsBits::AF
-    | RflagsBits::CF
-    | RflagsBits::PF;
 
 /// Encoding number of a general-purpose register of any size.
 pub fn number(register: Register) -> usize {
@@ -29,7 +23,7 @@ pub fn number(register: Register) -> usize {
 }
 
 /// The register `host` with the size of `like`, low byte for bytes.
-fn sized(host: Reg, size: usize) -> Register {
+pub(super) fn sized(host: Reg, size: usize) -> Register {
     let n = u32::from(host.0);
     match size {
         1 if n < 4 => Register::AL + n,
@@ -40,7 +34,7 @@ fn sized(host: Reg, size: usize) -> Register {
     }
 }
 
-fn is_high_byte(r: Register) -> bool {
+pub(super) fn is_high_byte(r: Register) -> bool {
     matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
 }
 
@@ -57,7 +51,7 @@ pub fn segment_index(segment: Register) -> usize {
 }
 
 /// Instructions that use RAX without naming it in an encodable operand.
-fn implicit_rax(insn: &Instruction) -> bool {
+pub(super) fn implicit_rax(insn: &Instruction) -> bool {
     use Mnemonic as M;
     match insn.mnemonic() {
         M::Mul
@@ -80,7 +74,7 @@ fn implicit_rax(insn: &Instruction) -> bool {
 }
 
 /// The same instruction in a form whose operands can be any register.
-fn general_form(insn: &Instruction) -> Instruction {
+pub(super) fn general_form(insn: &Instruction) -> Instruction {
     use Code as C;
     let code = match insn.code() {
         C::Add_AL_imm8 => C::Add_rm8_imm8,
@@ -173,54 +167,11 @@ fn memory_bytes(op: &Instruction) -> usize {
     }
 }
 
-/// Shifts and rotates that leave flags as they are when the count is 0.
-fn count_in_cl(insn: &Instruction) -> bool {
-    use Mnemonic as M;
-    matches!(
-        insn.mnemonic(),
-        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
-    ) && insn.op_kind(insn.op_count() - 1) == OpKind::Register
-}
-
-/// A shift by an immediate whose masked value is 0.
-fn shifts_by_nothing(insn: &Instruction) -> bool {
-    use Mnemonic as M;
-    let last = insn.op_count().wrapping_sub(1);
-    matches!(
-        insn.mnemonic(),
-        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
-    ) && insn.op_kind(last) == OpKind::Immediate8
-        && insn.immediate8() & 0x1f == 0
-}
-
-/// Instructions whose undefined flags the host derives from the operands alone, so that stale host
-/// flags cannot leak through them.
-fn leaves_flags_by_result(insn: &Instruction) -> bool {
-    use Mnemonic as M;
-    matches!(
-        insn.mnemonic(),
-        M::And | M::Or | M::Xor | M::Test | M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd
-    )
-}
-
 fn may_trap(insn: &Instruction, fpu: bool) -> bool {
     fpu || matches!(
         insn.mnemonic(),
         Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b
     )
-}
-
-/// Status flags that the host may change, defined or not. RCL and RCR by a whole number of turns leave
-/// CF alone but compute OF, which the instruction tables do not tell.
-fn modified_flags(insn: &Instruction) -> u32 {
-    let full_turns =
-        matches!(insn.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) && !shifts_by_nothing(insn);
-    let turned = if full_turns {
-        RflagsBits::CF | RflagsBits::OF
-    } else {
-        0
-    };
-    insn.rflags_modified() & STATUS | turned
 }
 
 /// A guest register that passes through a temporary.
@@ -356,12 +307,7 @@ impl Emitter<'_> {
         op.set_segment_prefix(Register::None);
         let access = self.bench.operands(self.index, &op);
         let modified = modified_flags(&op);
-        let needs_flags = op.rflags_read() & STATUS != 0
-            || (modified != 0 && modified != STATUS)
-            || (op.rflags_undefined() & STATUS != 0 && !leaves_flags_by_result(&op))
-            || count_in_cl(&op)
-            || shifts_by_nothing(&op)
-            || matches!(op.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
+        let needs_flags = needs_flags(&op);
         let fpu = matches!(
             self.request.insns[self.index].1,
             super::classify::Class::CopyFpu
@@ -522,7 +468,7 @@ impl Emitter<'_> {
     }
 
     /// Makes the operand `i`, a guest register that lives in memory, that word itself.
-    fn in_vcpu(&mut self, op: &mut Instruction, i: u32, access: OpAccess) -> bool {
+    pub(super) fn in_vcpu(&mut self, op: &mut Instruction, i: u32, access: OpAccess) -> bool {
         use OpCodeOperandKind as K;
         let register = op.op_register(i);
         let others = (0..op.op_count()).any(|j| {

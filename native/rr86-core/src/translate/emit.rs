@@ -164,6 +164,9 @@ impl Emitter<'_> {
             self.hot.mov_imm(T1, u64::from(site.pack()));
             self.call_stub(Stream::Hot, self.stubs.entered);
         }
+        let fast = self.plan_loop();
+        let enter = fast.as_ref().map(|_| self.try_loop());
+        let body = self.hot.len();
         self.find_circle();
         for (index, &(insn, class)) in insns.iter().enumerate().take(stop).skip(start) {
             self.index = index;
@@ -183,6 +186,9 @@ impl Emitter<'_> {
             self.flags_to_ax();
             let next = insns[stop - 1].0.next_ip();
             self.jump_to(next);
+        }
+        if let (Some(fast), Some(enter)) = (&fast, enter) {
+            self.emit_loop(fast, enter, body);
         }
         self.second_copies();
     }
@@ -338,7 +344,7 @@ impl Emitter<'_> {
         self.fpu_loaded = false;
     }
 
-    fn load_fpu(&mut self) {
+    pub(super) fn load_fpu(&mut self) {
         if self.fpu_loaded {
             return;
         }
@@ -468,12 +474,17 @@ impl Emitter<'_> {
         branch
     }
 
-    fn host_field(&self) -> usize {
+    pub(super) fn host_field(&self) -> usize {
         at::tlb(mmu_table(self.request.mode.mmu()), at::TLB_HOST)
     }
 
     /// Makes the linear address in T0 an offset in its page, with the scaled slot in T1, or jumps.
-    fn check_in_table(&mut self, stream: Stream, size: usize, kind: AccessKind) -> usize {
+    pub(super) fn check_in_table(
+        &mut self,
+        stream: Stream,
+        size: usize,
+        kind: AccessKind,
+    ) -> usize {
         let mmu = self.request.mode.mmu();
         let (_, bits) = TABLES[mmu as usize];
         let tag = self.tag_of(kind);

@@ -26,14 +26,18 @@ impl Shortcuts {
     /// A replay has blocks translated before the guest gets to them.
     pub const AHEAD: Self = Self(1 << 5);
 
+    /// Loops of one block run turns without checks.
+    pub const LOOPS: Self = Self(1 << 6);
+
     /// The names by which they are switched off.
-    pub const NAMES: [(&'static str, Self); 6] = [
+    pub const NAMES: [(&'static str, Self); 7] = [
         ("frame", Self::FRAME),
         ("marks", Self::MARKS),
         ("runs", Self::RUNS),
         ("words", Self::WORDS),
         ("pins", Self::PINS),
         ("ahead", Self::AHEAD),
+        ("loops", Self::LOOPS),
     ];
 
     pub const ALL: Self = Self((1 << Self::NAMES.len()) - 1);

@@ -87,6 +87,11 @@ impl Exit {
     ];
 }
 
+/// Addresses that a loop without checks may have, and places that it may write.
+pub const LOOP_GROUPS: usize = 3;
+pub const LOOP_AREAS: usize = 4;
+const LOOP_PLACES: usize = 256;
+
 /// The words that translated code and the dispatcher share.
 #[repr(C, align(64))]
 pub struct RunState {
@@ -125,6 +130,15 @@ pub struct RunState {
     pub fpu_was_live: u8,
     pub _pad: [u8; 2],
     pub host_mxcsr: u32,
+    /// While a loop runs without checks: how many turns the pages allow behind the first, what its clock shows
+    /// at the start and in the last turn, what its registers hold, and where what it writes begins. See `loops`.
+    pub loop_turns: u64,
+    pub loop_start: u64,
+    pub loop_last: u64,
+    pub loop_hosts: [u64; LOOP_GROUPS],
+    pub loop_marks: [u64; LOOP_AREAS],
+    /// By a hash of a loop's address, for how many turns it is not tried that way.
+    pub loop_patience: [i8; LOOP_PLACES],
     /// Data breakpoints that the current instruction hit, as in DR6.
     pub debug_hits: u64,
     pub signal: super::signals::Caught,
@@ -237,6 +251,18 @@ pub mod at {
     pub const FPU_LIVE: usize = RUN + offset_of!(RunState, fpu_live);
     pub const FPU_WAS_LIVE: usize = RUN + offset_of!(RunState, fpu_was_live);
     pub const HOST_MXCSR: usize = RUN + offset_of!(RunState, host_mxcsr);
+    pub const LOOP_TURNS: usize = RUN + offset_of!(RunState, loop_turns);
+    pub const LOOP_START: usize = RUN + offset_of!(RunState, loop_start);
+    pub const LOOP_LAST: usize = RUN + offset_of!(RunState, loop_last);
+    pub const fn loop_host(number: usize) -> usize {
+        RUN + offset_of!(RunState, loop_hosts) + 8 * number
+    }
+    pub const fn loop_mark(number: usize) -> usize {
+        RUN + offset_of!(RunState, loop_marks) + 8 * number
+    }
+    pub const fn loop_patience(rip: u64) -> usize {
+        RUN + offset_of!(RunState, loop_patience) + (rip ^ rip >> 8) as usize % LOOP_PLACES
+    }
     const TLB: usize = offset_of!(Vcpu, tlb) + offset_of!(Tlb, entries);
     /// Tags and host page of slot 0 of a table.
     pub const fn tlb(table: usize, field: usize) -> usize {
