@@ -10,6 +10,7 @@ use rr86_core::cpu::state::{sreg, CpuState, Segment, TableRegister, XsaveArea};
 use rr86_core::translate::bus::Bus;
 use rr86_core::translate::dispatch::{RunEnd, Span};
 use rr86_core::translate::engine::{Agent, BlockLimits, Engine};
+use rr86_core::translate::shortcuts::Shortcuts;
 
 use crate::case::{
     layout, outcome_of_exception, Case, Fault, Outcome, Subject, SubjectError, FLAG_MASK,
@@ -89,6 +90,9 @@ pub struct Setup {
     pub writable_code: bool,
     /// Instructions of one stretch of running, to the instruction; 0 runs without interruption.
     pub stretch: u64,
+    pub shortcuts: Shortcuts,
+    /// Lines that are written are marked.
+    pub tracking: bool,
 }
 
 impl Default for Setup {
@@ -97,6 +101,8 @@ impl Default for Setup {
             block_length: 64,
             writable_code: false,
             stretch: 0,
+            shortcuts: Shortcuts::default(),
+            tracking: false,
         }
     }
 }
@@ -118,8 +124,10 @@ impl Translated {
             instructions: setup.block_length,
             capacity: 4096,
         };
-        let engine = Engine::new(MEMORY, 1, CpuidTable::new([]), Box::new(NoBus), limits)
+        let mut engine = Engine::new(MEMORY, 1, CpuidTable::new([]), Box::new(NoBus), limits)
             .map_err(|error| SubjectError::Other(error.to_string()))?;
+        engine.set_shortcuts(setup.shortcuts);
+        engine.set_tracking(setup.tracking);
         let mut machine = Self {
             engine,
             start: start_state(),
@@ -133,6 +141,18 @@ impl Translated {
     /// The translator itself, for its counters.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// The marks of the lines of the arena, by page; they are gone then.
+    pub fn take_lines(&mut self) -> Vec<u64> {
+        let ram = &mut self.engine.ram;
+        let pages = 0..layout::ARENA_SIZE / layout::PAGE;
+        pages
+            .map(|page| {
+                let page = ram.page_index(ARENA_AT + (page * layout::PAGE) as u64);
+                page.map_or(0, |page| ram.take_lines(page))
+            })
+            .collect()
     }
 
     fn write(&mut self, address: u64, data: &[u8]) {

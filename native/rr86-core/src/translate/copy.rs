@@ -4,9 +4,7 @@
 //! Guest registers that live in memory, and AH, CH, DH, BH (which cannot be encoded together with
 //! most host registers), pass through temporaries. Everything around the copy leaves flags alone.
 
-use iced_x86::{
-    Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register,
-};
+use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
 
 use super::asm::{self, Reg, W16, W32, W64};
 use super::emit::{Access, Emitter, Flags};

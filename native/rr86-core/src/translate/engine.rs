@@ -477,6 +477,12 @@ impl Engine {
         }
     }
 
+    /// Sets the shortcuts that code takes; before any is made.
+    pub fn set_shortcuts(&mut self, shortcuts: Shortcuts) {
+        debug_assert!(self.blocks.is_empty());
+        self.shortcuts = shortcuts;
+    }
+
     /// The budget without an exit request.
     pub(super) fn plain_budget(&self, vcpu: &Vcpu) -> i64 {
         vcpu.run.budget + if self.exit_requested { EXIT_REQUEST } else { 0 }

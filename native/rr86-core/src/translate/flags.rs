@@ -53,7 +53,6 @@ pub(super) fn modified_flags(insn: &Instruction) -> u32 {
     insn.rflags_modified() & STATUS | turned
 }
 
-
 /// Whether an instruction wants the guest's flags in the host's: it reads some, keeps some, or leaves some
 /// undefined, which then depend on what was there.
 pub(super) fn needs_flags(op: &Instruction) -> bool {

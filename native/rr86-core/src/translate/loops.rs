@@ -716,14 +716,8 @@ impl Emitter<'_> {
             self.hot.load(W64, T0, at::loop_host(number));
             if let Some((register, scale)) = group.moving {
                 self.read_register(T1, super::copy::number(register));
-                self.hot.mem(
-                    &[0x8d],
-                    W64,
-                    T0,
-                    Some(T0),
-                    Some((T1, scale)),
-                    displacement,
-                );
+                self.hot
+                    .mem(&[0x8d], W64, T0, Some(T0), Some((T1, scale)), displacement);
             } else {
                 self.hot.lea(T0, T0, displacement);
             }
