@@ -8,6 +8,7 @@ pub mod flipped;
 pub mod forms;
 pub mod generate;
 pub mod kvm;
+pub mod makers;
 pub mod minimise;
 pub mod native;
 mod operands;

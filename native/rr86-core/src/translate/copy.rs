@@ -7,7 +7,7 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
 
 use super::asm::{self, Reg, W16, W32, W64};
-use super::emit::{Access, Emitter, Flags};
+use super::emit::{Access, Emitter, Flags, Sum};
 use super::encode;
 use super::flags::{modified_flags, needs_flags};
 use super::shortcuts::Shortcuts;
@@ -314,6 +314,7 @@ impl Emitter<'_> {
         let memory = (0..op.op_count()).find(|&i| op.op_kind(i) == OpKind::Memory);
         let bit_offset = memory.is_some() && is_bit_test(&op) && op.op1_kind() == OpKind::Register;
         let mut pending = None;
+        let mut sum = Sum::Whole;
         if let Some(i) = memory {
             let size = memory_bytes(&op);
             let kind = kind_of(&op, access[i as usize]);
@@ -332,11 +333,28 @@ impl Emitter<'_> {
                     },
                 );
                 let stack = insn.memory_segment() == Register::SS;
-                pending = Some(self.begin_access(size, kind, stack));
+                // The other temporary must be free, too.
+                let bare = (0..op.op_count()).all(|i| {
+                    let register = op.op_register(i);
+                    op.op_kind(i) != OpKind::Register
+                        || !register.is_gpr()
+                        || !is_high_byte(register) && HOST[number(register)].is_some()
+                });
+                if bare
+                    && kind == AccessKind::Read
+                    && !bit_offset
+                    && self.request.shortcuts.has(Shortcuts::APART)
+                {
+                    sum = Sum::Apart;
+                }
+                pending = Some(self.begin_access_at(size, kind, stack, sum));
             }
             let displacement = displacement.unwrap_or(0);
             op.set_memory_base(Register::R10);
-            op.set_memory_index(Register::None);
+            op.set_memory_index(match sum {
+                Sum::Whole => Register::None,
+                Sum::Apart => Register::R11,
+            });
             op.set_memory_index_scale(1);
             op.set_memory_displacement64(i64::from(displacement) as u64);
             op.set_memory_displ_size(u32::from(displacement != 0));

@@ -83,6 +83,16 @@ pub(super) enum Stream {
     Cold,
 }
 
+/// Where the host address of an access is added up.
+#[derive(Clone, Copy)]
+pub(super) enum Sum {
+    /// In T0.
+    Whole,
+    /// In the operand of the instruction, from T0 and T1; for loads. Where the slow path has made T0 the whole
+    /// address, it leaves 0 in T1.
+    Apart,
+}
+
 /// A memory access whose instruction is being emitted.
 pub struct Access {
     branch: usize,
@@ -397,8 +407,19 @@ impl Emitter<'_> {
     /// Emits the check of an access to the linear address in T0. Afterwards T0 is the host address and
     /// the caller emits the instruction itself, position-independent, and calls `end_access`.
     pub(super) fn begin_access(&mut self, size: usize, kind: AccessKind, stack: bool) -> Access {
+        self.begin_access_at(size, kind, stack, Sum::Whole)
+    }
+
+    /// The same, where the host address may be left for the instruction's operand to add up.
+    pub(super) fn begin_access_at(
+        &mut self,
+        size: usize,
+        kind: AccessKind,
+        stack: bool,
+        sum: Sum,
+    ) -> Access {
         self.free_host_flags();
-        let branch = self.check_address(size, kind);
+        let branch = self.check_address(size, kind, sum);
         if kind.writes() && self.request.tracking {
             let aligned = self.mostly_aligned(size);
             self.mark_lines(0, size, aligned);
@@ -426,14 +447,18 @@ impl Emitter<'_> {
         )
     }
 
-    /// Makes the linear address in T0 the host address of `size` bytes, all in one page, or jumps. Returns
+    /// Makes the linear address in T0 the host address of `size` bytes, all in one page, or jumps; apart, T0 is
+    /// the offset in the page and T1 the page. Returns
     /// the fixup of the jump; where it leads, T1 is what `tag_of` has to be added to.
-    pub(super) fn check_address(&mut self, size: usize, kind: AccessKind) -> usize {
+    pub(super) fn check_address(&mut self, size: usize, kind: AccessKind, sum: Sum) -> usize {
         let pin = self.pin_of(size);
         let Some(pin) = pin else {
             let branch = self.check_in_table(Stream::Hot, size, kind);
             let host = self.host_field();
-            self.hot.gs_at(&[0x03], W64, T0, T1, host);
+            match sum {
+                Sum::Whole => self.hot.gs_at(&[0x03], W64, T0, T1, host),
+                Sum::Apart => self.hot.gs_at(&[0x8b], W64, T1, T1, host),
+            }
             return branch;
         };
         let table = mmu_table(self.request.mode.mmu());
@@ -446,7 +471,10 @@ impl Emitter<'_> {
         self.hot.gs(&[0x2b], W64, T0, field(at::PIN_TAG));
         self.hot.gs(&[0x3b], W64, T0, field(limit));
         let other = self.hot.jcc(cc::AE);
-        self.hot.gs(&[0x03], W64, T0, field(at::PIN_HOST));
+        match sum {
+            Sum::Whole => self.hot.gs(&[0x03], W64, T0, field(at::PIN_HOST)),
+            Sum::Apart => self.hot.load(W64, T1, field(at::PIN_HOST)),
+        }
         let back = self.hot.len();
         self.fixups
             .push((Stream::Hot, other, Label::Cold(self.cold.len())));
@@ -468,7 +496,13 @@ impl Emitter<'_> {
             cold.gs(&[0xc7], W64, Reg(0), field(limit));
             cold.u32(value as u32);
         }
-        cold.gs(&[0x03], W64, T0, at::PIN_OFFSET);
+        match sum {
+            Sum::Whole => cold.gs(&[0x03], W64, T0, at::PIN_OFFSET),
+            Sum::Apart => {
+                cold.mov_rr(W64, T1, T0);
+                cold.load(W64, T0, at::PIN_OFFSET);
+            }
+        }
         let at = cold.jmp();
         self.fixups.push((Stream::Cold, at, Label::Hot(back)));
         branch

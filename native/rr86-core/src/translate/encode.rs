@@ -72,14 +72,15 @@ fn form(code: Code) -> Option<(Form, Width)> {
 /// Where a register or memory operand is.
 enum Place {
     Register(Reg),
-    Memory(Reg, i32),
+    Memory(Reg, Option<(Reg, u8)>, i32),
 }
 
 fn register(operand: Register) -> Reg {
     Reg(operand.number() as u8)
 }
 
-/// Appends an instruction if it is one of the common ones. Memory is addressed by a base and a displacement.
+/// Appends an instruction if it is one of the common ones. Memory is addressed by a base and a displacement, or
+/// by two registers.
 pub(super) fn common(a: &mut Asm, op: &Instruction) -> bool {
     let Some((form, width)) = form(op.code()) else {
         return false;
@@ -93,7 +94,11 @@ pub(super) fn common(a: &mut Asm, op: &Instruction) -> bool {
             let displacement = op.memory_displacement64() as i32;
             // With a displacement of nothing there are two ways.
             let plain = (displacement != 0) == (op.memory_displ_size() != 0);
-            plain.then(|| Place::Memory(register(op.memory_base()), displacement))
+            plain.then(|| Place::Memory(register(op.memory_base()), None, displacement))
+        }
+        OpKind::Memory if op.memory_index_scale() == 1 && op.memory_displacement64() == 0 => {
+            let index = Some((register(op.memory_index()), 1));
+            Some(Place::Memory(register(op.memory_base()), index, 0))
         }
         _ => None,
     };
@@ -112,8 +117,8 @@ pub(super) fn common(a: &mut Asm, op: &Instruction) -> bool {
     };
     match place {
         Some(Place::Register(other)) => a.rr(opcode, width, field, other),
-        Some(Place::Memory(base, displacement)) => {
-            a.mem(opcode, width, field, Some(base), None, displacement);
+        Some(Place::Memory(base, index, displacement)) => {
+            a.mem(opcode, width, field, Some(base), index, displacement);
         }
         None => return false,
     }

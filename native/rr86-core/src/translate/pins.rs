@@ -1,10 +1,11 @@
 //! Which accesses look for their page in a pin (`memory::tlb::Pin`) before they look in the table.
 //!
 //! The stack has one pin. The others are for blocks that jump to their own start: there, an access whose
-//! base or index moves by a constant at each turn goes through a page from one end to the other. Elsewhere
+//! base or index moves by a constant at each turn goes through a page from one end to the other, and one that
+//! is indexed with a byte goes to a small table. Elsewhere
 //! a pin would be the wrong page too often, which costs more than it saves.
 
-use iced_x86::{OpAccess, Register};
+use iced_x86::{Code, Mnemonic, OpAccess, OpKind, Register};
 
 use super::classify::Class;
 use super::emit::Emitter;
@@ -52,6 +53,21 @@ impl Emitter<'_> {
         self.circle = Some(circle);
     }
 
+    /// Whether the index of the current instruction was made from a byte just before, as one into a small table.
+    fn is_narrow(&self, index: Register) -> bool {
+        let insns = &self.request.insns[..self.index];
+        let made = insns.iter().rev().map(|(insn, _)| insn).find(|insn| {
+            insn.op_count() > 0
+                && insn.op0_kind() == OpKind::Register
+                && insn.op0_register().full_register() == index
+        });
+        made.is_some_and(|insn| {
+            insn.mnemonic() == Mnemonic::Movzx
+                && insn.code() != Code::Movzx_r64_rm16
+                && insn.code() != Code::Movzx_r32_rm16
+        })
+    }
+
     /// The pin for an access of so many bytes to the address in T0.
     pub(super) fn pin_of(&mut self, size: usize) -> Option<usize> {
         let key = self.address_key.take()?;
@@ -73,7 +89,12 @@ impl Emitter<'_> {
         }
         let moves = circle.moved.contains(&base) || circle.moved.contains(&index);
         let changes = circle.changed.contains(&base) || circle.changed.contains(&index);
-        if !moves || changes || circle.keys.len() + 1 >= PINS {
+        let steady = base != Register::None
+            && !circle.moved.contains(&base)
+            && !circle.changed.contains(&base);
+        let small = steady && self.is_narrow(index);
+        let circle = self.circle.as_mut()?;
+        if !(moves && !changes || small) || circle.keys.len() + 1 >= PINS {
             return None;
         }
         circle.keys.push(key);

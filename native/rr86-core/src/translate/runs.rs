@@ -13,7 +13,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::classify::Class;
 use super::copy::{address_size, in_host, only_moves, MemoryUse};
-use super::emit::{Emitter, Flags};
+use super::emit::{Emitter, Flags, Sum};
 use super::shortcuts::Shortcuts;
 use super::site::AccessKind;
 use super::stack::operand_size;
@@ -336,7 +336,7 @@ impl Emitter<'_> {
     /// jump to the second copy.
     fn check_run(&mut self, size: usize, kind: AccessKind) -> usize {
         self.free_host_flags();
-        self.check_address(size, kind)
+        self.check_address(size, kind, Sum::Whole)
     }
 
     /// Brings the stack pointer up to date before an instruction of a run that may use it.

@@ -29,8 +29,11 @@ impl Shortcuts {
     /// Loops of one block run turns without checks.
     pub const LOOPS: Self = Self(1 << 6);
 
+    /// A load adds its page and its offset in its operand, which is a step less until its value is there.
+    pub const APART: Self = Self(1 << 7);
+
     /// The names by which they are switched off.
-    pub const NAMES: [(&'static str, Self); 7] = [
+    pub const NAMES: [(&'static str, Self); 8] = [
         ("frame", Self::FRAME),
         ("marks", Self::MARKS),
         ("runs", Self::RUNS),
@@ -38,6 +41,7 @@ impl Shortcuts {
         ("pins", Self::PINS),
         ("ahead", Self::AHEAD),
         ("loops", Self::LOOPS),
+        ("apart", Self::APART),
     ];
 
     pub const ALL: Self = Self((1 << Self::NAMES.len()) - 1);
