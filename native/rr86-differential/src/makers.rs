@@ -74,7 +74,7 @@ pub fn may_differ(case: &Case, expected: &Outcome, got: &Outcome) -> bool {
     }
     let same_place = expected.rip == got.rip;
     let vectors = [expected, got].map(|outcome| outcome.fault.map(|fault| fault.vector));
-    same_place && vectors[0] == vectors[1] && leaves_what_its_maker_wants(&insn)
+    same_place && vectors[0] == vectors[1] && leaves_what_its_maker_wants(insn)
 }
 
 #[cfg(test)]

@@ -42,6 +42,7 @@ mod stack;
 pub mod storelog;
 mod strings;
 pub mod stubs;
+mod turns;
 pub mod vcpu;
 pub mod view;
 pub mod windows;
