@@ -1,6 +1,7 @@
 //! The buffer that holds translated code: one memory object, mapped twice. The executable mapping
 //! is never writable and the writable one never executable.
 
+use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::io;
 
 use super::asm::Asm;
@@ -16,6 +17,10 @@ pub struct CodeBuffer {
     floor: usize,
     /// Up to here the host has been asked for memory.
     asked: usize,
+    /// Code was written that the processor has not been told of; see [`CodeBuffer::settle`].
+    unsettled: bool,
+    /// The host has the instruction that does nothing else than serialise.
+    serialize: bool,
 }
 
 /// Bytes for which the host is asked at once: it gives them page by page otherwise, and an interruption for
@@ -86,6 +91,8 @@ impl CodeBuffer {
                 used: 0,
                 floor: 0,
                 asked: 0,
+                unsettled: true,
+                serialize: has_serialize(),
             })
         }
     }
@@ -103,7 +110,20 @@ impl CodeBuffer {
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(at), code.len()) };
         self.used = (at + code.len() + 15) & !15;
         self.used = self.used.min(self.size);
+        self.unsettled = true;
         Some(at)
+    }
+
+    /// To be called between writing code and running it. A processor looks whether code that it fetches is being
+    /// written at the address that the code runs at, and this one is written through another. So it may run
+    /// what was there before, long after the store: it does, where a block's code is so long that it is copied
+    /// with REP MOVSB, once in some millions. What helps is to serialise (SDM vol. 3A, section "Self-Modifying
+    /// Code").
+    #[inline]
+    pub fn settle(&mut self) {
+        if std::mem::take(&mut self.unsettled) {
+            serialise(self.serialize);
+        }
     }
 
     /// Asks the host for the memory that code needs next.
@@ -169,6 +189,7 @@ impl CodeBuffer {
         // SAFETY: the four bytes are inside the used part of the writable mapping. The code runs on
         // this thread only, so it is not executing them now.
         unsafe { self.write.add(at).cast::<i32>().write_unaligned(rel) };
+        self.unsettled = true;
     }
 
     /// Overwrites the code at `at` with a jump to `target` (both offsets).
@@ -182,6 +203,40 @@ impl CodeBuffer {
     /// Bytes of code in use.
     pub fn used(&self) -> usize {
         self.used
+    }
+}
+
+/// Whether the host has SERIALIZE.
+#[allow(unused_unsafe, reason = "older compilers call reading CPUID unsafe")]
+fn has_serialize() -> bool {
+    // SAFETY: every x86-64 processor has CPUID.
+    unsafe { __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx >> 14 & 1 != 0 }
+}
+
+/// Has the processor finish what it has begun and fetch anew what comes next.
+fn serialise(has_serialize: bool) {
+    if has_serialize {
+        // SAFETY: SERIALIZE changes nothing that a program sees.
+        unsafe { std::arch::asm!(".byte 0x0f, 0x01, 0xe8") };
+    } else {
+        // CPUID would do too, but takes microseconds in a virtual machine.
+        // SAFETY: IRETQ to the next instruction, with the flags, stack and segments that there are.
+        unsafe {
+            std::arch::asm!(
+                "mov {t:e}, ss",
+                "push {t}",
+                "lea {t}, [rsp + 8]",
+                "push {t}",
+                "pushfq",
+                "mov {t:e}, cs",
+                "push {t}",
+                "lea {t}, [rip + 2f]",
+                "push {t}",
+                "iretq",
+                "2:",
+                t = out(reg) _,
+            );
+        }
     }
 }
 
@@ -244,6 +299,82 @@ impl Drop for CodeBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Reads here and there, so that the processor has to wait.
+    extern "C" fn read_around(words: *const u64) -> u64 {
+        // SAFETY: the test gives it an array of this length.
+        let words = unsafe { std::slice::from_raw_parts(words, 1 << 17) };
+        (1..=8).fold(0, |at, n| words[(at as usize + n * 16411) % (1 << 17)])
+    }
+
+    /// Code that adds `value` up from one cache line to the next, many times, with calls in between.
+    fn adding_up(value: u32) -> Vec<u8> {
+        // push rbx; push r12; push r12; mov r12, rdi; xor ebx, ebx
+        let mut code = vec![0x53, 0x41, 0x54, 0x41, 0x54, 0x49, 0x89, 0xfc, 0x31, 0xdb];
+        for line in 0..13 {
+            // add ebx, value
+            code.extend([0x81, 0xc3]);
+            code.extend(value.to_le_bytes());
+            if line % 6 == 3 {
+                // mov rax, read_around; mov rdi, r12; call rax
+                code.extend([0x48, 0xb8]);
+                code.extend((read_around as *const () as u64).to_le_bytes());
+                code.extend([0x4c, 0x89, 0xe7, 0xff, 0xd0]);
+            }
+            // jmp over as many int3
+            let skipped = 40 + (value >> 28) as u8;
+            code.extend([0xeb, skipped]);
+            code.resize(code.len() + usize::from(skipped), 0xcc);
+        }
+        // mov eax, ebx; pop r12; pop r12; pop rbx; ret
+        code.extend([0x89, 0xd8, 0x41, 0x5c, 0x41, 0x5c, 0x5b, 0xc3]);
+        code
+    }
+
+    /// Runs newly written code, many times; without `settle` this dies on the hosts that need it.
+    fn what_was_written_runs(serialize: bool) {
+        let words: Vec<u64> = (0..1 << 17).map(|n: u64| n.wrapping_mul(40_503)).collect();
+        let fresh = || {
+            let mut buffer = CodeBuffer::new(1 << 20).unwrap();
+            buffer.serialize = serialize;
+            buffer
+        };
+        let mut buffer = fresh();
+        let mut value = 1u32;
+        for _ in 0..250_000 {
+            value = value.wrapping_mul(0x9e37_79b1).wrapping_add(1);
+            let mut code = adding_up(value);
+            code.resize(1024, 0xcc);
+            if buffer.used + code.len() > buffer.size {
+                buffer = fresh();
+            }
+            // As `append` does it, but always in the way that it takes with long code only, and that processors
+            // take longest to notice.
+            let at = buffer.used;
+            // SAFETY: the range is inside the writable mapping.
+            unsafe {
+                std::arch::asm!("rep movsq", inout("rcx") code.len() / 8 => _,
+                    inout("rsi") code.as_ptr() => _, inout("rdi") buffer.write.add(at) => _);
+            }
+            buffer.used += code.len();
+            buffer.unsettled = true;
+            buffer.settle();
+            // SAFETY: the code is a function of this type.
+            let function: extern "C" fn(*const u64) -> u32 =
+                unsafe { std::mem::transmute(buffer.address(at)) };
+            assert_eq!(function(words.as_ptr()), value.wrapping_mul(13));
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_what_runs() {
+        what_was_written_runs(has_serialize());
+    }
+
+    #[test]
+    fn what_was_written_is_what_runs_on_a_host_without_serialize() {
+        what_was_written_runs(false);
+    }
 
     #[test]
     fn an_offset_is_found_in_the_code_that_starts_before_it() {

@@ -340,6 +340,8 @@ impl Engine {
         for (at, target) in patches {
             self.code.patch_rel32(at, target);
         }
+        // The store that removes it may go back into code.
+        self.code.settle();
         if runs_on {
             self.overrun = Some(id);
         } else {

@@ -178,6 +178,7 @@ impl Engine {
                 v.run.debug_hits = 0;
                 let before = v.run.budget;
                 engine.stand_between(None);
+                engine.code.settle();
                 let stubs = engine.stubs;
                 stubs::enter(&stubs, vcpu, code);
 
@@ -632,6 +633,8 @@ impl Engine {
                 for (at, target) in patches {
                     self.code.patch_rel32(at, target);
                 }
+                // A store under way may go back into code.
+                self.code.settle();
             }
             // All code goes, and comes back checked.
             None => self.drop_code(),
