@@ -6,6 +6,7 @@ from typing import Self, TypeAlias, TypedDict, final, type_check_only
 __all__ = [
     "VERSION",
     "DivergenceError",
+    "Events",
     "ExpansionReader",
     "HostError",
     "Machine",
@@ -154,7 +155,7 @@ class Machine:
         seed: int = 0,
         quantum: int = 100_000,
         start_time: int = 1_700_000_000,
-        fw_cfg: Sequence[tuple[int, bytes]] = ...,
+        fw_cfg: Sequence[tuple[int, bytes | memoryview]] = ...,
         fw_cfg_files: Sequence[tuple[str, bytes]] = ...,
         max_block: int = 64,
         block_capacity: int = 262_144,
@@ -172,8 +173,9 @@ class Machine:
         """
 
     # -- before the first run ---------------------------------------------------------------
-    def load(self, paddr: int, data: bytes) -> None:
-        """Write an image into guest RAM (through the one write function)."""
+    def load(self, paddr: int, data: bytes | memoryview) -> None:
+        """Write an image into guest RAM (through the one write function). A view has to show one
+        piece of a `bytes`, here as in `fw_cfg`."""
     def set_registers(self, vcpu: int, values: dict[str, int]) -> None:
         """Set registers by name; the names are those of `registers`."""
 
@@ -196,6 +198,8 @@ class Machine:
         """Take decisions and inputs from the trace at `path`, from power-on, or from one of the
         trace's checkpoints; the machine has the configuration of the recorded one. After an error
         the machine is of no use."""
+    def replay_events(self, events: Events, verify: bool) -> None:
+        """As `replay_from`, from power-on, with events that are being decoded already."""
     def keep(self, trace: str) -> Moment:
         """Keep the moment of a replay of `trace` that stands between two slices, for other replays
         of it."""
@@ -330,6 +334,10 @@ class ExpansionReader:
         exactly these bytes between two hand-offs of the page; old, new and rip are the last's."""
 
 @final
+class Events:
+    """The events of a trace on their way to one replay; `TraceReader.begin_events` makes it."""
+
+@final
 class TraceReader:
     """A trace file, read chunk by chunk. Raises `TraceError`, naming the chunk, on damage."""
 
@@ -341,6 +349,8 @@ class TraceReader:
     def images(self) -> list[tuple[str, int, str]]:
         """(name, length in bytes, content hash) of each image."""
     def image(self, name: str) -> bytes: ...
+    def begin_events(self) -> Events:
+        """Begin to decode the events, for a replay of them from power-on."""
     def complete(self) -> bool:
         """Whether the recording was closed properly."""
     def summary(self) -> dict[str, int]:

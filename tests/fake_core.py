@@ -112,6 +112,10 @@ class Machine:
         self.replaying = True
         self.verify = verify
 
+    def replay_events(self, events: object, verify: bool) -> None:
+        self.replaying = True
+        self.verify = verify
+
     def touched_ram(self) -> bytes:
         return b"\x01"
 
@@ -246,6 +250,9 @@ class TraceReader:
 
     def header(self) -> bytes:
         return bytes.fromhex(self.trace["header"])
+
+    def begin_events(self) -> object:
+        return object()
 
     def footer(self) -> bytes | None:
         footer = self.trace["footer"]

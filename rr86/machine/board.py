@@ -15,7 +15,7 @@ from rr86.cpu.model import CpuidRow, MsrRow, cpu_model
 from rr86.machine import fw_cfg, memory_map
 from rr86.machine.acpi import build_acpi
 from rr86.machine.loaders.detect import load_kernel
-from rr86.machine.loaders.image import BootFiles, ImageError, Load
+from rr86.machine.loaders.image import BootFiles, Bytes, ImageError, Load
 from rr86.machine.memory_map import MemoryMap
 from rr86.machine.smbios import build_smbios
 from rr86.machine.spec import BoardSpec, SpecError
@@ -38,7 +38,7 @@ _INLINE_MAX = 4096
 class LoadTarget(Protocol):
     """The part of a native machine that takes a placement."""
 
-    def load(self, paddr: int, data: bytes) -> None:
+    def load(self, paddr: int, data: Bytes) -> None:
         """Write into guest RAM."""
 
     def set_registers(self, vcpu: int, values: dict[str, int]) -> None:
@@ -57,7 +57,7 @@ class Placement:
     loads: tuple[Load, ...]
     registers: dict[str, int]
     """Of vCPU 0; the others wait for a SIPI."""
-    fw_cfg: tuple[tuple[int, bytes], ...]
+    fw_cfg: tuple[tuple[int, Bytes], ...]
     fw_cfg_files: tuple[tuple[str, bytes], ...]
 
     def machine_arguments(self) -> dict[str, Any]:
@@ -89,10 +89,10 @@ class Placement:
 
     def images(self) -> list[tuple[str, bytes]]:
         """All larger contents, once each, under the names by which `manifest` refers to them."""
-        return [(name, data) for data, name in self._names().items()]
+        return [(name, bytes(data)) for data, name in self._names().items()]
 
-    def _names(self) -> dict[bytes, str]:
-        names: dict[bytes, str] = {}
+    def _names(self) -> dict[Bytes, str]:
+        names: dict[Bytes, str] = {}
         for index, item in enumerate(self.loads):
             names.setdefault(item.data, f"load-{index:02}")
         for key, data in self.fw_cfg:
@@ -104,8 +104,8 @@ class Placement:
         """All but the images, as plain lists, numbers and strings for a trace's header."""
         names = self._names()
 
-        def reference(data: bytes) -> bytes | str:
-            return names[data] if len(data) > _INLINE_MAX else data
+        def reference(data: Bytes) -> bytes | str:
+            return names[data] if len(data) > _INLINE_MAX else bytes(data)
 
         return {
             "spec": self.spec.to_dict(),
@@ -158,7 +158,7 @@ class Placement:
 
         def add(*parts: object) -> None:
             for part in parts:
-                data = part if isinstance(part, bytes) else repr(part).encode("utf-8")
+                data = part if isinstance(part, Bytes) else repr(part).encode("utf-8")
                 state.update(len(data).to_bytes(8, "little") + data)
 
         add(sorted(self.spec.to_dict().items()), self.protocol, self.cpuid, self.msrs)

@@ -7,7 +7,7 @@ feature bits and the file directory by itself; everything else is data from here
 import struct
 
 from rr86.machine.acpi import AcpiImage
-from rr86.machine.loaders.image import BootFiles
+from rr86.machine.loaders.image import BootFiles, Bytes
 from rr86.machine.memory_map import MemoryMap
 from rr86.machine.smbios import SmbiosImage
 from rr86.machine.spec import BoardSpec
@@ -29,14 +29,15 @@ SETUP_DATA = 0x18
 IRQ0_OVERRIDE = 0x8002
 
 
-def items(spec: BoardSpec, files: BootFiles, protocol: str) -> list[tuple[int, bytes]]:
+def items(spec: BoardSpec, files: BootFiles, protocol: str) -> list[tuple[int, Bytes]]:
     """(key, contents), sorted by key; integers are little-endian."""
     command_line = spec.command_line.encode("utf-8") + b"\0"
     # A bzImage is offered as QEMU does: real-mode setup and protected-mode kernel apart.
-    setup, kernel = b"", files.kernel
+    setup = b""
+    kernel: Bytes = files.kernel
     if protocol == "linux" and files.kernel[:4] != b"\x7fELF":
         setup, kernel = files.bzimage_parts
-    values = {
+    values: dict[int, Bytes] = {
         UUID: bytes(16),
         RAM_SIZE: struct.pack("<Q", spec.memory),
         NO_GRAPHIC: struct.pack("<H", 1),

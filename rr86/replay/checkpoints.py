@@ -7,7 +7,6 @@ original when it is whole.
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +55,9 @@ def add_checkpoints(
 
     if every <= 0:
         raise RecordingError(f"checkpoints need a distance of at least 1, not {every}")
+    # Whoever only looks for checkpoints, as each replay does, has no use for it.
+    import tempfile
+
     place = trace.path if output is None else Path(output)
     session = trace.session()
     handle, name = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)

@@ -9,15 +9,15 @@ from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import Rr86Error
 from rr86.replay.conditions import Condition, as_conditions
 from rr86.replay.execution import Execution, Tick
-from rr86.replay.oracle import OracleReport
 from rr86.replay.stop import Stop
 
 if TYPE_CHECKING:
-    from rr86._native import Machine, Moment
+    from rr86._native import Events, Machine, Moment
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
     from rr86.machine.spec import BoardSpec
     from rr86.replay.checkpoints import Checkpoint
+    from rr86.replay.oracle import OracleReport
 
 
 class _Console:
@@ -53,6 +53,7 @@ class ReplaySession:
         oracle: bool = False,
         touched: bytes = b"",
         moment: "Moment | None" = None,
+        events: "Events | None" = None,
     ) -> None:
         from rr86.record.power import switch_on
 
@@ -67,6 +68,8 @@ class ReplaySession:
         elif checkpoint is not None:
             self.machine.replay_from(str(path), verify, checkpoint.number)
             self.began = checkpoint.icount
+        elif events is not None:
+            self.machine.replay_events(events, verify)
         else:
             self.machine.replay_from(str(path), verify)
         self.inspector = Inspector(
@@ -135,8 +138,10 @@ class ReplaySession:
         """The vCPU's call stack, innermost frame first."""
         return self.inspector.backtrace(vcpu, limit)
 
-    def oracle_report(self) -> OracleReport:
+    def oracle_report(self) -> "OracleReport":
         """What the oracle has found so far; for sessions that were opened with it."""
+        from rr86.replay.oracle import OracleReport
+
         verdict = self.machine.oracle_verdict()
         if verdict is None:
             raise Rr86Error("the oracle has nothing to say about this replay")

@@ -6,23 +6,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rr86.cpu.physical import Mapped, PhysicalNames
 from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import TraceContentError
 from rr86.record.metadata import Footer, Header
 from rr86.replay.checkpoints import Checkpoint, nearest
 from rr86.replay.conditions import Condition
 from rr86.replay.session import ReplaySession
-from rr86.replay.sharing import CrossWrite, Sharing, cross_writes
 from rr86.replay.stop import Stop
-from rr86.replay.survey import Candidate, StaleBlocks
 from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU, STALE_INT3
 
+# What only some questions need is imported when they are asked: most traces are just replayed.
 if TYPE_CHECKING:
     from rr86._native import Moment
+    from rr86.cpu.physical import PhysicalNames
     from rr86.machine.spec import BoardSpec
     from rr86.replay.alone import AloneSession, ParallelReplay
     from rr86.replay.execution import Tick
+    from rr86.replay.sharing import CrossWrite, Sharing
+    from rr86.replay.survey import StaleBlocks
     from rr86.replay.writers import WriteRecord
 
 
@@ -141,8 +142,10 @@ class Trace:
         footer = self.footer or Footer()
         return GuestSymbols(kernel, footer.kaslr_offset, footer.lstar)
 
-    def names(self) -> PhysicalNames:
+    def names(self) -> "PhysicalNames":
         """Names for physical addresses of the kernel, if the recording noted where that was."""
+        from rr86.cpu.physical import Mapped, PhysicalNames
+
         footer = self.footer or Footer()
         places = [
             None if each is None else Mapped(*each) for each in (footer.image, *footer.per_cpu)
@@ -158,16 +161,20 @@ class Trace:
         last: int = _LAST,
         vcpu: int | None = None,
         ranges: Iterable[tuple[int, int]] | None = None,
-    ) -> Iterator[CrossWrite]:
+    ) -> "Iterator[CrossWrite]":
         """Writes that another than the writer could see, in the order of the run; see `CrossWrite`.
 
         Limited to moments from `first` to `last`, to those that `vcpu` made or saw, and to physical
         `ranges` (address, length). Only what is needed of the trace is read.
         """
+        from rr86.replay.sharing import cross_writes
+
         yield from cross_writes(self._reader.hand_offs, first, last, vcpu, ranges)
 
-    def sharing(self, first: int = 0, last: int = _LAST, top: int = 20) -> Sharing:
+    def sharing(self, first: int = 0, last: int = _LAST, top: int = 20) -> "Sharing":
         """Which pages and 64-byte lines changed hands most from moment `first` to `last`."""
+        from rr86.replay.sharing import Sharing
+
         return Sharing.from_native(self._reader.sharing(first, last, top))
 
     def events(
@@ -194,8 +201,10 @@ class Trace:
                 if vcpu is None or where == vcpu:
                     yield Event(kind, icount, None if where == NO_VCPU else where, fields)
 
-    def stale_blocks(self) -> StaleBlocks:
+    def stale_blocks(self) -> "StaleBlocks":
         """The blocks that memory did not hold any more, as the recording noticed them."""
+        from rr86.replay.survey import Candidate, StaleBlocks
+
         born, survived, executed = self._reader.stale_blocks()
         return StaleBlocks(born, survived, [Candidate(*row) for row in executed])
 
@@ -224,6 +233,8 @@ class Trace:
         if oracle and not self.spec.cross_writes:
             raise TraceContentError("the trace was recorded without cross-vCPU writes")
         begin = None if at is None or oracle else nearest(self.checkpoints(), at)
+        # Decoding the first events takes as long as all that comes before they are needed.
+        events = self._reader.begin_events() if begin is None and moment is None else None
         images = self._replayed_images
         return ReplaySession(
             self.spec,
@@ -237,6 +248,7 @@ class Trace:
             oracle=oracle,
             touched=(self.footer or Footer()).touched,
             moment=moment,
+            events=events,
         )
 
     @cached_property

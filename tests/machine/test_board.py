@@ -86,7 +86,7 @@ def test_msrs_are_unique() -> None:
 
 def test_fw_cfg_offers_the_kernel_in_two_parts() -> None:
     items = dict(build(SPEC, FILES).fw_cfg)
-    assert items[0x18] + items[0x11] == FILES.kernel
+    assert bytes(items[0x18]) + bytes(items[0x11]) == FILES.kernel
     assert items[0x12] == FILES.initrd
     assert items[0x15] == b"console=ttyS0\0"
     for size, data in ((0x17, 0x18), (0x08, 0x11), (0x0B, 0x12), (0x14, 0x15)):

@@ -1,6 +1,7 @@
 //! `rr86._native`: the thin face of `rr86-core` for Python. Conversion and error mapping only.
 
 mod blocks;
+mod bytes;
 mod errors;
 mod expansion;
 mod machine;
@@ -25,7 +26,7 @@ mod _native {
     #[pymodule_export]
     use super::machine::{Machine, Moment};
     #[pymodule_export]
-    use super::trace::TraceReader;
+    use super::trace::{Events, TraceReader};
 
     #[pymodule_init]
     fn init(_module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {

@@ -23,8 +23,10 @@ use rr86_core::translate::shortcuts::Shortcuts;
 use rr86_core::translate::vcpu::Exit;
 
 use crate::blocks;
+use crate::bytes::Slice;
 use crate::errors::{self, NativeError};
 use crate::oracle;
+use crate::trace::Events;
 
 /// A moment of a replay, for other replays of its trace.
 #[pyclass(frozen, module = "rr86._native")]
@@ -160,7 +162,7 @@ impl Machine {
         seed: u64,
         quantum: u64,
         start_time: i64,
-        fw_cfg: Vec<(u16, PyBackedBytes)>,
+        fw_cfg: Vec<(u16, Slice)>,
         fw_cfg_files: Vec<(String, Vec<u8>)>,
         max_block: usize,
         block_capacity: usize,
@@ -215,10 +217,10 @@ impl Machine {
         })
     }
 
-    fn load(&mut self, paddr: u64, data: &[u8]) -> PyResult<()> {
+    fn load(&mut self, paddr: u64, data: Slice) -> PyResult<()> {
         self.driver()
             .machine()?
-            .load(paddr, data)
+            .load(paddr, data.as_ref())
             .map_err(errors::machine)
     }
 
@@ -300,6 +302,11 @@ impl Machine {
                 .detach(|| Replayer::from_checkpoint(machine, &reader, &info, verify))
                 .map_err(errors::replay),
         })
+    }
+
+    fn replay_events(&mut self, events: &Events, verify: bool) -> PyResult<()> {
+        let events = events.take()?;
+        self.start_replay(|machine| Ok(Replayer::new(machine, events, verify)))
     }
 
     fn keep(&mut self, py: Python<'_>, trace: &str) -> PyResult<Moment> {

@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use rr86_core::record::{Access, Block, Event};
 use rr86_core::replay::survey::StaleBlock;
-use rr86_core::replay::{self, SharedLine, SharedPage};
+use rr86_core::replay::{self, EventStream, SharedLine, SharedPage};
 
-use crate::errors;
+use crate::errors::{self, NativeError};
 
 /// (icount, page number, from, to, for writing, lines)
 type HandOffTuple = (u64, u64, u8, u8, bool, u64);
@@ -61,6 +62,19 @@ fn page_row(page: &SharedPage) -> PageRow {
 
 #[pyclass(frozen, module = "rr86._native")]
 pub struct TraceReader(replay::TraceReader);
+
+/// All events of a trace for one replay from power-on; the first are being decoded.
+#[pyclass(frozen, module = "rr86._native")]
+pub struct Events(Mutex<Option<EventStream>>);
+
+impl Events {
+    /// The stream, once.
+    pub fn take(&self) -> PyResult<EventStream> {
+        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = || NativeError::new_err("these events are being replayed already");
+        stream.take().ok_or_else(gone)
+    }
+}
 
 fn block<'py>(fields: &Bound<'py, PyDict>, b: &Block) -> PyResult<()> {
     fields.set_item("id", b.id)?;
@@ -194,6 +208,10 @@ impl TraceReader {
             py.detach(|| self.0.read_image(name, out))
                 .map_err(errors::trace)
         })
+    }
+
+    fn begin_events(&self) -> Events {
+        Events(Mutex::new(Some(self.0.stream_for_replay(0))))
     }
 
     fn complete(&self) -> bool {

@@ -11,6 +11,10 @@ SETUP_SECTS = 0x1F1
 """Offset of the number of 512-byte sectors that a bzImage's setup has behind the first."""
 
 
+Bytes = bytes | memoryview
+"""Contents; a view is one of a part of a `bytes`."""
+
+
 class ImageError(ValueError):
     """A kernel, initrd or module that cannot be booted; the message says why."""
 
@@ -26,17 +30,20 @@ class BootFiles:
     """Further Multiboot modules: (command line, contents)."""
 
     @cached_property
-    def bzimage_parts(self) -> tuple[bytes, bytes]:
-        """Real-mode setup and protected-mode kernel of a bzImage, cut apart once for all users."""
+    def bzimage_parts(self) -> tuple[bytes, memoryview]:
+        """Real-mode setup and protected-mode kernel of a bzImage, cut apart once for all users.
+
+        The kernel is a view: a copy of so many megabytes would show in the time of a start.
+        """
         size = (self.kernel[SETUP_SECTS] or 4) * 512 + 512
-        return self.kernel[:size], self.kernel[size:]
+        return self.kernel[:size], memoryview(self.kernel)[size:]
 
 
 class Load(NamedTuple):
     """Bytes that have to be in guest RAM before the first instruction."""
 
     address: int
-    data: bytes
+    data: Bytes
     what: str
     """A word or two for messages."""
 
@@ -63,7 +70,7 @@ class Layout:
     loads: list[Load] = field(default_factory=list)
     _claims: list[tuple[int, int, str]] = field(default_factory=list)
 
-    def add(self, address: int, data: bytes, what: str, size: int = 0) -> None:
+    def add(self, address: int, data: Bytes, what: str, size: int = 0) -> None:
         """Put `data` at `address` and claim at least `size` bytes there."""
         self.claim(address, max(size, len(data)), what)
         if data:

@@ -8,6 +8,7 @@ pub mod codec;
 pub mod error;
 pub mod event;
 pub mod format;
+mod images;
 pub(crate) mod varint;
 pub mod writer;
 

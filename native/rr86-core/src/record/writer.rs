@@ -20,6 +20,7 @@ use super::codec::ChunkBuilder;
 use super::error::TraceError;
 use super::event::Event;
 use super::format::{self, ChunkHeader, ChunkKind, Codec, PagesTable, StateTable};
+use super::images::Images;
 use super::varint::put;
 use crate::contents::Contents;
 use crate::host_time::{HostTime, Stopwatch};
@@ -37,6 +38,9 @@ const QUEUE: usize = 48;
 
 /// The longest image name in bytes.
 const MAX_IMAGE_NAME: usize = 4096;
+
+/// The most bytes of an image in the list of images, its name aside: two lengths and a hash.
+const LIST_ENTRY: usize = 10 + 10 + 16;
 
 enum Job {
     Chunk(Box<ChunkBuilder>),
@@ -74,6 +78,7 @@ pub struct TraceWriter {
     jobs: Option<SyncSender<Job>>,
     thread: Option<JoinHandle<Result<(), TraceError>>>,
     shared: Arc<Shared>,
+    images: Arc<Images>,
     error: Option<TraceError>,
     /// Checkpoints written so far.
     checkpoints: u32,
@@ -83,37 +88,40 @@ pub struct TraceWriter {
 
 impl TraceWriter {
     /// Creates the file (replacing one that exists) and writes the header at once. The images, of which
-    /// equal ones are stored once, are the thread's first work: compressing a kernel takes as long as
-    /// booting its first tenth.
+    /// equal ones are stored once, are the thread's first work, hashing them included: compressing a
+    /// kernel takes as long as booting its first tenth.
     pub fn create(
         path: &Path,
         header: &[u8],
         images: &[(String, Contents)],
     ) -> Result<Self, TraceError> {
         too_large("a header", header.len() as u64, format::MAX_RAW as u64)?;
-        let hashes: Vec<u128> = images.iter().map(|(_, c)| xxh3_128(c)).collect();
-        let list = image_list(images, &hashes)?;
+        check_images(images)?;
         let mut output = Output::create(path)?;
         output.blob(ChunkKind::HEADER, &[], header)?;
-        output.blob(ChunkKind::IMAGE_LIST, &[], &list)?;
-        Self::start(output, distinct(images, &hashes))
+        Self::start(output, Some(images.to_vec()))
     }
 
     /// Creates the file (replacing one that exists), for a trace that is copied from another.
     pub fn create_copy(path: &Path) -> Result<Self, TraceError> {
-        Self::start(Output::create(path)?, BTreeMap::new())
+        Self::start(Output::create(path)?, None)
     }
 
-    fn start(mut output: Output, images: BTreeMap<u128, Contents>) -> Result<Self, TraceError> {
+    fn start(
+        mut output: Output,
+        images: Option<Vec<(String, Contents)>>,
+    ) -> Result<Self, TraceError> {
         let shared = output.shared.clone();
         let path = output.path.clone();
         let (jobs, receiver) = sync_channel(QUEUE);
         let flag = shared.clone();
+        let pieces = Arc::new(Images::default());
+        let ending = Ending(pieces.clone());
         let thread = std::thread::Builder::new()
             .name("rr86-trace".into())
             .spawn(move || {
                 let result = output
-                    .images(&images)
+                    .images(images, &ending.0)
                     .and_then(|()| output.serve(&receiver));
                 flag.failed.store(result.is_err(), Ordering::Release);
                 result
@@ -124,6 +132,7 @@ impl TraceWriter {
             jobs: Some(jobs),
             thread: Some(thread),
             shared,
+            images: pieces,
             error: None,
             checkpoints: 0,
             waited: HostTime::default(),
@@ -274,6 +283,7 @@ impl TraceWriter {
     /// Ends the thread and returns its verdict.
     fn join(&mut self) -> Result<(), TraceError> {
         self.jobs = None;
+        self.images.help(LEVEL);
         match self.thread.take() {
             Some(thread) => thread.join().unwrap_or(Err(TraceError::Thread)),
             None => Err(self.error.clone().unwrap_or(TraceError::Thread)),
@@ -307,25 +317,42 @@ fn too_large(what: &'static str, len: u64, limit: u64) -> Result<(), TraceError>
     }
 }
 
-/// The payload of the image list chunk: a count, and for each image its name's length, the name,
-/// the content's length and its hash.
-fn image_list(images: &[(String, Contents)], hashes: &[u128]) -> Result<Vec<u8>, TraceError> {
-    let mut list = Vec::new();
+/// Refuses images that a trace cannot hold.
+fn check_images(images: &[(String, Contents)]) -> Result<(), TraceError> {
     let mut names = BTreeSet::new();
-    put(&mut list, images.len() as u64);
-    for ((name, content), hash) in images.iter().zip(hashes) {
+    let mut list = 0;
+    for (name, content) in images {
         too_large("an image's name", name.len() as u64, MAX_IMAGE_NAME as u64)?;
         too_large("an image", content.len() as u64, format::MAX_IMAGE)?;
         if !names.insert(name) {
             return Err(TraceError::DuplicateImage { name: name.clone() });
         }
+        list += name.len() + LIST_ENTRY;
+    }
+    too_large("an image list", list as u64, format::MAX_RAW as u64)
+}
+
+/// The payload of the image list chunk: a count, and for each image its name's length, the name,
+/// the content's length and its hash.
+fn image_list(images: &[(String, Contents)], hashes: &[u128]) -> Vec<u8> {
+    let mut list = Vec::new();
+    put(&mut list, images.len() as u64);
+    for ((name, content), hash) in images.iter().zip(hashes) {
         put(&mut list, name.len() as u64);
         list.extend_from_slice(name.as_bytes());
         put(&mut list, content.len() as u64);
         list.extend_from_slice(&hash.to_be_bytes());
     }
-    too_large("an image list", list.len() as u64, format::MAX_RAW as u64)?;
-    Ok(list)
+    list
+}
+
+/// Sends those away who help with the images, however the thread ends.
+struct Ending(Arc<Images>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 /// The different contents among images, by hash.
@@ -413,14 +440,23 @@ impl Output {
         self.file.flush().map_err(|e| TraceError::io(&self.path, e))
     }
 
-    fn images(&mut self, images: &BTreeMap<u128, Contents>) -> Result<(), TraceError> {
-        for (hash, content) in images {
-            for (n, piece) in content.chunks(format::IMAGE_CHUNK).enumerate() {
-                let mut table = hash.to_be_bytes().to_vec();
-                table.extend_from_slice(&((n * format::IMAGE_CHUNK) as u64).to_le_bytes());
-                self.blob(ChunkKind::IMAGE, &table, piece)?;
+    /// The list of images and what is in them. A trace that is copied from another has both already.
+    fn images(
+        &mut self,
+        images: Option<Vec<(String, Contents)>>,
+        pieces: &Images,
+    ) -> Result<(), TraceError> {
+        if let Some(images) = images {
+            let hashes: Vec<u128> = images.iter().map(|(_, c)| xxh3_128(c)).collect();
+            pieces.begin(&distinct(&images, &hashes));
+            self.blob(ChunkKind::IMAGE_LIST, &[], &image_list(&images, &hashes))?;
+            while let Some(packed) = pieces.next(&mut self.compressor) {
+                let packed = packed.map_err(|e| TraceError::io(&self.path, e))?;
+                let (table, payload) = (&packed.table, &packed.payload);
+                self.packed(ChunkKind::IMAGE, table, payload, packed.raw_len)?;
             }
         }
+        pieces.end();
         Ok(())
     }
 
@@ -431,20 +467,31 @@ impl Output {
             ChunkKind::PAGES | ChunkKind::CHECKPOINT => &mut self.page_compressor,
             _ => &mut self.compressor,
         };
-        let stored = format::compress(compressor, raw, &mut payload)
+        format::compress(compressor, raw, &mut payload)
             .map_err(|e| TraceError::io(&self.path, e))?;
+        self.packed(kind, table, &payload, raw.len())
+    }
+
+    /// Writes a chunk of opaque bytes that have been compressed where that made them shorter.
+    fn packed(
+        &mut self,
+        kind: ChunkKind,
+        table: &[u8],
+        payload: &[u8],
+        raw_len: usize,
+    ) -> Result<(), TraceError> {
         let header = ChunkHeader {
             kind,
-            codec: if stored < raw.len() {
+            codec: if payload.len() < raw_len {
                 Codec::Zstd
             } else {
                 Codec::Stored
             },
             sequence: self.sequence,
-            raw_len: raw.len() as u32,
+            raw_len: raw_len as u32,
             ..ChunkHeader::default()
         };
-        self.chunk(&header.chunk(table, &payload))
+        self.chunk(&header.chunk(table, payload))
     }
 
     /// Writes a whole chunk by one call and enters it into the index.
