@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from rr86.cli.progress import Progress, Steps, size_text
-from rr86.cli.status import say
+from rr86.cli.status import Exit, say
 from rr86.cli.terminal import Interruption
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ def interruptible() -> Iterator[Interruption]:
         with interruption.watching():
             yield interruption
     except KeyboardInterrupt:
-        raise typer.Exit(128 + (interruption.signal or 2)) from None
+        raise Exit(128 + (interruption.signal or 2)) from None
 
 
 def expanded(

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from rr86.cli.status import Failure, reporting_errors, say
+from rr86.cli.options import Argument, Option
+from rr86.cli.status import BadCall, Exit, Failure, reporting_errors, say
 from rr86.cli.values import trace_or_newest
 
 FOUND, NOTHING_STALE, FAILED = 0, 1, 2
@@ -16,7 +15,7 @@ def _address(text: str) -> int:
     try:
         return int(text, 16)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not an address") from None
+        raise BadCall(f"{text!r} is not an address") from None
 
 
 @reporting_errors
@@ -42,7 +41,7 @@ def _run(
         if as_json:
             print(json.dumps({"trace": str(recorded.path), "stale": False}))
         say(NOTHING if (at, pc, block) == (None, None, None) else f"{NOTHING}, of those chosen")
-        raise typer.Exit(NOTHING_STALE)
+        raise Exit(NOTHING_STALE)
     if html is not None:
         from rr86.cli.bisect_html import page
 
@@ -53,16 +52,14 @@ def _run(
         show(finding)
     if not finding.proved:
         say("error: the guilty write was not found" if finding.write is None else "error: no proof")
-        raise typer.Exit(FAILED)
+        raise Exit(FAILED)
 
 
 def command(
-    trace: Annotated[
-        Path | None, typer.Argument(help="A trace; by default the newest one here.")
-    ] = None,
+    trace: Annotated[Path | None, Argument(help="A trace; by default the newest one here.")] = None,
     at: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--at",
             metavar="ICOUNT",
             min=0,
@@ -71,17 +68,15 @@ def command(
     ] = None,
     pc: Annotated[
         int | None,
-        typer.Option(
-            "--pc", metavar="ADDR", parser=_address, help="Stale code at this linear address."
-        ),
+        Option("--pc", metavar="ADDR", parser=_address, help="Stale code at this linear address."),
     ] = None,
     block: Annotated[
-        int | None, typer.Option("--block", metavar="ID", help="This block, as in rr86 events.")
+        int | None, Option("--block", metavar="ID", help="This block, as in rr86 events.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    as_json: Annotated[bool, Option("--json", help="As one JSON object.")] = False,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Also write a self-contained page."),
+        Option("--html", metavar="FILE", help="Also write a self-contained page."),
     ] = None,
 ) -> None:
     """Name the one write that a stale translation block missed, and prove it by a replay.
@@ -95,4 +90,4 @@ def command(
         _run(trace, at, pc, block, as_json, html)
     except Failure:
         # Status 1 says something here that an error must not be taken for.
-        raise typer.Exit(FAILED) from None
+        raise Exit(FAILED) from None

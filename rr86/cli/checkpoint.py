@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from rr86.cli.options import Argument, Option
 from rr86.cli.status import reporting_errors, say
 from rr86.cli.values import parse_count, trace_or_newest
 
@@ -14,12 +13,10 @@ if TYPE_CHECKING:
 
 @reporting_errors
 def command(
-    trace: Annotated[
-        Path | None, typer.Argument(help="A trace; by default the newest one here.")
-    ] = None,
+    trace: Annotated[Path | None, Argument(help="A trace; by default the newest one here.")] = None,
     every: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--every",
             metavar="N",
             parser=parse_count,
@@ -28,7 +25,7 @@ def command(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Leave the trace, and write this one."),
+        Option("-o", "--output", metavar="FILE", help="Leave the trace, and write this one."),
     ] = None,
 ) -> None:
     """Replay a trace once, and keep the whole machine after every so many instructions.

@@ -6,8 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from rr86.cli.options import Argument, Option
 from rr86.cli.status import fail, reporting_errors, say
 from rr86.cli.values import trace_or_newest
 from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU, SLICE_ENDS, STOP_REASONS
@@ -59,39 +58,35 @@ def _line(
 
 @reporting_errors
 def command(
-    trace: Annotated[
-        Path | None, typer.Argument(help="A trace; by default the newest one here.")
-    ] = None,
+    trace: Annotated[Path | None, Argument(help="A trace; by default the newest one here.")] = None,
     kind: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--kind",
             metavar="KIND",
             help=f"One of {', '.join(EVENT_KINDS)}; may be given several times.",
         ),
     ] = None,
-    vcpu: Annotated[int | None, typer.Option("--vcpu", metavar="N", help="Of this vCPU.")] = None,
+    vcpu: Annotated[int | None, Option("--vcpu", metavar="N", help="Of this vCPU.")] = None,
     first: Annotated[
         int | None,
-        typer.Option("--from", metavar="ICOUNT", min=0, help="From this moment."),
+        Option("--from", metavar="ICOUNT", min=0, help="From this moment."),
     ] = None,
     last: Annotated[
         int | None,
-        typer.Option("--to", metavar="ICOUNT", min=0, help="Up to this moment."),
+        Option("--to", metavar="ICOUNT", min=0, help="Up to this moment."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Annotated[bool, Option("--json", help="One JSON object a line.")] = False,
     limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", min=1, help="At most N events.")
+        int | None, Option("--limit", metavar="N", min=1, help="At most N events.")
     ] = None,
     symbols: Annotated[
         bool,
-        typer.Option(
-            "--symbols", help="Name the code that blocks stand for, or the variables written."
-        ),
+        Option("--symbols", help="Name the code that blocks stand for, or the variables written."),
     ] = False,
     cross_writes: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--cross-writes",
             help="Writes that another than the writer got to see: moment, writer -> reader, "
             "page and 64-byte lines. --vcpu means either of the two.",
@@ -99,11 +94,11 @@ def command(
     ] = False,
     page: Annotated[
         str | None,
-        typer.Option("--page", metavar="ADDR", help="With --cross-writes: of the page with it."),
+        Option("--page", metavar="ADDR", help="With --cross-writes: of the page with it."),
     ] = None,
     symbol: Annotated[
         str | None,
-        typer.Option("--symbol", metavar="NAME", help="With --cross-writes: of this variable."),
+        Option("--symbol", metavar="NAME", help="With --cross-writes: of this variable."),
     ] = None,
 ) -> None:
     """List a trace's events: instruction count, vCPU, kind, fields.

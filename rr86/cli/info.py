@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from rr86.cli.options import Argument, Option
 from rr86.cli.progress import size_text
 from rr86.cli.status import reporting_errors
 from rr86.cli.values import trace_or_newest
@@ -70,10 +69,8 @@ def _checkpoints(trace: "Trace") -> str:
 
 @reporting_errors
 def command(
-    trace: Annotated[
-        Path | None, typer.Argument(help="A trace; by default the newest one here.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    trace: Annotated[Path | None, Argument(help="A trace; by default the newest one here.")] = None,
+    as_json: Annotated[bool, Option("--json", help="As one JSON object.")] = False,
 ) -> None:
     """Show what a trace holds: board, images, events, and how the recording ended.
 

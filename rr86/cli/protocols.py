@@ -2,14 +2,13 @@
 
 from typing import Annotated
 
-import typer
-
+from rr86.cli.options import Option
 from rr86.cli.status import reporting_errors
 
 
 @reporting_errors
 def command(
-    as_json: Annotated[bool, typer.Option("--json", help="As a JSON list.")] = False,
+    as_json: Annotated[bool, Option("--json", help="As a JSON list.")] = False,
 ) -> None:
     """List the block protocols for `record --block-protocol`, with where each was seen."""
     from dataclasses import asdict

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from rr86.cli.status import OK, of_stop, reporting_errors, say
+from rr86.cli.options import Argument, Option
+from rr86.cli.status import OK, Exit, of_stop, reporting_errors, say
 from rr86.cli.values import parse_bytes, parse_count, parse_duration
 
 if TYPE_CHECKING:
@@ -20,60 +19,56 @@ _INTERACTIVE_WAIT = 0.5
 
 @reporting_errors
 def command(
-    kernel: Annotated[Path, typer.Argument(help="Linux bzImage or vmlinux, or a Multiboot image.")],
-    smp: Annotated[int, typer.Option("--smp", metavar="N", help="Number of vCPUs, 1 to 64.")] = 1,
+    kernel: Annotated[Path, Argument(help="Linux bzImage or vmlinux, or a Multiboot image.")],
+    smp: Annotated[int, Option("--smp", metavar="N", help="Number of vCPUs, 1 to 64.")] = 1,
     memory: Annotated[
-        str, typer.Option("-m", "--memory", metavar="SIZE", help="RAM, as 512M or 2G.")
+        str, Option("-m", "--memory", metavar="SIZE", help="RAM, as 512M or 2G.")
     ] = "512M",
     initrd: Annotated[
-        Path | None, typer.Option("--initrd", metavar="FILE", help="Initial RAM disk.")
+        Path | None, Option("--initrd", metavar="FILE", help="Initial RAM disk.")
     ] = None,
     module: Annotated[
-        list[Path] | None, typer.Option("--module", metavar="FILE", help="Multiboot module.")
+        list[Path] | None, Option("--module", metavar="FILE", help="Multiboot module.")
     ] = None,
-    append: Annotated[
-        str, typer.Option("--append", metavar="TEXT", help="Kernel command line.")
-    ] = "",
+    append: Annotated[str, Option("--append", metavar="TEXT", help="Kernel command line.")] = "",
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Trace; by default <kernel>-NNN.rr86."),
+        Option("-o", "--output", metavar="FILE", help="Trace; by default <kernel>-NNN.rr86."),
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(
-            "--seed", metavar="N", help="Another seed is another schedule, and other entropy."
-        ),
+        Option("--seed", metavar="N", help="Another seed is another schedule, and other entropy."),
     ] = 0,
     quantum: Annotated[
         int | None,
-        typer.Option("--quantum", metavar="N", help="Mean instructions of a vCPU's slice."),
+        Option("--quantum", metavar="N", help="Mean instructions of a vCPU's slice."),
     ] = None,
     max_block: Annotated[
         int | None,
-        typer.Option("--max-block", metavar="N", help="Most instructions in a block."),
+        Option("--max-block", metavar="N", help="Most instructions in a block."),
     ] = None,
     cross_writes: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--cross-writes/--no-cross-writes",
             help="Log which vCPU writes and reads which page.",
         ),
     ] = True,
     schedule: Annotated[
         str,
-        typer.Option(
+        Option(
             "--schedule", metavar="NAME", help="How vCPUs take turns: uniform, random, pct, starve."
         ),
     ] = "uniform",
     block_protocol: Annotated[
         str,
-        typer.Option(
+        Option(
             "--block-protocol", metavar="NAME", help="Order of a block's steps; see rr86 protocols."
         ),
     ] = "precise",
     window_bias: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--window-bias",
             metavar="N",
             help="Switch vCPUs in N of 65,536 windows of the block protocol.",
@@ -81,7 +76,7 @@ def command(
     ] = None,
     until: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--until",
             metavar="CONDITION",
             help="Stop at int3 (honest or not), stale-int3, stale, panic, rip=ADDR, symbol=NAME, "
@@ -90,7 +85,7 @@ def command(
     ] = None,
     limit_instructions: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--limit-instructions",
             metavar="N",
             parser=parse_count,
@@ -99,7 +94,7 @@ def command(
     ] = None,
     limit_virtual_time: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--limit-virtual-time",
             metavar="TIME",
             parser=parse_duration,
@@ -108,7 +103,7 @@ def command(
     ] = None,
     limit_trace_size: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--limit-trace-size",
             metavar="SIZE",
             parser=parse_bytes,
@@ -117,7 +112,7 @@ def command(
     ] = None,
     checkpoints: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--checkpoints",
             metavar="EVERY",
             parser=parse_count,
@@ -125,10 +120,10 @@ def command(
             "reach later moments at once.",
         ),
     ] = None,
-    no_input: Annotated[bool, typer.Option("--no-input", help="Give stdin to nobody.")] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Show counters at the end.")] = False,
+    no_input: Annotated[bool, Option("--no-input", help="Give stdin to nobody.")] = False,
+    stats: Annotated[bool, Option("--stats", help="Show counters at the end.")] = False,
     quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="No console output and no report.")
+        bool, Option("-q", "--quiet", help="No console output and no report.")
     ] = False,
 ) -> None:
     """Record a guest from power-on until it ends, a condition is met, or you stop it.
@@ -136,6 +131,11 @@ def command(
     The guest's serial console is on stdin and stdout: keys go to the guest, Ctrl-A x leaves,
     Ctrl-C ends the recording. Everything else is on stderr.
     """
+    from rr86.record.files import ReadAhead
+
+    files = [kernel, *([] if initrd is None else [initrd]), *(module or ())]
+    read = ReadAhead(files)
+
     from rr86.cli.progress import Progress, size_text
     from rr86.cli.show import show_statistics, show_stop
     from rr86.cli.terminal import HELP, Input, Interruption, Output
@@ -153,25 +153,29 @@ def command(
         "cross_writes": cross_writes,
     }
     out = Output()
-    recorder = start(
-        kernel,
-        smp=smp,
-        memory=memory,
-        initrd=initrd,
-        modules=module or (),
-        append=append,
-        seed=seed,
-        output=output,
-        console=None if quiet else out.write,
-        checkpoints=checkpoints,
-        **{name: value for name, value in more.items() if value is not None},
-    )
     source = Input(enabled=not no_input)
-    progress = Progress("recording")
-    if source.interactive and not quiet:
-        say(HELP)
     interruption = Interruption()
+    # An image may be a pipe in which nothing comes: while that lasts, Ctrl-C just ends the command.
+    # From where there is a trace on, it has to end that properly.
+    read.wait()
     with interruption.watching():
+        recorder = start(
+            kernel,
+            smp=smp,
+            memory=memory,
+            initrd=initrd,
+            modules=module or (),
+            append=append,
+            seed=seed,
+            output=output,
+            console=None if quiet else out.write,
+            checkpoints=checkpoints,
+            read=read,
+            **{name: value for name, value in more.items() if value is not None},
+        )
+        progress = Progress("recording")
+        if source.interactive and not quiet:
+            say(HELP)
         with recorder:
             with source.raw(), progress.shown(not quiet):
                 run = _Run(recorder, source, out, progress, interruption)
@@ -193,7 +197,7 @@ def command(
                 say(f"stale blocks: {born:,}, executed {entered:,} times")
         if stats:
             show_statistics(recording.statistics, recorder.seconds())
-    raise typer.Exit(run.status(stop))
+    raise Exit(run.status(stop))
 
 
 class _Run:

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from rr86.cli.status import ERROR, of_stop, reporting_errors, say
+from rr86.cli.options import Argument, Option
+from rr86.cli.status import ERROR, BadCall, Exit, of_stop, reporting_errors, say
 from rr86.cli.values import trace_or_newest
 
 if TYPE_CHECKING:
@@ -31,12 +30,10 @@ def _beginning(began: int, first: int) -> str:
 
 @reporting_errors
 def command(
-    trace: Annotated[
-        Path | None, typer.Argument(help="A trace; by default the newest one here.")
-    ] = None,
+    trace: Annotated[Path | None, Argument(help="A trace; by default the newest one here.")] = None,
     until: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--until",
             metavar="CONDITION",
             help="Stop at int3 (see above), any-int3, stale-int3, stale, panic, rip=ADDR, "
@@ -46,7 +43,7 @@ def command(
     ] = None,
     vcpu: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--vcpu",
             metavar="N",
             min=0,
@@ -56,13 +53,13 @@ def command(
     ] = None,
     parallel: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--parallel", help="Replay every vCPU alone, as many at a time as the host has cores."
         ),
     ] = False,
     expansion: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--expansion",
             metavar="PATH",
             help="Where the expansion is, or shall be; by default TRACE.expansion.",
@@ -70,26 +67,26 @@ def command(
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--from",
             metavar="icount=N",
             help="Begin there, from the last checkpoint before; what comes earlier is not shown.",
         ),
     ] = None,
     no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Do not compare digests on the way.")
+        bool, Option("--no-verify", help="Do not compare digests on the way.")
     ] = False,
     oracle: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--oracle",
             help="Check every access to memory against the trace's hand-offs; slow. "
             "Exit status 1 if a cross-vCPU write is missing.",
         ),
     ] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Show counters at the end.")] = False,
+    stats: Annotated[bool, Option("--stats", help="Show counters at the end.")] = False,
     quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="No console output and no report.")
+        bool, Option("-q", "--quiet", help="No console output and no report.")
     ] = False,
 ) -> None:
     """Replay a trace to its end, or to the first moment where a condition is met.
@@ -115,15 +112,13 @@ def command(
 
     lone = parallel or vcpu is not None
     if parallel and vcpu is not None:
-        raise typer.BadParameter("--vcpu and --parallel exclude each other")
+        raise BadCall("--vcpu and --parallel exclude each other")
     whole = [("--until", until), ("--from", start), ("--oracle", oracle)]
     if lone and any(value for _, value in whole):
         name = next(name for name, value in whole if value)
-        raise typer.BadParameter(
-            f"{name} needs the whole machine: it does not go with --vcpu or --parallel"
-        )
+        raise BadCall(f"{name} needs the whole machine: it does not go with --vcpu or --parallel")
     if expansion is not None and not lone:
-        raise typer.BadParameter("--expansion is for --vcpu and --parallel")
+        raise BadCall("--expansion is for --vcpu and --parallel")
     conditions = as_conditions(until)
     first = None if start is None else _moment(start)
     recorded = open_trace(trace_or_newest(trace))
@@ -190,7 +185,7 @@ def command(
         report = session.oracle_report()
         show_oracle(report, session.inspector)
     if stop.reason == "interrupted":
-        raise typer.Exit(128 + interruption.signal if interruption else 141)
+        raise Exit(128 + interruption.signal if interruption else 141)
     if oracle and not report.clean:
-        raise typer.Exit(ERROR)
-    raise typer.Exit(of_stop(stop))
+        raise Exit(ERROR)
+    raise Exit(of_stop(stop))

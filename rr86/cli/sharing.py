@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from rr86.cli.options import Argument, Option
 from rr86.cli.status import reporting_errors
 from rr86.cli.values import trace_or_newest
 
@@ -101,22 +100,18 @@ def _as_dict(sharing: "Sharing", names: "PhysicalNames | None") -> dict[str, obj
 
 @reporting_errors
 def command(
-    trace: Annotated[
-        Path | None, typer.Argument(help="A trace; by default the newest one here.")
-    ] = None,
+    trace: Annotated[Path | None, Argument(help="A trace; by default the newest one here.")] = None,
     top: Annotated[
-        int, typer.Option("--top", metavar="N", min=1, help="So many pages, and so many lines.")
+        int, Option("--top", metavar="N", min=1, help="So many pages, and so many lines.")
     ] = 20,
-    first: Annotated[
-        int, typer.Option("--from", metavar="ICOUNT", min=0, help="From this moment.")
-    ] = 0,
+    first: Annotated[int, Option("--from", metavar="ICOUNT", min=0, help="From this moment.")] = 0,
     last: Annotated[
-        int | None, typer.Option("--to", metavar="ICOUNT", min=0, help="Up to this moment.")
+        int | None, Option("--to", metavar="ICOUNT", min=0, help="Up to this moment.")
     ] = None,
     symbols: Annotated[
-        bool, typer.Option("--symbols/--no-symbols", help="Name the kernel's variables.")
+        bool, Option("--symbols/--no-symbols", help="Name the kernel's variables.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    as_json: Annotated[bool, Option("--json", help="As one JSON object.")] = False,
 ) -> None:
     """List the pages and 64-byte lines that changed hands most, without replaying.
 

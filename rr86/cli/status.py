@@ -6,8 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
-import typer
-
 if TYPE_CHECKING:
     from rr86.replay.stop import Stop
 
@@ -27,7 +25,15 @@ EPILOG = (
 P = ParamSpec("P")
 
 
-class Failure(typer.Exit):
+class Exit(SystemExit):
+    """The end of a command, with its status."""
+
+
+class BadCall(Exception):
+    """A command was called in a way that makes no sense; the message says why."""
+
+
+class Failure(Exit):
     """The end of a command by an error, which has been told."""
 
 
@@ -92,13 +98,13 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
         except BrokenPipeError:
             # Whoever read our output has seen enough; keep Python from complaining at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            raise typer.Exit(141) from None
+            raise Exit(141) from None
         except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+            raise Exit(130) from None
         except BaseException as error:
             if type(error).__name__ == "PanicException":
                 # The core has told about its bug in a line of its own.
-                raise typer.Exit(ERROR) from None
+                raise Exit(ERROR) from None
             known = _known_error(error)
             if known is None:
                 raise

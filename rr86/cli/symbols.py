@@ -3,18 +3,17 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from rr86.cli.options import Argument
 from rr86.cli.status import fail, reporting_errors, say
 
 
 @reporting_errors
 def command(
     source: Annotated[
-        Path, typer.Argument(metavar="TRACE|KERNEL", help="A trace, a bzImage or an ELF file.")
+        Path, Argument(metavar="TRACE|KERNEL", help="A trace, a bzImage or an ELF file.")
     ],
     pattern: Annotated[
-        str, typer.Argument(help="A name, with * and ? as in a shell; or an address as 0x….")
+        str, Argument(help="A name, with * and ? as in a shell; or an address as 0x….")
     ] = "*",
 ) -> None:
     """List symbols as nm does; those of a trace are where that run's kernel had them."""

@@ -3,9 +3,7 @@
 import re
 from pathlib import Path
 
-import typer
-
-from rr86.cli.status import fail, say
+from rr86.cli.status import BadCall, fail, say
 
 _TIME_UNITS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
 _COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
@@ -16,13 +14,13 @@ def _scaled(text: str, units: dict[str, int], what: str, example: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-zA-Z]*)", text.strip().replace("_", ""))
     scale = units.get(match[2].lower()) if match is not None else None
     if match is None or scale is None:
-        raise typer.BadParameter(f"{text!r} is not {what}; examples: {example}")
+        raise BadCall(f"{text!r} is not {what}; examples: {example}")
     whole, _, fraction = match[1].partition(".")
     value = int(whole) * scale
     if fraction:
         value += int(fraction) * scale // 10 ** len(fraction)
     if value <= 0:
-        raise typer.BadParameter(f"{what} has to be more than 0")
+        raise BadCall(f"{what} has to be more than 0")
     return value
 
 

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from rr86.cli.status import Failure, reporting_errors, say
+from rr86.cli.options import Argument, Option
+from rr86.cli.status import BadCall, Exit, Failure, reporting_errors, say
 
 if TYPE_CHECKING:
     from rr86.replay.places import Located, Place
@@ -21,7 +20,7 @@ def _moment(text: str) -> int:
     """The instruction count that --at names."""
     digits = text.removeprefix("icount=").replace(",", "").replace("_", "")
     if not (digits.isascii() and digits.isdecimal()):
-        raise typer.BadParameter(f"{text!r} is not a moment; write N or icount=N")
+        raise BadCall(f"{text!r} is not a moment; write N or icount=N")
     return int(digits)
 
 
@@ -97,7 +96,7 @@ def _run(
 
     place = parse_place(address)
     if vcpu is not None and not virtual:
-        raise typer.BadParameter("--vcpu says who maps a linear address: it needs --virtual")
+        raise BadCall("--vcpu says who maps a linear address: it needs --virtual")
     recorded = open_trace(trace)
     with interruptible() as interruption:
         if expand:
@@ -131,14 +130,14 @@ def _run(
         for record in records:
             print("\n".join(_lines(record)))
         say(_source(records, history.has_log, expansion.why_not(recorded.spec)))
-    raise typer.Exit(FOUND if any(record.store is not None for record in records) else NOBODY)
+    raise Exit(FOUND if any(record.store is not None for record in records) else NOBODY)
 
 
 def command(
-    trace: Annotated[Path, typer.Argument(help="A trace.")],
+    trace: Annotated[Path, Argument(help="A trace.")],
     address: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="ADDR[:SIZE]",
             help="A physical address (0x… or decimal), or a kernel symbol as NAME or NAME+OFFSET; "
             "and how many bytes: by default 1, or what the symbol has, up to 8.",
@@ -146,7 +145,7 @@ def command(
     ],
     at: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--at",
             metavar="MOMENT",
             parser=_moment,
@@ -154,15 +153,15 @@ def command(
         ),
     ] = None,
     virtual: Annotated[
-        bool, typer.Option("--virtual", help="ADDR is linear, as mapped at that moment.")
+        bool, Option("--virtual", help="ADDR is linear, as mapped at that moment.")
     ] = False,
     vcpu: Annotated[
         int | None,
-        typer.Option("--vcpu", metavar="N", min=0, help="Mapped by this vCPU; by default 0."),
+        Option("--vcpu", metavar="N", min=0, help="Mapped by this vCPU; by default 0."),
     ] = None,
     expand: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--expand",
             help="Make the log of stores if the trace's expansion has none: that takes long once, "
             "and later questions about memory that vCPUs share need no replay.",
@@ -170,13 +169,13 @@ def command(
     ] = False,
     path: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--expansion",
             metavar="PATH",
             help="Where the expansion is, or shall be; by default TRACE.expansion.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    as_json: Annotated[bool, Option("--json", help="As one JSON object.")] = False,
 ) -> None:
     """Name the last writer of some bytes: which vCPU, at which moment, with which instruction, and
     what it wrote over what. A per-CPU symbol is answered for each CPU.
@@ -190,4 +189,4 @@ def command(
         _run(trace, address, at, virtual, vcpu, expand, path, as_json)
     except Failure:
         # Status 1 says something here that an error must not be taken for.
-        raise typer.Exit(FAILED) from None
+        raise Exit(FAILED) from None

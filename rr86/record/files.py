@@ -1,6 +1,7 @@
 """The files of a recording: images that go in, and where the trace goes."""
 
 import contextlib
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,9 +20,39 @@ def read_image(path: str | Path, what: str) -> bytes:
         raise RecordingError(f"{what} '{path}' is a directory") from None
     except OSError as error:
         raise RecordingError(f"{what} '{path}' cannot be read: {error.strerror}") from None
+    return _filled(data, path, what)
+
+
+def _filled(data: bytes, path: str | Path, what: str) -> bytes:
     if not data:
         raise RecordingError(f"{what} '{path}' is empty")
     return data
+
+
+class ReadAhead:
+    """Reads images by a thread of its own, while others prepare what to do with them."""
+
+    def __init__(self, paths: Iterable[str | Path]) -> None:
+        self._contents: dict[Path, bytes] = {}
+        # Nobody waits for it at the end: a pipe may never have anything to read.
+        self._thread = threading.Thread(target=self._read, args=(list(paths),), daemon=True)
+        self._thread.start()
+
+    def _read(self, paths: list[str | Path]) -> None:
+        for path in paths:
+            # What cannot be read here fails again where somebody hears of it.
+            with contextlib.suppress(OSError, ValueError, MemoryError):
+                self._contents[Path(path)] = Path(path).read_bytes()
+
+    def wait(self) -> None:
+        """Return when there is nothing more to read."""
+        self._thread.join()
+
+    def __call__(self, path: str | Path, what: str) -> bytes:
+        """As `read_image`."""
+        self.wait()
+        data = self._contents.pop(Path(path), None)
+        return read_image(path, what) if data is None else _filled(data, path, what)
 
 
 def next_free_name(kernel: str | Path, folder: Path) -> Path:

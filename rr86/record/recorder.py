@@ -286,9 +286,13 @@ def start(
     output: str | Path | None = None,
     console: Callable[[bytes], None] | None = None,
     checkpoints: int | None = None,
+    read: Callable[[Path, str], bytes] = read_image,
     **more: int | str | bool,
 ) -> Recorder:
-    """A `Recorder` for image files; options as for `record`."""
+    """A `Recorder` for image files; options as for `record`.
+
+    `read` gives the bytes of a file by its path and role.
+    """
     files = {"kernel": Path(kernel)}
     if initrd is not None:
         files["initrd"] = Path(initrd)
@@ -301,7 +305,7 @@ def start(
         kernel_name=files["kernel"].name,
         **more,
     )
-    images = {name: read_image(path, name) for name, path in files.items()}
+    images = {name: read(path, name) for name, path in files.items()}
     names = {name: path.name for name, path in files.items()}
     place = None if output is None else Path(output)
     with reserved(place, kernel, files.values()) as path:
@@ -346,6 +350,7 @@ def record(
         output=output,
         console=console,
         checkpoints=checkpoints,
+        read=read_image,
         **more,
     )
     with recorder:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from rr86.cli import app
+from rr86.cli.app import app
 from rr86.record.metadata import Host
 from rr86.record.recorder import Recorder
 from tests import fake_core

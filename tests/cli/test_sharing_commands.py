@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 import rr86
-from rr86.cli import app
+from rr86.cli.app import app
 
 
 def run(*arguments: str, status: int = 0) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import rr86
-from rr86.record.files import next_free_name
+from rr86.record.files import ReadAhead, next_free_name
 from rr86.record.metadata import Footer, Header, Host, this_host
 from tests.fake_core import FakeCore, NativeError, Step
 from tests.images import elf
@@ -171,3 +171,19 @@ def test_the_host_is_described_by_maker_and_family(tmp_path: Path) -> None:
 def test_the_package_and_the_function_of_the_same_name_get_along() -> None:
     program = "import rr86; from rr86.record.recorder import start; assert callable(rr86.record)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_files_read_ahead_are_those_that_are_read(tmp_path: Path) -> None:
+    kernel, other, empty = (tmp_path / name for name in ("kernel", "other", "empty"))
+    kernel.write_bytes(b"one")
+    other.write_bytes(b"two")
+    empty.write_bytes(b"")
+    read = ReadAhead([kernel, empty, tmp_path / "missing"])
+    read.wait()
+    kernel.unlink()
+    assert read(kernel, "kernel") == b"one"
+    assert read(other, "module0") == b"two"
+    with pytest.raises(rr86.RecordingError, match=r"initrd '.*' is empty"):
+        read(empty, "initrd")
+    with pytest.raises(rr86.RecordingError, match=r"initrd '.*missing' does not exist"):
+        read(tmp_path / "missing", "initrd")

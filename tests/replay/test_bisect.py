@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import rr86
-from rr86.cli import app
+from rr86.cli.app import app
 from rr86.replay.bisect import Choice, bisect_invalidation
 from rr86.replay.finding import Finding
 from tests.guests.build import load_manifest

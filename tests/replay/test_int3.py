@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 import rr86
-from rr86.cli import app
+from rr86.cli.app import app
 from rr86.record.recorder import Recorder
 from rr86.replay.bisect import bisect_invalidation
 from rr86.replay.conditions import AnyInt3, Int3

@@ -5,7 +5,7 @@ import json
 from typer.testing import CliRunner
 
 from rr86._native import block_protocols
-from rr86.cli import app
+from rr86.cli.app import app
 from rr86.translate.protocols import PROTOCOLS, protocol_named
 
 

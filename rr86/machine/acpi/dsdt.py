@@ -4,14 +4,13 @@ It describes the same board as QEMU's -M q35, less what is not there. Interrupt 
 every slot goes straight to an IOAPIC input (`memory_map.pci_gsi`), so there are no link devices.
 """
 
-import uuid
-
 from rr86.machine import memory_map as mm
 from rr86.machine.acpi import aml, resources
 from rr86.machine.acpi.aml import Aml
 
-OSC_PCI = uuid.UUID("33DB4D5B-1FF7-401C-9657-7441C03DD766")
-"""The _OSC interface of PCI host bridges (PCI Firmware Specification 3.2, 4.5.1)."""
+OSC_PCI = bytes.fromhex("5b4ddb33 f71f 1c40 9657 7441c03dd766")
+"""33DB4D5B-1FF7-401C-9657-7441C03DD766 as ACPI stores it, the first three groups little-endian: the
+_OSC interface of PCI host bridges (PCI Firmware Specification 3.2, 4.5.1)."""
 
 OSC_GRANTED = 0x1D
 """Controls that the OS may have: native hot-plug, PME, AER and the PCIe capability; not SHPC."""
@@ -84,7 +83,7 @@ def _osc() -> Aml:
         4,
         aml.create_dword_field(aml.arg(3), 0, "CDW1"),
         aml.if_(
-            aml.equal(aml.arg(0), aml.buffer(OSC_PCI.bytes_le)),
+            aml.equal(aml.arg(0), aml.buffer(OSC_PCI)),
             aml.create_dword_field(aml.arg(3), 8, "CDW3"),
             aml.and_(control, aml.integer(OSC_GRANTED), wanted),
             # Unknown revision.
