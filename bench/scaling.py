@@ -5,7 +5,8 @@
 Four questions, each with the bound that rr86 sets itself:
 
 vcpus    the same work of eight processes, on 1 to 8 vCPUs: the host's time for an instruction
-length   ten times the work: ten times the time, and no more memory beside the guest's own
+length   ten times the work: ten times the time, and no more memory beside the guest's own; the
+         work is timed by what the guest's console says, without the boot
 start    from exec of `rr86 record` to the end of the guest's first slice, of some ten thousand
          instructions, and to the end of the process, its trace closed
 memory   the most that `rr86 record` held at once in a run, and how much of it is RAM that the guest
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from bench.common import (
     write_json,
 )
 from bench.programs.build import build
-from bench.programs.guest import APPEND, initramfs
+from bench.programs.guest import APPEND, Markers, initramfs
 from rr86.cpu.inspection import Inspector
 from rr86.cpu.symbols import GuestSymbols
 from rr86.guests import demo_folder
@@ -49,15 +50,20 @@ from rr86.replay.conditions import as_conditions
 from rr86.replay.execution import Execution
 
 VCPUS = (1, 2, 4, 8)
-# Programs and iterations of the unit of work whose growth is measured.
+# Programs and iterations of the unit of work whose growth is measured; it takes about a second.
 WORK = (
-    ("parallel", 10),
-    ("getppid", 100_000),
-    ("forkexec", 40),
-    ("pagefault", 200),
-    ("pipe", 2_000),
+    ("parallel", 30),
+    ("getppid", 300_000),
+    ("forkexec", 120),
+    ("pagefault", 600),
+    ("pipe", 6_000),
 )
 TIMES = 10
+# How often the unit is done in the runs of one repetition. A short run shows more of the host's
+# noise than a long one, so there are more of them, around it.
+RUNS = (1, 1, TIMES, 1)
+# Iterations of "parallel" where vCPUs are compared.
+PARALLEL = 100
 _COMMAND = (sys.executable, "-c", "from rr86.cli import main; main()", "record", "--no-input")
 _MIB = 1 << 20
 
@@ -83,6 +89,8 @@ class Child:
     """What a finished `rr86 record` has used, in seconds and bytes."""
 
     seconds: float
+    # From each program's begin to its end, as its console told them.
+    work: float
     peak: int
     # Guest RAM that was resident when last looked at.
     touched: int
@@ -143,21 +151,32 @@ class _Watch(threading.Thread):
 
 
 def record(options: Sequence[str], memory: int, folder: Path) -> Child:
-    """`rr86 record` with these options, as a process of its own."""
+    """`rr86 record` with these options, as a process of its own whose console is looked at."""
     trace = folder / "scaling.rr86"
     trace.unlink(missing_ok=True)
-    command = [*_COMMAND, "-q", "-m", f"{memory // _MIB}M", "-o", str(trace), *options]
+    command = [*_COMMAND, "-m", f"{memory // _MIB}M", "-o", str(trace), *options]
+    markers = Markers()
+    said = folder / "said"
     started = time.monotonic()
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        said.open("wb") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process,
+    ):
         watch = _Watch(process.pid, memory)
         watch.start()
-        _, said = process.communicate()
+        assert process.stdout is not None
+        while data := os.read(process.stdout.fileno(), 1 << 16):
+            markers.feed(data, time.monotonic())
+        process.wait()
         seconds = time.monotonic() - started
         watch.stop()
-    if not trace.exists() or said.strip():
-        last = (said.strip().splitlines() or ["no trace"])[-1]
-        raise BenchError(f"rr86 record ended with status {process.returncode}: {last}")
-    return Child(seconds, watch.peak, watch.touched)
+    failed = [name for name, each in markers.outcomes.items() if each.status]
+    if process.returncode or not markers.over or failed:
+        last = (said.read_text().strip().splitlines() or ["nothing said"])[-1]
+        what = f"; failed: {', '.join(failed)}" if failed else ""
+        raise BenchError(f"rr86 record ended with status {process.returncode}: {last}{what}")
+    work = sum(each.seconds for each in markers.outcomes.values())
+    return Child(seconds, work, watch.peak, watch.touched)
 
 
 @dataclass(frozen=True)
@@ -218,8 +237,7 @@ def cost(
     kernel: bytes, executables: dict[str, Path], smp: int, memory: int, patience: float
 ) -> Cost:
     """Boot and work once, plain."""
-    programs = [(name, count) for name, count in WORK if name == "parallel"]
-    initrd = initramfs(executables, [(name, count * TIMES) for name, count in programs])
+    initrd = initramfs(executables, [("parallel", PARALLEL)])
     spec = board_spec(smp=smp, memory=memory, append=APPEND)
     machine = switch_on(spec, {"kernel": kernel, "initrd": initrd})
     execution = Execution(machine, Inspector(machine, GuestSymbols(kernel), smp))
@@ -284,27 +302,31 @@ def _by_length(
 ) -> list[Answer]:
     runs: dict[int, list[Child]] = {0: [], 1: [], TIMES: []}
     for number in range(1, repetitions + 1):
-        for factor, kept in runs.items():
+        for factor in (0, *RUNS):
             note(f"{number}/{repetitions} {factor} times the work")
             initrd = folder / "initrd.gz"
             work = [(name, count * factor) for name, count in WORK if factor]
             initrd.write_bytes(initramfs(executables, work))
             options = ["--smp", "4", "--initrd", str(initrd), "--append", APPEND, str(kernel)]
-            kept.append(record(options, memory, folder))
-    seconds = {
-        factor: statistics.median(run.seconds for run in kept) for factor, kept in runs.items()
-    }
+            runs[factor].append(record(options, memory, folder))
+    return length_answers(runs)
+
+
+def length_answers(runs: Mapping[int, Sequence[Child]]) -> list[Answer]:
+    """What runs with no work, with the unit of it, and with `TIMES` the unit tell."""
+    boot = statistics.median(run.seconds for run in runs[0])
+    work = {n: statistics.median(run.work for run in runs[n]) for n in (1, TIMES)}
     beside = {
-        factor: statistics.median(run.peak - run.touched for run in kept) / _MIB
-        for factor, kept in runs.items()
+        n: statistics.median(run.peak - run.touched for run in kept) / _MIB
+        for n, kept in runs.items()
     }
     peak = statistics.median(run.peak for run in runs[TIMES]) / _MIB
-    once, often = seconds[1] - seconds[0], seconds[TIMES] - seconds[0]
+    ratio = work[TIMES] / (TIMES * work[1])
     return [
-        Answer("length", "boot alone", seconds[0], "s"),
-        Answer("length", "the work once, after the boot", once, "s"),
-        Answer("length", f"{TIMES} times, after the boot", often, "s"),
-        Answer("length", f"{TIMES} times to {TIMES} x once", often / (TIMES * once), "x", 1.1),
+        Answer("length", "boot alone", boot, "s"),
+        Answer("length", "the work once, after the boot", work[1], "s"),
+        Answer("length", f"{TIMES} times, after the boot", work[TIMES], "s"),
+        Answer("length", f"{TIMES} times to {TIMES} x once", ratio, "x", 1.1),
         Answer("length", "memory that it adds", beside[TIMES] - beside[1], "MiB", 16),
         Answer("memory", f"peak with {TIMES} times the work", peak, "MiB"),
         Answer("memory", "peak less the RAM touched, boot alone", beside[0], "MiB", 300),

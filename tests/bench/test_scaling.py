@@ -1,6 +1,6 @@
 """The parts of the scaling benchmark that need no guest."""
 
-from bench.scaling import Answer, high_water, report, resident
+from bench.scaling import TIMES, Answer, Child, high_water, length_answers, report, resident
 
 SMAPS = """\
 7f0000000000-7f0020000000 rw-p 00000000 00:00 0
@@ -37,3 +37,17 @@ def test_a_bound_is_kept_or_not() -> None:
     assert lines[1].endswith("  kept")
     assert lines[2].endswith("not kept")
     assert lines[3].endswith("-")
+
+
+def test_growth_is_that_of_the_work_and_not_of_the_boot() -> None:
+    mib = 1 << 20
+    runs = {
+        0: [Child(2.0, 0.0, 90 * mib, 40 * mib)],
+        1: [Child(9.0, each, 100 * mib, 40 * mib) for each in (1.0, 1.5, 7.0)],
+        TIMES: [Child(9.0, 12.0, 108 * mib, 41 * mib)],
+    }
+    answers = {each.what: each for each in length_answers(runs)}
+    assert answers["the work once, after the boot"].value == 1.5
+    ratio = answers["10 times to 10 x once"]
+    assert (ratio.value, ratio.kept) == (0.8, True)
+    assert answers["memory that it adds"].value == 7.0
