@@ -1,5 +1,6 @@
 """Shortcuts of translated code, switched off with RR86_DISABLE."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,18 @@ def test_a_replay_is_the_same_with_blocks_translated_ahead_and_without(
     assert found[0] == found[1]
     assert found[0][0].reason == "poweroff"
     assert found[0][1]
+
+
+def test_a_replay_on_one_processor_does_not_translate_ahead(tmp_path: Path) -> None:
+    trace = rr86.open_trace(record_demo(tmp_path).path)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        session = trace.session()
+        assert session.run().reason == "poweroff"
+    finally:
+        os.sched_setaffinity(0, before)
+    assert session.machine.stats()["blocks_ahead"] == 0
 
 
 def test_an_unknown_shortcut_is_refused_by_name(

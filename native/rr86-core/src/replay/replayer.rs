@@ -4,6 +4,7 @@
 use crate::translate::windows::WindowPolicy;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::thread::available_parallelism;
 
 use thiserror::Error;
 
@@ -217,10 +218,12 @@ impl Replayer {
         spent
     }
 
-    /// Has the blocks that the trace tells of translated ahead. Not for the oracle, whose code is special.
+    /// Has the blocks that the trace tells of translated ahead. Not for the oracle, whose code is special; and
+    /// not on a single processor, of which the thread would take more from the guest than it gives back.
     fn look_ahead(&mut self) {
         if let Some(guesses) = self.events.take_guesses() {
-            if self.machine.engine.oracle_mut().is_none() {
+            let single = available_parallelism().is_ok_and(|n| n.get() == 1);
+            if !single && self.machine.engine.oracle_mut().is_none() {
                 self.machine.engine.translate_ahead(guesses);
             }
         }
