@@ -694,6 +694,7 @@ impl Machine {
             ("stale_blocks", s.stale_blocks),
             ("stale_entries", s.stale_entries),
             ("stale_int3s", s.stale_int3s),
+            ("superblocks", s.superblocks),
             ("block_flushes", s.block_flushes),
             ("code_drops", s.code_drops),
             ("blocks_ahead", s.blocks_ahead),

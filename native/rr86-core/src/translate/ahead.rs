@@ -200,6 +200,7 @@ fn translate(
         checked: false,
         tracking: settings.tracking,
         shortcuts: settings.shortcuts,
+        superblock: None,
     };
     Some(Translation {
         serial: guess.serial,

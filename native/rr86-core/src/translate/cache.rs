@@ -5,6 +5,8 @@
 //! debugger's stops change) without any effect on the guest.
 
 use super::code::{Code, Slot, Trap};
+use super::codebuf::CodeBuffer;
+use super::emit::OWN_SLOTS;
 use super::mode::Mode;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -43,8 +45,16 @@ pub struct Block {
     pub traps: Vec<Trap>,
     /// Jumps patched to lead here: (block, slot).
     incoming: Vec<(BlockId, u8)>,
-    /// Where this block's own jumps lead.
-    outgoing: [BlockId; 2],
+    /// Where this block's own jumps lead, and those of its path.
+    outgoing: [BlockId; OWN_SLOTS],
+    exits: Vec<BlockId>,
+    /// Samples that found it about to run, see `paths`.
+    pub heat: u8,
+    /// How often a path was made for it, and whether it has one now.
+    pub paths: u8,
+    pub has_path: bool,
+    /// Paths that lead through it: the block that each belongs to, and where its code is.
+    heads: Vec<Head>,
     /// It has been entered while it was stale.
     pub entered_stale: bool,
     /// A breakpoint instruction in it was executed that memory did not hold.
@@ -72,8 +82,34 @@ impl Block {
     }
 }
 
-/// Rel32 positions to rewrite after links changed: (offset in the code buffer, target offset).
-pub type Patches = Vec<(usize, usize)>;
+/// What to rewrite in the code buffer after links changed: a position, and the offset that it then leads to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Patches {
+    /// Displacements of 32 bits.
+    pub links: Vec<(usize, usize)>,
+    /// Places that become a jump.
+    pub jumps: Vec<(usize, usize)>,
+}
+
+impl Patches {
+    pub fn apply(self, code: &mut CodeBuffer) {
+        for (at, target) in self.links {
+            code.patch_rel32(at, target);
+        }
+        for (at, target) in self.jumps {
+            code.patch_jump(at, target);
+        }
+    }
+}
+
+/// The entry of a path that leads through a block.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    block: BlockId,
+    /// Offset of the path's code, and of the block's ordinary code, which follows it.
+    path: usize,
+    ordinary: usize,
+}
 
 const BUCKETS: usize = 1 << 17;
 
@@ -222,7 +258,12 @@ impl Blocks {
             slots: Vec::new(),
             traps: Vec::new(),
             incoming: Vec::new(),
-            outgoing: [NONE; 2],
+            outgoing: [NONE; OWN_SLOTS],
+            exits: Vec::new(),
+            heat: 0,
+            paths: 0,
+            has_path: false,
+            heads: Vec::new(),
             next: self.buckets[place],
             live: true,
             marked: false,
@@ -266,12 +307,39 @@ impl Blocks {
         }
     }
 
+    /// The blocks that a block's own jumps are linked to, by slot.
+    pub fn successors(&self, id: BlockId) -> [Option<BlockId>; OWN_SLOTS] {
+        let block = &self.blocks[id as usize];
+        block.outgoing.map(|to| (to != NONE).then_some(to))
+    }
+
+    /// Notes that a block's code begins with a superblock of these blocks, before its ordinary code at this offset
+    /// in the code buffer. When one of them goes, it is not entered any more.
+    pub fn set_path(&mut self, id: BlockId, members: &[BlockId], ordinary: usize) {
+        let block = &mut self.blocks[id as usize];
+        block.has_path = true;
+        block.paths += 1;
+        let head = Head {
+            block: id,
+            path: block.code_offset,
+            ordinary,
+        };
+        for (place, &member) in members.iter().enumerate() {
+            if member != id && !members[..place].contains(&member) {
+                self.blocks[member as usize].heads.push(head);
+            }
+        }
+    }
+
     /// Links a slot of `from` to `to`; returns where to patch.
     pub fn link(&mut self, from: BlockId, slot: usize, to: BlockId) -> Option<(usize, usize)> {
         let target = self.blocks[to as usize].code_offset;
         let source = &mut self.blocks[from as usize];
         let patch = source.slots[slot].patch? as usize + source.code_offset;
-        source.outgoing[slot] = to;
+        match slot.checked_sub(OWN_SLOTS) {
+            None => source.outgoing[slot] = to,
+            Some(exit) => source.exits[exit] = to,
+        }
         self.blocks[to as usize].incoming.push((from, slot as u8));
         Some((patch, target))
     }
@@ -279,14 +347,33 @@ impl Blocks {
     fn unlink(&mut self, id: BlockId, patches: &mut Patches) {
         for (from, slot) in std::mem::take(&mut self.blocks[id as usize].incoming) {
             let source = &mut self.blocks[from as usize];
-            source.outgoing[slot as usize] = NONE;
-            if let (true, Some(at)) = (source.code != 0, source.slots[slot as usize].patch) {
-                let exit = source.slots[slot as usize].exit as usize;
-                patches.push((source.code_offset + at as usize, source.code_offset + exit));
+            let slot = usize::from(slot);
+            match slot.checked_sub(OWN_SLOTS) {
+                None => source.outgoing[slot] = NONE,
+                Some(exit) => source.exits[exit] = NONE,
+            }
+            if let (true, Some(at)) = (source.code != 0, source.slots[slot].patch) {
+                let exit = source.slots[slot].exit as usize;
+                let links = &mut patches.links;
+                links.push((source.code_offset + at as usize, source.code_offset + exit));
             }
         }
-        for slot in 0..2 {
-            let to = std::mem::replace(&mut self.blocks[id as usize].outgoing[slot], NONE);
+        self.unlink_own(id);
+        for head in std::mem::take(&mut self.blocks[id as usize].heads) {
+            patches.jumps.push((head.path, head.ordinary));
+            let block = &mut self.blocks[head.block as usize];
+            if block.code_offset == head.path && block.code != 0 {
+                (block.has_path, block.heat) = (false, 0);
+            }
+        }
+    }
+
+    /// Forgets where a block's own jumps lead.
+    fn unlink_own(&mut self, id: BlockId) {
+        let block = &mut self.blocks[id as usize];
+        let targets = std::mem::replace(&mut block.outgoing, [NONE; OWN_SLOTS]);
+        let exits = std::mem::take(&mut block.exits);
+        for (slot, &to) in targets.iter().chain(&exits).enumerate() {
             if to != NONE {
                 self.blocks[to as usize]
                     .incoming
@@ -305,7 +392,7 @@ impl Blocks {
     /// Removes a block that is needed until it is released: nothing leads to it any more, it has no
     /// code, and its place is not used again yet.
     pub fn detach(&mut self, id: BlockId, pages: impl Iterator<Item = usize>) -> Patches {
-        let mut patches = Patches::new();
+        let mut patches = Patches::default();
         self.unlink(id, &mut patches);
         self.take_out(id, pages);
         self.blocks[id as usize].code = 0;
@@ -368,29 +455,27 @@ impl Blocks {
         offset: usize,
         code: Code,
     ) -> Patches {
-        for slot in 0..2 {
-            let to = std::mem::replace(&mut self.blocks[id as usize].outgoing[slot], NONE);
-            if to != NONE {
-                self.blocks[to as usize]
-                    .incoming
-                    .retain(|&l| l != (id, slot as u8));
-            }
-        }
+        self.unlink_own(id);
         let block = &mut self.blocks[id as usize];
         block.code = address;
         block.code_offset = offset;
         block.code_len = code.bytes.len() as u32;
+        block.exits = vec![NONE; code.slots.len().saturating_sub(OWN_SLOTS)];
         block.slots = code.slots;
         block.traps = code.traps;
         let incoming = block.incoming.clone();
-        incoming
+        let links = incoming
             .into_iter()
             .filter_map(|(from, slot)| {
                 let source = &self.blocks[from as usize];
                 let at = source.slots.get(slot as usize)?.patch?;
                 (source.code != 0).then_some((source.code_offset + at as usize, offset))
             })
-            .collect()
+            .collect();
+        Patches {
+            links,
+            jumps: Vec::new(),
+        }
     }
 
     /// Forgets all host code, keeping the blocks.
@@ -400,7 +485,10 @@ impl Blocks {
             block.slots.clear();
             block.traps.clear();
             block.incoming.clear();
-            block.outgoing = [NONE; 2];
+            block.outgoing = [NONE; OWN_SLOTS];
+            block.exits.clear();
+            block.heads.clear();
+            block.has_path = false;
         }
     }
 

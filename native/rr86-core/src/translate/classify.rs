@@ -122,13 +122,17 @@ fn uses_fpu(insn: &Instruction) -> Option<bool> {
     fpu
 }
 
+/// Whether an instruction has an ordinary memory operand.
+pub fn has_memory(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory)
+}
+
 /// Instructions that raise #GP(0) for an operand that is not aligned to its size, before anything is
 /// known of its page: those with 16 bytes, but for the few that are there to load and store unaligned
 /// operands (SDM vol. 1, table 15-6).
 pub fn needs_alignment(insn: &Instruction) -> bool {
     use Mnemonic as M;
-    let memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
-    memory
+    has_memory(insn)
         && insn.memory_size().size() == 16
         && !matches!(
             insn.mnemonic(),

@@ -4,7 +4,7 @@
 //! the number of the block. Their places are kept, so that code made by whom and when ever is the same.
 
 /// A patchable jump to another block.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Slot {
     /// rip of the target.
     pub target: u64,
@@ -44,6 +44,8 @@ pub struct Code {
     pub slots: Vec<Slot>,
     pub traps: Vec<Trap>,
     pub relocations: Vec<Relocation>,
+    /// Offset of the block's ordinary code, behind its superblock.
+    pub ordinary: usize,
 }
 
 impl Code {
@@ -95,6 +97,7 @@ mod tests {
             checked: false,
             tracking: true,
             shortcuts: Shortcuts::ALL,
+            superblock: None,
         };
         let mut code = translate(request, stubs, &mut Workbench::default());
         code.place(id, address);

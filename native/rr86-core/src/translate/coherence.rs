@@ -336,10 +336,7 @@ impl Engine {
             return;
         }
         self.unreach(id);
-        let patches = self.blocks.detach(id, pages);
-        for (at, target) in patches {
-            self.code.patch_rel32(at, target);
-        }
+        self.blocks.detach(id, pages).apply(&mut self.code);
         // The store that removes it may go back into code.
         self.code.settle();
         if runs_on {

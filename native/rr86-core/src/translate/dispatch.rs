@@ -13,6 +13,7 @@ use super::oracle::Seen;
 use super::signals;
 use super::slow::sync_flags;
 use super::stubs;
+use super::superblock::Superblock;
 use super::vcpu::{Exit, Vcpu};
 use super::view::View;
 use super::windows::{Fetched, Window};
@@ -24,6 +25,7 @@ use crate::cpu::state::{sreg, Activity, RFlags};
 use crate::host_time::Phase;
 use crate::memory::pages::{HandOffKind, PageFlags};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
+use std::ops::Range;
 
 /// Why a vCPU stopped running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -343,6 +345,10 @@ impl Engine {
             self.follow(v);
             return None;
         }
+        if exit == Exit::Budget as u32 {
+            self.sample(v);
+            return None;
+        }
         if exit == Exit::Partial as u32 {
             self.resume[usize::from(v.cpu.id)] = self.partial_end.take();
             return None;
@@ -617,28 +623,34 @@ impl Engine {
     pub(super) fn redirect(&mut self, id: BlockId, old: usize) {
         let count = usize::from(self.blocks.get(id).count);
         let code = self.generate(id, 0, count, true);
-        match self.code.append(&code.bytes) {
-            Some(offset) => {
-                self.code.patch_jump(old, offset);
-                let address = self.code.address(offset);
-                // Jump caches too: when the block is removed, its new code alone is looked for there.
-                let (before, rip) = (self.blocks.get(id).code, self.blocks.get(id).rip);
-                for &vcpu in &self.vcpus {
-                    // SAFETY: only the jump cache is touched, through the raw pointer.
-                    unsafe { (*vcpu).move_jump(rip, before, address) };
-                }
-                self.code_map.insert(offset, id);
-                // Slots keep their numbers; links of the old code stay with the old code.
-                let patches = self.blocks.replace_code(id, address, offset, code);
-                for (at, target) in patches {
-                    self.code.patch_rel32(at, target);
-                }
-                // A store under way may go back into code.
-                self.code.settle();
-            }
+        if !self.replace(id, old, code) {
             // All code goes, and comes back checked.
-            None => self.drop_code(),
+            self.drop_code();
         }
+    }
+
+    /// Gives a block other code, and sends those who jump to its old code at `old` there. False if there is no
+    /// room for it.
+    pub(super) fn replace(&mut self, id: BlockId, old: usize, code: Code) -> bool {
+        let Some(offset) = self.code.append(&code.bytes) else {
+            return false;
+        };
+        self.code.patch_jump(old, offset);
+        let address = self.code.address(offset);
+        // Jump caches too: when the block is removed, its new code alone is looked for there.
+        let (before, rip) = (self.blocks.get(id).code, self.blocks.get(id).rip);
+        for &vcpu in &self.vcpus {
+            // SAFETY: only the jump cache is touched, through the raw pointer.
+            unsafe { (*vcpu).move_jump(rip, before, address) };
+        }
+        self.code_map.insert(offset, id);
+        // Slots keep their numbers; links of the old code stay with the old code.
+        self.blocks
+            .replace_code(id, address, offset, code)
+            .apply(&mut self.code);
+        // A store under way may go back into code.
+        self.code.settle();
+        true
     }
 
     /// Makes sure that a block has host code.
@@ -684,6 +696,22 @@ impl Engine {
     }
 
     fn generate(&mut self, id: BlockId, start: usize, stop: usize, checked: bool) -> Code {
+        self.generate_part(id, start..stop, checked, None)
+    }
+
+    /// Code for a block with a superblock before it.
+    pub(super) fn generate_with(&mut self, id: BlockId, superblock: &Superblock) -> Code {
+        let count = usize::from(self.blocks.get(id).count);
+        self.generate_part(id, 0..count, false, Some(superblock))
+    }
+
+    fn generate_part(
+        &mut self,
+        id: BlockId,
+        Range { start, end: stop }: Range<usize>,
+        checked: bool,
+        superblock: Option<&Superblock>,
+    ) -> Code {
         let watch = self.spent.sample();
         let block = self.blocks.get(id);
         let decoded = self.bench.decode(block);
@@ -696,6 +724,7 @@ impl Engine {
             checked: checked || start == 0 && self.oracle.is_some(),
             tracking: self.tracking(),
             shortcuts: self.shortcuts,
+            superblock,
         };
         let mut code = emit::translate(request, self.stubs, &mut self.bench);
         self.bench.give_decoded(decoded);

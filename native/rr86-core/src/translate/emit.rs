@@ -17,6 +17,7 @@ use super::runs::{Key, Run, Second};
 use super::shortcuts::Shortcuts;
 use super::site::{AccessKind, Site};
 use super::stubs::Stubs;
+use super::superblock::{Path, Superblock};
 use super::vcpu::{at, jump_index, Exit, GUEST_RSP, JUMP_BITS, T0, T1};
 use super::workbench::Workbench;
 use crate::cpu::exception::vector;
@@ -33,6 +34,7 @@ pub enum Flags {
 }
 
 /// What to translate.
+#[derive(Clone, Copy)]
 pub struct Request<'a> {
     pub mode: Mode,
     pub insns: &'a [(Instruction, Class)],
@@ -47,6 +49,8 @@ pub struct Request<'a> {
     /// Mark the lines that stores write.
     pub tracking: bool,
     pub shortcuts: Shortcuts,
+    /// What goes before it.
+    pub superblock: Option<&'a Superblock>,
 }
 
 /// Instructions before which the debugger wants to be asked.
@@ -56,6 +60,12 @@ pub struct Hooks {
     pub rips: Vec<u64>,
     /// Every breakpoint instruction: INT3, and INT with vector 3.
     pub int3: bool,
+}
+
+impl Hooks {
+    pub fn is_empty(&self) -> bool {
+        self.rips.is_empty() && !self.int3
+    }
 }
 
 /// CC, or CD 03.
@@ -103,8 +113,8 @@ pub struct Access {
 
 pub struct Emitter<'a> {
     pub(super) hot: Asm,
-    cold: Asm,
-    fixups: Vec<Fixup>,
+    pub(super) cold: Asm,
+    pub(super) fixups: Vec<Fixup>,
     /// Where the block's number goes.
     notes: Vec<(Stream, usize)>,
     slots: Vec<Slot>,
@@ -121,6 +131,9 @@ pub struct Emitter<'a> {
     pub(super) circle: Option<Circle>,
     /// What the address in T0 is made of.
     pub(super) address_key: Option<Key>,
+    /// The superblock that is being written, and what is known of it meanwhile.
+    pub(super) path: Option<Path>,
+    pub(super) outside: Option<Path>,
 }
 
 /// Translates a block.
@@ -147,10 +160,22 @@ pub fn translate(request: Request<'_>, stubs: Stubs, bench: &mut Workbench) -> C
         seconds: take(&mut bench.seconds),
         circle: None,
         address_key: None,
+        path: None,
+        outside: None,
         bench,
     };
+    let superblock = e.request.superblock;
+    if let Some(superblock) = superblock {
+        e.superblock(superblock);
+    }
+    let ordinary = e.hot.len();
     e.block();
-    e.finish()
+    if let Some(superblock) = superblock {
+        e.rests(superblock);
+    }
+    let mut code = e.finish();
+    code.ordinary = ordinary;
+    code
 }
 
 impl Emitter<'_> {
@@ -244,11 +269,11 @@ impl Emitter<'_> {
 
     /// The place of the current instruction.
     pub(super) fn site(&self) -> Site {
-        let insns = self.request.insns;
-        let first = insns[0].0.ip();
+        let (first, place, stop) = self.place();
+        let rip = self.request.insns[self.index].0.ip();
         Site {
-            remaining: (self.request.stop - self.index) as u8,
-            offset: insns[self.index].0.ip().wrapping_sub(first) as u16 & 0x1fff,
+            remaining: (stop - place) as u8,
+            offset: rip.wrapping_sub(first) as u16 & 0x1fff,
             size: 0,
             kind: AccessKind::Read,
             stack: false,
@@ -300,7 +325,7 @@ impl Emitter<'_> {
         self.fixups.push((stream, at, Label::Stub(target)));
     }
 
-    fn store_rip(a: &mut Asm, rip: u64) {
+    pub(super) fn store_rip(a: &mut Asm, rip: u64) {
         if i32::try_from(rip as i64).is_ok() {
             a.gs(&[0xc7], W64, asm::RAX, at::RIP);
             a.u32(rip as u32);
@@ -310,7 +335,7 @@ impl Emitter<'_> {
         }
     }
 
-    fn leave(&mut self, stream: Stream, exit: Exit) {
+    pub(super) fn leave(&mut self, stream: Stream, exit: Exit) {
         let leave = self.stubs.leave;
         let a = self.stream(stream);
         a.gs_mov_imm32(at::EXIT, exit as u32);
@@ -319,6 +344,10 @@ impl Emitter<'_> {
     }
 
     fn note_block(&mut self, stream: Stream) {
+        if let Some(id) = self.path.as_ref().map(|path| path.id) {
+            self.stream(stream).gs_mov_imm32(at::SITE_BLOCK, id);
+            return;
+        }
         let a = self.stream(stream);
         a.gs_mov_imm32(at::SITE_BLOCK, 0);
         let at = a.len() - 4;
@@ -347,7 +376,7 @@ impl Emitter<'_> {
         self.free_host_flags();
         self.note_block(Stream::Hot);
         let mut site = self.site();
-        site.size = self.index as u8;
+        site.size = self.place().1 as u8;
         site.stack = ends;
         self.hot.mov_imm(T1, u64::from(site.pack()));
         self.call_stub(Stream::Hot, self.stubs.helper);
@@ -578,6 +607,12 @@ impl Emitter<'_> {
         }
     }
 
+    /// A displacement at `at` whose target comes later.
+    pub(super) fn fixup(&mut self, stream: Stream, at: usize) -> usize {
+        self.fixups.push((stream, at, Label::Hot(0)));
+        self.fixups.len() - 1
+    }
+
     /// The place to which the jump of this fixup leads is here.
     pub(super) fn land(&mut self, fixup: usize) {
         self.fixups[fixup].2 = Label::Hot(self.hot.len());
@@ -597,6 +632,9 @@ impl Emitter<'_> {
             kind,
             site,
         } = access;
+        if self.leaves_path(branch) {
+            return;
+        }
         let tag = self.tag_of(kind);
         let end = self.hot.len();
         self.fixups[branch].2 = Label::Cold(self.cold.len());
@@ -640,6 +678,10 @@ impl Emitter<'_> {
 
     /// Notes that the host instruction emitted since `start` may raise a signal.
     pub(super) fn note_trap(&mut self, start: usize, before: Flags) {
+        if self.path.is_some() {
+            // What could is not in a superblock.
+            return;
+        }
         let mut site = self.site();
         site.host_flags = before == Flags::Host;
         let end = self.hot.len() as u32;
@@ -660,6 +702,10 @@ impl Emitter<'_> {
 
     /// Makes the jump at `at` in the hot stream one to `target`.
     pub(super) fn slot(&mut self, at: usize, target: u64) {
+        if self.path.is_some() {
+            self.path_exit(Stream::Hot, at, target);
+            return;
+        }
         let mode = self.request.mode;
         let source = self.request.insns[0].0.ip();
         let number = self.slots.len() as u32;
@@ -723,7 +769,7 @@ impl Emitter<'_> {
         }
         self.note_block(Stream::Cold);
         let mut site = self.site();
-        site.size = self.index as u8;
+        site.size = self.place().1 as u8;
         site.stack = true;
         self.cold.mov_imm(T1, u64::from(site.pack()));
         self.call_stub(Stream::Cold, self.stubs.helper);
@@ -756,6 +802,19 @@ impl Emitter<'_> {
 
     fn finish(mut self) -> Code {
         let split = self.hot.len();
+        let exits = self.path_slots();
+        if !exits.is_empty() {
+            // Behind the places of the block's own.
+            self.slots.resize(OWN_SLOTS, Slot::default());
+        }
+        for mut slot in exits {
+            if let Some(patch) = &mut slot.patch {
+                if *patch & COLD != 0 {
+                    *patch = (*patch & !COLD) + split as u32;
+                }
+            }
+            self.slots.push(slot);
+        }
         let resolve = |s: Stream, p: usize| match s {
             Stream::Hot => p,
             Stream::Cold => p + split,
@@ -804,6 +863,7 @@ impl Emitter<'_> {
             slots: self.slots.clone(),
             traps: self.traps.clone(),
             relocations,
+            ordinary: 0,
         };
         self.give_back();
         code
@@ -826,8 +886,11 @@ impl Emitter<'_> {
     }
 }
 
+/// Slots that a block without a superblock has at most.
+pub const OWN_SLOTS: usize = 2;
+
 /// Marks a trap's position as one in the cold stream until both streams are joined.
-const COLD: u32 = 1 << 31;
+pub(super) const COLD: u32 = 1 << 31;
 
 fn mmu_table(mmu: MmuIndex) -> usize {
     mmu as usize

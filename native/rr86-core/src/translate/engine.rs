@@ -141,6 +141,8 @@ pub struct Stats {
     pub stale_entries: u64,
     /// Executions of breakpoint instructions that memory did not hold.
     pub stale_int3s: u64,
+    /// Superblocks made.
+    pub superblocks: u64,
     pub block_flushes: u64,
     pub code_drops: u64,
     pub dispatches: u64,

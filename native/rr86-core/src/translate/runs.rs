@@ -108,7 +108,8 @@ impl Emitter<'_> {
             kind,
         };
         match class {
-            Class::Nop => Ok(None),
+            // In a superblock something may follow a jump.
+            Class::Nop | Class::Jump => Ok(None),
             Class::Push | Class::Call if insn.op0_kind() != OpKind::Memory => {
                 let size = operand_size(insn);
                 Ok(Some(stack(-(size as i64), size, AccessKind::Write)))
@@ -266,9 +267,6 @@ impl Emitter<'_> {
                 Some(by) => shift = shift.wrapping_add(by),
                 None => break,
             }
-            if class.ends_block() {
-                break;
-            }
         }
         if accesses < 2 {
             return;
@@ -306,7 +304,8 @@ impl Emitter<'_> {
             marked,
             stack_shift: 0,
         };
-        self.seconds.push(Second {
+        let leaves = self.leaves_path(from);
+        let second = (!leaves).then_some(Second {
             first,
             end: run.end(),
             from,
@@ -314,6 +313,7 @@ impl Emitter<'_> {
             back: 0,
             flags: Flags::Ax,
         });
+        self.seconds.extend(second);
         self.address_key = None;
         self.run = Some(run);
     }
@@ -387,6 +387,10 @@ impl Emitter<'_> {
         self.settle_stack();
         self.run = None;
         let (back, flags) = (self.hot.len(), self.flags);
+        if self.path.is_some() {
+            // Its second copy is the rest of the block.
+            return;
+        }
         let second = self.seconds.last_mut().expect("a run has a second copy");
         second.back = back;
         second.flags = flags;

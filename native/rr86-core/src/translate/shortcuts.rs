@@ -32,8 +32,11 @@ impl Shortcuts {
     /// A load adds its page and its offset in its operand, which is a step less until its value is there.
     pub const APART: Self = Self(1 << 7);
 
+    /// Blocks that run often, one after the other, have common code.
+    pub const PATHS: Self = Self(1 << 8);
+
     /// The names by which they are switched off.
-    pub const NAMES: [(&'static str, Self); 8] = [
+    pub const NAMES: [(&'static str, Self); 9] = [
         ("frame", Self::FRAME),
         ("marks", Self::MARKS),
         ("runs", Self::RUNS),
@@ -42,12 +45,18 @@ impl Shortcuts {
         ("ahead", Self::AHEAD),
         ("loops", Self::LOOPS),
         ("apart", Self::APART),
+        ("paths", Self::PATHS),
     ];
 
     pub const ALL: Self = Self((1 << Self::NAMES.len()) - 1);
 
     pub fn has(self, one: Self) -> bool {
         self.0 & one.0 != 0
+    }
+
+    /// All of these but one.
+    pub(super) fn less(self, one: Self) -> Self {
+        Self(self.0 & !one.0)
     }
 
     /// All but those named.
