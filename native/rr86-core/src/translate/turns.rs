@@ -24,9 +24,9 @@ const FEW: i32 = 4;
 /// Bytes of a jump.
 const JUMP_LENGTH: usize = 5;
 /// Turns that make up for entering the fast code and leaving it. When the loop was over after fewer, or a page
-/// was not at hand, so many turns go the ordinary way before it is tried again.
+/// was not at hand, it is not tried for some turns: each time for twice as many and one, up to so many.
 const WORTH: i32 = 8;
-const PATIENCE: u8 = 32;
+const PATIENCE: i32 = 127;
 /// MXCSR with all exceptions masked has these bits (SDM vol. 1, section 10.2.3).
 const MASKS: i32 = 0x1f80;
 
@@ -108,14 +108,31 @@ impl Emitter<'_> {
         for fixup in missed {
             self.land(fixup);
         }
-        let patience = at::loop_patience(insns[0].0.ip());
-        self.hot.gs_mov_imm8(patience, PATIENCE);
+        self.lose_patience();
         for at in refused {
             self.hot.patch_here(at);
         }
         self.hot.load(W64, asm::RAX, at::FLAGS_AX);
         let back = self.hot.jmp();
         self.hot.patch(back, body);
+    }
+
+    /// Has the loop go the ordinary way for a while. T1 and flags change.
+    fn lose_patience(&mut self) {
+        let loop_at = self.request.insns[0].0.ip();
+        let failures = at::loop_failures(loop_at);
+        self.hot.gs(&[0x0f, 0xb6], W32, T1, failures); // movzx
+        self.hot.gs(&[0x88], W32, T1, at::loop_patience(loop_at)); // mov byte
+        self.hot.mem(&[0x8d], W32, T1, Some(T1), Some((T1, 1)), 1); // lea
+        self.hot.alu_imm(4, W32, T1, PATIENCE);
+        self.hot.gs(&[0x88], W32, T1, failures);
+    }
+
+    /// Has the loop be tried whenever it is come to.
+    fn gain_patience(&mut self) {
+        let loop_at = self.request.insns[0].0.ip();
+        self.hot.gs_mov_imm8(at::loop_patience(loop_at), 0);
+        self.hot.gs_mov_imm8(at::loop_failures(loop_at), 0);
     }
 
     fn encode_all(&mut self, ops: &[Instruction]) {
@@ -290,9 +307,13 @@ impl Emitter<'_> {
         if over {
             self.hot.alu_imm(7, W64, T0, WORTH);
             let worth = self.hot.jcc(cc::GE);
-            let patience = at::loop_patience(self.request.insns[0].0.ip());
-            self.hot.gs_mov_imm8(patience, PATIENCE);
+            self.lose_patience();
+            let go_on = self.hot.jmp();
             self.hot.patch_here(worth);
+            self.gain_patience();
+            self.hot.patch_here(go_on);
+        } else {
+            self.gain_patience();
         }
         self.hot.imul_imm(T0, count);
         self.hot.alu_imm(5, W64, T0, count);

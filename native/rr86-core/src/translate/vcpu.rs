@@ -139,6 +139,8 @@ pub struct RunState {
     pub loop_marks: [u64; LOOP_AREAS],
     /// By a hash of a loop's address, for how many turns it is not tried that way.
     pub loop_patience: [i8; LOOP_PLACES],
+    /// The same for what that will be after the next turns that were not worth it.
+    pub loop_failures: [u8; LOOP_PLACES],
     /// Data breakpoints that the current instruction hit, as in DR6.
     pub debug_hits: u64,
     pub signal: super::signals::Caught,
@@ -261,7 +263,13 @@ pub mod at {
         RUN + offset_of!(RunState, loop_marks) + 8 * number
     }
     pub const fn loop_patience(rip: u64) -> usize {
-        RUN + offset_of!(RunState, loop_patience) + (rip ^ rip >> 8) as usize % LOOP_PLACES
+        RUN + offset_of!(RunState, loop_patience) + loop_place(rip)
+    }
+    pub const fn loop_failures(rip: u64) -> usize {
+        RUN + offset_of!(RunState, loop_failures) + loop_place(rip)
+    }
+    const fn loop_place(rip: u64) -> usize {
+        (rip ^ rip >> 8) as usize % LOOP_PLACES
     }
     const TLB: usize = offset_of!(Vcpu, tlb) + offset_of!(Tlb, entries);
     /// Tags and host page of slot 0 of a table.
