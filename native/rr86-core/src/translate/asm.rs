@@ -45,6 +45,7 @@ pub mod cc {
     pub const BE: u8 = 6;
     pub const L: u8 = 12;
     pub const GE: u8 = 13;
+    pub const G: u8 = 15;
 }
 
 /// The beginning of an instruction, up to eight bytes: prefixes, opcode, ModRM, SIB and a short displacement.

@@ -8,7 +8,7 @@ use iced_x86::{Instruction, Register};
 use super::asm::{self, cc, Reg, W32, W64};
 use super::classify::Class;
 use super::copy::number;
-use super::emit::{Emitter, Flags, Stream};
+use super::emit::{Emitter, Flags, Label, Stream};
 use super::loops::{Clock, Group, Loop, ALIGNMENT};
 use super::site::AccessKind;
 use super::vcpu::{at, HOST, T0, T1};
@@ -218,22 +218,20 @@ impl Emitter<'_> {
 
     /// Finds out how many turns the pages and the budget allow, and sets the clock.
     fn count_turns(&mut self, plan: &Loop, count: i32, limited: bool, refused: &mut Vec<usize>) {
-        self.hot.load(W64, T1, at::BUDGET);
-        // The first turn has been paid for.
-        self.hot.lea(T1, T1, count);
-        self.hot.mov_imm(T0, (1 << RECIPROCAL) - 1);
-        self.hot.rr(&[0x3b], W64, T1, T0);
-        self.hot.rr(&[0x0f, 0x4f], W64, T1, T0); // cmovg
-        self.hot.imul_imm(T1, (1 << RECIPROCAL) / count);
-        self.hot.shift_imm(7, T1, RECIPROCAL);
         if limited {
             self.hot.load(W64, T0, at::LOOP_TURNS);
             self.hot.lea(T0, T0, 1);
         } else {
             self.hot.mov_imm(T0, MANY);
         }
-        self.hot.rr(&[0x3b], W64, T1, T0);
-        self.hot.rr(&[0x0f, 0x4c], W64, T0, T1); // cmovl
+        // Mostly the budget suffices. The first turn has been paid for.
+        self.hot.rr(&[0x69], W64, T1, T0); // imul
+        self.hot.u32(count as u32);
+        self.hot.alu_imm(5, W64, T1, count);
+        self.hot.gs(&[0x3b], W64, T1, at::BUDGET);
+        let poor = self.hot.jcc(cc::G);
+        let back = self.hot.len();
+        self.budget_turns(poor, back, count);
         self.hot.alu_imm(7, W64, T0, FEW);
         refused.push(self.hot.jcc(cc::L));
         match plan.clock {
@@ -255,6 +253,22 @@ impl Emitter<'_> {
             }
         }
         self.hot.store(W64, T0, at::LOOP_LAST);
+    }
+
+    /// Behind the jump `poor`: how many turns the budget allows, in T0.
+    fn budget_turns(&mut self, poor: usize, back: usize, count: i32) {
+        let here = self.cold.len();
+        self.fixups.push((Stream::Hot, poor, Label::Cold(here)));
+        let a = &mut self.cold;
+        a.load(W64, T0, at::BUDGET);
+        a.lea(T0, T0, count);
+        a.mov_imm(T1, (1 << RECIPROCAL) - 1);
+        a.rr(&[0x3b], W64, T0, T1);
+        a.rr(&[0x0f, 0x4f], W64, T0, T1); // cmovg
+        a.imul_imm(T0, (1 << RECIPROCAL) / count);
+        a.shift_imm(7, T0, RECIPROCAL);
+        let at = a.jmp();
+        self.fixups.push((Stream::Cold, at, Label::Hot(back)));
     }
 
     /// Asks the clock, and jumps in the last turn. Flags change.
