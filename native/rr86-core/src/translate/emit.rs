@@ -301,7 +301,9 @@ impl Emitter<'_> {
 
     /// Frees the host's RFLAGS for emitted code.
     pub(super) fn free_host_flags(&mut self) {
-        self.flags_to_ax();
+        if self.flags != Flags::Host || !self.lose_flags() {
+            self.flags_to_ax();
+        }
         self.flags = Flags::Ax;
     }
 

@@ -30,6 +30,7 @@ mod inline;
 pub mod inputs;
 mod inspect;
 mod loops;
+mod lost;
 pub mod mode;
 pub mod oracle;
 mod pins;

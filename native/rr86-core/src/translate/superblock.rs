@@ -19,6 +19,7 @@ use super::classify::{self, is_x87, waits, Class};
 use super::code::Slot;
 use super::copy::only_moves;
 use super::emit::{Emitter, Flags, Label, Stream, COLD};
+use super::lost::Setter;
 use super::shortcuts::Shortcuts;
 use super::vcpu::{at, jump_index, Exit, JumpEntry, T0};
 use crate::memory::PAGE_SHIFT;
@@ -70,8 +71,16 @@ impl Superblock {
     }
 }
 
-/// A jump for an access that needs Rust: its fixup, the member, and the number of the instruction.
-type Miss = (usize, usize, usize);
+/// A jump for an access that needs Rust.
+#[derive(Clone, Copy)]
+struct Miss {
+    fixup: usize,
+    /// Where it comes from: the member, and the number of the instruction.
+    member: usize,
+    index: usize,
+    /// Flags that have to be made again.
+    lost: Option<Setter>,
+}
 
 /// What an emitter knows while it writes a superblock, or the rest of one of its blocks.
 #[derive(Default)]
@@ -85,6 +94,9 @@ pub(super) struct Path {
     rip: u64,
     place: usize,
     length: usize,
+    /// What the flags come from, and what they have to be made from again because they are nowhere.
+    pub(super) setter: Option<Setter>,
+    pub(super) lost: Option<Setter>,
     misses: Vec<Miss>,
     /// The exits.
     slots: Vec<Slot>,
@@ -210,6 +222,7 @@ impl<'a> Emitter<'a> {
                 _ => self.instruction(&insn, class),
             }
             self.end_run();
+            self.note_setter(&insn, class);
         }
     }
 
@@ -300,7 +313,12 @@ impl<'a> Emitter<'a> {
         let index = self.index;
         match &mut self.path {
             Some(path) if path.whole => {
-                path.misses.push((fixup, path.member, index));
+                path.misses.push(Miss {
+                    fixup,
+                    member: path.member,
+                    index,
+                    lost: path.lost,
+                });
                 true
             }
             _ => false,
@@ -314,15 +332,15 @@ impl<'a> Emitter<'a> {
         };
         // From numbers in pieces to numbers in blocks.
         let mut misses = std::mem::take(&mut path.misses);
-        for (_, member, index) in &mut misses {
+        for miss in &mut misses {
             let pieces = superblock.pieces.iter();
-            let places = pieces
-                .filter_map(|piece| piece.places.get(*index))
-                .find(|(at, _)| at == member);
-            *index = places.map_or(0, |&(_, place)| place);
+            let mut places = pieces.filter_map(|piece| piece.places.get(miss.index));
+            let place = places.find(|(member, _)| *member == miss.member);
+            miss.index = place.map_or(0, |&(_, place)| place);
         }
-        misses.sort_by_key(|&(_, _, index)| index);
+        misses.sort_by_key(|miss| miss.index);
         path.whole = false;
+        (path.setter, path.lost) = (None, None);
         let exits = path.slots.len();
         self.path = Some(path);
         self.circle = None;
@@ -335,7 +353,7 @@ impl<'a> Emitter<'a> {
                 continue;
             }
             done.push(id);
-            let own = |&&(_, at, _): &&Miss| superblock.members[at].id == id;
+            let own = |miss: &&Miss| superblock.members[miss.member].id == id;
             let own: Vec<Miss> = misses.iter().filter(own).copied().collect();
             if !own.is_empty() {
                 self.rest(superblock, member, &own);
@@ -355,19 +373,22 @@ impl<'a> Emitter<'a> {
             path.id = member.id;
         }
         let mut misses = misses.iter().peekable();
-        let first = misses.peek().map_or(0, |&&(_, _, index)| index);
+        let first = misses.peek().map_or(0, |miss| miss.index);
         for (index, &(insn, class)) in member.insns.iter().enumerate().skip(first) {
             self.index = index;
-            if misses.peek().is_some_and(|&&(_, _, at)| at == index) {
+            if misses.peek().is_some_and(|miss| miss.index == index) {
                 if index > first {
                     self.free_host_flags();
                 }
                 self.flags = Flags::Ax;
                 self.fpu_loaded = false;
             }
-            while let Some(&(fixup, number, _)) = misses.next_if(|&&(_, _, at)| at == index) {
-                self.fixups[fixup].2 = Label::Cold(self.cold.len());
-                let rest = superblock.count(number + 1);
+            while let Some(miss) = misses.next_if(|miss| miss.index == index) {
+                self.fixups[miss.fixup].2 = Label::Cold(self.cold.len());
+                if let Some(setter) = &miss.lost {
+                    self.revive_flags(setter);
+                }
+                let rest = superblock.count(miss.member + 1);
                 self.cold.gs_alu_imm(0, W64, at::BUDGET, rest);
                 let jump = self.cold.jmp();
                 let here = self.hot.len();
