@@ -31,8 +31,8 @@ impl Engine {
     /// A slice has ended before the block at rip.
     pub(super) fn sample(&mut self, v: &Vcpu) {
         if !self.shortcuts.has(Shortcuts::PATHS)
-            // Blocks that are stale have to be noticed one by one.
-            || self.detects
+            // Executions of stale blocks are told of one by one.
+            || self.protocol.can_be_stale()
             || self.oracle.is_some()
             || !self.hooks.is_empty()
         {
