@@ -259,6 +259,42 @@ fn takes_words(op: &Instruction) -> bool {
     )
 }
 
+/// The form of an instruction on two registers in which the second one is what could be memory. Compilers use
+/// the other one.
+fn source_first(code: Code) -> Code {
+    use Code as C;
+    match code {
+        C::Add_rm16_r16 => C::Add_r16_rm16,
+        C::Add_rm32_r32 => C::Add_r32_rm32,
+        C::Add_rm64_r64 => C::Add_r64_rm64,
+        C::Or_rm16_r16 => C::Or_r16_rm16,
+        C::Or_rm32_r32 => C::Or_r32_rm32,
+        C::Or_rm64_r64 => C::Or_r64_rm64,
+        C::Adc_rm16_r16 => C::Adc_r16_rm16,
+        C::Adc_rm32_r32 => C::Adc_r32_rm32,
+        C::Adc_rm64_r64 => C::Adc_r64_rm64,
+        C::Sbb_rm16_r16 => C::Sbb_r16_rm16,
+        C::Sbb_rm32_r32 => C::Sbb_r32_rm32,
+        C::Sbb_rm64_r64 => C::Sbb_r64_rm64,
+        C::And_rm16_r16 => C::And_r16_rm16,
+        C::And_rm32_r32 => C::And_r32_rm32,
+        C::And_rm64_r64 => C::And_r64_rm64,
+        C::Sub_rm16_r16 => C::Sub_r16_rm16,
+        C::Sub_rm32_r32 => C::Sub_r32_rm32,
+        C::Sub_rm64_r64 => C::Sub_r64_rm64,
+        C::Xor_rm16_r16 => C::Xor_r16_rm16,
+        C::Xor_rm32_r32 => C::Xor_r32_rm32,
+        C::Xor_rm64_r64 => C::Xor_r64_rm64,
+        C::Cmp_rm16_r16 => C::Cmp_r16_rm16,
+        C::Cmp_rm32_r32 => C::Cmp_r32_rm32,
+        C::Cmp_rm64_r64 => C::Cmp_r64_rm64,
+        C::Mov_rm16_r16 => C::Mov_r16_rm16,
+        C::Mov_rm32_r32 => C::Mov_r32_rm32,
+        C::Mov_rm64_r64 => C::Mov_r64_rm64,
+        other => other,
+    }
+}
+
 /// How an instruction uses memory.
 pub(super) enum MemoryUse {
     None,
@@ -487,6 +523,9 @@ impl Emitter<'_> {
     pub(super) fn in_vcpu(&mut self, op: &mut Instruction, i: u32, access: OpAccess) -> bool {
         use OpCodeOperandKind as K;
         let register = op.op_register(i);
+        if i == 1 && op.op_count() == 2 && op.op0_kind() == OpKind::Register {
+            op.set_code(source_first(op.code()));
+        }
         let others = (0..op.op_count()).any(|j| {
             j != i
                 && (op.op_kind(j) == OpKind::Memory
@@ -740,6 +779,20 @@ impl Emitter<'_> {
                 insn.memory_displacement64() as i32,
             );
             return;
+        }
+        if let (8, 8, Some(host)) = (register.size(), address_size(insn), HOST[guest]) {
+            if insn.is_ip_rel_memory_operand() {
+                self.hot.mov_imm(host, insn.ip_rel_memory_address());
+                return;
+            }
+            let (base, index) = (insn.memory_base(), insn.memory_index());
+            // A base that lives in memory comes into the target first.
+            let kept = index == Register::None || HOST[number(index)] != Some(host);
+            if (base, index) != (Register::None, Register::None) && (kept || in_host(base)) {
+                let displacement = insn.memory_displacement64() as i32;
+                self.lea_of(host, base, index, insn.memory_index_scale(), displacement);
+                return;
+            }
         }
         self.offset_of(insn, T0);
         self.write_register(guest, register.size(), T0);
