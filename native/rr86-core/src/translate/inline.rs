@@ -6,8 +6,8 @@ use iced_x86::{Instruction, Mnemonic as M, OpKind};
 
 use super::asm::{self, Reg, W32, W64};
 use super::classify::{repeated, Class};
-use super::copy::number;
 use super::emit::Emitter;
+use super::operands::number;
 use super::vcpu::{at, GUEST_RAX, T0, T1};
 use crate::cpu::state::{Cr4, RFlags, STATUS_FLAGS};
 

@@ -16,11 +16,11 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::asm::{self, Reg};
 use super::classify::{is_x87, needs_alignment, waits, Class};
-use super::copy::{
-    address_size, general_form, implicit_rax, is_high_byte, number, only_moves, sized, MemoryUse,
-};
 use super::emit::Emitter;
 use super::flags::{self, modified_flags, needs_flags};
+use super::operands::{
+    address_size, general_form, implicit_rax, is_high_byte, number, only_moves, sized, MemoryUse,
+};
 use super::runs::{constant_change, Key};
 use super::shortcuts::Shortcuts;
 use super::site::AccessKind;

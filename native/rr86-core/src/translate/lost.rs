@@ -9,9 +9,9 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::asm::{Asm, Reg, Width, W32, W64};
 use super::classify::Class;
-use super::copy::{general_form, implicit_rax, number};
 use super::emit::Emitter;
 use super::flags::{modified_flags, needs_flags, STATUS};
+use super::operands::{general_form, implicit_rax, number};
 use super::vcpu::HOST;
 
 /// How to make an instruction's flags again once it has run.

@@ -32,6 +32,7 @@ mod inspect;
 mod loops;
 mod lost;
 pub mod mode;
+mod operands;
 pub mod oracle;
 mod pins;
 pub mod protocol;
@@ -52,4 +53,4 @@ pub mod windows;
 pub mod workbench;
 pub mod writelog;
 
-pub use copy::address_size;
+pub use operands::address_size;

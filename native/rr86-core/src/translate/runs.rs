@@ -12,8 +12,8 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::classify::Class;
-use super::copy::{address_size, in_host, only_moves, MemoryUse};
 use super::emit::{Emitter, Flags, Sum};
+use super::operands::{address_size, in_host, only_moves, MemoryUse};
 use super::shortcuts::Shortcuts;
 use super::site::AccessKind;
 use super::stack::operand_size;
@@ -429,7 +429,7 @@ impl Emitter<'_> {
         self.request.shortcuts.has(Shortcuts::RUNS)
             && register.size() >= 4
             && address_size(insn) >= 4
-            && HOST[super::copy::number(register)].is_some()
+            && HOST[super::operands::number(register)].is_some()
             && !insn.is_ip_rel_memory_operand()
             && in_host(insn.memory_base())
             && in_host(insn.memory_index())

@@ -6,8 +6,8 @@
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::asm::{Reg, W16, W32, W64};
-use super::copy::{number, segment_index};
 use super::emit::Emitter;
+use super::operands::{number, segment_index};
 use super::site::AccessKind;
 use super::vcpu::{at, GUEST_RSP, HOST, T0, T1};
 use crate::cpu::state::{gpr, sreg};

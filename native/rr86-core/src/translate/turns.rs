@@ -7,9 +7,9 @@ use iced_x86::{Instruction, Register};
 
 use super::asm::{self, cc, Reg, W32, W64};
 use super::classify::Class;
-use super::copy::number;
 use super::emit::{Emitter, Flags, Label, Stream};
 use super::loops::{Clock, Group, Loop, ALIGNMENT};
+use super::operands::number;
 use super::site::AccessKind;
 use super::vcpu::{at, HOST, T0, T1};
 use crate::memory::ram::LINE_SHIFT;
