@@ -16,6 +16,7 @@ use super::code::Trap;
 use super::codebuf::{CodeBuffer, CodeMap};
 use super::emit::Hooks;
 use super::execute::{DecodedCache, Flow, HelperCounts};
+use super::heat::HOT;
 use super::inputs::Inputs;
 use super::oracle::Oracle;
 use super::protocol::Protocol;
@@ -227,6 +228,8 @@ pub struct Engine {
     /// Pages have owners, and the lines that these write are marked.
     pub(super) tracking: bool,
     pub(super) shortcuts: Shortcuts,
+    /// Samples that make a block hot.
+    pub(super) hot: u8,
     pub(super) resume: Vec<Option<Resume>>,
     pub(super) hooks: Hooks,
     pub(super) watches: Vec<(u64, u64)>,
@@ -339,6 +342,7 @@ impl Engine {
             inits: vec![0; vcpus],
             tracking: true,
             shortcuts: Shortcuts::default(),
+            hot: HOT,
             resume: vec![None; vcpus],
             hooks: Hooks::default(),
             watches: Vec::new(),

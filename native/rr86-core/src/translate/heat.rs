@@ -16,7 +16,7 @@ use crate::memory::PAGE_MASK;
 use iced_x86::Instruction;
 
 /// Samples that make a block hot.
-const HOT: u8 = 8;
+pub(super) const HOT: u8 = 8;
 /// How many times hotter the one way of a branch has to be than the other.
 const CLEAR: u32 = 4;
 /// Superblocks that are made for a block until it is left alone, because its path changes too often.
@@ -28,6 +28,13 @@ const MEMBERS: usize = 8;
 type Insns = Vec<(Instruction, Class)>;
 
 impl Engine {
+    /// Sets how many samples make a block hot, 1 to 255; before any code is made. It changes when host code is made
+    /// again, and nothing that a guest can see, so that short runs get superblocks, too.
+    pub fn set_hot(&mut self, samples: u8) {
+        debug_assert!(self.blocks.is_empty());
+        self.hot = samples;
+    }
+
     /// A slice has ended before the block at rip.
     pub(super) fn sample(&mut self, v: &Vcpu) {
         if !self.shortcuts.has(Shortcuts::PATHS)
@@ -52,7 +59,7 @@ impl Engine {
         let block = self.blocks.get_mut(id);
         block.heat = block.heat.saturating_add(1);
         let block = self.blocks.get(id);
-        if block.heat >= HOT
+        if block.heat >= self.hot
             && !block.has_path
             && block.paths < MOST
             && block.code != 0
