@@ -9,7 +9,7 @@ import rr86
 from rr86.machine.spec import SpecError
 from tests.demo import record_demo
 
-ALL = "frame,marks,runs,words,pins,ahead"
+ALL = "frame,marks,runs,words,pins,ahead,loops,apart,paths,across"
 
 
 def test_a_trace_is_the_same_without_shortcuts(

@@ -9,7 +9,8 @@ use rr86_core::cpu::cpuid::CpuidTable;
 use rr86_core::cpu::state::{sreg, CpuState, Segment, TableRegister, XsaveArea};
 use rr86_core::translate::bus::Bus;
 use rr86_core::translate::dispatch::{RunEnd, Span};
-use rr86_core::translate::engine::{Agent, BlockLimits, Engine};
+use rr86_core::translate::emit::Hooks;
+use rr86_core::translate::engine::{Agent, BlockLimits, Engine, StopCause};
 use rr86_core::translate::shortcuts::Shortcuts;
 
 use crate::case::{
@@ -93,6 +94,8 @@ pub struct Setup {
     pub shortcuts: Shortcuts,
     /// Lines that are written are marked.
     pub tracking: bool,
+    /// A debugger stops the run behind every store into the arena and the code region.
+    pub watched: bool,
 }
 
 impl Default for Setup {
@@ -103,6 +106,7 @@ impl Default for Setup {
             stretch: 0,
             shortcuts: Shortcuts::default(),
             tracking: false,
+            watched: false,
         }
     }
 }
@@ -135,6 +139,15 @@ impl Translated {
             stretch: setup.stretch,
         };
         machine.build(setup.writable_code);
+        if setup.watched {
+            let watches = vec![
+                (ARENA_AT, layout::ARENA_SIZE as u64),
+                (CODE_AT, layout::CODE_SIZE as u64),
+            ];
+            machine
+                .engine
+                .set_stops(Hooks::default(), watches, &[], None);
+        }
         Ok(machine)
     }
 
@@ -247,6 +260,7 @@ impl Translated {
             match end {
                 RunEnd::Halt => return Ok(()),
                 RunEnd::Budget | RunEnd::Pause if left > 0 => {}
+                RunEnd::Stopped(StopCause::Watch { .. }) => {}
                 RunEnd::Budget | RunEnd::Pause => return Err(SubjectError::TimedOut),
                 other => return Err(SubjectError::Other(format!("the run ended with {other:?}"))),
             }

@@ -27,7 +27,11 @@ fn setups() -> Vec<Setup> {
         stretch: 2,
         ..Setup::default()
     };
-    lengths.into_iter().chain([stretched]).collect()
+    let watched = Setup {
+        watched: true,
+        ..Setup::default()
+    };
+    lengths.into_iter().chain([stretched, watched]).collect()
 }
 
 /// Runs the cases on both sides and fails on the first difference.
@@ -670,6 +674,55 @@ fn code_that_changes_itself_agrees() {
             a.mov(eax, 0x1111_1111)?;
             a.adc(r10, rax)
         }));
+    }
+    let mut native = Native::with_writable_code().unwrap();
+    for setup in setups() {
+        let setup = Setup {
+            writable_code: true,
+            ..setup
+        };
+        let mut subject = Translated::new(setup).unwrap();
+        agree(&cases, &mut native, &mut subject, &format!("{setup:?}"));
+    }
+}
+
+#[test]
+fn calls_that_push_onto_their_own_block_arrive() {
+    let mut cases = Vec::new();
+    // How far from the block's start the pushed address ends; the call itself is among what it hits.
+    for end in [8, 12, 16, 19, 24] {
+        for through in 0..4 {
+            cases.push(assemble(|a| {
+                let mut start = a.create_label();
+                let mut target = a.create_label();
+                a.lea(r9, qword_ptr(target))?;
+                a.lea(rbx, qword_ptr(target))?;
+                a.mov(qword_ptr(rbp), rbx)?;
+                a.lea(rsp, qword_ptr(start))?;
+                a.add(rsp, end)?;
+                a.jmp(start)?;
+                a.set_label(&mut start)?;
+                a.inc(rax)?;
+                a.lea(rdx, qword_ptr(rax + 3))?;
+                a.nop()?;
+                match through {
+                    0 => a.call(target)?,
+                    1 => a.call(rbx)?,
+                    2 => a.call(r9)?,
+                    _ => a.call(qword_ptr(rbp))?,
+                }
+                a.mov(ecx, 1)?;
+                for _ in 0..16 {
+                    a.nop()?;
+                }
+                a.set_label(&mut target)?;
+                a.mov(esi, 2)?;
+                a.nop()
+            }));
+        }
+    }
+    for case in &mut cases {
+        case.entry.gpr[5] = ARENA + 0x5000;
     }
     let mut native = Native::with_writable_code().unwrap();
     for setup in setups() {

@@ -54,13 +54,13 @@ pub struct TlbEntry {
     /// Next slot of this vCPU that maps the same page.
     next: u16,
     /// `USED` and its like.
-    flags: u16,
+    pub flags: u16,
 }
 
 const USED: u16 = 1;
 const GLOBAL: u16 = 2;
 /// A block protocol has dropped the guard of this entry's page although the page has code.
-const UNGUARDED: u16 = 4;
+pub const UNGUARDED: u16 = 4;
 /// The slot stands in the list of that name; survives what the slot holds.
 const IN_LOCAL: u16 = 8;
 const IN_GLOBAL: u16 = 16;

@@ -192,6 +192,17 @@ impl Asm {
         self.u32(disp as u32);
     }
 
+    /// `op reg, gs:[index*8 + disp]`, or the same through the stack pointer.
+    pub fn gs_scaled(&mut self, op: &[u8], width: Width, reg: Reg, index: Reg, disp: usize) {
+        if let Some(frame) = self.frame {
+            let disp = disp as i32 - frame as i32;
+            self.mem(op, width, reg, Some(RSP), Some((index, 8)), disp);
+        } else {
+            self.u8(0x65);
+            self.mem(op, width, reg, None, Some((index, 8)), disp as i32);
+        }
+    }
+
     /// `op reg, [base + index*scale + disp]`; `base` and `index` may be absent.
     pub fn mem(
         &mut self,
@@ -436,6 +447,7 @@ mod tests {
         let lines = listing(|a| {
             a.load(W64, R10, 0x40);
             a.gs_at(&[0x2b], W64, R10, R11, 0x1000);
+            a.gs_scaled(&[0x3b], W64, R11, R10, 0x2000);
             a.rorx(W64, R11, R10, 7);
             a.alu_imm(4, W32, R11, 0x1ffe0);
             a.gs_alu_imm(5, W64, 0x80, 5);
@@ -453,6 +465,7 @@ mod tests {
             [
                 "mov r10,gs:[40h]",
                 "sub r10,gs:[r11+1000h]",
+                "cmp r11,gs:[r10*8+2000h]",
                 "rorx r11,r10,7",
                 "and r11d,1FFE0h",
                 "sub qword ptr gs:[80h],5",

@@ -18,7 +18,7 @@ use super::shortcuts::Shortcuts;
 use super::site::{AccessKind, Site};
 use super::stubs::Stubs;
 use super::superblock::{Path, Superblock};
-use super::vcpu::{at, jump_index, Exit, GUEST_RSP, JUMP_BITS, T0, T1};
+use super::vcpu::{at, Exit, T0, T1};
 use super::workbench::Workbench;
 use crate::cpu::exception::vector;
 use crate::memory::ram::LINE_SHIFT;
@@ -109,6 +109,8 @@ pub struct Access {
     start: usize,
     kind: AccessKind,
     site: Site,
+    /// Where an indirect call leads, if its push is the access and the slow path has to note it.
+    pub(super) target: Option<Reg>,
 }
 
 pub struct Emitter<'a> {
@@ -117,12 +119,12 @@ pub struct Emitter<'a> {
     pub(super) fixups: Vec<Fixup>,
     /// Where the block's number goes.
     notes: Vec<(Stream, usize)>,
-    slots: Vec<Slot>,
+    pub(super) slots: Vec<Slot>,
     traps: Vec<Trap>,
     pub(super) request: Request<'a>,
     pub(super) flags: Flags,
     pub(super) index: usize,
-    stubs: Stubs,
+    pub(super) stubs: Stubs,
     pub(super) bench: &'a mut Workbench,
     pub(super) fpu_loaded: bool,
     pub(super) run: Option<Run>,
@@ -315,14 +317,14 @@ impl Emitter<'_> {
 
     // ---- streams ---------------------------------------------------------------------------------
 
-    fn stream(&mut self, stream: Stream) -> &mut Asm {
+    pub(super) fn stream(&mut self, stream: Stream) -> &mut Asm {
         match stream {
             Stream::Hot => &mut self.hot,
             Stream::Cold => &mut self.cold,
         }
     }
 
-    fn call_stub(&mut self, stream: Stream, target: u64) {
+    pub(super) fn call_stub(&mut self, stream: Stream, target: u64) {
         let at = self.stream(stream).call();
         self.fixups.push((stream, at, Label::Stub(target)));
     }
@@ -345,7 +347,7 @@ impl Emitter<'_> {
         self.fixups.push((stream, at, Label::Stub(leave)));
     }
 
-    fn note_block(&mut self, stream: Stream) {
+    pub(super) fn note_block(&mut self, stream: Stream) {
         if let Some(id) = self.path.as_ref().map(|path| path.id) {
             self.stream(stream).gs_mov_imm32(at::SITE_BLOCK, id);
             return;
@@ -464,6 +466,7 @@ impl Emitter<'_> {
             start: self.hot.len(),
             kind,
             site,
+            target: None,
         }
     }
 
@@ -633,6 +636,7 @@ impl Emitter<'_> {
             start,
             kind,
             site,
+            target,
         } = access;
         if self.leaves_path(branch) {
             return;
@@ -640,10 +644,23 @@ impl Emitter<'_> {
         let tag = self.tag_of(kind);
         let end = self.hot.len();
         self.fixups[branch].2 = Label::Cold(self.cold.len());
+        if let Some(target) = target {
+            self.cold.store(W64, target, at::TARGET);
+        }
         self.cold.gs_at(&[0x03], W64, T0, T1, tag);
         self.note_block(Stream::Cold);
         self.cold.mov_imm(T1, u64::from(site.pack()));
-        self.call_stub(Stream::Cold, self.stubs.access);
+        let tracking = self.request.tracking;
+        let across = self.request.mode.code64()
+            && usize::from(site.size) <= super::across::MOST
+            && self.request.shortcuts.has(Shortcuts::ACROSS);
+        let stub = if across {
+            let mmu = self.request.mode.mmu();
+            self.stubs.across.of(mmu, kind, tracking)
+        } else {
+            self.stubs.access
+        };
+        self.call_stub(Stream::Cold, stub);
         if !kind.writes() {
             let at = self.cold.jmp();
             self.fixups.push((Stream::Cold, at, Label::Hot(start)));
@@ -673,7 +690,11 @@ impl Emitter<'_> {
         let mut done = site;
         done.host_flags = self.flags == Flags::Host;
         self.cold.mov_imm(T1, u64::from(done.pack()));
-        self.call_stub(Stream::Cold, self.stubs.commit);
+        if across {
+            self.cold.gs(&[0xff], W32, Reg(2), at::COMMIT);
+        } else {
+            self.call_stub(Stream::Cold, self.stubs.commit);
+        }
         let at = self.cold.jmp();
         self.fixups.push((Stream::Cold, at, Label::Hot(end)));
     }
@@ -692,114 +713,6 @@ impl Emitter<'_> {
             end,
             site: site.pack(),
         });
-    }
-
-    // ---- leaving -------------------------------------------------------------------------------
-
-    /// Ends the block with a jump to a known rip; flags are in AX.
-    pub(super) fn jump_to(&mut self, target: u64) {
-        let at = self.hot.jmp();
-        self.slot(at, target);
-    }
-
-    /// Makes the jump at `at` in the hot stream one to `target`.
-    pub(super) fn slot(&mut self, at: usize, target: u64) {
-        if self.path.is_some() {
-            self.path_exit(Stream::Hot, at, target);
-            return;
-        }
-        let mode = self.request.mode;
-        let source = self.request.insns[0].0.ip();
-        let number = self.slots.len() as u32;
-        // After a single-instruction block the mode is another one, so the dispatcher goes on.
-        let flat = mode.code_flat() && !mode.one();
-        let same_page = source >> PAGE_SHIFT == target >> PAGE_SHIFT;
-        self.fixups
-            .push((Stream::Hot, at, Label::Cold(self.cold.len())));
-        if flat && !same_page {
-            // The mapping of another page may change, so ask the jump cache, which is emptied then.
-            let index = jump_index(target) * size_of::<super::vcpu::JumpEntry>();
-            self.cold.mov_imm(T0, target);
-            self.cold.gs(&[0x33], W64, T0, at::JUMP_KEY);
-            self.cold.gs(&[0x3b], W64, T0, at::JUMP + index);
-            let miss = self.cold.jcc(cc::NE);
-            self.cold.gs(&[0xff], W32, Reg(4), at::JUMP_CODE + index);
-            self.cold.patch_here(miss);
-        }
-        let exit = self.cold.len();
-        self.cold.gs_mov_imm32(at::EXIT_SLOT, number);
-        self.note_block(Stream::Cold);
-        self.leave(Stream::Cold, Exit::Chain);
-        self.slots.push(Slot {
-            target,
-            patch: (flat && same_page).then_some(at as u32),
-            exit: exit as u32,
-        });
-    }
-
-    /// Ends the block with a jump to a known rip in another mode; flags are in AX.
-    pub(super) fn jump_in_mode(&mut self, target: u64, mode: Mode) {
-        let index = jump_index(target) * size_of::<super::vcpu::JumpEntry>();
-        self.hot.mov_imm(T0, target ^ mode.key());
-        self.hot.gs(&[0x3b], W64, T0, at::JUMP + index);
-        let miss = self.hot.jcc(cc::NE);
-        self.hot.gs(&[0xff], W32, Reg(4), at::JUMP_CODE + index);
-        self.hot.patch_here(miss);
-        Self::store_rip(&mut self.hot, target);
-        self.leave(Stream::Hot, Exit::Lookup);
-    }
-
-    /// Lets the helper of the current instruction raise #GP(0) when the target in `target` is not canonical:
-    /// the instruction itself faults, not the fetch. The other temporary and flags change. `undo` is added to
-    /// the stack pointer before.
-    pub(super) fn check_target(&mut self, target: Reg, undo: i32) {
-        if !self.request.mode.code64() {
-            return;
-        }
-        self.free_host_flags();
-        let other = if target == T0 { T1 } else { T0 };
-        self.hot.mov_rr(W64, other, target);
-        self.hot.shift_imm(4, other, 16);
-        self.hot.shift_imm(7, other, 16);
-        self.hot.rr(&[0x3b], W64, other, target);
-        let wrong = self.hot.jcc(cc::NE);
-        self.fixups
-            .push((Stream::Hot, wrong, Label::Cold(self.cold.len())));
-        if undo != 0 {
-            self.cold
-                .mem(&[0x8d], W64, GUEST_RSP, Some(GUEST_RSP), None, undo);
-        }
-        self.note_block(Stream::Cold);
-        let mut site = self.site();
-        site.size = self.place().1 as u8;
-        site.stack = true;
-        self.cold.mov_imm(T1, u64::from(site.pack()));
-        self.call_stub(Stream::Cold, self.stubs.helper);
-    }
-
-    /// Ends the block with a jump to the rip in T0; flags are in AX. `undo` takes the stack pointer back
-    /// where the jump faults.
-    pub(super) fn jump_indirect(&mut self, undo: i32) {
-        self.free_host_flags();
-        if self.request.mode.code_flat() && !self.request.mode.one() {
-            self.hot.mov_rr(W64, T1, T0);
-            self.hot.gs(&[0x33], W64, T1, at::JUMP_KEY);
-            // The index of `jump_index`, times the size of an entry.
-            self.hot.raw(&[0x45, 0x69, 0xd2]); // imul r10d, r10d, imm32
-            self.hot.u32(super::vcpu::JUMP_HASH);
-            self.hot.raw(&[0x41, 0xc1, 0xea, 28 - JUMP_BITS as u8]); // shr r10d, imm8
-            self.hot.alu_imm(4, W32, T0, ((1 << JUMP_BITS) - 1) << 4);
-            self.hot.gs_at(&[0x3b], W64, T1, T0, at::JUMP);
-            let miss = self.hot.jcc(cc::NE);
-            self.hot.gs_at(&[0xff], W32, Reg(4), T0, at::JUMP_CODE);
-            self.hot.patch_here(miss);
-            // What the jump cache knows has been fetched before. T1 is still the rip and the key.
-            self.hot.gs(&[0x33], W64, T1, at::JUMP_KEY);
-            self.hot.mov_rr(W64, T0, T1);
-        }
-        self.hot.store(W64, T0, at::RIP);
-        self.check_target(T0, undo);
-        self.leave(Stream::Hot, Exit::Lookup);
     }
 
     fn finish(mut self) -> Code {

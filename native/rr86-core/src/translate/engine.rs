@@ -152,6 +152,8 @@ pub struct Stats {
     pub lookups: u64,
     /// Look-ups that found the page not known for fetches.
     pub fetch_misses: u64,
+    /// Accesses that called Rust, and those of them that took place in the bounce buffer. What `across` makes
+    /// is in neither.
     pub slow_accesses: u64,
     pub bounced_accesses: u64,
     pub tlb_fills: u64,
@@ -513,7 +515,13 @@ impl Engine {
             block.mode,
         );
         let left = i64::from(site.remaining) - 1;
-        vcpu.cpu.rip = insn.next_ip();
+        vcpu.cpu.rip = if insn.is_call_near() {
+            insn.near_branch_target()
+        } else if insn.is_call_near_indirect() {
+            vcpu.run.target
+        } else {
+            insn.next_ip()
+        };
         vcpu.run.budget += left;
         vcpu.run.exit = Exit::Stopped as u32;
         let count = usize::from(block.count);

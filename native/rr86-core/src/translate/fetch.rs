@@ -11,7 +11,7 @@
 //! their jumps only fall asleep: when a walk finds the same page again at the same address, they wake.
 
 use super::mode::Mode;
-use super::vcpu::{jump_index, JumpEntry, Vcpu, JUMP_BITS, NO_KEY};
+use super::vcpu::{jump_index, Vcpu, JUMP_BITS, NO_KEY};
 use crate::memory::PAGE_SHIFT;
 use crate::saved::{LoadError, Reader, Writer};
 
@@ -155,7 +155,7 @@ impl Vcpu {
         let mut jump = self.fetch.entries[slot].jumps;
         while jump != NONE {
             let at = usize::from(jump);
-            self.jumps[at].key ^= ASLEEP;
+            self.jumps.keys[at] ^= ASLEEP;
             jump = self.fetch.next[at];
         }
     }
@@ -167,7 +167,7 @@ impl Vcpu {
         let mut jump = std::mem::replace(&mut entry.jumps, NONE);
         while jump != NONE {
             let at = usize::from(jump);
-            self.jumps[at].key = NO_KEY;
+            self.jumps.keys[at] = NO_KEY;
             self.fetch.previous[at] = NONE;
             jump = self.fetch.next[at];
         }
@@ -183,42 +183,38 @@ impl Vcpu {
         }
         let jump = jump_index(rip);
         self.fetch.unchain(jump);
-        self.jumps[jump] = JumpEntry {
-            key: rip ^ mode.key(),
-            code,
-        };
+        self.jumps.keys[jump] = rip ^ mode.key();
+        self.jumps.codes[jump] = code;
         self.fetch.chain(slot, jump);
     }
 
     /// Where jumps to `rip` in a mode lead, if that is remembered.
     pub(super) fn known_jump(&self, rip: u64, mode: Mode) -> Option<u64> {
-        let entry = &self.jumps[jump_index(rip)];
-        (entry.key == rip ^ mode.key()).then_some(entry.code)
+        let jump = jump_index(rip);
+        (self.jumps.keys[jump] == rip ^ mode.key()).then_some(self.jumps.codes[jump])
     }
 
     /// Forgets the jump to `code`, which is that of a block at `rip`.
     pub(super) fn forget_jump(&mut self, rip: u64, code: u64) {
         let jump = jump_index(rip);
-        if self.jumps[jump].code == code && self.jumps[jump].key != NO_KEY {
-            self.jumps[jump].key = NO_KEY;
+        if self.jumps.codes[jump] == code && self.jumps.keys[jump] != NO_KEY {
+            self.jumps.keys[jump] = NO_KEY;
             self.fetch.unchain(jump);
         }
     }
 
     /// Sends the jump to a block at `rip` to its new code.
     pub(super) fn move_jump(&mut self, rip: u64, from: u64, to: u64) {
-        let entry = &mut self.jumps[jump_index(rip)];
-        if entry.code == from {
-            entry.code = to;
+        let code = &mut self.jumps.codes[jump_index(rip)];
+        if *code == from {
+            *code = to;
         }
     }
 
     /// Forgets where host code is.
     pub(super) fn clear_jumps(&mut self) {
-        self.jumps.fill(JumpEntry {
-            key: NO_KEY,
-            code: 0,
-        });
+        self.jumps.keys.fill(NO_KEY);
+        self.jumps.codes.fill(0);
         self.fetch.previous.fill(NONE);
         for entry in &mut self.fetch.entries {
             entry.jumps = NONE;

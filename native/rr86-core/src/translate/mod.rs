@@ -2,11 +2,12 @@
 //! instruction as the guest wrote them.
 //!
 //! `classify` decides how an instruction is translated and where a block ends; `emit` and its families
-//! (`copy`, `stack`, `branch`) write the code; `cache` knows the blocks; `slow` is every access that
+//! (`copy`, `stack`, `branch`, `leave`) write the code; `cache` knows the blocks; `slow` is every access that
 //! is not plain RAM; `execute` is every instruction that is not copied; `engine` owns it all and
 //! `dispatch` runs it.
 
 mod acquire;
+mod across;
 pub mod ahead;
 pub mod asm;
 mod branch;
@@ -29,6 +30,7 @@ mod heat;
 mod inline;
 pub mod inputs;
 mod inspect;
+mod leave;
 mod loops;
 mod lost;
 pub mod mode;

@@ -35,8 +35,11 @@ impl Shortcuts {
     /// Blocks that run often, one after the other, have common code.
     pub const PATHS: Self = Self(1 << 8);
 
+    /// An access across two pages of which nothing is special is made without Rust.
+    pub const ACROSS: Self = Self(1 << 9);
+
     /// The names by which they are switched off.
-    pub const NAMES: [(&'static str, Self); 9] = [
+    pub const NAMES: [(&'static str, Self); 10] = [
         ("frame", Self::FRAME),
         ("marks", Self::MARKS),
         ("runs", Self::RUNS),
@@ -46,6 +49,7 @@ impl Shortcuts {
         ("loops", Self::LOOPS),
         ("apart", Self::APART),
         ("paths", Self::PATHS),
+        ("across", Self::ACROSS),
     ];
 
     pub const ALL: Self = Self((1 << Self::NAMES.len()) - 1);

@@ -97,6 +97,8 @@ pub unsafe extern "sysv64" fn access(vcpu: *mut Vcpu, linear: u64, site: u32) ->
     let site = Site::unpack(site);
     engine.stats.slow_accesses += 1;
     engine.note_position(vcpu, site);
+    vcpu.run.target_code = engine.stubs.lookup;
+    vcpu.run.commit = engine.stubs.commit;
     let mode = engine.blocks.get(vcpu.run.site_block).mode;
     match engine.resolve(vcpu, linear, usize::from(site.size), site.kind, mode) {
         Ok(result) => {
@@ -130,6 +132,7 @@ pub unsafe extern "sysv64" fn commit(vcpu: *mut Vcpu, rflags: u64, site: u32) ->
     let (vcpu, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).run.engine) };
     let site = Site::unpack(site);
     engine.note_position(vcpu, site);
+    vcpu.run.target_code = engine.stubs.lookup;
     let pending = vcpu.run.access;
     engine.current_vcpu = vcpu.cpu.id;
     let mut stop = engine.finish_store(vcpu, site, &pending);

@@ -114,32 +114,43 @@ impl Emitter<'_> {
             }
             _ => {
                 let value = insn.immediate(0);
-                self.push_immediate(value, size);
+                self.push_immediate(value, size, None);
             }
         }
     }
 
-    fn push_immediate(&mut self, value: u64, size: usize) {
+    /// Pushes a constant. `target` is where an indirect call leads, if the slow path has to note it.
+    fn push_immediate(&mut self, value: u64, size: usize, target: Option<Reg>) {
         let by = -(size as i32);
+        if let Some(displacement) = self.run_displacement() {
+            self.mark_in_run(displacement, size, AccessKind::Write);
+            self.store_immediate(value, size, displacement);
+            self.move_stack(by);
+            return;
+        }
+        self.stack_address(by, size, AccessKind::Write);
+        let mut access = self.begin_access(size, AccessKind::Write, true);
+        access.target = target;
+        self.store_immediate(value, size, 0);
+        self.move_stack(by);
+        self.end_access(access);
+    }
+
+    /// Stores a constant at a displacement from the host address in T0; T1 changes.
+    fn store_immediate(&mut self, value: u64, size: usize, displacement: i32) {
         let width = match size {
             2 => W16,
             4 => W32,
             _ => W64,
         };
-        if let Some(displacement) = self.run_displacement() {
-            self.mark_in_run(displacement, size, AccessKind::Write);
-            self.hot.mov_imm(T1, value);
-            self.hot
-                .mem(&[0x89], width, T1, Some(T0), None, displacement);
-            self.move_stack(by);
-            return;
+        let hot = &mut self.hot;
+        if size == 8 && i32::try_from(value as i64).is_ok() {
+            hot.mem(&[0xc7], width, Reg(0), Some(T0), None, displacement);
+            hot.u32(value as u32);
+        } else {
+            hot.mov_imm(T1, value);
+            hot.mem(&[0x89], width, T1, Some(T0), None, displacement);
         }
-        self.stack_address(by, size, AccessKind::Write);
-        let access = self.begin_access(size, AccessKind::Write, true);
-        self.hot.mov_imm(T1, value);
-        self.hot.mem(&[0x89], width, T1, Some(T0), None, 0);
-        self.move_stack(by);
-        self.end_access(access);
     }
 
     pub(super) fn pop(&mut self, insn: &Instruction) {
@@ -230,58 +241,64 @@ impl Emitter<'_> {
 
     /// The part of a direct call that accesses memory.
     pub(super) fn call_push(&mut self, insn: &Instruction) {
-        self.push_immediate(insn.next_ip(), operand_size(insn));
+        self.push_immediate(insn.next_ip(), operand_size(insn), None);
     }
 
-    /// Reads the target of an indirect jump or call into the scratch word or says which host register
-    /// holds it.
-    fn target(&mut self, insn: &Instruction) -> Option<usize> {
+    /// Reads the target of an indirect jump or call, and says which host register holds it: the guest's own
+    /// if it is there in full, or T1.
+    fn target(&mut self, insn: &Instruction) -> Reg {
+        let size = target_size(insn);
         if insn.op0_kind() == OpKind::Register {
-            return Some(number(insn.op0_register()));
-        }
-        let size = insn.memory_size().size();
-        self.address_of(insn, size, AccessKind::Read, None);
-        self.load_scratch(size, insn.memory_segment() == Register::SS);
-        None
-    }
-
-    /// T0 = the target, in the size of the instruction pointer.
-    fn load_target(&mut self, register: Option<usize>, size: usize) {
-        match register {
-            Some(guest) => self.read_register(T0, guest),
-            None => self.hot.load(W64, T0, at::SCRATCH),
+            let guest = number(insn.op0_register());
+            if let (Some(host), 8) = (HOST[guest], size) {
+                return host;
+            }
+            self.read_register(T1, guest);
+        } else {
+            self.address_of(insn, size, AccessKind::Read, None);
+            let stack = insn.memory_segment() == Register::SS;
+            let access = self.begin_access(size, AccessKind::Read, stack);
+            self.move_t1(access, size, false);
         }
         self.truncate_target(size);
+        T1
     }
 
     fn truncate_target(&mut self, size: usize) {
         match size {
-            2 => self.hot.rr(&[0x0f, 0xb7], W32, T0, T0),
-            4 => self.hot.rr(&[0x8b], W32, T0, T0),
+            2 => self.hot.rr(&[0x0f, 0xb7], W32, T1, T1),
+            4 => self.hot.rr(&[0x8b], W32, T1, T1),
             _ => {}
         }
     }
 
     pub(super) fn indirect_jump(&mut self, insn: &Instruction) {
         let target = self.target(insn);
-        let size = target_size(insn);
-        self.load_target(target, size);
-        self.jump_indirect(0);
+        self.jump_indirect(target, 0);
     }
 
     pub(super) fn indirect_call(&mut self, insn: &Instruction) {
-        let size = target_size(insn);
-        let mut target = self.target(insn);
-        if target == Some(gpr::RSP) {
-            // The target is the stack pointer before the push.
-            self.hot.store(W64, GUEST_RSP, at::SCRATCH);
-            target = None;
+        let target = self.target(insn);
+        // The push changes T1, and the stack pointer; other registers can be asked later.
+        let noted = target == T1 || target == GUEST_RSP;
+        if noted {
+            self.hot.store(W64, target, at::TARGET);
         }
-        self.load_target(target, size);
-        self.check_target(T0, 0);
-        self.push_immediate(insn.next_ip(), operand_size(insn));
-        self.load_target(target, size);
-        self.jump_indirect(0);
+        let later = (!noted).then_some(target);
+        let size = operand_size(insn);
+        if self.request.mode.code64() && self.asks_jump_cache() {
+            self.prepare_call(target, noted);
+            self.push_immediate(insn.next_ip(), size, later);
+            self.hot.gs(&[0xff], W32, Reg(4), at::TARGET_CODE);
+            return;
+        }
+        self.check_in_cold(target);
+        self.push_immediate(insn.next_ip(), size, later);
+        let target = later.unwrap_or_else(|| {
+            self.hot.load(W64, T1, at::TARGET);
+            T1
+        });
+        self.jump_indirect(target, 0);
     }
 
     pub(super) fn ret(&mut self, insn: &Instruction) {
@@ -293,9 +310,8 @@ impl Emitter<'_> {
         let size = operand_size(insn) - extra as usize;
         self.ret_load(insn);
         self.end_run();
-        self.hot.mov_rr(W64, T0, T1);
         self.truncate_target(size);
-        self.jump_indirect(-(size as i32 + extra));
+        self.jump_indirect(T1, -(size as i32 + extra));
     }
 }
 

@@ -5,8 +5,10 @@
 //! Rust first writes back what Rust may clobber or must see. The FPU state is in the host's FPU only
 //! between the first FPU instruction of a stretch of code and the next call of Rust.
 
+use super::across::{self, Across};
 use super::asm::{self, cc, Asm, W32, W64};
 use super::codebuf::CodeBuffer;
+use super::leave::ask_jump_cache;
 use super::vcpu::{at, mapped, Exit, Vcpu, T0, T1};
 use super::{execute, slow};
 
@@ -35,6 +37,11 @@ pub struct Stubs {
     pub segment: u64,
     /// Loads the guest's FPU state into the host's FPU.
     pub fpu_load: u64,
+    /// The same as `access` for up to 16 bytes in 64-bit mode, after which `commit` in the vCPU says what to
+    /// call instead of `commit`; see `across`.
+    pub across: Across,
+    /// Jump here to go on at the `target` of the vCPU, for which the jump cache has to be asked.
+    pub lookup: u64,
     /// Jumped to by the signal handler: leave with `Exit::Signal`.
     pub signal: u64,
 }
@@ -150,9 +157,20 @@ pub fn emit(buffer: &mut CodeBuffer) -> Stubs {
     a.load(W64, asm::RAX, at::FLAGS_AX);
     a.raw(&[0x41, 0xff, 0xe2]); // jmp r10
 
+    stubs.lookup = here(&a);
+    a.load(W64, T1, at::TARGET);
+    let miss = ask_jump_cache(&mut a, T1);
+    a.gs_scaled(&[0xff], W32, asm::Reg(4), T0, at::JUMP_CODE);
+    a.patch_here(miss);
+    a.gs(&[0x33], W64, T1, at::JUMP_KEY);
+    a.store(W64, T1, at::RIP);
+    a.gs_mov_imm32(at::EXIT, Exit::Lookup as u32);
+    let lookup = a.jmp();
+
     stubs.signal = here(&a);
     a.gs_mov_imm32(at::EXIT, Exit::Signal as u32);
     stubs.leave = here(&a);
+    a.patch_here(lookup);
     store_registers(&mut a, |_| true);
     a.store(W64, asm::RAX, at::FLAGS_AX);
     if_live(&mut a, at::FPU_LIVE, unload_fpu);
@@ -188,6 +206,8 @@ pub fn emit(buffer: &mut CodeBuffer) -> Stubs {
     a.alu_imm(0, W64, asm::RSP, 8);
     a.u8(0x9d); // popfq
     a.u8(0xc3);
+
+    stubs.across = across::emit(&mut a, base, stubs.access);
 
     stubs.segment = here(&a);
     memory_call(

@@ -13,7 +13,7 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
-use super::asm::{self, cc, W32, W64};
+use super::asm::{cc, W64};
 use super::cache::BlockId;
 use super::classify::{self, is_x87, waits, Class};
 use super::code::Slot;
@@ -21,7 +21,7 @@ use super::emit::{Emitter, Flags, Label, Stream, COLD};
 use super::lost::Setter;
 use super::operands::only_moves;
 use super::shortcuts::Shortcuts;
-use super::vcpu::{at, jump_index, Exit, JumpEntry, T0};
+use super::vcpu::{at, Exit};
 use crate::memory::PAGE_SHIFT;
 
 /// A block of a superblock.
@@ -272,13 +272,7 @@ impl<'a> Emitter<'a> {
     pub(super) fn path_exit(&mut self, stream: Stream, at: usize, target: u64) {
         let exit = self.cold.len();
         self.fixups.push((stream, at, Label::Cold(exit)));
-        let index = jump_index(target) * size_of::<JumpEntry>();
-        self.cold.mov_imm(T0, target);
-        self.cold.gs(&[0x33], W64, T0, at::JUMP_KEY);
-        self.cold.gs(&[0x3b], W64, T0, at::JUMP + index);
-        let miss = self.cold.jcc(cc::NE);
-        self.cold
-            .gs(&[0xff], W32, asm::Reg(4), at::JUMP_CODE + index);
+        let miss = self.jump_if_known(Stream::Cold, target, self.request.mode);
         self.cold.patch_here(miss);
         Self::store_rip(&mut self.cold, target);
         self.leave(Stream::Cold, Exit::Lookup);

@@ -44,14 +44,13 @@ pub const T1: Reg = asm::R11;
 /// log2 of the number of jump-cache entries.
 pub const JUMP_BITS: u32 = 14;
 
-/// A jump-cache entry: where code for a pc in a mode starts.
+/// The jump cache: where code for a pc in a mode starts. Two arrays, so that code scales an index by 8.
 #[repr(C)]
-#[derive(Clone, Copy)]
-pub struct JumpEntry {
+pub struct Jumps {
     /// pc XOR [`super::mode::Mode::key`], or a value that no pc gives.
-    pub key: u64,
+    pub keys: [u64; 1 << JUMP_BITS],
     /// Host address of the code.
-    pub code: u64,
+    pub codes: [u64; 1 << JUMP_BITS],
 }
 
 /// A key that no canonical pc in any mode gives: the mode part has 15 bits.
@@ -122,9 +121,17 @@ pub struct RunState {
     pub site_block: u32,
     /// Packed [`super::site::Site`] of a signal or exit.
     pub site: u32,
-    /// The guest's FPU state is in the host's FPU.
     /// A word for values on their way between two accesses.
     pub scratch: u64,
+    /// While an indirect call pushes: where it leads, and the code to go on with. The latter is
+    /// [`super::stubs::Stubs::lookup`] where the jump cache has not been asked, or not since Rust ran.
+    pub target: u64,
+    pub target_code: u64,
+    /// What makes the store in the bounce buffer happen.
+    pub commit: u64,
+    /// Host addresses of the two pages of an access across their border; see `across`.
+    pub across_first: u64,
+    pub across_second: u64,
     /// The guest's FPU state is in the host's FPU.
     pub fpu_live: u8,
     pub fpu_was_live: u8,
@@ -167,7 +174,7 @@ pub struct Vcpu {
     pub cpu: CpuState,
     pub run: RunState,
     pub tlb: Tlb,
-    pub jumps: [JumpEntry; 1 << JUMP_BITS],
+    pub jumps: Jumps,
     pub fetch: super::fetch::FetchTlb,
 }
 
@@ -200,12 +207,14 @@ impl Vcpu {
 /// Index of a pc in the jump cache.
 #[inline]
 pub fn jump_index(pc: u64) -> usize {
-    ((pc as u32).wrapping_mul(JUMP_HASH) >> (32 - JUMP_BITS)) as usize
+    ((pc as u32).wrapping_mul(JUMP_HASH) >> JUMP_SHIFT) as usize
 }
 
 /// Multiplier that spreads pcs over the jump cache: functions start at multiples of 16, so the low
 /// bits alone would leave most of it unused.
 pub const JUMP_HASH: u32 = 0x9e37_79b1;
+/// What makes a product with [`JUMP_HASH`], of 32 bits, an index.
+pub const JUMP_SHIFT: u32 = 32 - JUMP_BITS;
 
 /// Offsets from the GS base, for emitted code.
 pub mod at {
@@ -250,6 +259,12 @@ pub mod at {
     pub const SITE_BLOCK: usize = RUN + offset_of!(RunState, site_block);
     pub const SITE: usize = RUN + offset_of!(RunState, site);
     pub const SCRATCH: usize = RUN + offset_of!(RunState, scratch);
+    pub const TARGET: usize = RUN + offset_of!(RunState, target);
+    pub const TARGET_CODE: usize = RUN + offset_of!(RunState, target_code);
+    pub const COMMIT: usize = RUN + offset_of!(RunState, commit);
+    pub const ACROSS_FIRST: usize = RUN + offset_of!(RunState, across_first);
+    pub const ACROSS_SECOND: usize = RUN + offset_of!(RunState, across_second);
+    pub const BOUNCE: usize = RUN + offset_of!(RunState, bounce);
     pub const FPU_LIVE: usize = RUN + offset_of!(RunState, fpu_live);
     pub const FPU_WAS_LIVE: usize = RUN + offset_of!(RunState, fpu_was_live);
     pub const HOST_MXCSR: usize = RUN + offset_of!(RunState, host_mxcsr);
@@ -291,8 +306,11 @@ pub mod at {
     pub const TAG_READ: usize = offset_of!(TlbEntry, read);
     pub const TAG_WRITE: usize = offset_of!(TlbEntry, write);
     pub const TLB_HOST: usize = offset_of!(TlbEntry, host);
-    pub const JUMP: usize = offset_of!(Vcpu, jumps);
-    pub const JUMP_CODE: usize = JUMP + offset_of!(JumpEntry, code);
+    pub const TLB_FLAGS: usize = offset_of!(TlbEntry, flags);
+    const JUMPS: usize = offset_of!(Vcpu, jumps);
+    /// Key and code of index 0 of the jump cache.
+    pub const JUMP: usize = JUMPS + offset_of!(Jumps, keys);
+    pub const JUMP_CODE: usize = JUMPS + offset_of!(Jumps, codes);
 }
 
 /// Guest registers that live in host registers, with their numbers.
