@@ -355,14 +355,33 @@ impl Emitter<'_> {
             self.hot.shift_imm(5, T0, LINE_SHIFT as u8);
             let (from, to) = if group.step < 0 { (T0, T1) } else { (T1, T0) };
             self.hot.load(W64, T1, at::loop_mark(area));
-            let next = self.hot.len();
-            self.hot.mem(&[0xc6], W32, Reg(0), Some(from), None, 0);
-            self.hot.u8(1);
-            self.hot.alu_imm(0, W64, from, 1);
-            self.hot.rr(&[0x3b], W64, from, to);
-            let more = self.hot.jcc(cc::BE);
-            self.hot.patch(more, next);
+            self.mark_between(from, to);
         }
+    }
+
+    /// Sets the marks from one place up to another and with it, four at a time while there are more. Both registers
+    /// change.
+    fn mark_between(&mut self, from: Reg, to: Reg) {
+        let a = &mut self.hot;
+        a.alu_imm(5, W64, to, 4);
+        a.rr(&[0x3b], W64, from, to);
+        let few = a.jcc(cc::A);
+        let four = a.len();
+        a.mem(&[0xc7], W32, Reg(0), Some(from), None, 0);
+        a.u32(0x0101_0101);
+        a.alu_imm(0, W64, from, 4);
+        a.rr(&[0x3b], W64, from, to);
+        let more = a.jcc(cc::BE);
+        a.patch(more, four);
+        a.patch_here(few);
+        a.alu_imm(0, W64, to, 4);
+        let one = a.len();
+        a.mem(&[0xc6], W32, Reg(0), Some(from), None, 0);
+        a.u8(1);
+        a.alu_imm(0, W64, from, 1);
+        a.rr(&[0x3b], W64, from, to);
+        let more = a.jcc(cc::BE);
+        a.patch(more, one);
     }
 }
 
