@@ -488,7 +488,7 @@ impl Blocks {
             block.outgoing = [NONE; OWN_SLOTS];
             block.exits.clear();
             block.heads.clear();
-            block.has_path = false;
+            (block.has_path, block.paths) = (false, 0);
         }
     }
 
