@@ -251,6 +251,8 @@ impl Engine {
     /// Asks the oracle about everything that happens to memory from now on; before anything has.
     pub fn ask_oracle(&mut self) {
         self.oracle = Some(Box::default());
+        // Code that is there may do without the looks that are now to be taken.
+        self.drop_code();
     }
 
     /// Sends the oracle away: what it has read of the log is no longer what will happen.
