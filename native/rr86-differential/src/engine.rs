@@ -10,7 +10,7 @@ use rr86_core::cpu::state::{sreg, CpuState, Segment, TableRegister, XsaveArea};
 use rr86_core::translate::bus::Bus;
 use rr86_core::translate::dispatch::{RunEnd, Span};
 use rr86_core::translate::emit::Hooks;
-use rr86_core::translate::engine::{Agent, BlockLimits, Engine, StopCause};
+use rr86_core::translate::engine::{Agent, BlockLimits, Engine, Observed, StopCause};
 use rr86_core::translate::shortcuts::Shortcuts;
 
 use crate::case::{
@@ -96,6 +96,8 @@ pub struct Setup {
     pub tracking: bool,
     /// A debugger stops the run behind every store into the arena and the code region.
     pub watched: bool,
+    /// Samples that make a block hot; `None` for as many as usual.
+    pub hot: Option<u8>,
 }
 
 impl Default for Setup {
@@ -107,6 +109,7 @@ impl Default for Setup {
             shortcuts: Shortcuts::default(),
             tracking: false,
             watched: false,
+            hot: None,
         }
     }
 }
@@ -132,6 +135,9 @@ impl Translated {
             .map_err(|error| SubjectError::Other(error.to_string()))?;
         engine.set_shortcuts(setup.shortcuts);
         engine.set_tracking(setup.tracking);
+        if let Some(samples) = setup.hot {
+            engine.set_hot(samples);
+        }
         let mut machine = Self {
             engine,
             start: start_state(),
@@ -156,16 +162,26 @@ impl Translated {
         &self.engine
     }
 
-    /// The marks of the lines of the arena, by page; they are gone then.
+    /// The marks of the lines of the arena and of the code region, by page; they are gone then.
     pub fn take_lines(&mut self) -> Vec<u64> {
         let ram = &mut self.engine.ram;
-        let pages = 0..layout::ARENA_SIZE / layout::PAGE;
-        pages
-            .map(|page| {
-                let page = ram.page_index(ARENA_AT + (page * layout::PAGE) as u64);
-                page.map_or(0, |page| ram.take_lines(page))
-            })
+        let region = |start: u64, size: usize| {
+            (0..size / layout::PAGE).map(move |page| start + (page * layout::PAGE) as u64)
+        };
+        region(ARENA_AT, layout::ARENA_SIZE)
+            .chain(region(CODE_AT, layout::CODE_SIZE))
+            .map(|at| ram.page_index(at).map_or(0, |page| ram.take_lines(page)))
             .collect()
+    }
+
+    /// What the translator has told of blocks and pages since this was asked last or a case was run whole.
+    pub fn take_observed(&mut self) -> Vec<(u64, Observed)> {
+        std::mem::take(&mut self.engine.observed)
+    }
+
+    /// Digest of all of RAM.
+    pub fn ram_digest(&mut self) -> u64 {
+        self.engine.ram_digest()
     }
 
     fn write(&mut self, address: u64, data: &[u8]) {
@@ -246,24 +262,35 @@ impl Translated {
                 0 => (left, false),
                 some => (some, true),
             };
-            let (done, end) = self.engine.run(
-                0,
-                Span {
-                    budget,
-                    exact,
-                    beyond: 0,
-                    fitting: !exact,
-                    start: self.engine.icount(),
-                },
-            );
-            left = left.saturating_sub(done.max(1));
-            match end {
-                RunEnd::Halt => return Ok(()),
-                RunEnd::Budget | RunEnd::Pause if left > 0 => {}
-                RunEnd::Stopped(StopCause::Watch { .. }) => {}
-                RunEnd::Budget | RunEnd::Pause => return Err(SubjectError::TimedOut),
-                other => return Err(SubjectError::Other(format!("the run ended with {other:?}"))),
+            let before = self.engine.icount();
+            if self.step(budget, exact)? {
+                return Ok(());
             }
+            let done = self.engine.icount() - before;
+            left = left.saturating_sub(done.max(1));
+            if left == 0 {
+                return Err(SubjectError::TimedOut);
+            }
+        }
+    }
+
+    /// Runs so many instructions of a case that has been prepared, to the instruction or to the last block that
+    /// fits. True when a handler has halted.
+    ///
+    /// # Errors
+    /// When the run ends in a way that a case cannot end.
+    pub fn step(&mut self, budget: u64, exact: bool) -> Result<bool, SubjectError> {
+        let span = Span {
+            budget,
+            exact,
+            beyond: 0,
+            fitting: !exact,
+            start: self.engine.icount(),
+        };
+        match self.engine.run(0, span).1 {
+            RunEnd::Halt => Ok(true),
+            RunEnd::Budget | RunEnd::Pause | RunEnd::Stopped(StopCause::Watch { .. }) => Ok(false),
+            other => Err(SubjectError::Other(format!("the run ended with {other:?}"))),
         }
     }
 }
@@ -305,8 +332,12 @@ fn start_state() -> CpuState {
     cpu
 }
 
-impl Subject for Translated {
-    fn run(&mut self, case: &Case) -> Result<Outcome, SubjectError> {
+impl Translated {
+    /// Puts a case into memory and its entry state into the vCPU.
+    ///
+    /// # Errors
+    /// When the case does not fit.
+    pub fn prepare(&mut self, case: &Case) -> Result<(), SubjectError> {
         let offset = case.code_address.wrapping_sub(layout::CODE);
         if offset > layout::CODE_SIZE as u64
             || offset as usize + case.code.len() >= layout::CODE_SIZE
@@ -332,10 +363,14 @@ impl Subject for Translated {
         cpu.fpu = XsaveArea::default();
         cpu.fpu.0[..FXSAVE_USED].copy_from_slice(&case.entry.fxsave[..FXSAVE_USED]);
         *self.engine.cpu_mut(0) = cpu;
-        let result = self.until_halt();
-        self.engine.observed.clear();
-        result?;
+        Ok(())
+    }
 
+    /// What has come of a case when a handler has halted.
+    ///
+    /// # Errors
+    /// When it was not a handler of this machine.
+    pub fn outcome(&self, case: &Case) -> Result<Outcome, SubjectError> {
         // The stub's HLT has retired, so rip is one further.
         let cpu = self.engine.cpu(0);
         let vector = cpu.rip.wrapping_sub(HIGH + STUBS) / STUB_SIZE;
@@ -362,5 +397,15 @@ impl Subject for Translated {
         Ok(outcome_of_exception(
             case, gpr, rip, rflags, fxsave, arena, fault,
         ))
+    }
+}
+
+impl Subject for Translated {
+    fn run(&mut self, case: &Case) -> Result<Outcome, SubjectError> {
+        self.prepare(case)?;
+        let result = self.until_halt();
+        self.engine.observed.clear();
+        result?;
+        self.outcome(case)
     }
 }
