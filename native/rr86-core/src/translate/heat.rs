@@ -179,3 +179,7 @@ impl Engine {
         insns
     }
 }
+
+#[cfg(test)]
+#[path = "heat_tests.rs"]
+mod tests;
