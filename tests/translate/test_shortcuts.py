@@ -53,6 +53,24 @@ def test_a_replay_on_one_processor_does_not_translate_ahead(tmp_path: Path) -> N
     assert session.machine.stats()["blocks_ahead"] == 0
 
 
+@pytest.mark.parametrize(("recorded", "replayed"), [("", "paths"), ("paths", "")])
+def test_superblocks_in_one_of_recording_and_replay_do_not_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: str, replayed: str
+) -> None:
+    monkeypatch.setenv("RR86_DISABLE", recorded)
+    trace = rr86.open_trace(record_demo(tmp_path).path)
+    consoles = []
+    for disabled in (replayed, recorded):
+        monkeypatch.setenv("RR86_DISABLE", disabled)
+        session = trace.session()
+        # Every digest of the trace is compared on the way.
+        assert session.run().reason == "poweroff"
+        assert (session.machine.stats()["superblocks"] > 0) == (disabled == "")
+        consoles.append(session.console)
+    assert consoles[0] == consoles[1]
+    assert consoles[0]
+
+
 def test_an_unknown_shortcut_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
