@@ -6,8 +6,9 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
 
+use super::access::{Access, Sum};
 use super::asm::{self, Reg, W16, W32, W64};
-use super::emit::{Access, Emitter, Flags, Sum};
+use super::emit::{Emitter, Flags};
 use super::encode;
 use super::flags::{modified_flags, needs_flags};
 use super::operands::{

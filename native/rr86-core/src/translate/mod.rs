@@ -2,10 +2,11 @@
 //! instruction as the guest wrote them.
 //!
 //! `classify` decides how an instruction is translated and where a block ends; `emit` and its families
-//! (`copy`, `stack`, `branch`, `leave`) write the code; `cache` knows the blocks; `slow` is every access that
+//! (`access`, `copy`, `stack`, `branch`, `leave`) write the code; `cache` knows the blocks; `slow` is every access that
 //! is not plain RAM; `execute` is every instruction that is not copied; `engine` owns it all and
 //! `dispatch` runs it.
 
+mod access;
 mod acquire;
 mod across;
 pub mod ahead;

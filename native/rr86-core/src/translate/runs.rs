@@ -11,8 +11,9 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
+use super::access::Sum;
 use super::classify::Class;
-use super::emit::{Emitter, Flags, Sum};
+use super::emit::{Emitter, Flags};
 use super::operands::{address_size, in_host, only_moves, MemoryUse};
 use super::shortcuts::Shortcuts;
 use super::site::AccessKind;
