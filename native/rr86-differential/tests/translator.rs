@@ -34,6 +34,19 @@ fn setups() -> Vec<Setup> {
     lengths.into_iter().chain([stretched, watched]).collect()
 }
 
+/// Runs cases that may write their own code on both sides, in every setup.
+fn agree_in_writable_code(cases: &[Case]) {
+    let mut native = Native::with_writable_code().unwrap();
+    for setup in setups() {
+        let setup = Setup {
+            writable_code: true,
+            ..setup
+        };
+        let mut subject = Translated::new(setup).unwrap();
+        agree(cases, &mut native, &mut subject, &format!("{setup:?}"));
+    }
+}
+
 /// Runs the cases on both sides and fails on the first difference.
 fn agree(cases: &[Case], native: &mut Native, subject: &mut Translated, what: &str) {
     let expected = native.run_batch(cases);
@@ -675,15 +688,7 @@ fn code_that_changes_itself_agrees() {
             a.adc(r10, rax)
         }));
     }
-    let mut native = Native::with_writable_code().unwrap();
-    for setup in setups() {
-        let setup = Setup {
-            writable_code: true,
-            ..setup
-        };
-        let mut subject = Translated::new(setup).unwrap();
-        agree(&cases, &mut native, &mut subject, &format!("{setup:?}"));
-    }
+    agree_in_writable_code(&cases);
 }
 
 #[test]
@@ -724,13 +729,5 @@ fn calls_that_push_onto_their_own_block_arrive() {
     for case in &mut cases {
         case.entry.gpr[5] = ARENA + 0x5000;
     }
-    let mut native = Native::with_writable_code().unwrap();
-    for setup in setups() {
-        let setup = Setup {
-            writable_code: true,
-            ..setup
-        };
-        let mut subject = Translated::new(setup).unwrap();
-        agree(&cases, &mut native, &mut subject, &format!("{setup:?}"));
-    }
+    agree_in_writable_code(&cases);
 }
