@@ -163,6 +163,7 @@ class Machine:
         window_bias: int = 8192,
         schedule: str = "uniform",
         cross_writes: bool = True,
+        semantics: int = 2,
     ) -> Self:
         """`cpuid` rows are (leaf, subleaf or -1 for "any", eax, ebx, ecx, edx); an exact subleaf
         goes before -1, and a leaf without a row reads as zeros. `msrs` are (index, value after

@@ -79,6 +79,7 @@ class Placement:
             "window_bias": spec.window_bias,
             "schedule": spec.schedule,
             "cross_writes": spec.cross_writes,
+            "semantics": spec.semantics,
         }
 
     def apply(self, machine: LoadTarget) -> None:

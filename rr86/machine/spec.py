@@ -34,6 +34,9 @@ PROTOCOLS = (
 )
 """Order of a block's steps; see docs/block-protocols.md."""
 
+SEMANTICS = 2
+"""The newest version of the machine's semantics; docs/determinism.md lists what each one changed."""
+
 _UNITS = {"": MIB, "B": 1, "K": KIB, "M": MIB, "G": GIB}
 
 
@@ -85,6 +88,8 @@ class BoardSpec:
     """Blocks that the cache holds before it is flushed."""
     cross_writes: bool = True
     """Whether it is tracked, and logged, which vCPU writes and reads which page."""
+    semantics: int = SEMANTICS
+    """Version of what the machine's instructions and devices do."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -104,6 +109,7 @@ class BoardSpec:
         _check_range("window_bias", self.window_bias, 0, 65_536)
         _check_range("max_block", self.max_block, 1, 64)
         _check_range("block_capacity", self.block_capacity, 16, 1 << 22)
+        _check_range("semantics", self.semantics, 1, SEMANTICS)
         for name in ("command_line", "kernel_name"):
             if "\0" in getattr(self, name):
                 raise SpecError(f"{name} must not contain a zero byte")
@@ -133,14 +139,14 @@ class BoardSpec:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The spec that `to_dict` described; refuses keys that this version does not know.
 
-        A key may be missing (an older trace): it then has the value that was implied at the time,
-        so defaults never change their meaning.
+        A key may be missing (an older trace): it then has the value that was implied at the time.
+        For `semantics` that is 1; the other keys' defaults never change their meaning.
         """
         known = {field.name for field in fields(cls)}
         unknown = sorted(str(key) for key in values if key not in known)
         if unknown:
             raise SpecError(f"unknown board settings: {', '.join(unknown)}")
-        return cls(**values)
+        return cls(**{"semantics": 1, **values})
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

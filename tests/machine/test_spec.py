@@ -5,7 +5,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from rr86.machine.spec import BoardSpec, SpecError, format_size, parse_size
+from rr86.machine.spec import SEMANTICS, BoardSpec, SpecError, format_size, parse_size
 
 MIB = 1 << 20
 
@@ -72,3 +72,9 @@ def test_linux_needs_more_memory_than_multiboot() -> None:
     with pytest.raises(SpecError, match="at least 96M of memory, not 32M"):
         small.require_linux()
     BoardSpec(memory=96 * MIB).require_linux()
+
+
+def test_a_spec_without_semantics_follows_the_first_version() -> None:
+    values = BoardSpec().to_dict()
+    assert values.pop("semantics") == SEMANTICS
+    assert BoardSpec.from_dict(values).semantics == 1

@@ -11,6 +11,7 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use rr86_core::contents::Contents;
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
+use rr86_core::cpu::semantics::Semantics;
 use rr86_core::host_time::Phase;
 use rr86_core::memory::ram::REGION;
 use rr86_core::memory::PAGE_SHIFT;
@@ -152,7 +153,8 @@ impl Machine {
     #[new]
     #[pyo3(signature = (*, memory, vcpus, cpuid, msrs=Vec::new(), seed=0, quantum=100_000,
         start_time=1_700_000_000, fw_cfg=Vec::new(), fw_cfg_files=Vec::new(), max_block=64,
-        block_capacity=262_144, block_protocol="precise", window_bias=8192, schedule="uniform", cross_writes=true))]
+        block_capacity=262_144, block_protocol="precise", window_bias=8192, schedule="uniform",
+        cross_writes=true, semantics=2))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         memory: u64,
@@ -170,11 +172,14 @@ impl Machine {
         window_bias: u32,
         schedule: &str,
         cross_writes: bool,
+        semantics: u32,
     ) -> PyResult<Self> {
         let policy = Policy::named(schedule).map_err(|e| NativeError::new_err(e.to_string()))?;
         let protocol = Protocol::named(block_protocol).ok_or_else(|| {
             NativeError::new_err(format!("there is no block protocol {block_protocol:?}"))
         })?;
+        let semantics =
+            Semantics::new(semantics).map_err(|e| NativeError::new_err(e.to_string()))?;
         let cpuid = cpuid
             .into_iter()
             .map(|(leaf, subleaf, eax, ebx, ecx, edx)| CpuidRow {
@@ -204,6 +209,7 @@ impl Machine {
                 protocol,
             },
             tracking: cross_writes,
+            semantics,
         })
         .map_err(errors::machine)?;
         let mut recorder = Recorder::new(machine, Scheduler::new(policy, seed, quantum));

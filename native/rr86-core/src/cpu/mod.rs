@@ -17,6 +17,7 @@ pub mod registers;
 pub mod reset;
 pub mod save;
 pub mod segment;
+pub mod semantics;
 pub mod stack;
 pub mod state;
 pub mod syscall;

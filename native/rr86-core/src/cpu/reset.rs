@@ -2,6 +2,7 @@
 
 use super::control::{DR6_FIXED, DR7_FIXED};
 use super::msr::{BIOS_SIGN_ID_VALUE, MISC_ENABLE_RESET};
+use super::semantics::Semantics;
 use super::state::{gpr, sreg, Activity, CpuState, Cr0, Msrs, Segment, TableRegister, XsaveArea};
 
 /// A segment of real-address mode: 64 KiB, present, read/write, accessed.
@@ -77,7 +78,8 @@ impl CpuState {
             nmi_pending: 0,
             nmi_blocked: 0,
             id,
-            _pad: [0; 58],
+            semantics: Semantics::CURRENT,
+            _pad: [0; 57],
         }
     }
 
@@ -91,6 +93,7 @@ impl CpuState {
             xcr0: self.xcr0,
             msr: self.msr,
             fpu: self.fpu,
+            semantics: self.semantics,
             ..Self::reset(self.id)
         };
     }

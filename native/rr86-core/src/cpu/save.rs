@@ -136,6 +136,7 @@ fn visit(cpu: &mut CpuState, activity: &mut u8, v: &mut dyn Visitor) {
         nmi_pending,
         nmi_blocked,
         id,
+        semantics: _,
         _pad: _,
     } = cpu;
     for value in gpr.iter_mut().chain([rip, rflags]) {

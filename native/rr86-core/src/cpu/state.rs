@@ -6,6 +6,8 @@
 
 use bitflags::bitflags;
 
+use super::semantics::Semantics;
+
 /// Index of a general-purpose register in [`CpuState::gpr`], in instruction-encoding order.
 pub mod gpr {
     pub const RAX: usize = 0;
@@ -255,7 +257,9 @@ pub struct CpuState {
     pub nmi_blocked: u8,
     /// APIC id, also the vCPU's index.
     pub id: u8,
-    pub _pad: [u8; 58],
+    /// What this vCPU's instructions do where versions differ; part of the configuration, not of the state.
+    pub semantics: Semantics,
+    pub _pad: [u8; 57],
 }
 
 impl CpuState {

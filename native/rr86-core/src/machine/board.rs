@@ -21,6 +21,7 @@ use super::pm::Pm;
 use super::rtc::Rtc;
 use super::serial::Serial;
 use crate::contents::Contents;
+use crate::cpu::semantics::Semantics;
 
 /// What a board is made of.
 #[derive(Debug, Clone)]
@@ -31,6 +32,7 @@ pub struct BoardConfig {
     pub memory: u64,
     /// Unix seconds (UTC) that the RTC shows at virtual time 0.
     pub start_time: i64,
+    pub semantics: Semantics,
     /// Further fw_cfg items by key.
     pub fw_cfg: Vec<(u16, Contents)>,
     /// fw_cfg files by name.

@@ -14,6 +14,7 @@ fn board(vcpus: usize) -> Board {
         vcpus,
         memory: 512 << 20,
         start_time: 1_700_000_000,
+        semantics: Semantics::CURRENT,
         fw_cfg: Vec::new(),
         fw_cfg_files: vec![("opt/name".to_string(), b"value".to_vec())],
     })

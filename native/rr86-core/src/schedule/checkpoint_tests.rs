@@ -2,6 +2,7 @@
 //! and states that were damaged.
 
 use super::*;
+use crate::cpu::semantics::Semantics;
 use crate::schedule::{MachineConfig, Policy, Scheduler, Wait};
 use crate::translate::engine::BlockLimits;
 use crate::translate::protocol::Protocol;
@@ -43,6 +44,7 @@ fn machine() -> Machine {
         cpuid: Vec::new(),
         msrs: Vec::new(),
         start_time: 0,
+        semantics: Semantics::CURRENT,
         fw_cfg: Vec::new(),
         fw_cfg_files: Vec::new(),
         blocks: BlockLimits {
@@ -220,6 +222,7 @@ fn a_protocol_that_keeps_chains_has_no_checkpoints() {
         cpuid: Vec::new(),
         msrs: Vec::new(),
         start_time: 0,
+        semantics: Semantics::CURRENT,
         fw_cfg: Vec::new(),
         fw_cfg_files: Vec::new(),
         blocks: BlockLimits {

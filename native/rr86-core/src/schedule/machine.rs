@@ -13,6 +13,7 @@ use crate::contents::Contents;
 use crate::cpu::cpuid::{CpuidRow, CpuidTable};
 use crate::cpu::registers::{self, RegisterError};
 use crate::cpu::save;
+use crate::cpu::semantics::Semantics;
 use crate::cpu::state::{Activity, RFlags};
 use crate::host_time::{Phase, Stopwatch};
 use crate::machine::fw_cfg_dma::Access;
@@ -37,6 +38,7 @@ pub struct MachineConfig {
     pub blocks: BlockLimits,
     /// Track who writes and reads which page.
     pub tracking: bool,
+    pub semantics: Semantics,
 }
 
 /// Instructions that a slice has before PAUSE gives way: vCPUs that wait for each other, or for the
@@ -165,6 +167,7 @@ impl Machine {
             vcpus: config.vcpus,
             memory: config.memory,
             start_time: config.start_time,
+            semantics: config.semantics,
             fw_cfg: config.fw_cfg,
             fw_cfg_files: config.fw_cfg_files,
         });
@@ -178,6 +181,9 @@ impl Machine {
             config.blocks,
         )?;
         engine.set_tracking(config.tracking);
+        for vcpu in 0..config.vcpus {
+            engine.cpu_mut(vcpu).semantics = config.semantics;
+        }
         Ok(Self {
             engine,
             slice: None,

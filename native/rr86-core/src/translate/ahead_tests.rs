@@ -7,6 +7,7 @@ use super::super::codebuf::CodeBuffer;
 use super::super::engine::{BlockLimits, Engine};
 use super::super::protocol::Protocol;
 use super::*;
+use crate::cpu::semantics::Semantics;
 use crate::memory::ram::GuestRam;
 use crate::schedule::{Conditions, Machine, MachineConfig, Policy, Scheduler};
 
@@ -176,6 +177,7 @@ fn run_with(bytes: &[u8]) -> (u64, u64) {
         cpuid: Vec::new(),
         msrs: Vec::new(),
         start_time: 0,
+        semantics: Semantics::CURRENT,
         fw_cfg: Vec::new(),
         fw_cfg_files: Vec::new(),
         tracking: true,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rr86_core::cpu::semantics::Semantics;
 use rr86_core::record::{Event, Recorder, Stop, TraceWriter};
 use rr86_core::replay::TraceReader;
 use rr86_core::schedule::{Conditions, Machine, MachineConfig, Policy, Scheduler};
@@ -31,6 +32,7 @@ pub fn machine(oracle: bool) -> Machine {
         cpuid: Vec::new(),
         msrs: Vec::new(),
         start_time: 0,
+        semantics: Semantics::CURRENT,
         fw_cfg: Vec::new(),
         fw_cfg_files: Vec::new(),
         tracking: true,

@@ -1,0 +1,58 @@
+//! Which version of the machine's semantics a run follows.
+//!
+//! A mend of what a guest can see would keep older traces from replaying. So the version at which a trace was
+//! recorded is in its header, and everything that has changed since asks here. All differences are listed in this
+//! file, one method each; `docs/determinism.md` says what each one means for a guest.
+
+use thiserror::Error;
+
+/// A version of the machine's semantics.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Semantics(u8);
+
+/// A version that this rr86 does not know.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the machine's semantics have versions 1 to {newest}, not {0}", newest = Semantics::CURRENT.0)]
+pub struct UnknownSemantics(pub u32);
+
+impl Semantics {
+    /// What traces follow whose header names no version.
+    pub const FIRST: Self = Self(1);
+    /// What new recordings follow.
+    pub const CURRENT: Self = Self(2);
+
+    /// # Errors
+    /// [`UnknownSemantics`] for versions that do not exist (yet).
+    pub fn new(version: u32) -> Result<Self, UnknownSemantics> {
+        u8::try_from(version)
+            .ok()
+            .map(Self)
+            .filter(|version| (Self::FIRST..=Self::CURRENT).contains(version))
+            .ok_or(UnknownSemantics(version))
+    }
+}
+
+impl Default for Semantics {
+    fn default() -> Self {
+        Self::CURRENT
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_from_the_first_to_the_current_exist() {
+        assert_eq!(Semantics::new(1), Ok(Semantics::FIRST));
+        assert_eq!(Semantics::new(2), Ok(Semantics::CURRENT));
+        assert_eq!(Semantics::new(0), Err(UnknownSemantics(0)));
+        assert_eq!(Semantics::new(258), Err(UnknownSemantics(258)));
+        let message = UnknownSemantics(3).to_string();
+        assert_eq!(
+            message,
+            "the machine's semantics have versions 1 to 2, not 3"
+        );
+    }
+}
