@@ -31,6 +31,12 @@ impl Semantics {
             .filter(|version| (Self::FIRST..=Self::CURRENT).contains(version))
             .ok_or(UnknownSemantics(version))
     }
+
+    /// An encoding does what the CPU model has it do; before, a fixed list did. What both have is the same.
+    /// Hint NOPs that the list lacked (CLDEMOTE, PREFETCHWT1) were #UD, and WBNOINVD was.
+    pub fn model_decides_encodings(self) -> bool {
+        self >= Self(2)
+    }
 }
 
 impl Default for Semantics {
