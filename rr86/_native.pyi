@@ -6,6 +6,7 @@ from typing import Self, TypeAlias, TypedDict, final, type_check_only
 __all__ = [
     "VERSION",
     "DivergenceError",
+    "EngineError",
     "Events",
     "ExpansionReader",
     "HostError",
@@ -37,6 +38,11 @@ class TraceError(NativeError):
 
 class DivergenceError(NativeError):
     """A replay that left the recorded path; names the component, the vCPU and the moment."""
+
+class EngineError(NativeError):
+    """Translated code failed on the host, which is a bug in rr86; names the vCPU, the moment, the
+    instruction and its block. Nothing runs any more, and a trace holds what ran before the slice in
+    which it happened."""
 
 class HostError(NativeError):
     """The host lacks something that the engine or the guest's CPU model needs."""
@@ -294,6 +300,9 @@ class Machine:
     def go_free(self) -> None:
         """Go on without the recording's authority: nothing is compared any more, and its slices
         are suggestions. Give `run` a limit: such a run need not end."""
+    def plant(self, rip: int, code: bytes) -> None:
+        """Put host code in front of the copy of the guest instruction at `rip`: a trial of what becomes of
+        code that fails."""
     def invalidate_block(self, serial: int) -> bool:
         """Go free, and remove a block as if a write to its source had been noticed."""
     def refetch_block(self, serial: int, vcpu: int, fetched: int) -> None:

@@ -82,7 +82,9 @@ def board_spec(
     """A board from options as the command line has them; `more` are fields of `BoardSpec`."""
     from rr86.machine.spec import SEMANTICS, BoardSpec, parse_size
 
+    # What is not given is as in a board of today; `from_dict` alone would take it for an older trace's.
     values: dict[str, object] = {
+        **BoardSpec().to_dict(),
         "vcpus": smp,
         "memory": parse_size(memory) if isinstance(memory, str) else memory,
         "command_line": append,

@@ -88,6 +88,7 @@ fn describe(stop: Stop) -> (&'static str, u8, u32) {
         Stop::Ended(Ending::TripleFault { .. }) => ("triple-fault", 6, 0),
         Stop::End => ("end", 7, 0),
         Stop::Deadlock => ("deadlock", 8, 0),
+        Stop::Failed => ("host-fault", 9, 0),
     }
 }
 
@@ -464,7 +465,10 @@ impl Machine {
         let (icount, time_ns) = (machine.engine.icount(), machine.engine.now());
         let rip = machine.engine.cpu(vcpu).rip;
         let detail = format!("{name} at instruction {icount}, vCPU {vcpu}, rip {rip:#x}");
-        self.last = (number, code, detail.clone());
+        self.last = (number, code, detail);
+        if stop == Stop::Failed {
+            return Err(errors::host_fault(self.driver().machine()?));
+        }
         let info = PyDict::new(py);
         info.set_item("reason", name)?;
         info.set_item(
@@ -636,6 +640,11 @@ impl Machine {
         oracle
             .map(|o| oracle::verdict(py, o.verdict(), engine.unseen_by_oracle()))
             .transpose()
+    }
+
+    fn plant(&mut self, rip: u64, code: &[u8]) -> PyResult<()> {
+        self.driver().machine()?.engine.plant(rip, code);
+        Ok(())
     }
 
     fn go_free(&mut self) -> PyResult<()> {

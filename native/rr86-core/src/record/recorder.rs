@@ -31,6 +31,8 @@ pub enum Stop {
     End,
     /// Every vCPU waits, and nothing but input could wake one.
     Deadlock,
+    /// Translated code failed on the host; see [`crate::translate::engine::Engine::host_fault`].
+    Failed,
 }
 
 /// Names of components, shared by all digest events of a trace.
@@ -257,6 +259,9 @@ impl Recorder {
     fn drive(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, TraceError> {
         let end = self.machine.engine.icount().saturating_add(limit);
         loop {
+            if self.machine.engine.host_fault().is_some() {
+                return Ok(Stop::Failed);
+            }
             let report = if self.machine.inside_slice() {
                 self.machine.resume()
             } else {
@@ -328,6 +333,11 @@ impl Recorder {
                         return Ok(Stop::Condition(index));
                     }
                 }
+                SliceReport::Failed => {
+                    // The trace ends with the slice before: what this one did cannot be decided upon again.
+                    self.machine.engine.observed.clear();
+                    return Ok(Stop::Failed);
+                }
                 SliceReport::Stopped(StopCause::Output) => {
                     let output = self.machine.board().take_serial_output();
                     self.console.extend_from_slice(&output);
@@ -373,8 +383,13 @@ impl Recorder {
         detail: &str,
         footer: &[u8],
     ) -> Result<(), TraceError> {
-        self.push_digests()?;
-        let icount = self.machine.engine.icount();
+        let icount = if self.machine.engine.host_fault().is_some() {
+            // What the unfinished slice has done is not in the trace.
+            self.machine.engine.slice_start
+        } else {
+            self.push_digests()?;
+            self.machine.engine.icount()
+        };
         let stop = Event::Stop {
             vcpu: self.vcpu as u8,
             reason,

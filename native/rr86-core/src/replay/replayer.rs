@@ -235,6 +235,9 @@ impl Replayer {
         self.look_ahead();
         let end = self.machine.engine.icount().saturating_add(limit);
         loop {
+            if self.machine.engine.host_fault().is_some() {
+                return Ok(Stop::Failed);
+            }
             let report = if self.machine.inside_slice() {
                 self.machine.resume()
             } else {
@@ -271,6 +274,7 @@ impl Replayer {
                         return Ok(Stop::Condition(index));
                     }
                 }
+                SliceReport::Failed => return Ok(Stop::Failed),
                 SliceReport::Stopped(StopCause::Output) => {
                     let output = self.machine.board().take_serial_output();
                     self.console.extend_from_slice(&output);
