@@ -5,7 +5,7 @@ from typing import Annotated
 
 from rr86.cli.options import Argument, Option
 from rr86.cli.status import BadCall, Exit, Failure, reporting_errors, say
-from rr86.cli.values import trace_or_newest
+from rr86.cli.values import parse_moment, trace_or_newest
 
 FOUND, NOTHING_STALE, FAILED = 0, 1, 2
 NOTHING = "no block was executed that memory did not hold"
@@ -62,7 +62,7 @@ def command(
         Option(
             "--at",
             metavar="ICOUNT",
-            min=0,
+            parser=parse_moment,
             help="The first stale execution from this moment on, as counted by replay and events.",
         ),
     ] = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from rr86.cli.options import Argument, Option
 from rr86.cli.status import fail, reporting_errors, say
-from rr86.cli.values import trace_or_newest
+from rr86.cli.values import parse_moment, trace_or_newest
 from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU, SLICE_ENDS, STOP_REASONS
 
 # Fields that are addresses or digests, which nobody reads in decimal.
@@ -70,11 +70,11 @@ def command(
     vcpu: Annotated[int | None, Option("--vcpu", metavar="N", help="Of this vCPU.")] = None,
     first: Annotated[
         int | None,
-        Option("--from", metavar="ICOUNT", min=0, help="From this moment."),
+        Option("--from", metavar="ICOUNT", parser=parse_moment, help="From this moment."),
     ] = None,
     last: Annotated[
         int | None,
-        Option("--to", metavar="ICOUNT", min=0, help="Up to this moment."),
+        Option("--to", metavar="ICOUNT", parser=parse_moment, help="Up to this moment."),
     ] = None,
     as_json: Annotated[bool, Option("--json", help="One JSON object a line.")] = False,
     limit: Annotated[

@@ -93,9 +93,9 @@ class PhysicalNames:
         address = self._table.address(name)
         variables = self._variables
         if variables is not None and variables.link_address(name) == address:
-            size = _size(variables, address)
+            size = variables.size_at(address)
             return [(base.physical + address, size) for base in self._per_cpu if base is not None]
-        return [(address - self._bias, _size(self._table, address))]
+        return [(address - self._bias, self._table.size_at(address))]
 
     def physical(self, address: int) -> int | None:
         """The physical address that a kernel's linear address stands for; a low one is physical
@@ -110,11 +110,3 @@ class PhysicalNames:
             if start <= address < start + _DIRECT_MAP:
                 return address - start
         return None
-
-
-def _size(table: SymbolTable, address: int) -> int:
-    """Bytes from a symbol's address to its end, or to the next symbol's."""
-    found = table.resolve(address)
-    if found is not None and found[0].size:
-        return found[0].size
-    return table.distance_to_next(address) or 1
