@@ -46,6 +46,8 @@ class Guest:
     diverges_at: int | None = None
     # Called with each piece of console input.
     inputs: list[bytes] = field(default_factory=list)
+    # From this instruction on, linear addresses from the first one on are mapped at the second.
+    mapped: tuple[int, int, int] | None = None
     wakes: bool = False
 
 
@@ -242,7 +244,10 @@ class Machine:
         return b""
 
     def translate(self, vcpu: int, address: int) -> int | None:
-        return None
+        if self.guest.mapped is None:
+            return None
+        since, linear, physical = self.guest.mapped
+        return None if self.position < since else address - linear + physical
 
     def current_block(self, vcpu: int) -> dict[str, Any]:
         rip = self.registers(vcpu)["rip"]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Self
 
 from rr86.cli.status import BadCall, fail, say
 from rr86.cli.terminal import Output
@@ -42,6 +43,13 @@ class Consoles:
         self._unseen = 0
         self.muted = False
         """Whether output is dropped for now: a replay has not come to where it is to be shown."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self._files.values():
+            each.close()
 
     def _to(self, place: str, taken: list[Path]) -> Output:
         if place == _STDOUT:

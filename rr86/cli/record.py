@@ -179,7 +179,7 @@ def command(
     # An image may be a pipe in which nothing comes: while that lasts, Ctrl-C just ends the command.
     # From where there is a trace on, it has to end that properly.
     read.wait()
-    with interruption.watching():
+    with out, interruption.watching():
         recorder = start(
             kernel,
             smp=smp,

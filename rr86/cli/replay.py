@@ -103,8 +103,8 @@ def command(
 ) -> None:
     """Replay a trace to its end, or to the first moment where a condition is met.
 
-    The guest's serial console goes to stdout, everything else to stderr. A replay that compared
-    digests all along says how many were equal. --from is quick where the
+    The guest's serial console goes to stdout, everything else to stderr. A full replay says how
+    many digests of the machine's state were compared and equal. --from is quick where the
     trace has checkpoints (rr86 record --checkpoints, rr86 checkpoint). A vCPU that is replayed
     alone has no devices, and so no console; its own digests are compared.
 
@@ -150,18 +150,18 @@ def command(
     if lone:
         return
     out = Consoles(console, debugcon, as_json, quiet, [recorded.path])
-    heard, debug_heard = out.sinks
     out.muted = first is not None
+    heard, debug_heard = out.sinks
     interruption = Interruption()
-    session = recorded.session(not no_verify, heard, first, oracle, debugcon=debug_heard)
     progress = Progress("replaying")
-    progress.began = session.began
 
     def between_slices(moment: "Stop") -> bool:
         progress.update(moment)
         return bool(interruption) or out.closed
 
-    with interruption.watching():
+    with out, interruption.watching():
+        session = recorded.session(not no_verify, heard, first, oracle, debugcon=debug_heard)
+        progress.began = session.began
         out.begin()
         with progress.shown(not quiet, out.shown):
             stop = None
@@ -242,7 +242,7 @@ class _Done:
                     "other instructions; stale stops at these"
                 )
         digests, moments = self.session.compared_digests()
-        if digests:
+        if digests and self.stop.over:
             say(f"{digests:,} digests were compared at {moments:,} moments, and all are equal")
         say(speed)
 

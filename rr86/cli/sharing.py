@@ -105,8 +105,9 @@ def command(
         int, Option("--top", metavar="N", min=1, help="So many pages, and so many lines.")
     ] = 20,
     first: Annotated[
-        int, Option("--from", metavar="ICOUNT", parser=parse_moment, help="From this moment.")
-    ] = 0,
+        int | None,
+        Option("--from", metavar="ICOUNT", parser=parse_moment, help="From this moment."),
+    ] = None,
     last: Annotated[
         int | None, Option("--to", metavar="ICOUNT", parser=parse_moment, help="Up to this moment.")
     ] = None,
@@ -124,7 +125,7 @@ def command(
     from rr86.replay.trace import open_trace
 
     recorded = open_trace(trace_or_newest(trace))
-    sharing = recorded.sharing(first, (1 << 64) - 1 if last is None else last, top)
+    sharing = recorded.sharing(first or 0, (1 << 64) - 1 if last is None else last, top)
     names = recorded.names() if symbols else None
     if as_json:
         import json

@@ -19,11 +19,28 @@ ESCAPE = 0x01
 HELP = "Ctrl-A x leaves, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-C ends the recording"
 
 
+def line_width() -> int | None:
+    """The columns that a line on stdout may have: those of the terminal, or what COLUMNS says; None
+    where stdout is a file or a pipe, whose reader may want all of a line."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return int(columns)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
+def fitted(line: str, width: int | None) -> str:
+    """The line, cut to `width` columns if it is longer."""
+    return line if width is None or len(line) <= width else line[: max(width - 1, 0)] + "…"
+
+
 class Output:
     """Guest bytes to stdout, stderr or a file, flushed at once."""
 
     def __init__(self, file: int | None = None, on_stderr: bool = False) -> None:
-        """To an open file, which is closed with this object, or to a standard stream."""
+        """To an open file, which `close` closes, or to a standard stream."""
         self.closed = False
         self.is_file = file is not None
         self.on_stdout = file is None and not on_stderr
@@ -56,6 +73,11 @@ class Output:
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.truncate(0)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
 
     @property
     def on_terminal(self) -> bool:

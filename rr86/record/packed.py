@@ -92,9 +92,7 @@ def unpacked(data: bytes, what: str) -> bytes:
         except (_Damaged, zlib.error) as error:
             raise RecordingError(f"{what} cannot be unpacked from {kind}: {error}") from None
         if len(content) > LARGEST:
-            raise RecordingError(
-                f"{what} holds more than {LARGEST >> 30} GiB: no kernel is so large"
-            )
+            raise RecordingError(f"{what} unpacks to more than {LARGEST >> 30} GiB")
         if not content:
             raise RecordingError(f"{what} is {kind} with nothing in it")
         return content

@@ -46,6 +46,7 @@ class Variables:
     def look(self) -> None:
         """Note where the image is, if the kernel has entered its own code by now."""
         table = self._inspector.symbols.table
+        # Of the entry itself, the mapping goes once the boot is over.
         text = None if table is None else table.link_address("_text")
         if self._bias is not None or table is None or text is None or not table.relocatable:
             return

@@ -13,7 +13,7 @@ from rr86.replay.bisect import bisect_invalidation
 from rr86.replay.conditions import AnyInt3, Int3
 from rr86.replay.int3 import INJECTED, SHORT, explain, look
 from tests.fake_core import FakeCore, Step
-from tests.guests.build import load_manifest
+from tests.guests.build import build, load_manifest
 from tests.guests.machines import Recorded, record_guest
 from tests.images import elf
 
@@ -135,3 +135,34 @@ def test_looking_for_stale_blocks_does_not_change_the_run(stale: Recorded, tmp_p
     blind = rr86.open_trace(path)
     assert blind.stale_int3s == 0
     assert not list(blind.events(("stale",)))
+
+
+def test_a_trace_that_ends_at_a_stale_execution_has_it(tmp_path: Path) -> None:
+    """Recording, replay and bisection tell one story, although the counters in the footer are
+    those of the stop, right before the INT3 executes."""
+    guest = load_manifest()["textpoke"]
+    path = tmp_path / "stopped.rr86"
+    recording = rr86.record(
+        build(guest),
+        smp=guest.smp,
+        memory=guest.memory << 20,
+        append=guest.append,
+        output=path,
+        until="stale",
+        protocol="qemu-7.2",
+        quantum=1000,
+    )
+    assert recording.stop is not None
+    assert str(recording.stop.condition) == "stale"
+    trace = rr86.open_trace(path)
+    assert trace.footer is not None
+    assert trace.footer.statistics["stale_int3s"] == 0
+    finding = bisect_invalidation(trace)
+    assert finding is not None
+    assert finding.proved
+    assert finding.execution.int3
+    assert trace.stale_int3s > 0
+    stop = trace.replay("int3")
+    assert stop.condition == Int3()
+    assert (stop.rip, stop.icount) == (finding.execution.address, finding.execution.icount)
+    assert "stale int3: block" in replayed(path, "int3")
