@@ -237,9 +237,10 @@ class _Done:
                     "stops at these alone, any-int3 at every one"
                 )
             elif blocks:
+                some = f"{blocks:,} block{'s' * (blocks != 1)}"
                 say(
-                    f"memory held every INT3 executed in this trace, but not {blocks:,} blocks of "
-                    "other instructions; stale stops at these"
+                    f"memory held every INT3 executed in this trace, but not {some} of other "
+                    "instructions; stale stops there"
                 )
         digests, moments = self.session.compared_digests()
         if digests and self.stop.over:
