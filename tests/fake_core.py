@@ -48,6 +48,8 @@ class Guest:
     inputs: list[bytes] = field(default_factory=list)
     # From this instruction on, linear addresses from the first one on are mapped at the second.
     mapped: tuple[int, int, int] | None = None
+    # vCPUs that have no paging: to them every linear address is a physical one.
+    unpaged: tuple[int, ...] = ()
     wakes: bool = False
 
 
@@ -226,7 +228,7 @@ class Machine:
             "rip": rip,
             "rsp": 0x8000,
             "rflags": 0x246,
-            "cr0": 0x80050033,
+            "cr0": 0x60000010 if vcpu in self.guest.unpaged else 0x80050033,
             "efer": 0xD01,
             "cs": 0x10,
             "cs_attr": 0xA09B,
@@ -244,6 +246,8 @@ class Machine:
         return b""
 
     def translate(self, vcpu: int, address: int) -> int | None:
+        if vcpu in self.guest.unpaged:
+            return address
         if self.guest.mapped is None:
             return None
         since, linear, physical = self.guest.mapped

@@ -175,7 +175,8 @@ def command(
                 stop = session.run(conditions, tick=between_slices)
             speed = progress.text(stop)
         out.end_line()
-        done = _Done(recorded, session, stop, conditions)
+        late = [] if first is None or session.icount >= first else [Icount(first)]
+        done = _Done(recorded, session, stop, [*late, *conditions])
         if not quiet and not as_json:
             done.report(speed)
         if not quiet:

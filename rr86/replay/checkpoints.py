@@ -63,7 +63,10 @@ def add_checkpoints(
     if output is not None:
         refuse_foreign(place)
     session = trace.session()
-    handle, name = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
+    except OSError as error:
+        raise RecordingError(f"cannot write the trace '{place}': {error.strerror}") from None
     os.close(handle)
     try:
         session.machine.make_checkpoints(str(trace.path), name, every)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from rr86.replay.conditions import WriteSymbol
 
 
+# CR0.PG.
+_PAGING = 1 << 31
+
+
 class Mapper(Protocol):
     """What a machine has to offer for variables to be found."""
 
@@ -52,7 +56,9 @@ class Variables:
             return
         address = text + table.offset
         for vcpu in range(self._inspector.vcpus):
-            physical = self._machine.translate(vcpu, address)
+            # Without paging, a vCPU that waits for its start would map anything.
+            paged = self._machine.registers(vcpu)["cr0"] & _PAGING
+            physical = self._machine.translate(vcpu, address) if paged else None
             if physical is not None:
                 self._bias = address - physical
                 return

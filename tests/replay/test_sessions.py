@@ -165,9 +165,9 @@ def test_a_variable_is_watched_from_the_kernels_entry_on(core: FakeCore, tmp_pat
     place = physical + 16 * 7
     steps = [Step(0x1000, write=place), Step(0x1001), Step(at(2)), Step(at(3), write=place + 8)]
     steps += [Step(at(4), lstar=at(1)), Step(at(5), write=place + 16), Step(at(5), write=place)]
-    core.guest = Guest(steps, mapped=(2, at(0), physical))
+    core.guest = Guest(steps, mapped=(2, at(0), physical), unpaged=(1,))
     path = tmp_path / "run.rr86"
-    with rr86.start_recording(kernel, output=path) as recorder:
+    with rr86.start_recording(kernel, smp=2, output=path) as recorder:
         seen = [recorder.run(until="write=function_7").icount for _ in range(2)]
         assert recorder.run(until="write=function_7").reason == "poweroff"
     trace = rr86.open_trace(path)
