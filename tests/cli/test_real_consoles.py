@@ -238,3 +238,21 @@ def test_who_wrote_shows_that_it_expands(folder: Path, demo_trace: Path) -> None
     assert "expanding" not in quiet.stderr + quiet.stdout
     assert "\x1b" not in quiet.stderr + quiet.stdout
     assert "made b.rr86.expansion" in quiet.stderr
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_stream_is_as_good_as_none(folder: Path, closed: int) -> None:
+    """Neither a traceback, nor somebody's words in the trace, which would get that number."""
+    script = f'exec "$@" {closed}{"<" if closed == 0 else ">"}&-'
+    for arguments in (["record", "--smp", "4", "-m", "64M", "demo.elf"], ["replay"], ["events"]):
+        done = subprocess.run(
+            ["sh", "-c", script, "sh", *COMMAND, *arguments],
+            cwd=folder,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert (done.stdout == "") == (closed == 1)
+        assert "Traceback" not in done.stderr
+    assert package.open_trace(folder / "demo.elf-001.rr86").complete
