@@ -243,8 +243,11 @@ class Machine:
         max_instructions: int,
         conditions: Sequence[tuple[str, int, int]] = ...,
         console_patterns: Sequence[bytes] = ...,
+        by_lines: bool = False,
     ) -> StopInfo:
-        """Run until a condition holds, the machine stops, or about `max_instructions` have retired.
+        """Run until a condition holds, the machine stops, or about `max_instructions` have retired;
+        with `by_lines` also after the slice in which the guest has completed a line of output on
+        COM1 or a debug console (a "limit" stop, too).
 
         Runs with the GIL released. A "limit" stop may overshoot by one slice and never changes the
         course of the run. Conditions are (kind, a, b):
@@ -261,8 +264,11 @@ class Machine:
         """
     def console_output(self) -> bytes:
         """Bytes that the guest sent to COM1 since the last call."""
-    def debugcon_output(self) -> bytes:
-        """Bytes that the guest sent to the debug consoles since the last call."""
+    def debugcon_output(self) -> tuple[bytes, int]:
+        """Bytes that the guest sent to the debug consoles (ports 0xe9 and 0x402) since the last
+        call, and how many of them came before any byte was sent to COM1."""
+    def compared_digests(self) -> tuple[int, int]:
+        """How many digests this replay has compared and found equal, and at how many moments."""
     def console_input(self, data: bytes) -> None:
         """Give bytes to COM1's receiver at the next slice boundary; recorded."""
 

@@ -427,13 +427,14 @@ impl Machine {
         }
     }
 
-    #[pyo3(signature = (max_instructions, conditions=Vec::new(), console_patterns=Vec::new()))]
+    #[pyo3(signature = (max_instructions, conditions=Vec::new(), console_patterns=Vec::new(), by_lines=false))]
     fn run<'py>(
         &mut self,
         py: Python<'py>,
         max_instructions: u64,
         conditions: Vec<ConditionRow>,
         console_patterns: Vec<Vec<u8>>,
+        by_lines: bool,
     ) -> PyResult<Bound<'py, PyDict>> {
         if conditions != self.rows || console_patterns != self.patterns {
             self.conditions = Conditions::new(parse(&conditions, &console_patterns)?);
@@ -446,8 +447,14 @@ impl Machine {
             .unwrap_or_else(PoisonError::into_inner);
         let conditions = &mut self.conditions;
         let stop = py.detach(|| match driver {
-            Driver::Record(r) => r.run(max_instructions, conditions).map_err(errors::trace),
-            Driver::Replay(r) => r.run(max_instructions, conditions).map_err(errors::replay),
+            Driver::Record(r) => {
+                r.by_lines = by_lines;
+                r.run(max_instructions, conditions).map_err(errors::trace)
+            }
+            Driver::Replay(r) => {
+                r.by_lines = by_lines;
+                r.run(max_instructions, conditions).map_err(errors::replay)
+            }
             Driver::Solo(s) => s.run(max_instructions).map_err(errors::replay),
             Driver::Gone => Err(NativeError::new_err(
                 "this machine could not start its replay",
@@ -497,9 +504,16 @@ impl Machine {
         PyBytes::new(py, &bytes)
     }
 
-    fn debugcon_output<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let bytes = self.driver().machine()?.board().take_debugcon_output();
-        Ok(PyBytes::new(py, &bytes))
+    fn debugcon_output<'py>(&mut self, py: Python<'py>) -> PyResult<(Bound<'py, PyBytes>, usize)> {
+        let (bytes, alone) = self.driver().machine()?.board().take_debugcon_output();
+        Ok((PyBytes::new(py, &bytes), alone))
+    }
+
+    fn compared_digests(&mut self) -> (u64, u64) {
+        match self.driver() {
+            Driver::Replay(r) => (r.compared.digests, r.compared.moments),
+            _ => (0, 0),
+        }
     }
 
     fn console_input(&mut self, data: &[u8]) -> PyResult<()> {

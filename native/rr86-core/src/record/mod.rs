@@ -19,7 +19,7 @@ pub use writer::TraceWriter;
 mod observe;
 mod recorder;
 
-pub(crate) use recorder::write_checkpoint;
+pub(crate) use recorder::{completed_line, write_checkpoint};
 
 pub use observe::{event as observed_event, slice_end, window};
 pub use recorder::{Recorder, Stop, CONSOLE};

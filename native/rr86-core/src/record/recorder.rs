@@ -58,6 +58,11 @@ impl Names {
     }
 }
 
+/// Whether console output that waits to be taken, of which COM1 sent `serial`, has a whole line.
+pub(crate) fn completed_line(serial: &[u8], machine: &mut Machine) -> bool {
+    serial.contains(&b'\n') || machine.board().has_debugcon_line()
+}
+
 /// Writes a checkpoint of a machine that stands between two slices, and whose digests these are.
 pub(crate) fn write_checkpoint(
     machine: &mut Machine,
@@ -92,6 +97,9 @@ pub struct Recorder {
     checkpoints: Option<(u64, u64)>,
     input: Vec<u8>,
     console: Vec<u8>,
+    /// Whether `run` comes back with [`Stop::Limit`] after the slice in which the guest has completed a
+    /// line of console output, so that somebody who reads it need not wait.
+    pub by_lines: bool,
     /// vCPU of the last slice.
     pub vcpu: usize,
     pub slices: u64,
@@ -110,6 +118,7 @@ impl Recorder {
             checkpoints: None,
             input: Vec::new(),
             console: Vec::new(),
+            by_lines: false,
             vcpu: 0,
             slices: 0,
         }
@@ -331,6 +340,9 @@ impl Recorder {
                     self.console.extend_from_slice(&output);
                     if let Some(index) = conditions.console(&output) {
                         return Ok(Stop::Condition(index));
+                    }
+                    if self.by_lines && completed_line(&self.console, &mut self.machine) {
+                        return Ok(Stop::Limit);
                     }
                 }
                 SliceReport::Failed => {
