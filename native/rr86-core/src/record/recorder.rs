@@ -8,7 +8,7 @@ use super::event::Event;
 use super::observe;
 use super::{TraceError, TraceWriter};
 use crate::contents::Contents;
-use crate::host_time::{HostTime, Phase, Spent, Stopwatch};
+use crate::host_time::{Cadence, HostTime, Phase, Spent, Stopwatch};
 use crate::schedule::{CheckpointError, Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
 use crate::translate::engine::StopCause;
 use crate::translate::windows::WindowPolicy;
@@ -81,6 +81,8 @@ pub struct Recorder {
     pub machine: Machine,
     scheduler: Scheduler,
     writer: Option<TraceWriter>,
+    /// When the side file gets its next events.
+    cadence: Cadence,
     /// Length of the trace once it is closed, and what waiting for that cost.
     closed_bytes: u64,
     closed_waiting: HostTime,
@@ -101,6 +103,7 @@ impl Recorder {
             machine,
             scheduler,
             writer: None,
+            cadence: Cadence::default(),
             closed_bytes: 0,
             closed_waiting: HostTime::default(),
             names: Names::default(),
@@ -184,14 +187,14 @@ impl Recorder {
         }
     }
 
-    /// Ends the chunk under way and hands it over for writing, so that a recorder that is killed loses
-    /// no more than what ran since.
-    ///
-    /// # Errors
-    /// When the trace cannot be written.
-    pub fn seal(&mut self) -> Result<(), TraceError> {
+    /// Why the trace has no side file, if it should have one; see [`TraceWriter::keep`].
+    pub fn without_tail(&self) -> Option<&TraceError> {
+        self.writer.as_ref()?.without_tail()
+    }
+
+    fn keep(&mut self) -> Result<(), TraceError> {
         match &mut self.writer {
-            Some(writer) => writer.seal(),
+            Some(writer) => writer.keep(),
             None => Ok(()),
         }
     }
@@ -243,13 +246,18 @@ impl Recorder {
         let watch = Stopwatch::start();
         conditions.arm(&mut self.machine);
         let stop = self.drive(limit, conditions);
+        // Whoever called may take any time before the next call.
+        let kept = self.keep();
         self.machine.engine.spent.whole += watch.read();
-        stop
+        kept.and(stop)
     }
 
     fn drive(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, TraceError> {
         let end = self.machine.engine.icount().saturating_add(limit);
         loop {
+            if self.cadence.due() {
+                self.keep()?;
+            }
             let report = if self.machine.inside_slice() {
                 self.machine.resume()
             } else {

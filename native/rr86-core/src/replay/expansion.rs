@@ -62,6 +62,9 @@ fn identity(trace: &TraceReader) -> Result<u128, TraceError> {
     let mut all = trace.header().to_vec();
     all.extend(trace.footer()?.unwrap_or_default());
     all.extend(trace.summary()?.file_bytes.to_le_bytes());
+    if let Some(side) = trace.side_file().filter(|side| side.events != 0) {
+        all.extend(side.events.to_le_bytes());
+    }
     Ok(xxh3_128(&all))
 }
 
