@@ -174,6 +174,9 @@ def command(
             **{name: value for name, value in more.items() if value is not None},
         )
         progress = Progress("recording")
+        if recorder.without_side_file and not quiet:
+            why = recorder.without_side_file
+            say(f"warning: no side file, so a killed recorder loses up to a second: {why}")
         if source.interactive and not quiet:
             say(HELP)
         with recorder:

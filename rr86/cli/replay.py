@@ -102,6 +102,7 @@ def command(
     interrupt that was injected with vector 3. The stop tells which of the three it is.
     """
     from rr86.cli import alone
+    from rr86.cli.info import side_file_text
     from rr86.cli.progress import Progress
     from rr86.cli.show import show_oracle, show_statistics, show_stop
     from rr86.cli.terminal import Interruption, Output
@@ -124,7 +125,11 @@ def command(
     recorded = open_trace(trace_or_newest(trace))
     if not recorded.complete and not quiet:
         why = recorded.damage or "nobody ended it"
-        say(f"warning: the recording is not complete ({why}); replaying what there is of it")
+        side = recorded.side_file
+        rest = "replaying what there is of it"
+        if side is not None and (side.events or side.left_out is not None):
+            rest = f"{rest}, which {side_file_text(side)}"
+        say(f"warning: the recording is not complete ({why}); {rest}")
     host = this_host()
     if recorded.header.host != host and not quiet:
         say(

@@ -33,11 +33,15 @@ pub struct Outcome {
 }
 
 impl Campaign {
-    /// Runs it. A hang ends the process, and a signal does too; `running` is given the number of each input that
-    /// executes guest code before it runs.
+    /// Runs it. A hang ends the process.
     pub fn run(&self, targets: &mut Targets) -> Outcome {
         let current = Arc::new(AtomicU64::new(self.from));
         self.watch(current.clone());
+        // A finding is one line; a backtrace of each would take longer than a thousand inputs.
+        std::panic::set_hook(Box::new(|panic| {
+            let place = panic.location().map(ToString::to_string);
+            eprintln!("panic at {}", place.unwrap_or_default());
+        }));
         let mut outcome = Outcome::default();
         let only = self.only.as_deref();
         for number in self.from..self.from.saturating_add(self.inputs) {
@@ -64,6 +68,7 @@ impl Campaign {
                 );
             }
         }
+        drop(std::panic::take_hook());
         current.store(u64::MAX, Ordering::Relaxed);
         outcome
     }

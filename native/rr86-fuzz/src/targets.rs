@@ -159,6 +159,17 @@ impl Targets {
         name
     }
 
+    /// A trace to start from: mostly one of the small ones, of which many can be read in the time of one of those
+    /// that were given.
+    fn source(&self, rng: &mut Rng) -> &Source {
+        let small = &self.sources[..2];
+        if rng.one_in(64) {
+            rng.pick(&self.sources)
+        } else {
+            rng.pick(small)
+        }
+    }
+
     fn path(&self) -> PathBuf {
         self.folder.path().join("input.rr86")
     }
@@ -182,7 +193,7 @@ impl Targets {
 
     /// Bytes anywhere, with or without checksums that fit.
     fn frame(&self, rng: &mut Rng) {
-        let source = rng.pick(&self.sources);
+        let source = self.source(rng);
         let mut file = source.file.clone();
         mutate(rng, &mut file, &self.own.file);
         if !rng.one_in(3) {
@@ -193,7 +204,7 @@ impl Targets {
 
     /// Fields of a chunk's header.
     fn chunk(&self, rng: &mut Rng) {
-        let source = rng.pick(&self.sources);
+        let source = self.source(rng);
         let mut chunks = source.chunks.clone();
         match rng.below(8) {
             0 => drop(chunks.remove(rng.below(chunks.len()))),
@@ -242,7 +253,7 @@ impl Targets {
 
     /// Columns and tables of an event chunk.
     fn events(&self, rng: &mut Rng) -> Vec<u8> {
-        let source = rng.pick(&self.sources);
+        let source = self.source(rng);
         self.events_of(rng, source)
     }
 
@@ -279,7 +290,7 @@ impl Targets {
     }
 
     fn index(&self, rng: &mut Rng) {
-        let source = rng.pick(&self.sources);
+        let source = self.source(rng);
         let mut index = source.index.clone();
         mutate(rng, &mut index, &self.own.file);
         if rng.one_in(2) {
@@ -296,7 +307,7 @@ impl Targets {
     }
 
     fn images(&self, rng: &mut Rng) {
-        let source = rng.pick(&self.sources);
+        let source = self.source(rng);
         let mut chunks = source.chunks.clone();
         if rng.one_in(2) {
             let mut list = chunks[1].content();
@@ -322,7 +333,7 @@ impl Targets {
 
     /// Tables of states and pages.
     fn checkpoint(&self, rng: &mut Rng) {
-        let source = rng.pick(&self.sources);
+        let source = self.source(rng);
         let mut chunks = source.chunks.clone();
         for _ in 0..=rng.below(2) {
             let kind = *rng.pick(&[ChunkKind::CHECKPOINT, ChunkKind::PAGES]);
@@ -436,7 +447,8 @@ impl Targets {
     fn state(&self, rng: &mut Rng) {
         let saved = rng.pick(&self.saved);
         let mut state = saved.state.clone();
-        mutate(rng, &mut state, &rng.pick(&self.saved).state.clone());
+        let other = rng.pick(&self.saved);
+        mutate(rng, &mut state, &other.state);
         let mut machine = sample::machine(saved.protocol);
         machine.allow_checkpoints().expect("checkpoints");
         machine.wipe();
@@ -565,6 +577,7 @@ fn saved(path: &Path, protocol: &'static str) -> Vec<Saved> {
 fn killed(path: &Path) -> (Vec<u8>, Vec<u8>) {
     let reader = TraceReader::open(path).expect("a trace");
     let header = reader.header().to_vec();
+    let path = &path.with_extension("killed");
     let mut writer = TraceWriter::create(path, &header, &[]).expect("a trace");
     let count = reader.chunk_count();
     for n in 0..count {
