@@ -198,9 +198,9 @@ class Machine:
         checkpoint at the first slice boundary after every `checkpoints` instructions."""
     def finish_recording(self, footer: bytes) -> None:
         """Close the trace properly; `footer` is msgpack metadata known only at the end."""
-    def seal_trace(self) -> None:
-        """End the chunk under way and hand it over for writing: a recorder that is killed later
-        loses only what follows. Happens by itself every 100 million instructions."""
+    def without_side_file(self) -> str | None:
+        """Why the trace has no side file: a recorder that is killed then loses what is not in a whole
+        chunk yet. None if it has one, or needs none."""
     def replay_from(self, path: str, verify: bool = True, checkpoint: int | None = None) -> None:
         """Take decisions and inputs from the trace at `path`, from power-on, or from one of the
         trace's checkpoints; the machine has the configuration of the recorded one. After an error
@@ -374,6 +374,9 @@ class TraceReader:
         last_icount; for each kind that occurs KIND_events and KIND_bytes."""
     def damage(self) -> str | None:
         """What was found where an unfinished or damaged file stops making sense, or None."""
+    def side_file(self) -> tuple[str, int, str | None] | None:
+        """The side file beside a trace that was cut off: its path, how many events were taken from it,
+        and why it or the rest of it was left out, if it was."""
     def shared_lines(self) -> dict[int, int]:
         """The lines that one agent wrote and another then got: a bit for each of the 64 lines of a
         page, by the page's number."""

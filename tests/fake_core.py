@@ -129,6 +129,9 @@ class Machine:
     def take_ram(self, touched: bytes) -> None:
         pass
 
+    def without_side_file(self) -> None:
+        return None
+
     def trace_bytes(self) -> int:
         return 100 * self.position if self.path is not None else 0
 
@@ -292,6 +295,9 @@ class TraceReader:
 
     def complete(self) -> bool:
         return self.trace["footer"] is not None
+
+    def side_file(self) -> None:
+        return None
 
     def damage(self) -> str | None:
         return None

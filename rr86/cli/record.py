@@ -197,6 +197,9 @@ def command(
         )
         out.begin()
         progress = Progress("recording")
+        if recorder.without_side_file and not quiet:
+            why = recorder.without_side_file
+            say(f"warning: no side file, so a killed recorder loses up to a second: {why}")
         if source.interactive and not quiet:
             say(HELP)
         with recorder:

@@ -116,6 +116,7 @@ def command(
     """
     from rr86.cli import alone
     from rr86.cli.consoles import Consoles
+    from rr86.cli.info import side_file_text
     from rr86.cli.progress import Progress
     from rr86.cli.terminal import Interruption
     from rr86.record.metadata import this_host
@@ -136,7 +137,11 @@ def command(
     recorded = open_trace(trace_or_newest(trace))
     if not recorded.complete and not quiet:
         why = recorded.damage or "nobody ended it"
-        say(f"warning: the recording is not complete ({why}); replaying what there is of it")
+        side = recorded.side_file
+        rest = "replaying what there is of it"
+        if side is not None and (side.events or side.left_out is not None):
+            rest = f"{rest}, which {side_file_text(side)}"
+        say(f"warning: the recording is not complete ({why}); {rest}")
     host = this_host()
     if recorded.header.host != host and not quiet:
         say(

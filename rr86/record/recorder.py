@@ -1,8 +1,8 @@
 """Recording: a machine that is switched on, run in slices, and whose run becomes a trace.
 
 `record` does it all in one call. `Recorder` is for callers who want to drive: run a little, look
-around, type something, run on. Either way a finished recording has a footer, and one that was
-interrupted at any moment still replays up to its last whole chunk.
+around, type something, run on. Either way a finished recording has a footer. One that was killed at
+any moment replays too: what was not yet in a whole chunk of the trace is in its side file, TRACE.tail.
 """
 
 import contextlib
@@ -166,7 +166,7 @@ class Recorder:
             # written before.
             return
         # What went wrong first (a full disk, say) is what the caller has to hear about; a trace
-        # without its footer still replays up to its last whole chunk.
+        # without its footer still replays as far as it goes.
         with contextlib.suppress(Exception):
             self.finish()
 
@@ -225,6 +225,12 @@ class Recorder:
         """Type into the guest's serial console; becomes part of the recording."""
         if data:
             self.machine.console_input(data)
+
+    @property
+    def without_side_file(self) -> str | None:
+        """Why the trace has no side file, if it has none: a recorder that is killed then loses up to
+        a second of its run."""
+        return self.machine.without_side_file()
 
     def trace_bytes(self) -> int:
         """Bytes written to the trace so far."""

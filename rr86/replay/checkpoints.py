@@ -76,6 +76,9 @@ def add_checkpoints(
         session.machine.finish_checkpoints()
         Path(name).chmod(trace.path.stat().st_mode)
         Path(name).replace(place)
+        if trace.side_file is not None and place == trace.path:
+            # The new trace has what was taken from it.
+            trace.side_file.path.unlink(missing_ok=True)
     except BaseException:
         with contextlib.suppress(OSError):
             Path(name).unlink()

@@ -50,6 +50,16 @@ class ImageInfo:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class SideFile:
+    """The side file of a trace that was cut off: where it is, how many events the trace goes on with
+    from it, and why it, or the rest of it, was left out, if it was."""
+
+    path: Path
+    events: int
+    left_out: str | None
+
+
 class Trace:
     """A trace file. Opening reads its header; everything else is read when asked for."""
 
@@ -92,6 +102,13 @@ class Trace:
     def damage(self) -> str | None:
         """What stops an incomplete or damaged trace from being read further, if anything does."""
         return self._reader.damage()
+
+    @property
+    def side_file(self) -> SideFile | None:
+        """What was found beside a trace that was cut off: its recorder kept there what was not yet in
+        a whole chunk. Events and replays include what could be taken from it."""
+        found = self._reader.side_file()
+        return None if found is None else SideFile(Path(found[0]), *found[1:])
 
     @cached_property
     def stale_int3s(self) -> int:

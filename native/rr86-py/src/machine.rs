@@ -276,10 +276,10 @@ impl Machine {
             .map_err(errors::trace)
     }
 
-    fn seal_trace(&mut self) -> PyResult<()> {
+    fn without_side_file(&mut self) -> Option<String> {
         match self.driver() {
-            Driver::Record(r) => r.seal().map_err(errors::trace),
-            _ => Ok(()),
+            Driver::Record(r) => r.without_tail().map(ToString::to_string),
+            _ => None,
         }
     }
 

@@ -9,6 +9,7 @@ pub mod error;
 pub mod event;
 pub mod format;
 mod images;
+pub mod tail;
 pub(crate) mod varint;
 pub mod writer;
 

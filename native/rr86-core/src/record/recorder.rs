@@ -8,7 +8,7 @@ use super::event::Event;
 use super::observe;
 use super::{TraceError, TraceWriter};
 use crate::contents::Contents;
-use crate::host_time::{HostTime, Phase, Spent, Stopwatch};
+use crate::host_time::{Cadence, HostTime, Phase, Spent, Stopwatch};
 use crate::schedule::{CheckpointError, Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
 use crate::translate::engine::StopCause;
 use crate::translate::windows::WindowPolicy;
@@ -88,6 +88,8 @@ pub struct Recorder {
     pub machine: Machine,
     scheduler: Scheduler,
     writer: Option<TraceWriter>,
+    /// When the side file gets its next events.
+    cadence: Cadence,
     /// Length of the trace once it is closed, and what waiting for that cost.
     closed_bytes: u64,
     closed_waiting: HostTime,
@@ -111,6 +113,7 @@ impl Recorder {
             machine,
             scheduler,
             writer: None,
+            cadence: Cadence::default(),
             closed_bytes: 0,
             closed_waiting: HostTime::default(),
             names: Names::default(),
@@ -195,14 +198,14 @@ impl Recorder {
         }
     }
 
-    /// Ends the chunk under way and hands it over for writing, so that a recorder that is killed loses
-    /// no more than what ran since.
-    ///
-    /// # Errors
-    /// When the trace cannot be written.
-    pub fn seal(&mut self) -> Result<(), TraceError> {
+    /// Why the trace has no side file, if it should have one; see [`TraceWriter::keep`].
+    pub fn without_tail(&self) -> Option<&TraceError> {
+        self.writer.as_ref()?.without_tail()
+    }
+
+    fn keep(&mut self) -> Result<(), TraceError> {
         match &mut self.writer {
-            Some(writer) => writer.seal(),
+            Some(writer) => writer.keep(),
             None => Ok(()),
         }
     }
@@ -254,8 +257,10 @@ impl Recorder {
         let watch = Stopwatch::start();
         conditions.arm(&mut self.machine);
         let stop = self.drive(limit, conditions);
+        // Whoever called may take any time before the next call.
+        let kept = self.keep();
         self.machine.engine.spent.whole += watch.read();
-        stop
+        kept.and(stop)
     }
 
     /// Says that what is due has been served although no slice and no jump of time follows, as a jump to
@@ -270,6 +275,9 @@ impl Recorder {
         loop {
             if self.machine.engine.host_fault().is_some() {
                 return Ok(Stop::Failed);
+            }
+            if self.cadence.due() {
+                self.keep()?;
             }
             let report = if self.machine.inside_slice() {
                 self.machine.resume()
