@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None, modes: tuple[str, ...] = MODES, nam
         return frame.work(chosen.worker, lambda seed: one(chosen.mode, seed, chosen.scratch))
     status = 0
     for mode in modes if chosen.mode == "all" else (chosen.mode,):
-        title = f"{name}-{mode}"
+        title = name if len(modes) == 1 else f"{name}-{mode}"
         first = frame.begin_at(chosen.folder, title, chosen.first)
         campaign = frame.Campaign(
             module=f"tests.soak.{name}",

@@ -147,7 +147,10 @@ next64: movl $LAPIC, %eax
         popq %rcx
         popq %rax
         iretq
-done64: movw $0x3f8, %dx
+        /* A vCPU that is done sleeps without a timer; those that are not may need no company. */
+done64: movl $LAPIC, %eax
+        movl $0x10000, 0x320(%rax)
+        movw $0x3f8, %dx
         movb $'K', %al
         outb %al, %dx
         movb $'\n', %al
@@ -219,7 +222,9 @@ next32: movl $0x10, %eax
         popl %ds
         popal
         iretl
-done32: movw $0x3f8, %dx
+done32: movl $LAPIC, %eax
+        movl $0x10000, 0x320(%eax)
+        movw $0x3f8, %dx
         movb $'K', %al
         outb %al, %dx
         movb $'\n', %al
@@ -326,7 +331,9 @@ next16: cli
         popw %es
         popw %ds
         iretw
-done16: movw $0x3f8, %dx
+done16: movl $LAPIC, %eax
+        movl $0x10000, %fs:0x320(%eax)
+        movw $0x3f8, %dx
         movb $'K', %al
         outb %al, %dx
         movb $'\n', %al
