@@ -71,7 +71,7 @@ def plan(seed: int, kernels: list[Path]) -> Boot:
         kernel=kernels[seed % len(kernels)],
         spec=spec,
         checkpoints=rng.choice((200_000_000, 400_000_000)) if protocol != "chain-kept" else 0,
-        way=WAYS[seed // len(kernels) % len(WAYS)],
+        way=rng.choice(WAYS),
     )
 
 

@@ -189,7 +189,8 @@ def _finding(campaign: Campaign, worker: _Worker, seed: int, what: str) -> None:
     campaign.findings.append(seed)
     folder = campaign.folder / f"{campaign.name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    command = f"python -m {campaign.module} {' '.join(campaign.arguments)} --first {seed} --seeds 1"
+    words = ["python -m", campaign.module, *campaign.arguments, f"--first {seed} --seeds 1"]
+    command = " ".join(words)
     (folder / "report.txt").write_text(f"{command}\n\n{what}\n")
     for name in ("kernel.elf", "spec.json"):
         kept = worker.scratch / name

@@ -165,7 +165,7 @@ pub(super) fn exception(engine: &mut Engine, v: &mut Vcpu) -> Exception {
             }
         }
         let (start, block) = engine.code_map.find(offset)?;
-        inside(start, &engine.blocks.get(block).traps).map(|site| (block, site))
+        inside(start, engine.traps_of(start, block)).map(|site| (block, site))
     });
     let Some((block, site)) = found else {
         panic!(
