@@ -16,7 +16,7 @@ from pathlib import Path
 
 GUESTS = Path(__file__).resolve().parent
 RUNTIME = ("lib/entry.S", "lib/base.c", "lib/traps.c", "lib/apic.c")
-HEADERS = ("lib/guest.h", "lib/guest.ld", "lib/stale.h")
+HEADERS = ("lib/guest.h", "lib/guest.ld", "lib/stale.h", "page-loops.h")
 CFLAGS = (
     *("-m64", "-std=gnu11", "-O2", "-ffreestanding", "-fno-pic", "-fno-pie", "-mno-red-zone"),
     *("-mgeneral-regs-only", "-fcf-protection=none", "-fno-stack-protector"),

@@ -10,7 +10,7 @@ use rr86_core::cpu::state::{sreg, CpuState, Segment, TableRegister, XsaveArea};
 use rr86_core::translate::bus::Bus;
 use rr86_core::translate::dispatch::{RunEnd, Span};
 use rr86_core::translate::emit::Hooks;
-use rr86_core::translate::engine::{Agent, BlockLimits, Engine, Observed, StopCause};
+use rr86_core::translate::engine::{Agent, BlockLimits, Engine, HostError, Observed, StopCause};
 use rr86_core::translate::shortcuts::Shortcuts;
 
 use crate::case::{
@@ -98,6 +98,8 @@ pub struct Setup {
     pub watched: bool,
     /// Samples that make a block hot; `None` for as many as usual.
     pub hot: Option<u8>,
+    /// What FXSAVE is taken to store as MXCSR_MASK: what processors of another maker do. `None` for the host's own.
+    pub mxcsr_mask: Option<u32>,
 }
 
 impl Default for Setup {
@@ -110,6 +112,7 @@ impl Default for Setup {
             tracking: false,
             watched: false,
             hot: None,
+            mxcsr_mask: None,
         }
     }
 }
@@ -135,6 +138,10 @@ impl Translated {
             .map_err(|error| SubjectError::Other(error.to_string()))?;
         engine.set_shortcuts(setup.shortcuts);
         engine.set_tracking(setup.tracking);
+        if let Some(mask) = setup.mxcsr_mask {
+            let refused = |error: HostError| SubjectError::Other(error.to_string());
+            engine.pretend_mxcsr_mask(mask).map_err(refused)?;
+        }
         if let Some(samples) = setup.hot {
             engine.set_hot(samples);
         }

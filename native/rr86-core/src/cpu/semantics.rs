@@ -31,6 +31,12 @@ impl Semantics {
             .filter(|version| (Self::FIRST..=Self::CURRENT).contains(version))
             .ok_or(UnknownSemantics(version))
     }
+
+    /// The MXCSR_MASK in a vCPU's saved FPU state, and so in its digest, is the host's once its FPU has been used:
+    /// 2FFFFH on AMD's processors and FFFFH on Intel's. Later it is FFFFH on all.
+    pub fn keeps_host_mxcsr_mask(self) -> bool {
+        self < Self(2)
+    }
 }
 
 impl Default for Semantics {

@@ -181,9 +181,7 @@ impl Machine {
             config.blocks,
         )?;
         engine.set_tracking(config.tracking);
-        for vcpu in 0..config.vcpus {
-            engine.cpu_mut(vcpu).semantics = config.semantics;
-        }
+        engine.set_semantics(config.semantics);
         Ok(Self {
             engine,
             slice: None,

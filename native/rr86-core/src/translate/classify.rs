@@ -303,6 +303,7 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
         | M::Fnstenv
         | M::Fstenv
         | M::Fldenv
+        | M::Ldmxcsr
         | M::Maskmovq
         | M::Maskmovdqu => fpu_checked(insn, mode, Class::Helper),
         M::Mov if touches_system_register(insn) => {

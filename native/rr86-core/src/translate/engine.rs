@@ -31,6 +31,7 @@ use crate::cpu::cpuid::CpuidTable;
 use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
 use crate::cpu::msr::index;
+use crate::cpu::semantics::Semantics;
 use crate::cpu::state::{CpuState, RFlags};
 use crate::host_time::Spent;
 use crate::memory::pages::{HandOff, PageFlags, Pages, DEVICE};
@@ -314,11 +315,8 @@ impl Engine {
             what: "memory for the guest",
             error,
         })?;
-        let mut code = CodeBuffer::new(128 << 20).map_err(|error| HostError::Refused {
-            what: "memory for translated code",
-            error,
-        })?;
-        let stubs = stubs::emit(&mut code);
+        let mut code = new_code_buffer()?;
+        let stubs = stubs::emit(&mut code, None);
         let pages = ram.pages();
         let mut engine = Box::new(Self {
             pages: Pages::new(pages),
@@ -486,6 +484,28 @@ impl Engine {
             vcpu.run.budget -= EXIT_REQUEST;
             vcpu.run.icount_base -= EXIT_REQUEST;
         }
+    }
+
+    /// Sets the version of the semantics that all vCPUs follow; before any of them runs.
+    pub fn set_semantics(&mut self, semantics: Semantics) {
+        for &vcpu in &self.vcpus {
+            // SAFETY: the pointer is valid as long as the engine, and `&mut self` keeps code from running.
+            let vcpu = unsafe { &mut *vcpu };
+            vcpu.cpu.semantics = semantics;
+            vcpu.run.host_mxcsr_mask = u8::from(semantics.keeps_host_mxcsr_mask());
+        }
+    }
+
+    /// Has the host's FXSAVE store another MXCSR_MASK from now on, as on a processor of another maker: for tests,
+    /// before any code is made.
+    ///
+    /// # Errors
+    /// [`HostError`] when the host refuses memory.
+    pub fn pretend_mxcsr_mask(&mut self, mask: u32) -> Result<(), HostError> {
+        debug_assert!(self.blocks.is_empty());
+        self.code = new_code_buffer()?;
+        self.stubs = stubs::emit(&mut self.code, Some(mask));
+        Ok(())
     }
 
     /// Sets the shortcuts that code takes; before any is made.
@@ -743,6 +763,13 @@ impl Drop for Engine {
             drop(unsafe { Box::from_raw(vcpu) });
         }
     }
+}
+
+fn new_code_buffer() -> Result<CodeBuffer, HostError> {
+    CodeBuffer::new(128 << 20).map_err(|error| HostError::Refused {
+        what: "memory for translated code",
+        error,
+    })
 }
 
 /// Refuses a host without the instructions that translated code relies on.

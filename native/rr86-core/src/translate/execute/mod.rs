@@ -177,6 +177,7 @@ fn run(context: &mut Context<'_>) -> Result {
         | M::Fnstenv
         | M::Fstenv
         | M::Fldenv
+        | M::Ldmxcsr
         | M::Wait
         | M::Maskmovq
         | M::Maskmovdqu => fpu::execute(context),
