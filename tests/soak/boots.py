@@ -1,4 +1,4 @@
-"""Soak: boots of Linux kernels with every number of vCPUs, schedule and protocol, replayed in every way.
+"""Boots of Linux kernels with every number of vCPUs, schedule and protocol, replayed in every way.
 
     python -m tests.soak.boots --seeds 100 /path/to/kernel-folder …
 
@@ -29,8 +29,8 @@ VCPUS = (1, 2, 4, 8)
 APPEND = "console=ttyS0 panic=-1"
 LIMIT = 60_000_000_000
 """Instructions; far beyond any boot."""
-# Protocols that miss writes may well bring a kernel down: its end is not the engine's concern there.
 HONEST = ("precise", "walk-unchecked", "dma-unchecked")
+"""Protocols under which a kernel has to come up; others miss writes that it needs."""
 SMALL_CACHES = (2_000, 20_000)
 WAYS = ("whole", "checkpoints", "without-shortcuts", "middle")
 
@@ -169,7 +169,9 @@ def one(boot: Boot, scratch: Path) -> dict[str, object]:
 
 def summary(results: Path) -> str:
     """What all boots so far amount to."""
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    rows = (
+        [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    )
     lines = [
         f"{len(rows)} boots without a difference, {sum(row['replays'] for row in rows)} replays, "
         f"{sum(row['instructions'] for row in rows) / 1e9:.0f} billion instructions recorded, "
@@ -177,7 +179,9 @@ def summary(results: Path) -> str:
     ]
     for key in ("kernel", "vcpus", "schedule", "protocol", "way", "end"):
         counts = Counter(str(row[key]) for row in rows)
-        lines.append(f"  {key}: " + ", ".join(f"{value} {n}" for value, n in sorted(counts.items())))
+        lines.append(
+            f"  {key}: " + ", ".join(f"{value} {n}" for value, n in sorted(counts.items()))
+        )
     return "\n".join(lines)
 
 

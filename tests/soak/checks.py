@@ -15,7 +15,18 @@ from rr86.record.recorder import Limits, Recorder
 from tests.guests.machines import Outcome, assert_same_run, finished, outcome
 from tests.soak.hostile import Guest
 
-SHORTCUTS = ("frame", "marks", "runs", "words", "pins", "ahead", "loops", "apart", "paths", "across")
+SHORTCUTS = (
+    "frame",
+    "marks",
+    "runs",
+    "words",
+    "pins",
+    "ahead",
+    "loops",
+    "apart",
+    "paths",
+    "across",
+)
 
 _FILE_HEADER = 16
 _CHUNK_HEADER = 56
@@ -104,7 +115,9 @@ def _same(replayed: Outcome, recorded: Outcome) -> None:
     try:
         assert_same_run(replayed, recorded)
     except AssertionError as error:
-        raise DifferenceError(f"the replay ended as {replayed}, the recording as {recorded}") from error
+        raise DifferenceError(
+            f"the replay ended as {replayed}, the recording as {recorded}"
+        ) from error
 
 
 def replay_from_the_middle(run: Run, rng: Random) -> None:

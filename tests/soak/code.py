@@ -18,7 +18,9 @@ from tests.soak.hostile import build
 MODES = ("ring3", "ring0", "32", "16")
 
 
-def main(arguments: list[str] | None = None, modes: tuple[str, ...] = MODES, name: str = "code") -> int:
+def main(
+    arguments: list[str] | None = None, modes: tuple[str, ...] = MODES, name: str = "code"
+) -> int:
     """Run seeds of a mode, or of all; 1 if something was found."""
     parser = frame.options(__doc__, 200, 120.0)
     parser.add_argument("--mode", choices=(*modes, "all"), default="all")

@@ -50,12 +50,16 @@ def value(c: Context) -> int:
     """A value to write: few bits, all, or a command that a device has."""
     rng = c.rng
     few = 1 << rng.randrange(32) | rng.getrandbits(8)
-    return rng.choice((rng.getrandbits(32), rng.getrandbits(8), few, 0, 0xFFFF_FFFF, 0x20, 0x10020, 0x20020))
+    return rng.choice(
+        (rng.getrandbits(32), rng.getrandbits(8), few, 0, 0xFFFF_FFFF, 0x20, 0x10020, 0x20020)
+    )
 
 
 def port(c: Context) -> bytes:
     rng = c.rng
-    number = rng.choice((rng.choice(PORTS), rng.choice(PORTS), rng.getrandbits(11), rng.getrandbits(16)))
+    number = rng.choice(
+        (rng.choice(PORTS), rng.choice(PORTS), rng.getrandbits(11), rng.getrandbits(16))
+    )
     if number in ENDS and rng.random() < 0.9:
         number = 0x80
     out = number32(c, 2, number) + number32(c, 0, value(c))
@@ -79,26 +83,51 @@ def mmio(c: Context) -> bytes:
     out = pointer(7, device_address(c)) + number32(c, 0, value(c))
     kind = rng.randrange(24)
     if kind < 8:
-        return out + rng.choice((b"\x8b\x07", b"\x8b\x07", b"\x66\x8b\x07", b"\x8a\x07", b"\x48\x8b\x07"))
+        return out + rng.choice(
+            (b"\x8b\x07", b"\x8b\x07", b"\x66\x8b\x07", b"\x8a\x07", b"\x48\x8b\x07")
+        )
     if kind < 16:
-        return out + rng.choice((b"\x89\x07", b"\x89\x07", b"\x66\x89\x07", b"\x88\x07", b"\x48\x89\x07"))
+        return out + rng.choice(
+            (b"\x89\x07", b"\x89\x07", b"\x66\x89\x07", b"\x88\x07", b"\x48\x89\x07")
+        )
     strange = (
         *(b"\xf0\x01\x07", b"\x87\x07", b"\xff\x37", b"\x8f\x07", b"\x0f\x10\x07", b"\x0f\x11\x07"),
-        *(b"\xd9\x07", b"\xdd\x1f", b"\x0f\xae\x07", b"\x0f\xae\x0f", b"\xf0\x48\x0f\xc7\x0f", b"\xff\x27"),
-        *(b"\x0f\xb1\x07", b"\x0f\xc1\x07", b"\x80\x37\x01", b"\xa9\0\0\0\0\x85\x07", b"\x0f\x01\x1f"),
+        *(
+            b"\xd9\x07",
+            b"\xdd\x1f",
+            b"\x0f\xae\x07",
+            b"\x0f\xae\x0f",
+            b"\xf0\x48\x0f\xc7\x0f",
+            b"\xff\x27",
+        ),
+        *(
+            b"\x0f\xb1\x07",
+            b"\x0f\xc1\x07",
+            b"\x80\x37\x01",
+            b"\xa9\0\0\0\0\x85\x07",
+            b"\x0f\x01\x1f",
+        ),
         *(b"\xdb\x3f", b"\x0f\xe7\x07", b"\x0f\xc3\x07", b"\xff\x1f", b"\x0f\xba\x2f\x05"),
     )
     if kind < 21:
         return out + rng.choice(strange)
     count = number32(c, 1, rng.randrange(1, 40))
     other = pointer(6, rng.choice((image.USER_DATA + 0xFF0, device_address(c))))
-    return out + other + count + b"\xf3" + bytes([rng.choice(b"\xa4\xa5\xaa\xab\xac\xad\xae\xaf\xa6\xa7")])
+    return (
+        out
+        + other
+        + count
+        + b"\xf3"
+        + bytes([rng.choice(b"\xa4\xa5\xaa\xab\xac\xad\xae\xaf\xa6\xa7")])
+    )
 
 
 def interrupts(c: Context) -> bytes:
     """The local APIC's registers that send or bring interrupts, by MMIO or as MSRs."""
     rng = c.rng
-    register = rng.choice((0x300, 0x310, 0x320, 0x350, 0x360, 0x370, 0x380, 0x3E0, 0x80, 0xD0, 0xE0, 0xF0))
+    register = rng.choice(
+        (0x300, 0x310, 0x320, 0x350, 0x360, 0x370, 0x380, 0x3E0, 0x80, 0xD0, 0xE0, 0xF0)
+    )
     vector = rng.choice((0x20, 0x21, 0x40, 0xFF, rng.getrandbits(8)))
     mode = rng.choice((0,) * 12 + (0x100, 0x200, 0x400, 0x400, 0x500, 0x600, 0x700))
     word = vector | mode | rng.choice((0, 0x4000, 0x20000, 0x40000, 0x80000, 0xC0000, 0x8000))
@@ -106,7 +135,12 @@ def interrupts(c: Context) -> bytes:
         word = word & ~0xFF | 0x12
     if rng.random() < 0.25:
         index = 0x800 + (register >> 4)
-        return number32(c, 1, index) + number32(c, 0, word) + number32(c, 2, rng.randrange(4)) + b"\x0f\x30"
+        return (
+            number32(c, 1, index)
+            + number32(c, 0, word)
+            + number32(c, 2, rng.randrange(4))
+            + b"\x0f\x30"
+        )
     return pointer(7, 0xFEE00000 + register) + number32(c, 0, word) + b"\x89\x07"
 
 
@@ -137,14 +171,27 @@ def dma(c: Context) -> bytes:
     rng = c.rng
     where = DESCRIPTORS + rng.randrange(64) * 16
     if rng.random() < 0.3:
-        wide = (image.MMIO[0], 0xFEC00000, 32 << 20, (32 << 20) - 4, rng.getrandbits(32), image.TABLES)
+        wide = (
+            image.MMIO[0],
+            0xFEC00000,
+            32 << 20,
+            (32 << 20) - 4,
+            rng.getrandbits(32),
+            image.TABLES,
+        )
         where = rng.choice(wide)
     high = rng.choice((0, 0, 0, 1, rng.getrandbits(32)))
     out = b""
     if rng.random() < 0.7:
-        out += number32(c, 2, 0x510) + number32(c, 0, rng.choice((0, 1, 5, 0x19, 0x20, 0x8003, rng.getrandbits(16))))
+        out += number32(c, 2, 0x510) + number32(
+            c, 0, rng.choice((0, 1, 5, 0x19, 0x20, 0x8003, rng.getrandbits(16)))
+        )
         out += b"\x66\xef"
-    out += number32(c, 2, 0x514) + number32(c, 0, int.from_bytes(struct.pack(">I", high), "little")) + b"\xef"
+    out += (
+        number32(c, 2, 0x514)
+        + number32(c, 0, int.from_bytes(struct.pack(">I", high), "little"))
+        + b"\xef"
+    )
     swapped = int.from_bytes(struct.pack(">I", where & 0xFFFF_FFFF), "little")
     return out + number32(c, 2, 0x518) + number32(c, 0, swapped) + b"\xef"
 
@@ -158,11 +205,15 @@ def fw_cfg(c: Context) -> bytes:
 
 def registers(c: Context) -> bytes:
     rng = c.rng
-    index = rng.choice((rng.choice(MSRS), rng.choice(MSRS), 0x800 + rng.getrandbits(8), rng.getrandbits(32)))
+    index = rng.choice(
+        (rng.choice(MSRS), rng.choice(MSRS), 0x800 + rng.getrandbits(8), rng.getrandbits(32))
+    )
     out = number32(c, 1, index)
     if rng.random() < 0.5:
         return out + b"\x0f\x32"
-    return out + number32(c, 0, value(c)) + number32(c, 2, rng.choice((0, 0, value(c)))) + b"\x0f\x30"
+    return (
+        out + number32(c, 0, value(c)) + number32(c, 2, rng.choice((0, 0, value(c)))) + b"\x0f\x30"
+    )
 
 
 def clocks(c: Context) -> bytes:
@@ -177,7 +228,9 @@ def clocks(c: Context) -> bytes:
         out = number32(c, 0, rng.choice((0xA, 0xB, 0xC, 0, 4, rng.getrandbits(7)))) + b"\xe6\x70"
         return out + number32(c, 0, rng.getrandbits(8)) + rng.choice((b"\xe6\x71", b"\xe4\x71"))
     if kind == 2:
-        offset = rng.choice((0x10, 0x20, 0xF0, 0xF4, 0x100, 0x108, 0x10C, 0x120, 0x128, 0x140, 0x148))
+        offset = rng.choice(
+            (0x10, 0x20, 0xF0, 0xF4, 0x100, 0x108, 0x10C, 0x120, 0x128, 0x140, 0x148)
+        )
         word = rng.choice((1, 3, 4, 0xC, 0x1C, 0x4E, rng.getrandbits(16), rng.getrandbits(32)))
         return pointer(7, 0xFED00000 + offset) + number32(c, 0, word) + b"\x89\x07"
     # The deadline: LVT in its mode, and then the TSC with some distance.
@@ -223,8 +276,20 @@ def descriptors_in_memory(rng: Random) -> bytes:
         own = DESCRIPTORS + number * 16
         where = rng.choice(
             (
-                *(own, own - 8, own + 4, image.CODE + rng.randrange(0xF000), image.USER_DATA + 0xFFC),
-                *(image.TABLES + 0x6000, *image.MMIO, 32 << 20, (32 << 20) - 16, rng.getrandbits(64)),
+                *(
+                    own,
+                    own - 8,
+                    own + 4,
+                    image.CODE + rng.randrange(0xF000),
+                    image.USER_DATA + 0xFFC,
+                ),
+                *(
+                    image.TABLES + 0x6000,
+                    *image.MMIO,
+                    32 << 20,
+                    (32 << 20) - 16,
+                    rng.getrandbits(64),
+                ),
             )
         )
         page += struct.pack(">IIQ", control, length, where & (1 << 64) - 1)

@@ -1,4 +1,4 @@
-"""Hostile devices: random accesses to ports, MMIO, PCI functions, MSRs and DMA, by a guest that goes on.
+"""Hostile devices: random accesses to ports, MMIO, PCI, MSRs and DMA, by a guest that goes on.
 
     python -m tests.soak.devices --seeds 1000 --first 0
 

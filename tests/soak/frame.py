@@ -1,7 +1,7 @@
 """Campaigns: many seeds, one process for a batch of them, findings kept.
 
-The parent hands out batches; a worker says which seed it begins and how it ended. A worker that dies or
-stays silent has a finding in that seed, and another one goes on behind it.
+The parent hands out batches; a worker says which seed it begins and how it ended. A worker that
+dies or stays silent has a finding in that seed, and another one goes on behind it.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def run(campaign: Campaign) -> int:
             begin()
             if now - told > 20:
                 told = now
-                print(f"{campaign.name}: {done} of {campaign.seeds}, {_words(campaign)}", flush=True)
+                print(
+                    f"{campaign.name}: {done} of {campaign.seeds}, {_words(campaign)}", flush=True
+                )
     finally:
         for worker in workers:
             worker.process.kill()

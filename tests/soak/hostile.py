@@ -1,8 +1,8 @@
 """Whole guests from a seed: page tables, interrupt tables, and cases of hostile code.
 
-A guest runs a number of cases on each vCPU. Whatever faults goes on with the next one; the timer ends
-those that loop; after the last the guest says so and ends the run. One that has ruined its handlers
-ends with a triple fault or at the limit.
+A guest runs a number of cases on each vCPU. Whatever faults goes on with the next one; the timer
+ends those that loop; after the last the guest says so and ends the run. One that has ruined its
+handlers ends with a triple fault or at the limit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from rr86.machine.spec import PROTOCOLS, SCHEDULES, BoardSpec
 from tests.soak import image
-from tests.soak.instructions import Context, load, sequence, loop
+from tests.soak.instructions import Context, loop, sequence
 
 MODES = ("ring3", "ring0", "32", "16", "devices")
 MEMORY = 32 << 20
@@ -127,9 +127,10 @@ def _case64(c: Context, entry: int, user: bool) -> bytes:
         selector = image.KERNEL16
     if c.bits == 16:
         entry -= image.CODE
-    rsp = image.USER_STACKS + rng.randrange(1, 15) * image.PAGE + rng.choice((0, 8, 16, 512, 2048, 3))
-    names = ("r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8")
-    names += ("rdi", "rsi", "rbp", "rbx", "rdx", "rcx", "rax")
+    rsp = (
+        image.USER_STACKS + rng.randrange(1, 15) * image.PAGE + rng.choice((0, 8, 16, 512, 2048, 3))
+    )
+    names = "r15 r14 r13 r12 r11 r10 r9 r8 rdi rsi rbp rbx rdx rcx rax".split()
     values = [registers[name] for name in names]
     return struct.pack("<20Q", *values, entry, selector, _flags(rng, user), rsp, stack)
 
@@ -142,8 +143,12 @@ def _case32(c: Context, entry: int, user: bool) -> bytes:
         data = image.SEGMENT16
         code = image.USER16 if user else image.KERNEL16
         entry -= image.CODE
-    segments = [data if rng.random() < 0.93 else rng.choice((0, image.USER_SEGMENT)) for _ in range(4)]
-    esp = image.USER_STACKS + rng.randrange(1, 15) * image.PAGE + rng.choice((0, 8, 16, 512, 2048, 3))
+    segments = [
+        data if rng.random() < 0.93 else rng.choice((0, image.USER_SEGMENT)) for _ in range(4)
+    ]
+    esp = (
+        image.USER_STACKS + rng.randrange(1, 15) * image.PAGE + rng.choice((0, 8, 16, 512, 2048, 3))
+    )
     names = ("rdi", "rsi", "rbp", "rsp", "rbx", "rdx", "rcx", "rax")
     registers["rsp"] = 0
     values = [registers[name] for name in names]
@@ -166,7 +171,16 @@ def control(rng: Random, mode: str, paging: bool) -> tuple[int, int, int]:
         if rng.random() < chance:
             cr0 |= 1 << bit
     cr4 = 1 << 5 | 1 << 4 | 1 << 9
-    for bit, chance in ((2, 0.1), (3, 0.2), (7, 0.6), (8, 0.5), (10, 0.6), (11, 0.2), (16, 0.5), (18, 0.3)):
+    for bit, chance in (
+        (2, 0.1),
+        (3, 0.2),
+        (7, 0.6),
+        (8, 0.5),
+        (10, 0.6),
+        (11, 0.2),
+        (16, 0.5),
+        (18, 0.3),
+    ):
         if rng.random() < chance:
             cr4 |= 1 << bit
     if mode in ("ring3", "32") and rng.random() < 0.2:
@@ -220,7 +234,9 @@ def _assemble(rng: Random, mode: str, seed: int, spec: BoardSpec, body: Any) -> 
             code, end = body(c)
             if stub_bits != 64 and not user:
                 # IRET to the same ring leaves the stack where the descriptor was.
-                top = 0xF000 + rng.choice((0, 2, 0xFFE)) if bits == 16 else image.USER_STACKS + 0x8000
+                top = (
+                    0xF000 + rng.choice((0, 2, 0xFFE)) if bits == 16 else image.USER_STACKS + 0x8000
+                )
                 prelude = b"\xbc" + top.to_bytes(2 if bits == 16 else 4, "little")
                 if real:
                     prelude = b"\xb8\x00\x30\x8e\xd0" + prelude

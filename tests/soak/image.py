@@ -95,9 +95,7 @@ def elf(segments: dict[int, bytes], entry: int) -> bytes:
     table = bytearray()
     for address, data in sorted(segments.items()):
         offset = start + len(body)
-        table += struct.pack(
-            "<8I", 1, offset, address, address, len(data), len(data), 7, 1
-        )
+        table += struct.pack("<8I", 1, offset, address, address, len(data), len(data), 7, 1)
         body += data
     head = b"\x7fELF\x01\x01\x01".ljust(16, b"\0")
     head += struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, entry, 52, 0, 0, 52, 32, len(segments), 0, 0, 0)
@@ -139,7 +137,9 @@ def gdt(rng: Random, long_mode: bool) -> bytes:
     put(KERNEL16, descriptor(CODE, 0xFFFF, 0x9B, 0))
     put(SEGMENT16, descriptor(SEGMENT16_BASE, 0xFFFF, 0xF3, 0))
     for selector in RANDOM_SEGMENTS:
-        kind = rng.choice((0x9B, 0x93, 0xF3, 0xFB, 0xF7, 0x97, 0x82, 0x8C, 0x89, rng.randrange(256)))
+        kind = rng.choice(
+            (0x9B, 0x93, 0xF3, 0xFB, 0xF7, 0x97, 0x82, 0x8C, 0x89, rng.randrange(256))
+        )
         base = rng.choice((0, CODE, USER_DATA + 0xFF8, rng.getrandbits(32)))
         limit = rng.choice((0xFFFFF, 0, 0xFFF, rng.getrandbits(20)))
         put(selector, descriptor(base, limit, kind, rng.randrange(16)))

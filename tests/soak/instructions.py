@@ -81,13 +81,19 @@ def operand(c: Context, reg: int, memory: float = 0.65) -> tuple[int, bytes]:
         return rex, bytes([0x44 | reg, sib]) + struct.pack("<b", disp)
     if kind < 0.9 and c.bits == 64:
         # Relative to RIP: code that comes soon, or a page away.
-        near = rng.choice((rng.randrange(0, 64), rng.randrange(-64, 64), rng.randrange(-5000, 5000)))
+        near = rng.choice(
+            (rng.randrange(0, 64), rng.randrange(-64, 64), rng.randrange(-5000, 5000))
+        )
         return rex, bytes([reg | 5]) + struct.pack("<i", near)
     if kind < 0.95:
         absolute = struct.pack("<I", c.address() & 0xFFFF_FFFF)
-        return rex, bytes([reg | 4, 0x25]) + absolute if c.bits == 64 else bytes([reg | 5]) + absolute
+        return rex, bytes([reg | 4, 0x25]) + absolute if c.bits == 64 else bytes(
+            [reg | 5]
+        ) + absolute
     base = rng.choice(POINTERS)
-    return rex, bytes([0x80 | reg | base]) + struct.pack("<i", rng.choice((disp, 4096, -4096, 65536)))
+    return rex, bytes([0x80 | reg | base]) + struct.pack(
+        "<i", rng.choice((disp, 4096, -4096, 65536))
+    )
 
 
 def encode(c: Context, opcode: bytes, reg: int | None = None, memory: float = 0.65) -> bytes:
@@ -143,8 +149,12 @@ def alu(c: Context) -> bytes:
     if kind == 11:
         return encode(c, bytes([rng.choice((0x84, 0x85, 0x86, 0x87, 0x8D))]))
     if kind == 12:
-        return encode(c, bytes([rng.choice((0x6B, 0x80))]), None if rng.random() < 0.5 else 0) + c.imm(1)
-    single = b"\x98\x99\x9e\x9f\xf5\xf8\xf9\xfc" + (b"" if c.bits == 64 else b"\x27\x2f\x37\x3f\x40\x4b")
+        return encode(
+            c, bytes([rng.choice((0x6B, 0x80))]), None if rng.random() < 0.5 else 0
+        ) + c.imm(1)
+    single = b"\x98\x99\x9e\x9f\xf5\xf8\xf9\xfc" + (
+        b"" if c.bits == 64 else b"\x27\x2f\x37\x3f\x40\x4b"
+    )
     return bytes([rng.choice(single)])
 
 
@@ -184,11 +194,27 @@ def more(c: Context) -> bytes:
     if kind == 9:
         return encode(c, b"\x0f\xc7", rng.choice((1, 1, 1, 6, 7, 3, 4)))
     if kind == 10:
-        return rng.choice((encode(c, b"\xf3\x0f\xb8"), encode(c, b"\xf2\x0f\x38" + bytes([0xF0 + rng.randrange(2)]))))
+        return rng.choice(
+            (
+                encode(c, b"\xf3\x0f\xb8"),
+                encode(c, b"\xf2\x0f\x38" + bytes([0xF0 + rng.randrange(2)])),
+            )
+        )
     return encode(c, bytes([rng.choice((0xF2, 0xF3)), 0x0F, rng.choice((0xBC, 0xBD, 0xB8, 0xC7))]))
 
 
-SSE = (*range(0x10, 0x18), *range(0x28, 0x30), *range(0x50, 0x70), *range(0x74, 0x77), 0x7E, 0x7F, 0x7C, 0x7D, 0xC3, *range(0xD0, 0x100))
+SSE = (
+    *range(0x10, 0x18),
+    *range(0x28, 0x30),
+    *range(0x50, 0x70),
+    *range(0x74, 0x77),
+    0x7E,
+    0x7F,
+    0x7C,
+    0x7D,
+    0xC3,
+    *range(0xD0, 0x100),
+)
 
 
 def sse(c: Context) -> bytes:
@@ -198,12 +224,39 @@ def sse(c: Context) -> bytes:
     if kind < 8:
         return encode(c, prefix + bytes([0x0F, rng.choice(SSE)]))
     if kind == 8:
-        return encode(c, prefix + bytes([0x0F, rng.choice((0x70, 0xC2, 0xC4, 0xC5, 0xC6))])) + c.imm(1)
+        return encode(
+            c, prefix + bytes([0x0F, rng.choice((0x70, 0xC2, 0xC4, 0xC5, 0xC6))])
+        ) + c.imm(1)
     if kind == 9:
-        low = rng.choice((*range(0x0C), *range(0x1C, 0x1F), *range(0x20, 0x26), *range(0x28, 0x42), 0x10, 0x14, 0x17))
+        low = rng.choice(
+            (
+                *range(0x0C),
+                *range(0x1C, 0x1F),
+                *range(0x20, 0x26),
+                *range(0x28, 0x42),
+                0x10,
+                0x14,
+                0x17,
+            )
+        )
         return encode(c, b"\x66\x0f\x38" + bytes([low]))
     if kind == 10:
-        low = rng.choice((*range(8, 16), 0x14, 0x15, 0x16, 0x17, 0x20, 0x21, 0x22, 0x40, 0x41, 0x42, *range(0x60, 0x64)))
+        low = rng.choice(
+            (
+                *range(8, 16),
+                0x14,
+                0x15,
+                0x16,
+                0x17,
+                0x20,
+                0x21,
+                0x22,
+                0x40,
+                0x41,
+                0x42,
+                *range(0x60, 0x64),
+            )
+        )
         return encode(c, b"\x66\x0f\x3a" + bytes([low])) + c.imm(1)
     return encode(c, b"\x0f\xae", rng.randrange(8), 0.85)
 
@@ -230,7 +283,9 @@ def string(c: Context) -> bytes:
     if c.bits == 64 and rng.random() < 0.3:
         out += b"\x48"
     ports = b"\x6c\x6d\x6e\x6f" if rng.random() < 0.05 else b""
-    return out + bytes([rng.choice(b"\xa4\xa4\xa5\xa5\xa6\xa7\xaa\xab\xab\xac\xad\xae\xaf" + ports)])
+    return out + bytes(
+        [rng.choice(b"\xa4\xa4\xa5\xa5\xa6\xa7\xaa\xab\xab\xac\xad\xae\xaf" + ports)]
+    )
 
 
 def load(c: Context, number: int, value: int) -> bytes:
@@ -293,8 +348,16 @@ def modify(c: Context) -> bytes:
     new = rng.choice((b"\x90", b"\xcc", b"\x40", bytes([rng.randrange(256)])))
     if c.bits == 64 and rng.random() < 0.5:
         if rng.random() < 0.5:
-            return b"\xc6\x05" + struct.pack("<i", rng.choice((0, 1, 2, 5, 12, rng.randrange(-80, 80)))) + new
-        return b"\xc7\x05" + struct.pack("<i", rng.randrange(-40, 60)) + rng.choice((b"\x90" * 4, rng.randbytes(4)))
+            return (
+                b"\xc6\x05"
+                + struct.pack("<i", rng.choice((0, 1, 2, 5, 12, rng.randrange(-80, 80))))
+                + new
+            )
+        return (
+            b"\xc7\x05"
+            + struct.pack("<i", rng.randrange(-40, 60))
+            + rng.choice((b"\x90" * 4, rng.randbytes(4)))
+        )
     if c.bits == 16:
         return b"\x2e\xc6\x06" + struct.pack("<H", rng.getrandbits(16)) + new
     target = rng.choice((image.CODE, image.CODE, 0x100_0000, image.WINDOW)) + rng.randrange(0x10000)
@@ -303,9 +366,49 @@ def modify(c: Context) -> bytes:
 
 
 MSRS = (
-    *(0x10, 0x1B, 0x3A, 0x3B, 0x48, 0x49, 0x8B, 0xFE, 0x10A, 0x10B, 0x174, 0x175, 0x176, 0x179, 0x17A),
-    *(0x186, 0x1A0, 0x1D9, 0x200, 0x201, 0x250, 0x277, 0x2FF, 0x38F, 0x6E0, 0xDA0, 0x400, 0xCE, 0x140),
-    *(0xC0000080, 0xC0000081, 0xC0000082, 0xC0000084, 0xC0000100, 0xC0000101, 0xC0000102, 0xC0000103),
+    *(
+        0x10,
+        0x1B,
+        0x3A,
+        0x3B,
+        0x48,
+        0x49,
+        0x8B,
+        0xFE,
+        0x10A,
+        0x10B,
+        0x174,
+        0x175,
+        0x176,
+        0x179,
+        0x17A,
+    ),
+    *(
+        0x186,
+        0x1A0,
+        0x1D9,
+        0x200,
+        0x201,
+        0x250,
+        0x277,
+        0x2FF,
+        0x38F,
+        0x6E0,
+        0xDA0,
+        0x400,
+        0xCE,
+        0x140,
+    ),
+    *(
+        0xC0000080,
+        0xC0000081,
+        0xC0000082,
+        0xC0000084,
+        0xC0000100,
+        0xC0000101,
+        0xC0000102,
+        0xC0000103,
+    ),
     *(0x802, 0x803, 0x808, 0x80B, 0x80D, 0x80F, 0x828, 0x830, 0x832, 0x838, 0x839, 0x83E, 0x83F),
 )
 PORTS = (
@@ -329,12 +432,19 @@ def system(c: Context) -> bytes:
     if kind == 1:
         return encode(c, b"\x0f\x01", 7, 1.0)
     if kind in (2, 3):
-        index = rng.choice((rng.choice(MSRS), rng.choice(MSRS), rng.getrandbits(13), rng.getrandbits(32)))
+        index = rng.choice(
+            (rng.choice(MSRS), rng.choice(MSRS), rng.getrandbits(13), rng.getrandbits(32))
+        )
         out = number32(c, 1, index)
         if rng.random() < 0.4:
             return out + b"\x0f\x32"
         high = rng.choice((0, 0, rng.getrandbits(32)))
-        return out + number32(c, 0, rng.getrandbits(rng.choice((4, 12, 32)))) + number32(c, 2, high) + b"\x0f\x30"
+        return (
+            out
+            + number32(c, 0, rng.getrandbits(rng.choice((4, 12, 32))))
+            + number32(c, 2, high)
+            + b"\x0f\x30"
+        )
     if kind == 4:
         return rng.choice((b"\xfb\x90", b"\xfa", b"\xfb\x90\xfa", b"\xfb\xf4", b"\xf4"))
     if kind in (5, 6):
@@ -345,38 +455,85 @@ def system(c: Context) -> bytes:
         out = number32(c, 2, port) + number32(c, 0, rng.getrandbits(rng.choice((3, 8, 32))))
         return out + rng.choice((b"", b"", b"\x66")) + bytes([rng.choice((0xEC, 0xED, 0xEE, 0xEF))])
     if kind == 7:
-        return encode(c, b"\x0f" + rng.choice((b"\x00", b"\x01")), rng.choice((0, 1, 0, 1, 4, 6)), 0.8)
+        return encode(
+            c, b"\x0f" + rng.choice((b"\x00", b"\x01")), rng.choice((0, 1, 0, 1, 4, 6)), 0.8
+        )
     if kind == 8:
-        return rng.choice((b"\x0f\x06", b"\x0f\x08", b"\x0f\x09", b"\x0f\x01\xf8", b"\x0f\xa2", b"\x0f\x31"))
+        return rng.choice(
+            (b"\x0f\x06", b"\x0f\x08", b"\x0f\x09", b"\x0f\x01\xf8", b"\x0f\xa2", b"\x0f\x31")
+        )
     if kind == 9:
-        return rng.choice((b"\x0f\x01\xf9", b"\x0f\x01\xd0", b"\x0f\x01\xcb", b"\x0f\x01\xca", b"\xf3\x90", b"\x0f\x33"))
+        return rng.choice(
+            (
+                b"\x0f\x01\xf9",
+                b"\x0f\x01\xd0",
+                b"\x0f\x01\xcb",
+                b"\x0f\x01\xca",
+                b"\xf3\x90",
+                b"\x0f\x33",
+            )
+        )
     if kind == 10:
         return bytes([0x0F, rng.choice((0x21, 0x23)), 0xC0 | rng.randrange(64)])
     if kind == 11:
         # CR0 and CR4 with one bit turned over, and back.
         number = rng.choice((0, 4))
-        bit = rng.choice((0, 1, 2, 3, 5, 7, 16, 18) if number == 0 else (2, 3, 4, 7, 8, 9, 10, 11, 16, 18, 20, 21))
+        bit = rng.choice(
+            (0, 1, 2, 3, 5, 7, 16, 18)
+            if number == 0
+            else (2, 3, 4, 7, 8, 9, 10, 11, 16, 18, 20, 21)
+        )
         turn = b"\x66\x0f\xba\xf8" if c.bits == 16 else b"\x0f\xba\xf8"
-        one = bytes([0x0F, 0x20, 0xC0 | number << 3]) + turn + bytes([bit, 0x0F, 0x22, 0xC0 | number << 3])
+        one = (
+            bytes([0x0F, 0x20, 0xC0 | number << 3])
+            + turn
+            + bytes([bit, 0x0F, 0x22, 0xC0 | number << 3])
+        )
         return one + (b"\x90" + one if rng.random() < 0.7 else b"")
     if kind == 12:
-        return rng.choice((b"\xcd" + c.imm(1), b"\xcc", b"\xf1", b"\x0f\x0b", b"\xcf", b"\x48\xcf", b"\xcb", b"\xca\x08\0"))
+        return rng.choice(
+            (
+                b"\xcd" + c.imm(1),
+                b"\xcc",
+                b"\xf1",
+                b"\x0f\x0b",
+                b"\xcf",
+                b"\x48\xcf",
+                b"\xcb",
+                b"\xca\x08\0",
+            )
+        )
     if kind == 13:
-        return rng.choice((b"\x0f\x05", b"\x0f\x07", b"\x0f\x34", b"\x0f\x35", b"\x48\x0f\x07", b"\x48\x0f\x35"))
+        return rng.choice(
+            (b"\x0f\x05", b"\x0f\x07", b"\x0f\x34", b"\x0f\x35", b"\x48\x0f\x07", b"\x48\x0f\x35")
+        )
     if kind == 14:
-        selector = rng.choice((0x10, 0x3B, 0, 3, 0x18, rng.choice(image.RANDOM_SEGMENTS), rng.getrandbits(16)))
+        selector = rng.choice(
+            (0x10, 0x3B, 0, 3, 0x18, rng.choice(image.RANDOM_SEGMENTS), rng.getrandbits(16))
+        )
         if c.real:
             selector = rng.choice((0x2000, 0x3000, 0, 0xFFFF, rng.getrandbits(16)))
-        return number32(c, 0, selector) + b"\x8e" + bytes([0xC0 | rng.choice((0, 2, 3, 4, 5, 1, 6)) << 3])
+        return (
+            number32(c, 0, selector)
+            + b"\x8e"
+            + bytes([0xC0 | rng.choice((0, 2, 3, 4, 5, 1, 6)) << 3])
+        )
     if kind == 15:
         return encode(c, b"\x8c", rng.randrange(8))
     if kind == 16:
         return bytes([0x0F, rng.choice((0xA0, 0xA8, 0xA1, 0xA9))])
     if kind == 17:
-        return encode(c, rng.choice((b"\x0f\x02", b"\x0f\x03", b"\x0f\xb2", b"\x0f\xb4", b"\x62", b"\xc4", b"\x63")))
+        return encode(
+            c,
+            rng.choice(
+                (b"\x0f\x02", b"\x0f\x03", b"\x0f\xb2", b"\x0f\xb4", b"\x62", b"\xc4", b"\x63")
+            ),
+        )
     if kind == 18:
         return bytes([0xF3, 0x0F, 0xAE, 0xC0 | rng.randrange(64)])
-    return rng.choice((b"\x0f\x22\xc0", b"\x0f\x20\xc0", b"\x0f\x22\xc8", b"\x0f\x20\xd0", b"\x44\x0f\x20\xc0"))
+    return rng.choice(
+        (b"\x0f\x22\xc0", b"\x0f\x20\xc0", b"\x0f\x22\xc8", b"\x0f\x20\xd0", b"\x44\x0f\x20\xc0")
+    )
 
 
 def rare(c: Context) -> bytes:
@@ -386,24 +543,64 @@ def rare(c: Context) -> bytes:
     if kind == 0:
         return rng.randbytes(rng.randrange(1, 16))
     if kind == 1:
-        heap = bytes(rng.choice(b"\x66\x67\xf2\xf3\xf0\x2e\x3e\x64\x65\x26\x36\x48\x4f") for _ in range(rng.randrange(1, 15)))
+        heap = bytes(
+            rng.choice(b"\x66\x67\xf2\xf3\xf0\x2e\x3e\x64\x65\x26\x36\x48\x4f")
+            for _ in range(rng.randrange(1, 15))
+        )
         return heap + rng.choice((alu, move, more, sse, string))(c)
     if kind == 2:
-        return rng.choice((b"", b"\x66", b"\xf2", b"\xf3")) + encode(c, bytes([0x0F, rng.randrange(256)]))
+        return rng.choice((b"", b"\x66", b"\xf2", b"\xf3")) + encode(
+            c, bytes([0x0F, rng.randrange(256)])
+        )
     if kind == 3:
-        return rng.choice((b"", b"\x66", b"\xf2", b"\xf3")) + encode(c, bytes([0x0F, rng.choice((0x38, 0x3A)), rng.randrange(256)])) + c.imm(1)
+        return (
+            rng.choice((b"", b"\x66", b"\xf2", b"\xf3"))
+            + encode(c, bytes([0x0F, rng.choice((0x38, 0x3A)), rng.randrange(256)]))
+            + c.imm(1)
+        )
     if kind == 4:
-        return bytes([rng.choice((0xC4, 0xC5, 0x62, 0x8F)), rng.getrandbits(8), rng.getrandbits(8)]) + rng.randbytes(4)
+        return bytes(
+            [rng.choice((0xC4, 0xC5, 0x62, 0x8F)), rng.getrandbits(8), rng.getrandbits(8)]
+        ) + rng.randbytes(4)
     if kind == 5:
         return encode(c, bytes([rng.randrange(256)]))
     # Shadow stacks, hints, memory-type and transaction instructions.
     return rng.choice(
         (
-            *(b"\xf3\x0f\x1e\xc8", b"\xf3\x48\x0f\x1e\xc8", b"\xf3\x0f\x1e\xfa", b"\xf3\x0f\x01\xe8"),
-            *(b"\xf3\x0f\x01\xea", b"\xf3\x0f\xae\xe8", b"\x0f\x38\xf6\x03", b"\x66\x0f\x38\xf5\x03"),
-            *(b"\xf3\x0f\x01\x2b", b"\xf3\x0f\xae\x33", b"\xc6\xf8\0", b"\xc7\xf8\0\0\0\0", b"\x0f\x01\xd5"),
-            *(b"\x0f\xc7\xf0", b"\x0f\xc7\xf8", b"\x66\x0f\xae\xf0", b"\x0f\x0d\x0b", b"\x0f\x18\x03"),
-            *(b"\x0f\x01\xef", b"\x0f\x01\xee", b"\x0f\x01\xc8", b"\x0f\x01\xfa", b"\x0f\x0e", b"\x0f\x77"),
+            *(
+                b"\xf3\x0f\x1e\xc8",
+                b"\xf3\x48\x0f\x1e\xc8",
+                b"\xf3\x0f\x1e\xfa",
+                b"\xf3\x0f\x01\xe8",
+            ),
+            *(
+                b"\xf3\x0f\x01\xea",
+                b"\xf3\x0f\xae\xe8",
+                b"\x0f\x38\xf6\x03",
+                b"\x66\x0f\x38\xf5\x03",
+            ),
+            *(
+                b"\xf3\x0f\x01\x2b",
+                b"\xf3\x0f\xae\x33",
+                b"\xc6\xf8\0",
+                b"\xc7\xf8\0\0\0\0",
+                b"\x0f\x01\xd5",
+            ),
+            *(
+                b"\x0f\xc7\xf0",
+                b"\x0f\xc7\xf8",
+                b"\x66\x0f\xae\xf0",
+                b"\x0f\x0d\x0b",
+                b"\x0f\x18\x03",
+            ),
+            *(
+                b"\x0f\x01\xef",
+                b"\x0f\x01\xee",
+                b"\x0f\x01\xc8",
+                b"\x0f\x01\xfa",
+                b"\x0f\x0e",
+                b"\x0f\x77",
+            ),
         )
     )
 
@@ -472,9 +669,13 @@ def loop(c: Context) -> tuple[bytes, bytes]:
             elif kind < 4:
                 body += wide + bytes([rng.choice((0x88, 0x89, 0x01, 0x00, 0x29)), rm2])
             elif kind == 4:
-                body += rng.choice((b"\x0f\x10", b"\xf3\x0f\x6f", b"\x0f\x58", b"\x66\x0f\xfe")) + bytes([rm])
+                body += rng.choice(
+                    (b"\x0f\x10", b"\xf3\x0f\x6f", b"\x0f\x58", b"\x66\x0f\xfe")
+                ) + bytes([rm])
             elif kind == 5:
-                body += rng.choice((b"\x0f\x11", b"\xf3\x0f\x7f", b"\x0f\x29", b"\xf2\x0f\x11")) + bytes([rm2])
+                body += rng.choice(
+                    (b"\x0f\x11", b"\xf3\x0f\x7f", b"\x0f\x29", b"\xf2\x0f\x11")
+                ) + bytes([rm2])
             else:
                 body += rng.choice((b"\xd9", b"\xdd", b"\xd8")) + bytes([rm])
         body += rex + bytes([0x83, 0xC0 | base]) + struct.pack("<b", max(-128, min(127, step)))
