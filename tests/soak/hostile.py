@@ -130,7 +130,7 @@ def _case64(c: Context, entry: int, user: bool) -> bytes:
     rsp = (
         image.USER_STACKS + rng.randrange(1, 15) * image.PAGE + rng.choice((0, 8, 16, 512, 2048, 3))
     )
-    names = "r15 r14 r13 r12 r11 r10 r9 r8 rdi rsi rbp rbx rdx rcx rax".split()
+    names = ["r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rdi", "rsi", "rbp", "rbx", "rdx", "rcx", "rax"]
     values = [registers[name] for name in names]
     return struct.pack("<20Q", *values, entry, selector, _flags(rng, user), rsp, stack)
 
