@@ -121,8 +121,9 @@ impl Default for Setup {
 pub struct Translated {
     engine: Box<Engine>,
     start: CpuState,
-    /// Code bytes of the last case: offset and length.
+    /// Where the last case has left code: address and length.
     dirty: (u64, usize),
+    writable_code: bool,
     stretch: u64,
 }
 
@@ -149,6 +150,7 @@ impl Translated {
             engine,
             start: start_state(),
             dirty: (CODE_AT, 0),
+            writable_code: setup.writable_code,
             stretch: setup.stretch,
         };
         machine.build(setup.writable_code);
@@ -358,7 +360,11 @@ impl Translated {
         self.write(start, &vec![0xf4; len]);
         let start = CODE_AT + offset;
         self.write(start, &case.code);
-        self.dirty = (start, case.code.len());
+        self.dirty = if self.writable_code {
+            (CODE_AT, layout::CODE_SIZE)
+        } else {
+            (start, case.code.len())
+        };
         self.write(ARENA_AT, &case.arena);
 
         let mut cpu = self.start.clone();
