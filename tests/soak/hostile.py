@@ -130,7 +130,23 @@ def _case64(c: Context, entry: int, user: bool) -> bytes:
     rsp = (
         image.USER_STACKS + rng.randrange(1, 15) * image.PAGE + rng.choice((0, 8, 16, 512, 2048, 3))
     )
-    names = ["r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rdi", "rsi", "rbp", "rbx", "rdx", "rcx", "rax"]
+    names = [
+        "r15",
+        "r14",
+        "r13",
+        "r12",
+        "r11",
+        "r10",
+        "r9",
+        "r8",
+        "rdi",
+        "rsi",
+        "rbp",
+        "rbx",
+        "rdx",
+        "rcx",
+        "rax",
+    ]
     values = [registers[name] for name in names]
     return struct.pack("<20Q", *values, entry, selector, _flags(rng, user), rsp, stack)
 
@@ -303,20 +319,20 @@ def _assemble(rng: Random, mode: str, seed: int, spec: BoardSpec, body: Any) -> 
     return Guest(seed, mode, kernel, spec, limit)
 
 
-def plain(code: bytes, protocol: str, cases: int = 1) -> Guest:
-    """A guest of one vCPU that runs `code` in ring 0 and 64-bit mode, so many times.
+def plain(code: bytes, protocol: str, cases: int = 1, vcpus: int = 1, quantum: int = 1000) -> Guest:
+    """A guest whose vCPUs run `code` in ring 0 and 64-bit mode, so many times each.
 
     RBX points to an alias of the code's beginning, RSI to 16-byte aligned data. What faults goes on
     with the next case.
     """
     rng = Random(0)
-    spec = BoardSpec(memory=MEMORY, protocol=protocol, quantum=1000)
+    spec = BoardSpec(vcpus=vcpus, memory=MEMORY, protocol=protocol, quantum=quantum)
     values = [0] * 15
     values[9], values[11] = image.USER_DATA, 0x100_0000
     frame = (image.CODE, image.CODE64, 2, image.USER_STACKS + 0x800, image.DATA32)
     row = struct.pack("<20Q", *values, *frame)
     efer, cr0, cr4 = 0xD01, 0x8000_0033, 0x630
-    params = struct.pack("<12I", 64, 1, cases, 160, 0, 0, 0, 0, cr0, image.TABLES, cr4, efer)
+    params = struct.pack("<12I", 64, vcpus, cases, 160, 0, 0, 0, 0, cr0, image.TABLES, cr4, efer)
     params += struct.pack("<HI10xHI10x", 0x12F, image.GDT, 0xFFF, image.IDT)
     handler = image.stub().symbols["next64"]
     gates = b"".join(image.gate(True, image.CODE64, handler, 0x8E, 1) for _ in range(256))
@@ -325,12 +341,12 @@ def plain(code: bytes, protocol: str, cases: int = 1) -> Guest:
     struct.pack_into("<Q", tables, 0x2000 + 8 * 8, image.CODE | 0x87)
     segments = {
         image.STUB_BASE: image.stub().code,
-        image.DATA: bytes(0x60) + struct.pack("<I", 1) + bytes(28),
+        image.DATA: bytes(0x60) + struct.pack("<I", vcpus) + bytes(28),
         image.PARAMS: params,
         image.GDT: image.gdt(rng, True),
         image.IDT: gates,
         image.TSS: image.tss(True, image.TABLES),
-        image.CASES: row * cases,
+        **{image.CASES + vcpu * image.CASES_SIZE: row * cases for vcpu in range(vcpus)},
         image.CODE: code,
         image.TABLES: bytes(tables),
     }

@@ -8,8 +8,9 @@ from random import Random
 
 import pytest
 
+import rr86
 from rr86.machine.spec import PROTOCOLS
-from tests.guests.machines import Outcome
+from tests.guests.machines import Outcome, finished
 from tests.soak import boots, checks, code, devices, frame, image
 from tests.soak.hostile import MODES, build, plain
 
@@ -56,6 +57,38 @@ def test_a_block_that_changed_itself_may_fault_on_the_host_afterwards(
     first = checks.record(guest, tmp_path / "a.rr86")
     assert (first.outcome.reason, first.outcome.console) == ("debug-exit", b"K\n")
     checks.replay(first)
+
+
+MARK_GDT = b"\xc6\x04\x25\x00\x58\x01\x00\x01"
+"""A store to the GDT's page, from which the next delivery on another vCPU takes it."""
+TIMER_IN_NO_TIME = (
+    b"\xbf\x20\x03\xe0\xfe"  # the local APIC's timer: its vector, and a count of 1
+    b"\xc7\x07\x20\x00\x00\x00"
+    b"\xc7\x47\x60\x01\x00\x00\x00"
+)
+
+
+@pytest.mark.parametrize("pads", range(4))
+def test_a_slice_does_not_end_between_a_fault_and_the_next_instruction(
+    pads: int, tmp_path: Path
+) -> None:
+    # The timer is due when the fault is raised, and the other vCPU's turn comes.
+    code = MARK_GDT + b"\x90" * 15 + TIMER_IN_NO_TIME + b"\x90" * pads + b"\x0f\x0b"
+    guest = plain(code, "precise", cases=30, vcpus=2, quantum=7)
+    first = checks.record(guest, tmp_path / "a.rr86")
+    assert first.outcome.console == b"K\nK\n"
+    checks.replay(first)
+
+
+def test_a_vcpu_that_has_shut_down_can_be_kept(tmp_path: Path) -> None:
+    # LIDT of an empty table, and a fault.
+    run = checks.record(plain(b"\x0f\x01\x1e\x0f\x0b", "precise"), tmp_path / "a.rr86")
+    assert run.outcome.reason == "triple-fault"
+    trace = rr86.open_trace(run.path)
+    session = trace.session()
+    session.run(max_instructions=run.outcome.icount)
+    again = trace.session(moment=session.keep())
+    assert finished(again, again.run()).digests == run.outcome.digests
 
 
 def test_a_worker_that_dies_is_a_finding_and_the_next_seed_is_run(
