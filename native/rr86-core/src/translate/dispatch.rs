@@ -119,8 +119,10 @@ impl Engine {
                 let index = usize::from(v.cpu.id);
                 let resume = engine.resume[index];
                 engine.end_overrun(index);
-                // Inside a block only a debugger stops; what else there is waits for its end.
-                if resume.is_none() && engine.has_signals() {
+                // Inside a block only a debugger stops; what else there is waits for its end. Behind a fault
+                // it waits for an instruction, since the slice may end there: see below.
+                let faulted = engine.faulted_at == Some(engine.icount());
+                if resume.is_none() && !faulted && engine.has_signals() {
                     return RunEnd::Signals;
                 }
                 if resume.is_none() {
@@ -144,10 +146,9 @@ impl Engine {
                     continue;
                 }
                 if span.fitting && resume.is_none() {
-                    let now = engine.icount();
                     // A fault is part of the slice in which it was raised only if an instruction
                     // follows: a decision counts instructions, and cannot tell otherwise.
-                    let must = now == span.start || engine.faulted_at == Some(now);
+                    let must = engine.icount() == span.start || faulted;
                     if !must && !engine.fits(v, mode, span.beyond) {
                         return RunEnd::Budget;
                     }

@@ -264,6 +264,8 @@ pub struct Engine {
     pub(super) partial_targets: Vec<u64>,
     pub(super) partial_traps: Option<(usize, BlockId, Vec<Trap>)>,
     pub(super) partial_end: Option<Resume>,
+    /// Traps of code that a block had before its present one, by that code's offset: a vCPU may still be in it.
+    pub(super) former_traps: Vec<(usize, Vec<Trap>)>,
     /// A direct jump that was followed and could be linked.
     pub(super) link: Option<(BlockId, usize)>,
     pub(super) protocol: Protocol,
@@ -369,6 +371,7 @@ impl Engine {
             code_map: CodeMap::default(),
             partial_targets: Vec::new(),
             partial_traps: None,
+            former_traps: Vec::new(),
             partial_end: None,
             link: None,
             protocol: limits.protocol,
@@ -640,6 +643,7 @@ impl Engine {
         self.code.clear();
         self.code_map.clear();
         self.partial_traps = None;
+        self.former_traps.clear();
         for &vcpu in &self.vcpus {
             // SAFETY: only the jump cache is touched, through the raw pointer.
             unsafe { (*vcpu).clear_jumps() };
