@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import pty
-import select
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -106,30 +105,6 @@ def test_who_listens_does_not_change_a_trace(tmp_path: Path) -> None:
         tmp_path, "heard", console=lambda data: None, debugcon=lambda data, alone: None
     )
     assert silent.path.read_bytes() == heard.path.read_bytes()
-
-
-def test_a_pipe_sees_a_line_while_the_guest_runs_on(
-    folder: Path, guest_image: Callable[[str], Path]
-) -> None:
-    """Of a guest that says one line and then runs for ever."""
-    process = subprocess.Popen(
-        [*COMMAND, "record", "-m", "32M", "--no-input", str(guest_image("hang")), "-o", "h.rr86"],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
-        ready, _, _ = select.select([process.stdout], [], [], 60)
-        assert ready
-        assert os.read(process.stdout.fileno(), 4096).endswith(b"\n")
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-        process.stdout.close()
-        process.stderr.close()
 
 
 def test_a_packed_kernel_boots_and_replays(folder: Path, demo_trace: Path) -> None:
