@@ -34,11 +34,11 @@ class Consoles:
                 raise BadCall(f"{name} - does not go with --json, which needs stdout for itself")
         kept = list(taken)
         self._files: dict[str, Output] = {}
-        self._serial: Output | None
-        if console is None:
-            self._serial = None if quiet else Output(on_stderr=as_json)
-        else:
+        self._serial: Output | None = None
+        if console is not None:
             self._serial = self._to(console, kept)
+        elif not quiet:
+            self._serial = Output(on_stderr=as_json)
         self._debug = None if debugcon is None else self._to(debugcon, kept)
         self._unseen = 0
         self.muted = False
@@ -53,17 +53,12 @@ class Consoles:
 
     def _to(self, place: str, taken: list[Path]) -> Output:
         if place == _STDOUT:
-            if self._serial_on_stdout():
-                assert self._serial is not None
-                return self._serial
-            return Output()
+            # One object for one stream: it knows whether a line is under way.
+            serial = self._serial
+            return serial if serial is not None and serial.on_stdout else Output()
         if place not in self._files:
             self._files[place] = Output(_opened(Path(place), taken))
         return self._files[place]
-
-    def _serial_on_stdout(self) -> bool:
-        serial = getattr(self, "_serial", None)
-        return serial is not None and serial.on_stdout
 
     def begin(self) -> None:
         """Empty the files: there will be output."""

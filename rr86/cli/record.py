@@ -191,6 +191,7 @@ def command(
             output=output,
             console=heard,
             debugcon=debug_heard,
+            until=conditions,
             checkpoints=checkpoints,
             read=read,
             **{name: value for name, value in more.items() if value is not None},

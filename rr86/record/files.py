@@ -1,6 +1,8 @@
 """The files of a recording: images that go in, and where the trace goes."""
 
 import contextlib
+import errno
+import stat
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ _MAGIC = b"\x89RR86\r\n\x1a"
 def read_image(path: str | Path, what: str) -> bytes:
     """A guest image's bytes; `what` ("kernel", "initrd") is for the error message."""
     try:
-        data = Path(path).read_bytes()
+        data = _contents(Path(path))
     except FileNotFoundError:
         raise RecordingError(f"{what} '{path}' does not exist") from None
     except IsADirectoryError:
@@ -23,6 +25,14 @@ def read_image(path: str | Path, what: str) -> bytes:
     except OSError as error:
         raise RecordingError(f"{what} '{path}' cannot be read: {error.strerror}") from None
     return _filled(data, path, what)
+
+
+def _contents(path: Path) -> bytes:
+    """The bytes of a file or a pipe; a device such as /dev/zero may have no end."""
+    mode = path.stat().st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise OSError(errno.EINVAL, "it is a device, where a file belongs", str(path))
+    return path.read_bytes()
 
 
 def _filled(data: bytes, path: str | Path, what: str) -> bytes:
@@ -44,7 +54,7 @@ class ReadAhead:
         for path in paths:
             # What cannot be read here fails again where somebody hears of it.
             with contextlib.suppress(OSError, ValueError, MemoryError):
-                self._contents[Path(path)] = Path(path).read_bytes()
+                self._contents[Path(path)] = _contents(Path(path))
 
     def wait(self) -> None:
         """Return when there is nothing more to read."""

@@ -21,6 +21,7 @@ from rr86.record.packed import unpacked
 from rr86.replay.conditions import Condition, as_conditions
 from rr86.replay.execution import DebugSink, Execution, Tick
 from rr86.replay.stop import Stop
+from rr86.replay.variables import check
 
 if TYPE_CHECKING:
     from rr86._native import Machine
@@ -306,12 +307,15 @@ def start(
     checkpoints: int | None = None,
     read: Callable[[Path, str], bytes] = read_image,
     debugcon: DebugSink | None = None,
+    until: Until = None,
     **more: int | str | bool,
 ) -> Recorder:
     """A `Recorder` for image files; options as for `record`.
 
     `read` gives the bytes of a file by its path and role. A kernel file that is compressed (gzip,
-    zstd or xz) is unpacked; the trace holds what it was unpacked to.
+    zstd or xz) is unpacked; the trace holds what it was unpacked to. Conditions that the recording
+    is going to be run with can be named in `until`: what is wrong with them is then raised before
+    there is a trace.
     """
     files = {"kernel": Path(kernel)}
     if initrd is not None:
@@ -327,6 +331,7 @@ def start(
     )
     images = {name: read(path, name) for name, path in files.items()}
     images["kernel"] = unpacked(images["kernel"], f"kernel '{kernel}'")
+    check(as_conditions(until), GuestSymbols(images["kernel"]))
     names = {name: path.name for name, path in files.items()}
     place = None if output is None else Path(output)
     with reserved(place, kernel, files.values()) as path:
@@ -381,6 +386,7 @@ def record(
         checkpoints=checkpoints,
         read=read_image,
         debugcon=debugcon,
+        until=conditions,
         **more,
     )
     with recorder:

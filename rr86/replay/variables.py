@@ -6,15 +6,16 @@ never moves, so that one address that a vCPU maps tells all. Per-CPU variables m
 each CPU; a finished recording says where these are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from rr86.errors import ConditionError
+from rr86.replay.conditions import AtSymbol, Condition, WriteSymbol, lower
 
 if TYPE_CHECKING:
     from rr86.cpu.inspection import Inspector
     from rr86.cpu.physical import PhysicalNames
-    from rr86.replay.conditions import WriteSymbol
+    from rr86.cpu.symbols import GuestSymbols
 
 
 # CR0.PG.
@@ -63,7 +64,7 @@ class Variables:
                 self._bias = address - physical
                 return
 
-    def ranges(self, condition: "WriteSymbol") -> list[tuple[int, int]] | None:
+    def ranges(self, condition: WriteSymbol) -> list[tuple[int, int]] | None:
         """Address and length of what a condition watches; None before that has a place."""
         table = self._inspector.symbols.table
         linked = self._inspector.symbols.linked
@@ -83,14 +84,11 @@ class Variables:
             physical = address - self._linked_bias(address)
         return [_part(condition, physical, table.size_at(address))]
 
-    def _per_cpu(self, condition: "WriteSymbol") -> list[tuple[int, int]]:
+    def _per_cpu(self, condition: WriteSymbol) -> list[tuple[int, int]]:
         names = None if self._names is None else self._names()
         found = [] if names is None or not names.known else names.ranges(condition.name)
         if not found:
-            raise ConditionError(
-                f"condition '{condition}': {condition.name} is a per-CPU variable, of which only a "
-                "finished recording tells where it is"
-            )
+            raise _no_place(condition)
         return [_part(condition, start, size) for start, size in found]
 
     def _linked_bias(self, address: int) -> int:
@@ -100,6 +98,25 @@ class Variables:
         return 0 if nearest is None else nearest.vaddr - nearest.paddr
 
 
-def _part(condition: "WriteSymbol", start: int, size: int) -> tuple[int, int]:
+def check(conditions: Iterable[Condition], symbols: "GuestSymbols") -> None:
+    """Raise what `lower` would raise for a recording, before there is one: `ConditionError` or
+    `SymbolsError` for names that it could not watch for."""
+    named = [each for each in conditions if isinstance(each, AtSymbol | WriteSymbol)]
+    lower(named, symbols)
+    for each in named:
+        linked = symbols.linked
+        if isinstance(each, WriteSymbol) and linked is not None:
+            if linked.is_per_cpu(linked.link_address(each.name) or 0):
+                raise _no_place(each)
+
+
+def _no_place(condition: WriteSymbol) -> ConditionError:
+    return ConditionError(
+        f"condition '{condition}': {condition.name} is a per-CPU variable, of which only a "
+        "finished recording tells where it is"
+    )
+
+
+def _part(condition: WriteSymbol, start: int, size: int) -> tuple[int, int]:
     length = size - condition.offset if condition.length is None else condition.length
     return start + condition.offset, max(length, 1)

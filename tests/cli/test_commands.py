@@ -197,6 +197,7 @@ def test_mistakes_are_one_line(
     core: FakeCore, kernel: Path, arguments: tuple[str, ...], status: int, words: tuple[str, ...]
 ) -> None:
     assert_one_line_error(rr86(*arguments), status, *words)
+    assert not list(Path().glob("*.rr86"))
     assert Path("notes.txt").read_text() == "not to be lost"
 
 

@@ -127,6 +127,12 @@ def test_files_that_cannot_be_used_are_named(core: FakeCore, kernel: Path, tmp_p
     (tmp_path / "empty").touch()
     with pytest.raises(rr86.RecordingError, match="is empty"):
         rr86.record("empty")
+    with pytest.raises(rr86.RecordingError, match="kernel '/dev/zero' cannot be read: it is a dev"):
+        rr86.record("/dev/zero")
+    read = ReadAhead(["/dev/zero"])
+    read.wait()
+    with pytest.raises(rr86.RecordingError, match="it is a device"):
+        read(Path("/dev/zero"), "kernel")
     with pytest.raises(rr86.RecordingError, match=r"no-folder.* No such file"):
         rr86.record(kernel, output="no-folder/x.rr86")
     with pytest.raises(rr86.RecordingError, match="its own input"):

@@ -199,6 +199,9 @@ def test_per_cpu_variables_have_a_place_in_finished_recordings_only(
         with pytest.raises(rr86.ConditionError, match="per-CPU variable"):
             recorder.run(until="write=runqueues")
         recorder.run()
+    with pytest.raises(rr86.ConditionError, match="per-CPU variable"):
+        rr86.record(kernel, output=tmp_path / "none.rr86", until="write=runqueues")
+    assert not (tmp_path / "none.rr86").exists()
     trace = rr86.open_trace(path)
     assert trace.footer is not None
     footer = replace(trace.footer, per_cpu=[(BASE, 0x700000)], image=(at(0), 0x5000000))
