@@ -48,7 +48,9 @@ class Limits:
 
     def reached(self, stop: Stop, trace_bytes: int) -> str | None:
         """Which limit this moment has reached, in words."""
-        if self.instructions is not None and stop.icount >= self.instructions:
+        # Inside a slice the host's time is up at some moment or other: the slice is completed first.
+        whole = stop.reason != "time-up"
+        if whole and self.instructions is not None and stop.icount >= self.instructions:
             return f"{self.instructions:,} instructions"
         if self.time_ns is not None and stop.time_ns >= self.time_ns:
             return f"{self.time_ns / 1e9:g} s of virtual time"

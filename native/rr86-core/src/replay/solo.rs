@@ -40,6 +40,9 @@ pub struct Solo {
     handed: Vec<Handed>,
     verify: bool,
     finished: bool,
+    /// The last call's time was up inside a slice, which is kept here to go on with.
+    inside: bool,
+    under_way: Option<(u64, Event)>,
 }
 
 /// A page that somebody else got.
@@ -86,6 +89,8 @@ impl Solo {
             handed: Vec::new(),
             verify,
             finished: false,
+            inside: false,
+            under_way: None,
         };
         solo.load()?;
         Ok(solo)
@@ -136,6 +141,7 @@ impl Solo {
     /// When the trace or its expansion is damaged, or the vCPU does something else than recorded.
     pub fn run(&mut self, limit: u64) -> Result<Stop, ReplayError> {
         let watch = Stopwatch::start();
+        self.machine.engine.patience.begin();
         let stop = self.drive(limit);
         self.machine.engine.spent.whole += watch.read();
         stop
@@ -154,11 +160,23 @@ impl Solo {
             if self.instructions >= end {
                 return Ok(Stop::Limit);
             }
-            match self.events.next() {
+            if self.machine.engine.patience.is_over() {
+                return Ok(Stop::TimeUp);
+            }
+            self.machine.engine.patience.step();
+            let next = match self.under_way.take() {
+                Some(next) => Some(Ok(next)),
+                None => self.events.next(),
+            };
+            match next {
                 None => self.finished = true,
                 Some(next) => {
                     let (icount, event) = next?;
+                    let slice = matches!(event, Event::Slice { .. }).then(|| event.clone());
                     self.follow(icount, event)?;
+                    if self.inside {
+                        self.under_way = slice.map(|event| (icount, event));
+                    }
                 }
             }
         }
@@ -250,10 +268,13 @@ impl Solo {
 
     /// Runs a slice in stretches, each up to the next interrupt or to the next page that a device gets.
     fn slice(&mut self, start: u64, instructions: u64, more: u64) -> Result<(), ReplayError> {
-        // What happened inside this slice can only be a device's.
-        self.hand_over(start);
-        self.machine.engine.set_icount(start);
-        self.sync()?;
+        if !std::mem::take(&mut self.inside) {
+            // What happened inside this slice can only be a device's.
+            self.hand_over(start);
+            self.machine.engine.set_icount(start);
+            self.machine.engine.begin_slice();
+            self.sync()?;
+        }
         let end = self.end_of(start, instructions)?;
         let vcpu = self.vcpu;
         loop {
@@ -281,6 +302,10 @@ impl Solo {
             let now = self.machine.engine.icount();
             match ended {
                 RunEnd::TripleFault => break,
+                RunEnd::TimeUp => {
+                    self.inside = true;
+                    return Ok(());
+                }
                 // An interrupt woke it at once.
                 RunEnd::Halt if now < end => {
                     self.machine.engine.cpu_mut(vcpu).activity = Activity::Active;

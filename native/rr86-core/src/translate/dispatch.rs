@@ -42,7 +42,13 @@ pub enum RunEnd {
     TripleFault,
     /// Switched out between two steps of the block protocol.
     Window(Window),
+    /// The call has lasted long enough; the vCPU can go on.
+    TimeUp,
 }
+
+/// Instructions that a run is given at a time, so that code that needs nothing from the dispatcher comes back
+/// to look at the clock. Most slices are shorter.
+const PORTION: u64 = 200_000;
 
 /// How far a vCPU runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +72,11 @@ impl Engine {
     /// Where a slice ends does not depend on the number of calls that it takes, so that the
     /// debugger's stops do not move it.
     pub fn run(&mut self, index: usize, span: Span) -> (u64, RunEnd) {
-        let budget = span.budget;
+        let budget = if self.comes_back_unseen(self.cpu(index)) {
+            span.budget.min(PORTION)
+        } else {
+            span.budget
+        };
         let this: *mut Self = self;
         let vcpu = self.vcpus[index];
         self.enter_thread(vcpu);
@@ -76,9 +86,14 @@ impl Engine {
             (*vcpu).run.icount_base = (*this).icount() as i64 + budget as i64;
             (*this).set_tsc_offset(&mut *vcpu);
             (*vcpu).run.budget = budget as i64;
-            (*this).beyond = span.beyond;
-            // Another vCPU may see another page there.
-            (*this).link = None;
+            (*this).reserve = span.budget - budget;
+            (*this).beyond = span.beyond + (*this).reserve;
+            let below = &mut (*vcpu).run.pause_below;
+            *below = below.saturating_sub_unsigned((*this).reserve);
+            if !std::mem::take(&mut (*this).time_up) {
+                // Another vCPU may see another page there.
+                (*this).link = None;
+            }
             (*vcpu).run.flags_ax = super::slow::flags_to_ax((*vcpu).cpu.rflags);
             let start = (*this).icount();
             (*this).current_vcpu = (*vcpu).cpu.id;
@@ -114,6 +129,9 @@ impl Engine {
                 if let Some(cause) = engine.stopped.take() {
                     return RunEnd::Stopped(cause);
                 }
+                if engine.reserve > 0 && v.run.budget < engine.limits.instructions as i64 {
+                    engine.take_portion(v);
+                }
                 let index = usize::from(v.cpu.id);
                 let resume = engine.resume[index];
                 engine.end_overrun(index);
@@ -134,6 +152,11 @@ impl Engine {
                 {
                     return RunEnd::Budget;
                 }
+                if engine.patience.is_over() {
+                    engine.time_up = true;
+                    return RunEnd::TimeUp;
+                }
+                engine.patience.step();
                 let mode = Mode::of(&v.cpu);
                 v.run.jump_key = mode.key();
                 let single = mode.one() && resume.is_none();
@@ -143,10 +166,10 @@ impl Engine {
                 }
                 if span.fitting && resume.is_none() {
                     let now = engine.icount();
-                    // A fault is part of the slice in which it was raised only if an instruction
-                    // follows: a decision counts instructions, and cannot tell otherwise.
+                    // A fault that does not count is part of the slice in which it was raised only if an
+                    // instruction follows: a decision counts instructions, and cannot tell otherwise.
                     let must = now == span.start || engine.faulted_at == Some(now);
-                    if !must && !engine.fits(v, mode, span.beyond) {
+                    if !must && !engine.fits(v, mode, engine.beyond) {
                         return RunEnd::Budget;
                     }
                 }
@@ -178,7 +201,8 @@ impl Engine {
                 v.cpu.rflags &= !RFlags::RF.bits();
                 engine.resume[index] = None;
                 v.run.debug_hits = 0;
-                let before = v.run.budget;
+                let before = engine.plain_budget(v);
+                engine.faulted = false;
                 engine.stand_between(None);
                 engine.code.settle();
                 let stubs = engine.stubs;
@@ -191,7 +215,7 @@ impl Engine {
                 }
                 let retired = {
                     engine.clear_exit_request(v);
-                    v.run.budget < before
+                    v.run.budget < before && !engine.faulted
                 };
                 if single && retired && (stepping || v.run.debug_hits != 0) {
                     // Traps after the instruction (SDM vol. 3B, section 17.3.1).
@@ -200,13 +224,29 @@ impl Engine {
                         dr6: step | v.run.debug_hits,
                         ..Exception::new(vector::DB)
                     };
-                    engine.deliver_fault(v, trap);
+                    if !v.cpu.semantics.faults_count() {
+                        engine.faulted_at = Some(engine.icount());
+                    }
+                    engine.deliver_exception(v, trap);
                     if v.cpu.activity == Activity::Shutdown {
                         return RunEnd::TripleFault;
                     }
                 }
             }
         }
+    }
+
+    /// Gives a run more of what its slice allows.
+    fn take_portion(&mut self, v: &mut Vcpu) {
+        let more = self.reserve.min(PORTION);
+        self.reserve -= more;
+        self.beyond -= more;
+        v.run.budget += more as i64;
+        v.run.icount_base += more as i64;
+        if v.run.pause_below != i64::MIN {
+            v.run.pause_below += more as i64;
+        }
+        self.patience.look();
     }
 
     /// Lets go of a block that was removed while a vCPU was in it, once the vCPU is out.
@@ -224,7 +264,7 @@ impl Engine {
         let roomy = v.run.budget >= self.limits.instructions as i64;
         // The relative that leaves jumps behind does so in jumps, not in look-ups.
         let asked = self.link.is_some() || self.protocol.chain_kept;
-        if !roomy || asked || mode.one() || !mode.code_flat() {
+        if !roomy || asked || mode.one() || !mode.code_flat() || self.waits_for_interrupt(v) {
             return None;
         }
         v.known_jump(v.cpu.rip, mode)
@@ -245,6 +285,10 @@ impl Engine {
         let link = self.link.take();
         if code.is_some() {
             self.chain(link, id);
+            if self.waits_for_interrupt(v) {
+                let count = i64::from(self.blocks.get(id).count);
+                self.request_exit_after(v, count);
+            }
         }
         Ok(Some(code))
     }
@@ -284,6 +328,16 @@ impl Engine {
         end
     }
 
+    /// Whether an interrupt or NMI that could be delivered waits for the block that comes next.
+    fn waits_for_interrupt(&self, v: &Vcpu) -> bool {
+        let index = usize::from(v.cpu.id);
+        let open = v.cpu.rflags & RFlags::IF.bits() != 0;
+        self.interrupted_at[index] == Some(self.icount())
+            && v.cpu.semantics.waiting_interrupts_come_next()
+            && (open && self.pending_interrupt(index)
+                || v.cpu.nmi_pending != 0 && v.cpu.nmi_blocked == 0)
+    }
+
     fn deliver(&mut self, v: &mut Vcpu, event: Event) -> Option<RunEnd> {
         let rip = v.cpu.rip;
         self.serialised[usize::from(v.cpu.id)] = Some(self.icount());
@@ -291,9 +345,23 @@ impl Engine {
         (v.cpu.activity == Activity::Shutdown).then_some(RunEnd::TripleFault)
     }
 
+    /// Delivers a fault. It counts as an instruction: where each handler faults in its turn, there is nothing
+    /// else that time, slices and limits could go by.
     fn deliver_fault(&mut self, v: &mut Vcpu, exception: Exception) {
+        self.faulted = true;
+        let counts = v.cpu.semantics.faults_count();
+        if !counts {
+            self.faulted_at = Some(self.icount());
+        }
+        self.deliver_exception(v, exception);
+        if counts && v.cpu.activity != Activity::Shutdown {
+            v.run.budget -= 1;
+            self.note_boundary(v);
+        }
+    }
+
+    fn deliver_exception(&mut self, v: &mut Vcpu, exception: Exception) {
         self.stats.exceptions += 1;
-        self.faulted_at = Some(self.icount());
         let rip = v.cpu.rip;
         self.deliver_at(v, Event::Exception(exception), rip);
     }
