@@ -82,7 +82,7 @@ def board_spec(
     **more: int | str | bool,
 ) -> "BoardSpec":
     """A board from options as the command line has them; `more` are fields of `BoardSpec`."""
-    from rr86.machine.spec import BoardSpec, parse_size
+    from rr86.machine.spec import SEMANTICS, BoardSpec, parse_size
 
     values: dict[str, object] = {
         "vcpus": smp,
@@ -90,6 +90,7 @@ def board_spec(
         "command_line": append,
         "seed": seed,
         "kernel_name": kernel_name,
+        "semantics": SEMANTICS,
         **more,
     }
     return BoardSpec.from_dict(values)

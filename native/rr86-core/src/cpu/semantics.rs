@@ -49,6 +49,18 @@ impl Semantics {
     pub fn only_timers_with_effect_pass_time(self) -> bool {
         self >= Self(2)
     }
+
+    /// A trace tells of timers that fired after the last slice, when they left nobody able to run.
+    pub fn last_timers_are_recorded(self) -> bool {
+        self >= Self(2)
+    }
+
+    /// An interrupt that can be delivered at the end of a slice is, before another vCPU runs. In version 1 it
+    /// depended on whether the slice could have gone on, which the trace does not tell: after HLT, PAUSE and
+    /// accesses to devices.
+    pub fn interrupts_before_slice_ends(self) -> bool {
+        self >= Self(2)
+    }
 }
 
 impl Default for Semantics {

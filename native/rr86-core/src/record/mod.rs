@@ -13,7 +13,7 @@ pub(crate) mod varint;
 pub mod writer;
 
 pub use error::TraceError;
-pub use event::{Access, Block, Event, SliceEnd, Value, NO_VCPU};
+pub use event::{Access, Block, Event, SliceEnd, Value, DEADLOCK, NO_VCPU};
 pub use writer::TraceWriter;
 
 mod observe;

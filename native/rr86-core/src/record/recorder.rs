@@ -250,6 +250,13 @@ impl Recorder {
         stop
     }
 
+    /// Says that what is due has been served although no slice and no jump of time follows, as a jump to
+    /// where time is already: the timers that fired last have left their marks on the devices.
+    fn note_last_timers(&mut self, icount: u64) -> Result<(), TraceError> {
+        let to_ns = self.machine.engine.now();
+        self.push(icount, &Event::TimeSkip { to_ns })
+    }
+
     fn drive(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, TraceError> {
         let end = self.machine.engine.icount().saturating_add(limit);
         loop {
@@ -282,14 +289,22 @@ impl Recorder {
                         },
                     )?;
                 }
+                let due = self.machine.is_due();
                 match self.machine.prepare() {
                     Wait::Ready => {}
                     Wait::Skipped(to_ns) => {
                         self.push(icount, &Event::TimeSkip { to_ns })?;
                         continue;
                     }
-                    Wait::Deadlock => return Ok(Stop::Deadlock),
-                    Wait::Ended(ending) => return Ok(Stop::Ended(ending)),
+                    end @ (Wait::Deadlock | Wait::Ended(_)) => {
+                        if due {
+                            self.note_last_timers(icount)?;
+                        }
+                        return Ok(match end {
+                            Wait::Ended(ending) => Stop::Ended(ending),
+                            _ => Stop::Deadlock,
+                        });
+                    }
                 }
                 let decision = self.scheduler.next(&self.machine.runnable());
                 self.vcpu = decision.vcpu;

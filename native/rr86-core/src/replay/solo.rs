@@ -11,6 +11,7 @@ use super::replayer::{Divergence, ReplayError};
 use super::stream::EventStream;
 use super::TraceReader;
 use crate::cpu::save;
+use crate::cpu::semantics::Semantics;
 use crate::cpu::state::Activity;
 use crate::host_time::{Phase, Spent, Stopwatch};
 use crate::memory::pages::{HandOffKind, DEVICE};
@@ -131,6 +132,10 @@ impl Solo {
         })
     }
 
+    fn semantics(&self) -> Semantics {
+        self.machine.engine.cpu(self.vcpu).semantics
+    }
+
     fn own(&self) -> String {
         format!("cpu{}", self.vcpu)
     }
@@ -189,11 +194,7 @@ impl Solo {
                 vcpu,
                 instructions,
                 stop,
-            } if usize::from(vcpu) == self.vcpu => {
-                // The instruction that shuts a vCPU down never retires.
-                let more = (stop == SliceEnd::Shutdown).into();
-                self.slice(icount, instructions, more)?;
-            }
+            } if usize::from(vcpu) == self.vcpu => self.slice(icount, instructions, stop)?,
             Event::Slice { instructions, .. } => {
                 let end = self.end_of(icount, instructions)?;
                 self.machine.engine.set_icount(end);
@@ -256,7 +257,8 @@ impl Solo {
             };
             place.copy_from_slice(new);
         }
-        let cpu = save::restore(&bytes)
+        let semantics = self.semantics();
+        let cpu = save::restore(&bytes, semantics)
             .map_err(|error| self.diverged(&self.own(), icount, error.to_string()))?;
         let engine = &mut self.machine.engine;
         if sync.init {
@@ -267,7 +269,11 @@ impl Solo {
     }
 
     /// Runs a slice in stretches, each up to the next interrupt or to the next page that a device gets.
-    fn slice(&mut self, start: u64, instructions: u64, more: u64) -> Result<(), ReplayError> {
+    fn slice(&mut self, start: u64, instructions: u64, stop: SliceEnd) -> Result<(), ReplayError> {
+        // The instruction that shuts a vCPU down never retires.
+        let more = (stop == SliceEnd::Shutdown).into();
+        let asked = self.semantics().interrupts_before_slice_ends();
+        let halts = matches!(stop, SliceEnd::Halt | SliceEnd::Exit);
         if !std::mem::take(&mut self.inside) {
             // What happened inside this slice can only be a device's.
             self.hand_over(start);
@@ -283,7 +289,7 @@ impl Solo {
             let next = self.next_stop(now).min(end);
             let left = end - now;
             let budget = (next - now) + if next == end { more } else { 0 };
-            if budget == 0 && left == 0 {
+            if budget == 0 && left == 0 && !asked {
                 break;
             }
             let span = Span {
@@ -300,6 +306,7 @@ impl Solo {
                 return Err(self.diverged(&self.own(), icount, what));
             }
             let now = self.machine.engine.icount();
+            let mut over = true;
             match ended {
                 RunEnd::TripleFault => break,
                 RunEnd::TimeUp => {
@@ -307,16 +314,18 @@ impl Solo {
                     return Ok(());
                 }
                 // An interrupt woke it at once.
-                RunEnd::Halt if now < end => {
+                RunEnd::Halt if now < end || asked && !halts => {
                     self.machine.engine.cpu_mut(vcpu).activity = Activity::Active;
+                    over = !asked;
                 }
+                RunEnd::Pause if asked => over = false,
                 RunEnd::Budget | RunEnd::Pause | RunEnd::Halt => {}
                 other => {
                     let what = format!("it stopped inside a slice: {other:?}");
                     return Err(self.diverged("schedule", now, what));
                 }
             }
-            if now >= end {
+            if now >= end && over {
                 break;
             }
             if count == 0 && budget > 0 && ended == RunEnd::Budget {

@@ -131,8 +131,8 @@ struct Slice {
     start: u64,
     /// Instructions that the decision still allows.
     left: u64,
-    /// The budget was cut short by a timer.
-    deadline: bool,
+    /// Why it ends when these are used up.
+    stop: SliceStop,
 }
 
 /// What could make a vCPU that does not run act.
@@ -214,6 +214,11 @@ impl Machine {
             exact: false,
             stop_at: None,
         })
+    }
+
+    /// Which version of the machine's semantics it follows.
+    pub fn semantics(&self) -> Semantics {
+        self.engine.cpu(0).semantics
     }
 
     pub fn board(&mut self) -> &mut Board {
@@ -309,6 +314,13 @@ impl Machine {
     }
 
     // ---- moving ------------------------------------------------------------------------------------
+
+    /// Whether `prepare` has something to serve, so that calling it changes more than the time.
+    pub fn is_due(&mut self) -> bool {
+        let now = self.engine.now();
+        let board = self.board();
+        board.has_signals() || board.next_deadline().is_some_and(|at| at <= now)
+    }
 
     /// Serves what is due before the next slice. Call again after `Skipped`.
     pub fn prepare(&mut self) -> Wait {
@@ -458,7 +470,7 @@ impl Machine {
             vcpu: decision.vcpu,
             start: self.engine.icount(),
             left: decision.budget,
-            deadline: false,
+            stop: SliceStop::Quantum,
         };
         self.cut(&mut slice, now);
         self.engine.begin_slice();
@@ -475,7 +487,7 @@ impl Machine {
             let until = at.saturating_sub(now).max(1);
             if until < slice.left {
                 slice.left = until;
-                slice.deadline = true;
+                slice.stop = SliceStop::Deadline;
             }
         }
     }
@@ -550,19 +562,13 @@ impl Machine {
             }
             let Some(end) = end else { continue };
             match end {
-                RunEnd::Budget => {
-                    let stop = if slice.deadline {
-                        SliceStop::Deadline
-                    } else {
-                        SliceStop::Quantum
-                    };
-                    return done(self, stop);
-                }
+                RunEnd::Budget => return done(self, slice.stop),
                 RunEnd::Pause => {
                     let spun = self.engine.icount() - slice.start >= SPIN;
                     let yields = self.cut_at_deadlines && spun && self.others_can_run(slice.vcpu);
                     if slice.left == 0 || yields {
-                        return done(self, SliceStop::Pause);
+                        slice.left = 0;
+                        slice.stop = SliceStop::Pause;
                     }
                 }
                 RunEnd::Halt | RunEnd::Signals if !self.serve(true) => {
@@ -603,14 +609,13 @@ impl Machine {
                     return done(self, SliceStop::Ended(ending));
                 }
             }
+            // Whether the decision had instructions left that the next block did not fit is not recorded. So
+            // what comes between two blocks is looked for at every end of a slice: the engine is asked once
+            // more, and says that the budget is used up.
+            let asked = self.semantics().interrupts_before_slice_ends();
             // A recorded fetch window comes after all that the slice counts.
-            if slice.left == 0 && !self.engine.expects_fetch() {
-                let stop = if slice.deadline {
-                    SliceStop::Deadline
-                } else {
-                    SliceStop::Quantum
-                };
-                return done(self, stop);
+            if slice.left == 0 && !asked && !self.engine.expects_fetch() {
+                return done(self, slice.stop);
             }
         }
     }
