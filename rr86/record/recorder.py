@@ -16,7 +16,7 @@ from rr86.cpu.inspection import Inspector
 from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import RecordingError
 from rr86.record.files import read_image, reserved
-from rr86.record.metadata import Footer, Header, this_host
+from rr86.record.metadata import COUNTERS, Footer, Header, this_host
 from rr86.replay.conditions import Condition, as_conditions
 from rr86.replay.execution import Execution, Tick
 from rr86.replay.stop import Stop
@@ -250,7 +250,7 @@ class Recorder:
                 touched=self.machine.touched_ram(),
                 per_cpu=[self._per_cpu(vcpu, each) for vcpu, each in enumerate(registers)],
                 stop={} if self.stop is None else self.stop.as_dict(),
-                statistics=statistics,
+                statistics={name: statistics.get(name, 0) for name in COUNTERS},
             )
             self.machine.finish_recording(footer.pack())
             self._execution.drain()

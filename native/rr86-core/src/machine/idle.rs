@@ -133,3 +133,7 @@ impl Board {
         self.signals = before.signals;
     }
 }
+
+#[cfg(test)]
+#[path = "idle_tests.rs"]
+mod tests;

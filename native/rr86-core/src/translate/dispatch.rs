@@ -80,9 +80,11 @@ impl Engine {
         let this: *mut Self = self;
         let vcpu = self.vcpus[index];
         self.enter_thread(vcpu);
-        // SAFETY: the pointers are valid for the engine's life; `dispatch` and what it calls use them
-        // one at a time, as described at the top of `engine`.
+        // SAFETY: both are valid for the engine's life. What is called from code uses the engine through a
+        // pointer that comes from `self` here, and `self` itself is not used until that has ended. Of the
+        // vCPU, references overlap as described at the top of `engine`.
         unsafe {
+            (*vcpu).run.engine = this;
             (*vcpu).run.icount_base = (*this).icount() as i64 + budget as i64;
             (*this).set_tsc_offset(&mut *vcpu);
             (*vcpu).run.budget = budget as i64;
@@ -114,7 +116,8 @@ impl Engine {
     /// Both pointers are valid, and the GS base points to `vcpu`.
     unsafe fn dispatch(this: *mut Self, vcpu: *mut Vcpu, span: Span) -> RunEnd {
         let exact = span.exact;
-        // SAFETY: (all of this function) by its contract; each borrow ends before code runs.
+        // SAFETY: (all of this function) the pointers are valid by its contract. `engine` and `v` are made anew
+        // after code has run; what overlaps while helpers run is described at the top of `engine`.
         unsafe {
             loop {
                 let engine = &mut *this;
@@ -708,7 +711,8 @@ impl Engine {
         // Jump caches too: when the block is removed, its new code alone is looked for there.
         let (before, rip) = (self.blocks.get(id).code, self.blocks.get(id).rip);
         for &vcpu in &self.vcpus {
-            // SAFETY: only the jump cache is touched, through the raw pointer.
+            // SAFETY: the pointer is valid. A caller may hold a reference to this vCPU, but none to its jump
+            // cache; see the top of `engine`.
             unsafe { (*vcpu).move_jump(rip, before, address) };
         }
         self.code_map.insert(offset, id);

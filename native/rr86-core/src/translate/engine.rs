@@ -1,8 +1,18 @@
 //! The engine: RAM, pages, blocks and vCPUs, and what keeps them consistent with one another.
 //!
 //! Everything runs on one host thread. Translated code reaches the engine through a raw pointer in its
-//! vCPU, so while code runs no Rust reference to either is alive; the stubs' entry points in `slow` and
-//! `execute` are where references begin again.
+//! vCPU, which `run` derives from its own reference every time. The stubs' entry points in `slow` and
+//! `execute` make references from the two pointers; `dispatch` uses none that it made before code ran.
+//!
+//! That is not to say that there is only one `&mut` to one thing at a time. There are two places where Rust's
+//! rules are broken, and what keeps them from doing harm is only that no value is read through the one
+//! reference that was written through the other, but for what is named:
+//!
+//! - The semantics in `cpu` hold a `&mut CpuState` while a `View` makes `&mut Vcpu` around it. The view reads
+//!   control registers, CPL and RFLAGS there, which are in memory by then because its methods are called
+//!   through a vtable, and writes TLB, jump caches and the run state alone.
+//! - Methods with a `&mut Vcpu` call others that go through the pointers of all vCPUs, to take something out of
+//!   TLBs and jump caches. The caller looks up neither again without a new call.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -651,7 +661,8 @@ impl Engine {
         self.code_map.clear();
         self.partial_traps = None;
         for &vcpu in &self.vcpus {
-            // SAFETY: only the jump cache is touched, through the raw pointer.
+            // SAFETY: the pointer is valid. A caller may hold a reference to this vCPU, but none to its jump
+            // cache; see the top of this file.
             unsafe { (*vcpu).clear_jumps() };
         }
     }
@@ -693,7 +704,7 @@ impl Engine {
     pub fn ram_digest(&mut self) -> u64 {
         let digest = self.pages.digest(&self.ram);
         for &vcpu in &self.vcpus {
-            // SAFETY: only the TLB is touched; no code runs.
+            // SAFETY: the pointer is valid, no code runs, and between runs nobody else holds a reference.
             unsafe { (*vcpu).tlb.protect_all() };
         }
         digest
