@@ -51,7 +51,8 @@ class HostError(NativeError):
 class StopInfo(TypedDict):
     """Why `run` returned, and where."""
 
-    # "condition", "limit" (max_instructions reached), "poweroff", "reset", "debug-exit",
+    # "condition", "limit" (max_instructions reached), "time-up" (a twentieth of a second has
+    # passed; the next call goes on, maybe inside a slice), "poweroff", "reset", "debug-exit",
     # "triple-fault", "end" (end of the replayed trace), "deadlock" (all vCPUs wait for ever)
     reason: str
     # index into the `conditions` list for reason "condition", otherwise -1
@@ -196,6 +197,9 @@ class Machine:
     ) -> None:
         """Start a trace at `path`: msgpack `header`, images by content hash, then events; with a
         checkpoint at the first slice boundary after every `checkpoints` instructions."""
+    def set_patience(self, steps: int) -> None:
+        """For tests: have `run` come back after so many steps, each a block at the least, instead of
+        a twentieth of a second."""
     def finish_recording(self, footer: bytes) -> None:
         """Close the trace properly; `footer` is msgpack metadata known only at the end."""
     def without_side_file(self) -> str | None:

@@ -16,7 +16,7 @@ from rr86.cpu.inspection import Inspector
 from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import RecordingError
 from rr86.record.files import read_image, reserved
-from rr86.record.metadata import Footer, Header, this_host
+from rr86.record.metadata import COUNTERS, Footer, Header, this_host
 from rr86.record.packed import unpacked
 from rr86.replay.conditions import Condition, as_conditions
 from rr86.replay.execution import DebugSink, Execution, Tick
@@ -50,7 +50,9 @@ class Limits:
 
     def reached(self, stop: Stop, trace_bytes: int) -> str | None:
         """Which limit this moment has reached, in words."""
-        if self.instructions is not None and stop.icount >= self.instructions:
+        # Inside a slice the host's time is up at some moment or other: the slice is completed first.
+        whole = stop.reason != "time-up"
+        if whole and self.instructions is not None and stop.icount >= self.instructions:
             return f"{self.instructions:,} instructions"
         if self.time_ns is not None and stop.time_ns >= self.time_ns:
             return f"{self.time_ns / 1e9:g} s of virtual time"
@@ -266,7 +268,7 @@ class Recorder:
                 touched=self.machine.touched_ram(),
                 per_cpu=[self._per_cpu(vcpu, each) for vcpu, each in enumerate(registers)],
                 stop={} if self.stop is None else self.stop.as_dict(),
-                statistics=statistics,
+                statistics={name: statistics.get(name, 0) for name in COUNTERS},
             )
             self.machine.finish_recording(footer.pack())
             self._execution.drain()

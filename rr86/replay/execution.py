@@ -1,7 +1,8 @@
 """Running a machine up to a condition, in slices that keep Python in charge.
 
-A native run goes on for at most a fraction of a second, so that Ctrl-C, console and progress are
-served in between; where those slices end changes nothing in the guest. Symbol conditions in a
+A native run goes on for at most a twentieth of a second, so that Ctrl-C, console and progress are
+served in between; where it ends changes nothing in the guest. Mostly it has retired as many
+instructions as were asked for; where they take longer, its time is up, maybe inside a slice. Symbol conditions in a
 kernel that has not placed itself yet (KASLR) wait: the run is then watched at every address where
 the kernel's first C function can be, and the conditions are lowered anew once it is found.
 Conditions on writes to the kernel's variables wait for that function even where its place is known.
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _FIRST_SLICE = 2_000_000
 _SHORTEST_SLICE = 100_000
 _LONGEST_SLICE = 200_000_000
-_SLICE_SECONDS = 0.05
+_SLICE_SECONDS = 0.04
 # While the kernel's place is looked for, vCPUs are asked this often.
 _WAITING_SLICE = 5_000_000
 
@@ -107,7 +108,9 @@ class Execution:
             if stop.over and any(isinstance(each, End) for each in conditions):
                 stop = replace(stop, condition=End())
             self.stop = stop
-            if stop.reason != "limit" or (last is not None and stop.icount >= last):
+            if stop.reason != "time-up" and (
+                stop.reason != "limit" or (last is not None and stop.icount >= last)
+            ):
                 return stop
             if tick is not None and tick(stop):
                 self.stop = replace(stop, reason="interrupted")

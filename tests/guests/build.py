@@ -51,7 +51,7 @@ class Guest:
     console: tuple[str, ...]
     # regular expressions that must each match a debug console line, in this order
     debugcon: tuple[str, ...]
-    # "poweroff", "debug-exit", "triple-fault" or "never"
+    # "poweroff", "debug-exit", "triple-fault", "deadlock" or "never"
     end: str
     # value written to the debug-exit port (0 when the guest ends otherwise)
     code: int

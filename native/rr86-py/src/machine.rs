@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -12,7 +13,7 @@ use rr86_core::contents::Contents;
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
 use rr86_core::cpu::semantics::Semantics;
-use rr86_core::host_time::Phase;
+use rr86_core::host_time::{Patience, PatienceLimit, Phase};
 use rr86_core::memory::ram::REGION;
 use rr86_core::memory::PAGE_SHIFT;
 use rr86_core::record::{Recorder, Stop};
@@ -40,6 +41,9 @@ impl Moment {
         self.0.icount
     }
 }
+
+/// How long a call of `run` lasts at most, give or take what the host's scheduler does.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// What drives the machine.
 enum Driver {
@@ -81,6 +85,8 @@ fn describe(stop: Stop) -> (&'static str, u8, u32) {
     match stop {
         Stop::Condition(_) => ("condition", 1, 0),
         Stop::Limit => ("limit", 2, 0),
+        // What a trace whose recording ends here says is that of a limit that somebody set.
+        Stop::TimeUp => ("time-up", 2, 0),
         Stop::Ended(Ending::PowerOff) => ("poweroff", 3, 0),
         Stop::Ended(Ending::Reset) => ("reset", 4, 0),
         // The core has the exit status (v << 1 | 1); what the guest wrote is v.
@@ -214,6 +220,7 @@ impl Machine {
         })
         .map_err(errors::machine)?;
         let mut recorder = Recorder::new(machine, Scheduler::new(policy, seed, quantum));
+        recorder.machine.engine.patience = Patience::new(PatienceLimit::Time(PATIENCE));
         recorder.set_window_bias(seed, window_bias);
         Ok(Self {
             driver: Mutex::new(Driver::Record(Box::new(recorder))),
@@ -264,6 +271,11 @@ impl Machine {
         recorder
             .record_to(Path::new(path), header, &images)
             .map_err(errors::trace)
+    }
+
+    fn set_patience(&mut self, steps: u32) -> PyResult<()> {
+        self.driver().machine()?.engine.patience = Patience::new(PatienceLimit::Steps(steps));
+        Ok(())
     }
 
     fn finish_recording(&mut self, footer: &[u8]) -> PyResult<()> {

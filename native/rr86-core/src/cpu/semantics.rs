@@ -38,6 +38,24 @@ impl Semantics {
         self < Self(2)
     }
 
+    /// A fault that is delivered counts as an instruction. In version 1 it counted nothing, so that handlers that
+    /// fault in their turn could stop time, or keep a slice from ending.
+    pub fn faults_count(self) -> bool {
+        self >= Self(2)
+    }
+
+    /// An interrupt that has to wait for the first block of another one's handler comes right after that block. In
+    /// version 1 it came when the code next left its chained blocks.
+    pub fn waiting_interrupts_come_next(self) -> bool {
+        self >= Self(2)
+    }
+
+    /// While no vCPU runs, time jumps to the next timer that can do something, and the machine stands still if
+    /// none can. In version 1 it jumped to the next timer of any kind, for ever.
+    pub fn only_timers_with_effect_pass_time(self) -> bool {
+        self >= Self(2)
+    }
+
     /// A trace tells of timers that fired after the last slice, when they left nobody able to run.
     pub fn last_timers_are_recorded(self) -> bool {
         self >= Self(2)

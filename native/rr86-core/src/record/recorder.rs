@@ -25,6 +25,8 @@ pub enum Stop {
     Condition(usize),
     /// About as many instructions as asked for have run.
     Limit,
+    /// The call has lasted long enough, maybe inside a slice; the next one goes on.
+    TimeUp,
     /// The machine ended.
     Ended(Ending),
     /// The end of the replayed trace.
@@ -255,6 +257,7 @@ impl Recorder {
     /// When the trace cannot be written; the machine has stopped at a slice boundary.
     pub fn run(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, TraceError> {
         let watch = Stopwatch::start();
+        self.machine.engine.patience.begin();
         conditions.arm(&mut self.machine);
         let stop = self.drive(limit, conditions);
         // Whoever called may take any time before the next call.
@@ -289,6 +292,10 @@ impl Recorder {
                 if icount >= end {
                     return Ok(Stop::Limit);
                 }
+                if self.machine.engine.patience.is_over() {
+                    return Ok(Stop::TimeUp);
+                }
+                self.machine.engine.patience.step();
                 let due = self.checkpoints.is_some_and(|(_, next)| icount >= next);
                 if icount >= self.next_digest || due {
                     self.take_stock(icount)?;
@@ -365,6 +372,7 @@ impl Recorder {
                         return Ok(Stop::Condition(index));
                     }
                 }
+                SliceReport::TimeUp => return Ok(Stop::TimeUp),
                 SliceReport::Stopped(cause) => {
                     if let Some(index) = conditions.index_of(&self.machine, self.vcpu, cause) {
                         return Ok(Stop::Condition(index));
@@ -387,7 +395,7 @@ impl Recorder {
         detail: &str,
         footer: &[u8],
     ) -> Result<(), TraceError> {
-        if self.machine.inside_slice() {
+        while self.machine.inside_slice() {
             self.run(0, &mut Conditions::default())?;
         }
         let watch = Stopwatch::start();

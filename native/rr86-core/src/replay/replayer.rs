@@ -71,6 +71,15 @@ pub struct Compared {
     pub moments: u64,
 }
 
+/// What a replay goes on with.
+enum Next {
+    Slice(Decision),
+    /// Nobody will ever run again, or the trace is at its end.
+    Nothing,
+    /// Later: the call has lasted long enough.
+    TimeUp,
+}
+
 pub struct Replayer {
     pub machine: Machine,
     pub(super) events: EventStream,
@@ -221,6 +230,7 @@ impl Replayer {
     /// [`ReplayError`] when the trace is damaged or the machine does something else than recorded.
     pub fn run(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, ReplayError> {
         let watch = Stopwatch::start();
+        self.machine.engine.patience.begin();
         conditions.arm(&mut self.machine);
         let stop = self.drive(limit, conditions);
         self.machine.engine.spent.whole += watch.read();
@@ -258,14 +268,15 @@ impl Replayer {
                 if self.machine.engine.icount() >= end {
                     return Ok(Stop::Limit);
                 }
-                let decision = if self.free {
+                let next = if self.free {
                     self.suggested_slice()?
                 } else {
                     self.next_slice()?
                 };
-                match decision {
-                    Some(decision) => self.machine.run_slice(decision),
-                    None => {
+                match next {
+                    Next::Slice(decision) => self.machine.run_slice(decision),
+                    Next::TimeUp => return Ok(Stop::TimeUp),
+                    Next::Nothing => {
                         return Ok(match self.machine.ending() {
                             Some(ending) => Stop::Ended(ending),
                             None => Stop::End,
@@ -299,6 +310,7 @@ impl Replayer {
                         return Ok(Stop::Condition(index));
                     }
                 }
+                SliceReport::TimeUp => return Ok(Stop::TimeUp),
                 SliceReport::Stopped(cause) => {
                     if let Some(index) = conditions.index_of(&self.machine, self.vcpu, cause) {
                         return Ok(Stop::Condition(index));
@@ -309,14 +321,18 @@ impl Replayer {
     }
 
     /// Follows the trace up to the next slice.
-    fn next_slice(&mut self) -> Result<Option<Decision>, ReplayError> {
+    fn next_slice(&mut self) -> Result<Next, ReplayError> {
         if self.finished {
-            return Ok(None);
+            return Ok(Next::Nothing);
         }
         loop {
+            if self.machine.engine.patience.is_over() {
+                return Ok(Next::TimeUp);
+            }
+            self.machine.engine.patience.step();
             let Some(next) = self.events.next() else {
                 self.finished = true;
-                return Ok(None);
+                return Ok(Next::Nothing);
             };
             let (icount, event) = next?;
             match event {
@@ -347,7 +363,7 @@ impl Replayer {
                     if let Some(expander) = &mut self.expander {
                         expander.before_slice(&self.machine, self.vcpu);
                     }
-                    return Ok(Some(Decision {
+                    return Ok(Next::Slice(Decision {
                         vcpu: self.vcpu,
                         // The instruction that shuts a vCPU down never retires.
                         budget: instructions.saturating_add((stop == SliceEnd::Shutdown).into()),
@@ -407,13 +423,17 @@ impl Replayer {
         }
     }
 
-    /// A slice of a free run; `None` when nobody will ever run again.
-    fn suggested_slice(&mut self) -> Result<Option<Decision>, ReplayError> {
+    /// A slice of a free run.
+    fn suggested_slice(&mut self) -> Result<Next, ReplayError> {
         loop {
+            if self.machine.engine.patience.is_over() {
+                return Ok(Next::TimeUp);
+            }
+            self.machine.engine.patience.step();
             match self.machine.prepare() {
                 Wait::Ready => break,
                 Wait::Skipped(_) => {}
-                Wait::Deadlock | Wait::Ended(_) => return Ok(None),
+                Wait::Deadlock | Wait::Ended(_) => return Ok(Next::Nothing),
             }
         }
         let runnable = self.machine.runnable();
@@ -431,7 +451,7 @@ impl Replayer {
                         .engine
                         .set_windows(WindowPolicy::Expect(window(stop)));
                     self.vcpu = usize::from(vcpu);
-                    return Ok(Some(Decision {
+                    return Ok(Next::Slice(Decision {
                         vcpu: self.vcpu,
                         budget: instructions,
                     }));
@@ -448,13 +468,13 @@ impl Replayer {
         let next = (1..=count)
             .map(|step| (self.turn + step) % count)
             .find(|&v| runnable[v]);
-        Ok(next.map(|vcpu| {
+        Ok(next.map_or(Next::Nothing, |vcpu| {
             self.turn = vcpu;
             self.vcpu = vcpu;
-            Decision {
+            Next::Slice(Decision {
                 vcpu,
                 budget: FREE_SLICE,
-            }
+            })
         }))
     }
 

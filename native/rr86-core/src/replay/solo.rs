@@ -41,6 +41,9 @@ pub struct Solo {
     handed: Vec<Handed>,
     verify: bool,
     finished: bool,
+    /// The last call's time was up inside a slice, which is kept here to go on with.
+    inside: bool,
+    under_way: Option<(u64, Event)>,
 }
 
 /// A page that somebody else got.
@@ -87,6 +90,8 @@ impl Solo {
             handed: Vec::new(),
             verify,
             finished: false,
+            inside: false,
+            under_way: None,
         };
         solo.load()?;
         Ok(solo)
@@ -141,6 +146,7 @@ impl Solo {
     /// When the trace or its expansion is damaged, or the vCPU does something else than recorded.
     pub fn run(&mut self, limit: u64) -> Result<Stop, ReplayError> {
         let watch = Stopwatch::start();
+        self.machine.engine.patience.begin();
         let stop = self.drive(limit);
         self.machine.engine.spent.whole += watch.read();
         stop
@@ -162,11 +168,23 @@ impl Solo {
             if self.instructions >= end {
                 return Ok(Stop::Limit);
             }
-            match self.events.next() {
+            if self.machine.engine.patience.is_over() {
+                return Ok(Stop::TimeUp);
+            }
+            self.machine.engine.patience.step();
+            let next = match self.under_way.take() {
+                Some(next) => Some(Ok(next)),
+                None => self.events.next(),
+            };
+            match next {
                 None => self.finished = true,
                 Some(next) => {
                     let (icount, event) = next?;
+                    let slice = matches!(event, Event::Slice { .. }).then(|| event.clone());
                     self.follow(icount, event)?;
+                    if self.inside {
+                        self.under_way = slice.map(|event| (icount, event));
+                    }
                 }
             }
         }
@@ -259,10 +277,13 @@ impl Solo {
         let more = (stop == SliceEnd::Shutdown).into();
         let asked = self.semantics().interrupts_before_slice_ends();
         let halts = matches!(stop, SliceEnd::Halt | SliceEnd::Exit);
-        // What happened inside this slice can only be a device's.
-        self.hand_over(start);
-        self.machine.engine.set_icount(start);
-        self.sync()?;
+        if !std::mem::take(&mut self.inside) {
+            // What happened inside this slice can only be a device's.
+            self.hand_over(start);
+            self.machine.engine.set_icount(start);
+            self.machine.engine.begin_slice();
+            self.sync()?;
+        }
         let end = self.end_of(start, instructions)?;
         let vcpu = self.vcpu;
         loop {
@@ -292,6 +313,10 @@ impl Solo {
             match ended {
                 RunEnd::HostFault => return Ok(()),
                 RunEnd::TripleFault => break,
+                RunEnd::TimeUp => {
+                    self.inside = true;
+                    return Ok(());
+                }
                 // An interrupt woke it at once.
                 RunEnd::Halt if now < end || asked && !halts => {
                     self.machine.engine.cpu_mut(vcpu).activity = Activity::Active;

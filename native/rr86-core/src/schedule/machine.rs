@@ -14,7 +14,7 @@ use crate::cpu::cpuid::{CpuidRow, CpuidTable};
 use crate::cpu::registers::{self, RegisterError};
 use crate::cpu::save;
 use crate::cpu::semantics::Semantics;
-use crate::cpu::state::{Activity, RFlags};
+use crate::cpu::state::{Activity, CpuState, RFlags};
 use crate::host_time::{Phase, Stopwatch};
 use crate::machine::fw_cfg_dma::Access;
 use crate::machine::{Board, BoardConfig, Signal};
@@ -122,6 +122,8 @@ pub enum SliceReport {
     Stopped(StopCause),
     /// Translated code failed on the host. The slice has no end, and nothing runs any more.
     Failed,
+    /// The call has lasted long enough; `resume` goes on with the slice.
+    TimeUp,
 }
 
 /// A slice under way.
@@ -133,6 +135,25 @@ struct Slice {
     left: u64,
     /// Why it ends when these are used up.
     stop: SliceStop,
+}
+
+/// What could make a vCPU that does not run act.
+struct Sleeper {
+    waits_for_sipi: bool,
+    /// An NMI waits already, and cannot be delivered.
+    has_nmi: bool,
+    /// Halted with interrupts on.
+    open: bool,
+}
+
+impl Sleeper {
+    fn of(cpu: &CpuState) -> Self {
+        Self {
+            waits_for_sipi: cpu.activity == Activity::WaitForSipi,
+            has_nmi: cpu.nmi_pending != 0,
+            open: cpu.activity == Activity::Halted && cpu.rflags & RFlags::IF.bits() != 0,
+        }
+    }
 }
 
 pub struct Machine {
@@ -307,7 +328,7 @@ impl Machine {
         if self.board().next_deadline().is_some_and(|at| at <= now) {
             self.board().advance(now);
         }
-        self.serve();
+        self.serve(false);
         if let Some(ending) = self.ending {
             return Wait::Ended(ending);
         }
@@ -318,14 +339,39 @@ impl Machine {
             return Wait::Ready;
         }
         let now = self.engine.now();
-        match self.board().next_deadline() {
-            Some(at) => {
-                let at = at.max(now + 1);
-                self.engine.skipped_ns += at - now;
-                Wait::Skipped(at)
-            }
-            None => Wait::Deadlock,
+        let selective = self
+            .engine
+            .cpu(0)
+            .semantics
+            .only_timers_with_effect_pass_time();
+        let next = if selective {
+            self.next_event()
+        } else {
+            self.board().next_deadline()
+        };
+        let Some(at) = next.map(|at| at.max(now + 1)) else {
+            return Wait::Deadlock;
+        };
+        if selective {
+            self.board().pass_until(at);
         }
+        self.engine.skipped_ns += at - now;
+        Wait::Skipped(at)
+    }
+
+    /// When something happens next although no vCPU can run: a function of the machine's state.
+    fn next_event(&mut self) -> Option<u64> {
+        let sleepers: Vec<Sleeper> = (0..self.engine.vcpu_count())
+            .map(|v| Sleeper::of(self.engine.cpu(v)))
+            .collect();
+        self.board().next_effect(&|signal| match *signal {
+            Signal::Init(v) => !sleepers[v].waits_for_sipi,
+            Signal::Sipi(v, _) => sleepers[v].waits_for_sipi,
+            Signal::Nmi(v) => !sleepers[v].has_nmi,
+            Signal::Interrupt(v) => sleepers[v].open,
+            Signal::DeadlineChanged => false,
+            Signal::PowerOff | Signal::Reset | Signal::DebugExit(_) => true,
+        })
     }
 
     /// Which vCPUs can run.
@@ -340,9 +386,14 @@ impl Machine {
             .any(|v| v != vcpu && self.engine.cpu(v).activity == Activity::Active)
     }
 
-    /// Makes the accesses to memory that devices ask for.
-    fn serve_dma(&mut self) {
+    /// Makes the accesses to memory that devices ask for. `hurried`: false is returned if the time is up before
+    /// all are made.
+    fn serve_dma(&mut self, hurried: bool) -> bool {
         while let Some(access) = self.board().dma_access() {
+            if hurried && self.engine.patience.is_over() {
+                return false;
+            }
+            self.engine.patience.step();
             match access {
                 Access::Read { paddr, length } => {
                     let mut bytes = vec![0; length];
@@ -362,6 +413,7 @@ impl Machine {
                 }
             }
         }
+        true
     }
 
     /// Whether all bytes of a range of at most a page are RAM.
@@ -371,10 +423,12 @@ impl Machine {
         last.is_some_and(|last| [paddr, last].iter().all(|&at| ram.page_index(at).is_some()))
     }
 
-    /// Serves the board's signals and DMA.
-    fn serve(&mut self) {
+    /// Serves the board's signals and DMA. `hurried`: false is returned if the time is up before all is done.
+    fn serve(&mut self, hurried: bool) -> bool {
         while self.board().has_signals() {
-            self.serve_dma();
+            if !self.serve_dma(hurried) {
+                return false;
+            }
             for signal in self.board().take_signals() {
                 match signal {
                     Signal::Init(v) => {
@@ -391,6 +445,7 @@ impl Machine {
                 }
             }
         }
+        true
     }
 
     /// Ends a vCPU's HLT when an interrupt or NMI is there for it.
@@ -418,7 +473,7 @@ impl Machine {
             stop: SliceStop::Quantum,
         };
         self.cut(&mut slice, now);
-        self.engine.slice_start = slice.start;
+        self.engine.begin_slice();
         self.slice = Some(slice);
         self.resume()
     }
@@ -517,8 +572,12 @@ impl Machine {
                         slice.stop = SliceStop::Pause;
                     }
                 }
+                RunEnd::Halt | RunEnd::Signals if !self.serve(true) => {
+                    self.slice = Some(slice);
+                    self.after_stop = Some(end);
+                    return SliceReport::TimeUp;
+                }
                 RunEnd::Halt => {
-                    self.serve();
                     if let Some(ending) = self.ending {
                         return done(self, SliceStop::Ended(ending));
                     }
@@ -527,7 +586,6 @@ impl Machine {
                     }
                 }
                 RunEnd::Signals => {
-                    self.serve();
                     if let Some(ending) = self.ending {
                         return done(self, SliceStop::Ended(ending));
                     }
@@ -542,6 +600,10 @@ impl Machine {
                     return SliceReport::Stopped(cause);
                 }
                 RunEnd::HostFault => return SliceReport::Failed,
+                RunEnd::TimeUp => {
+                    self.slice = Some(slice);
+                    return SliceReport::TimeUp;
+                }
                 RunEnd::Window(window) => return done(self, SliceStop::Window(window)),
                 RunEnd::TripleFault => {
                     let ending = Ending::TripleFault { vcpu: slice.vcpu };

@@ -50,7 +50,8 @@ impl Engine {
             if !info.flags.contains(PageFlags::CODE) {
                 info.flags |= PageFlags::CODE;
                 for &vcpu in &self.vcpus {
-                    // SAFETY: only the TLB is touched, through the raw pointer.
+                    // SAFETY: the pointer is valid. A caller may hold a reference to this vCPU, but none to its
+                    // TLB; see the top of `engine`.
                     unsafe { (*vcpu).tlb.guard_page(page) };
                 }
                 self.leaky.remove(&page);
@@ -364,7 +365,8 @@ impl Engine {
         }
         self.code_map.remove(offset);
         for &vcpu in &self.vcpus {
-            // SAFETY: only the jump cache is touched, through the raw pointer.
+            // SAFETY: the pointer is valid. A caller may hold a reference to this vCPU, but none to its jump
+            // cache; see the top of `engine`.
             unsafe { (*vcpu).forget_jump(rip, code) };
         }
     }
