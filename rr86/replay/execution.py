@@ -2,9 +2,10 @@
 
 A native run goes on for at most a twentieth of a second, so that Ctrl-C, console and progress are
 served in between; where it ends changes nothing in the guest. Mostly it has retired as many
-instructions as were asked for; where they take longer, its time is up, maybe inside a slice. Symbol conditions in a
-kernel that has not placed itself yet (KASLR) wait: the run is then watched at every address where
-the kernel's first C function can be, and the conditions are lowered anew once it is found.
+instructions as were asked for; where they take longer, its time is up, maybe inside a slice.
+Symbol conditions in a kernel that has not placed itself yet (KASLR) wait: the run is then watched
+at every address where the kernel's first C function can be, and the conditions are lowered anew
+once it is found.
 """
 
 import time
@@ -94,6 +95,15 @@ class Execution:
             if tick is not None and tick(stop):
                 self.stop = replace(stop, reason="interrupted")
                 return self.stop
+
+    def complete_slice(self) -> Stop:
+        """Run the slice under way, if there is one, to its end."""
+        while True:
+            info = self.machine.run(0, [], [])
+            self.drain()
+            self._icount = info["icount"]
+            if info["reason"] != "time-up":
+                return from_native(info, None)
 
     def _one_slice(self, lowered: Lowered, last: int | None) -> Stop:
         length = self._slice
