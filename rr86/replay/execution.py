@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _FIRST_SLICE = 2_000_000
 _SHORTEST_SLICE = 100_000
 _LONGEST_SLICE = 200_000_000
-_SLICE_SECONDS = 0.04
+_SLICE_SECONDS = 0.03
 # While the kernel's place is looked for, vCPUs are asked this often.
 _WAITING_SLICE = 5_000_000
 
