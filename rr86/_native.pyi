@@ -198,8 +198,8 @@ class Machine:
         """Start a trace at `path`: msgpack `header`, images by content hash, then events; with a
         checkpoint at the first slice boundary after every `checkpoints` instructions."""
     def set_patience(self, steps: int) -> None:
-        """For tests: have `run` come back after so many steps, each a block at the least, instead of
-        a twentieth of a second."""
+        """For tests: have `run` come back after so many steps, each a block at the least, instead
+        of a twentieth of a second."""
     def finish_recording(self, footer: bytes) -> None:
         """Close the trace properly; `footer` is msgpack metadata known only at the end."""
     def without_side_file(self) -> str | None:

@@ -80,8 +80,8 @@ class Header:
         return header
 
 
-# The core's counters that the guest and the schedule determine. The others tell how the run was executed,
-# and differ with shortcuts and with the host.
+# The core's counters that the guest and the schedule determine. The others tell how the run was
+# executed, and differ with shortcuts and with the host.
 COUNTERS = (
     *("instructions", "skipped_ns", "slices", "exceptions", "interrupts", "hand_offs"),
     *("blocks", "blocks_translated", "instructions_translated", "blocks_invalidated"),

@@ -50,9 +50,7 @@ class Limits:
 
     def reached(self, stop: Stop, trace_bytes: int) -> str | None:
         """Which limit this moment has reached, in words."""
-        # Inside a slice the host's time is up at some moment or other: the slice is completed first.
-        whole = stop.reason != "time-up"
-        if whole and self.instructions is not None and stop.icount >= self.instructions:
+        if self.instructions is not None and stop.icount >= self.instructions:
             return f"{self.instructions:,} instructions"
         if self.time_ns is not None and stop.time_ns >= self.time_ns:
             return f"{self.time_ns / 1e9:g} s of virtual time"
@@ -217,7 +215,10 @@ class Recorder:
 
         stop = self._execution.run(as_conditions(until), bound, watch)
         if stop.reason == "interrupted" and words:
-            stop = replace(stop, reason="limit", detail=words[0])
+            # The run may have come back inside a slice, which depends on the host.
+            stop = self._execution.complete_slice()
+            if not stop.over:
+                stop = replace(stop, reason="limit", detail=words[0])
         elif stop.reason == "limit" and not stop.detail:
             reached = limits.reached(stop, self.machine.trace_bytes())
             stop = replace(stop, detail=reached or "")

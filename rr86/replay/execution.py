@@ -2,10 +2,11 @@
 
 A native run goes on for at most a twentieth of a second, so that Ctrl-C, console and progress are
 served in between; where it ends changes nothing in the guest. Mostly it has retired as many
-instructions as were asked for; where they take longer, its time is up, maybe inside a slice. Symbol conditions in a
-kernel that has not placed itself yet (KASLR) wait: the run is then watched at every address where
-the kernel's first C function can be, and the conditions are lowered anew once it is found.
-Conditions on writes to the kernel's variables wait for that function even where its place is known.
+instructions as were asked for; where they take longer, its time is up, maybe inside a slice.
+Symbol conditions in a kernel that has not placed itself yet (KASLR) wait: the run is then watched
+at every address where the kernel's first C function can be, and the conditions are lowered anew
+once it is found. Conditions on writes to the kernel's variables wait for that function even where
+its place is known.
 """
 
 import time
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _FIRST_SLICE = 2_000_000
 _SHORTEST_SLICE = 100_000
 _LONGEST_SLICE = 200_000_000
-_SLICE_SECONDS = 0.04
+_SLICE_SECONDS = 0.03
 # While the kernel's place is looked for, vCPUs are asked this often.
 _WAITING_SLICE = 5_000_000
 
@@ -129,6 +130,15 @@ class Execution:
         if symbols.offset is not None and entry is not None:
             return [entry + symbols.offset]
         return entry_candidates(symbols.linked)
+
+    def complete_slice(self) -> Stop:
+        """Run the slice under way, if there is one, to its end."""
+        while True:
+            info = self.machine.run(0, [], [])
+            self.drain()
+            self._icount = info["icount"]
+            if info["reason"] != "time-up":
+                return from_native(info, None)
 
     def _one_slice(self, lowered: Lowered, last: int | None) -> Stop:
         length = self._slice

@@ -31,7 +31,7 @@ def recorder(name: str, path: Path, append: str | None = None, **options: object
 def record_in_steps(name: str, path: Path, steps: int | None, **options: object) -> bytes:
     """The whole trace of a guest, of which the recording comes back after so many steps."""
     guest = MANIFEST[name]
-    with recorder(name, path, **options) as run:
+    with recorder(name, path, None, **options) as run:
         if steps is not None:
             run.machine.set_patience(steps)
         if guest.input:

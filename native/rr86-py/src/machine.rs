@@ -42,8 +42,9 @@ impl Moment {
     }
 }
 
-/// How long a call of `run` lasts at most, give or take what the host's scheduler does.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// After this long, a call of `run` comes back at the next opportunity, so that it lasts no more than a twentieth
+/// of a second.
+const PATIENCE: Duration = Duration::from_millis(40);
 
 /// What drives the machine.
 enum Driver {
