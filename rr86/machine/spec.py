@@ -35,7 +35,7 @@ PROTOCOLS = (
 """Order of a block's steps; see docs/block-protocols.md."""
 
 SEMANTICS = 2
-"""The newest version of the machine's semantics; docs/determinism.md lists what each one changed."""
+"""The newest version of the machine's semantics; docs/determinism.md lists what each changed."""
 
 _UNITS = {"": MIB, "B": 1, "K": KIB, "M": MIB, "G": GIB}
 
