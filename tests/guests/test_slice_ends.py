@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import rr86
-from tests.guests.build import Guest, build, load_manifest
+from tests.guests.build import build, load_manifest
 from tests.guests.machines import (
     Outcome,
     Recorded,
@@ -20,18 +20,7 @@ from tests.guests.machines import (
 )
 
 DEADLINES = load_manifest()["deadlines"]
-IDLE = Guest(
-    name="idle",
-    sources=("idle.c",),
-    smp=1,
-    memory=64,
-    append="",
-    input="",
-    console=(),
-    debugcon=(),
-    end="never",
-    code=0,
-)
+IDLE = load_manifest()["idle"]
 
 
 @pytest.mark.parametrize(
