@@ -253,6 +253,27 @@ def test_multiboot_header_addresses_decide_for_a_flat_file() -> None:
 
 
 @pytest.mark.parametrize(
+    ("load", "end"),
+    [(0x9000, 0), (0x7000, 0x9010), (0x8000, 0), (0x1000, 0x9_F000), (0x1000, 0x9_B000)],
+)
+def test_multiboot_information_and_gdt_lie_where_the_kernel_does_not(load: int, end: int) -> None:
+    image = images.multiboot_header(1 << 16, load, load, 0, end, load) + bytes(64)
+    placement = boot(image, memory=32 * MIB)
+    registers = placement.registers
+    places = {
+        item.what: range(item.address, item.address + len(item.data)) for item in placement.loads
+    }
+    kernel = range(load, max(end, places["the kernel"].stop))
+    for what, start in (
+        ("the Multiboot information", registers["rbx"]),
+        ("the boot GDT", registers["gdtr_base"]),
+    ):
+        assert places[what].start == start
+        assert all(byte not in kernel for byte in places[what])
+    assert text_at(placement, information(placement)[16]) == b"rr86"
+
+
+@pytest.mark.parametrize(
     ("image", "message"),
     [
         (images.multiboot_elf(flags=1 << 5), r"unknown features \(flags 0x20\)"),
@@ -271,7 +292,6 @@ def test_multiboot_header_addresses_decide_for_a_flat_file() -> None:
             images.multiboot_header(1 << 16, 0x10_0000, 0x10_0000, 0, 0, 0x30_0000),
             "entry point 0x300000",
         ),
-        (images.multiboot_header(1 << 16, 0x9000, 0x9000, 0, 0, 0x9000), "would overlap"),
         (
             images.multiboot_header(1 << 16, 0xF000_0000, 0xF000_0000, 0, 0, 0xF000_0000),
             "does not fit",

@@ -6,6 +6,7 @@ import msgpack
 import pytest
 
 from rr86.machine.spec import SEMANTICS, BoardSpec, SpecError, format_size, parse_size
+from rr86.record.recorder import board_spec
 
 MIB = 1 << 20
 
@@ -78,3 +79,8 @@ def test_a_spec_without_semantics_follows_the_first_version() -> None:
     values = BoardSpec().to_dict()
     assert values.pop("semantics") == SEMANTICS
     assert BoardSpec.from_dict(values).semantics == 1
+
+
+def test_new_recordings_follow_the_newest_version() -> None:
+    assert board_spec().semantics == SEMANTICS
+    assert board_spec(semantics=1).semantics == 1

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from rr86.machine.memory_map import MIB, MemoryMap
+from rr86.machine.memory_map import EBDA_BASE, MIB, MemoryMap
 
 PAGE = 4096
 SETUP_SECTS = 0x1F1
@@ -77,6 +77,16 @@ class Layout:
         self.claim(address, max(size, len(data)), what)
         if data:
             self.loads.append(Load(address, data, what))
+
+    def room(self, wanted: int, size: int, *, behind: int) -> int:
+        """Where `size` bytes can lie that nothing else has: at `wanted`, elsewhere in conventional
+        memory, or at `behind`."""
+        places: list[int] = [wanted, *range(PAGE, EBDA_BASE - size + 1, PAGE)]
+        for address in places:
+            end = address + size
+            if not any(address < stop and start < end for start, stop, _ in self._claims):
+                return address
+        return behind
 
     def claim(self, address: int, size: int, what: str) -> None:
         """Claim memory without contents, such as room for a kernel to unpack itself."""

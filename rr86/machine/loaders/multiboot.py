@@ -25,7 +25,8 @@ in the information structure that it has none."""
 
 GDT = 0x8000
 INFO = 0x9000
-"""The information structure and all that it points to."""
+"""The information structure and all that it points to. Where the kernel is here or at the GDT's
+place, they go elsewhere: the specification (3.2) leaves their places to the loader."""
 
 INFO_SIZE = 88
 _HAS = {"memory": 0, "boot_device": 1, "command_line": 2, "modules": 3, "map": 6, "name": 9}
@@ -78,9 +79,13 @@ def load(header: Header, files: BootFiles, spec: BoardSpec, memory: MemoryMap) -
         address = align_up(address + len(data), PAGE)
 
     command_line = " ".join(filter(None, (spec.kernel_name, spec.command_line)))
-    layout.add(INFO, _information(memory, placed, command_line), "the Multiboot information")
-    layout.add(GDT, entry_state.protected_mode_gdt(), "the boot GDT")
-    registers = entry_state.protected_mode(entry=entry, eax=LOADER_MAGIC, ebx=INFO, gdt=GDT)
+    size = len(_information(INFO, memory, placed, command_line))
+    info = layout.room(INFO, size, behind=address)
+    layout.add(info, _information(info, memory, placed, command_line), "the Multiboot information")
+    table = entry_state.protected_mode_gdt()
+    gdt = layout.room(GDT, len(table), behind=align_up(max(address, info + size), PAGE))
+    layout.add(gdt, table, "the boot GDT")
+    registers = entry_state.protected_mode(entry=entry, eax=LOADER_MAGIC, ebx=info, gdt=gdt)
     return LoadedKernel("multiboot", tuple(layout.loads), registers)
 
 
@@ -116,14 +121,14 @@ def _load_elf(image: bytes, layout: Layout) -> tuple[int, int]:
 
 
 def _information(
-    memory: MemoryMap, modules: list[tuple[int, int, bytes]], command_line: str
+    base: int, memory: MemoryMap, modules: list[tuple[int, int, bytes]], command_line: str
 ) -> bytes:
-    """The information structure (3.3), with everything it refers to behind it."""
+    """The information structure (3.3) for `base`, with everything it refers to behind it."""
     tail = bytearray()
 
     def place(data: bytes) -> int:
         tail.extend(bytes(-len(tail) % 4))
-        address = INFO + INFO_SIZE + len(tail)
+        address = base + INFO_SIZE + len(tail)
         tail.extend(data)
         return address
 

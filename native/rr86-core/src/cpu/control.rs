@@ -5,7 +5,7 @@
 
 use super::cpuid::{CpuidTable, Feature};
 use super::effects::{self, Effects};
-use super::exception::Exception;
+use super::exception::{Exception, DR6_BD};
 use super::interrupt::iopl;
 use super::paging::{is_canonical, MAXPHYADDR};
 use super::segment::{check_umip, require_ring0};
@@ -82,8 +82,12 @@ fn write_cr0(cpu: &mut CpuState, value: u64) -> Result<Effects, Exception> {
     if !changed.is_empty() {
         result |= Effects::MODE_CHANGED;
     }
-    if changed.intersects(Cr0::PG | Cr0::PE | Cr0::WP) {
+    let kept = cpu.semantics.write_protection_keeps_translations();
+    let flushing = Cr0::PG | Cr0::PE | if kept { Cr0::empty() } else { Cr0::WP };
+    if changed.intersects(flushing) {
         result |= Effects::FLUSH_TLB;
+    } else if changed.contains(Cr0::WP) && new.contains(Cr0::WP) {
+        result |= Effects::FLUSH_UNPROTECTED;
     }
     if changed.intersects(Cr0::TS | Cr0::EM | Cr0::MP) {
         result |= Effects::FPU_CHANGED;
@@ -189,7 +193,6 @@ pub fn xsetbv(
 pub const DR6_FIXED: u64 = 0xffff_0ff0;
 /// DR7 bit that reads as one.
 pub const DR7_FIXED: u64 = 0x400;
-const DR6_BD: u64 = 1 << 13;
 const DR7_GD: u64 = 1 << 13;
 const DR7_WRITABLE: u64 = 0xffff_23ff;
 

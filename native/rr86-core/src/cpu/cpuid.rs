@@ -3,6 +3,7 @@
 //! The table is the guest's whole idea of its processor. What MSRs and control registers offer is
 //! derived from it too, so that they can never disagree with what the guest was told.
 
+use super::msr::MISC_ENABLE_LIMIT_CPUID;
 use super::state::{CpuState, Cr4, Efer};
 
 /// One row of the table.
@@ -239,8 +240,15 @@ impl CpuidTable {
         subleaf: u32,
         apic_enabled: bool,
     ) -> (u32, u32, u32, u32) {
+        let limited = cpu.msr.misc_enable & MISC_ENABLE_LIMIT_CPUID != 0;
+        // Basic leaves that are out of range read as the highest one.
+        let leaf = match leaf {
+            3..0x8000_0000 if limited => LIMITED_LEAF,
+            leaf => leaf,
+        };
         let mut row = self.lookup(leaf, subleaf);
         match row.leaf {
+            0 if limited => row.eax = row.eax.min(LIMITED_LEAF),
             1 => {
                 row.ebx = (row.ebx & 0x00ff_ffff) | (u32::from(cpu.id) << 24);
                 row.ecx &= !(1 << 27);
@@ -264,6 +272,9 @@ impl CpuidTable {
         (row.eax, row.ebx, row.ecx, row.edx)
     }
 }
+
+/// The highest basic leaf under the limit of IA32_MISC_ENABLE.
+const LIMITED_LEAF: u32 = 2;
 
 /// Size in bytes of an XSAVE area with the components of `xcr0`.
 pub const fn xsave_size(xcr0: u64) -> u32 {
@@ -311,6 +322,18 @@ mod tests {
         assert_eq!(table().query(&cpu, 0x8000_0009, 0, true), last);
         assert_eq!(table().query(&cpu, 0x8000_0002, 0, true), (0, 0, 0, 0));
         assert_eq!(table().query(&cpu, 4, 1, true), (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn the_limit_of_misc_enable_hides_leaves_above_the_second() {
+        let mut cpu = CpuState::reset(0);
+        let whole = table().query(&cpu, 0, 0, true);
+        assert!(whole.0 > 2);
+        cpu.msr.misc_enable |= MISC_ENABLE_LIMIT_CPUID;
+        assert_eq!(table().query(&cpu, 0, 0, true).0, 2);
+        let second = table().query(&cpu, 2, 0, true);
+        assert_eq!(table().query(&cpu, 0xb, 0, true), second);
+        assert_eq!(table().query(&cpu, 1, 0, true).0, 0x663);
     }
 
     #[test]

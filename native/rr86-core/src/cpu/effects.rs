@@ -33,6 +33,8 @@ bitflags! {
         /// The debug trap of a TSS with T set is due before the first instruction of the new task
         /// (#DB with DR6.BT, a trap).
         const TASK_TRAP = 1 << 7;
+        /// CR0.WP became set: translations that allow supervisor writes to read-only pages.
+        const FLUSH_UNPROTECTED = 1 << 8;
     }
 }
 

@@ -24,6 +24,11 @@ pub mod vector {
     pub const XM: u8 = 19;
 }
 
+/// DR6: debug registers were accessed under DR7.GD.
+pub const DR6_BD: u64 = 1 << 13;
+/// DR6: single-step.
+pub const DR6_BS: u64 = 1 << 14;
+
 /// An exception that an instruction raises. `cr2` is meaningful for #PF only; `dr6` holds the bits
 /// to set in DR6 for #DB only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -115,13 +120,18 @@ impl Exception {
     }
 
     /// Whether the exception is a fault, reported before its instruction, rather than a trap or
-    /// abort. #DB is neither here: only its instruction breakpoints are faults, and they do not set
-    /// RF in the saved image.
+    /// abort. #DB is neither here: of its kinds, instruction breakpoints are faults and do not set
+    /// RF in the saved image, and [`is_general_detect`](Self::is_general_detect) tells of the other.
     pub const fn is_fault(&self) -> bool {
         !matches!(
             self.vector,
             vector::DB | vector::NMI | vector::BP | vector::OF | vector::MC
         )
+    }
+
+    /// Whether this is the #DB, a fault, of an access to debug registers under DR7.GD.
+    pub const fn is_general_detect(&self) -> bool {
+        self.vector == vector::DB && self.dr6 & DR6_BD != 0
     }
 
     /// The same exception with the EXT bit (SDM vol. 3A, section 6.13) in its selector error code.

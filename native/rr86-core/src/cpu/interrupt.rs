@@ -148,7 +148,8 @@ fn deliver_once(
     match event {
         Event::Exception(exception) => {
             delivery.error_code = exception.error_code;
-            if exception.is_fault() {
+            let detect = exception.is_general_detect() && cpu.semantics.general_detect_is_a_fault();
+            if exception.is_fault() || detect {
                 delivery.flags |= RFlags::RF.bits();
             }
             note_exception(cpu, &exception);

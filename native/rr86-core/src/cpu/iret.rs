@@ -10,7 +10,7 @@ use super::segment::{
     set_accessed, v8086_segment, Descriptor,
 };
 use super::stack::Stack;
-use super::state::{gpr, sreg, CpuState, RFlags};
+use super::state::{gpr, sreg, CpuState, RFlags, Segment};
 use super::task;
 
 /// Flags that 16-bit operands reach and every CPL may change.
@@ -153,13 +153,20 @@ pub(super) fn check_target(cpu: &CpuState, target: &Descriptor, rip: u64) -> Res
     }
 }
 
-/// After a return to an outer level, data segments that it may not use become null.
+/// After a return to an outer level, data segments that it may not use become null, and null selectors 0. The
+/// base stays, because 64-bit mode uses those of FS and GS whatever the selector.
 pub(super) fn drop_inner_segments(cpu: &mut CpuState) {
+    let clears = cpu.semantics.returns_clear_null_selectors();
     for reg in [sreg::ES, sreg::FS, sreg::GS, sreg::DS] {
         let segment = &cpu.seg[reg];
         let conforming = segment.is_code() && segment.kind() & 4 != 0;
-        // A null register is left alone: its base may have been set by WRMSR or SWAPGS.
-        if segment.present() && !conforming && segment.dpl() < cpu.cpl {
+        let inner = segment.present() && !conforming && segment.dpl() < cpu.cpl;
+        if clears && (inner || !segment.present()) {
+            cpu.seg[reg] = Segment {
+                base: segment.base,
+                ..null_segment(0)
+            };
+        } else if inner {
             cpu.seg[reg] = null_segment(0);
         }
     }

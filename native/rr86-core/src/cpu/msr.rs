@@ -82,10 +82,18 @@ pub const BIOS_SIGN_ID_VALUE: u64 = 1 << 32;
 
 /// IA32_MISC_ENABLE at power-on: fast strings; branch trace storage and PEBS unavailable.
 pub const MISC_ENABLE_RESET: u64 = 1 << 0 | 1 << 11 | 1 << 12;
-/// Bits of IA32_MISC_ENABLE that software may change: fast strings, thermal control, SpeedStep.
-const MISC_ENABLE_WRITABLE: u64 = 1 << 0 | 1 << 3 | 1 << 16;
-/// Read-only bits of IA32_MISC_ENABLE, which writes leave alone.
-const MISC_ENABLE_READ_ONLY: u64 = 1 << 7 | 1 << 11 | 1 << 12;
+/// IA32_MISC_ENABLE: CPUID has no basic leaves above 2.
+pub const MISC_ENABLE_LIMIT_CPUID: u64 = 1 << 22;
+/// Bits of IA32_MISC_ENABLE that software may change: fast strings, thermal control, SpeedStep, limit of CPUID,
+/// xTPR messages off, turbo off.
+const MISC_ENABLE_WRITABLE: u64 =
+    1 << 0 | 1 << 3 | 1 << 16 | MISC_ENABLE_LIMIT_CPUID | 1 << 23 | 1 << 38;
+/// Bits of IA32_MISC_ENABLE that writes leave alone: performance monitoring, and the absence of BTS and PEBS;
+/// MONITOR, which the models do not have, and XD off, which they do not offer.
+const MISC_ENABLE_READ_ONLY: u64 = 1 << 7 | 1 << 11 | 1 << 12 | 1 << 18 | 1 << 34;
+/// The same in version 1 of the semantics.
+const MISC_ENABLE_WRITABLE_1: u64 = 1 << 0 | 1 << 3 | 1 << 16;
+const MISC_ENABLE_READ_ONLY_1: u64 = 1 << 7 | 1 << 11 | 1 << 12;
 
 /// Whether the MSR belongs to the local APIC: IA32_APIC_BASE, TSC deadline and the x2APIC range.
 pub const fn is_apic_msr(msr: u32) -> bool {
@@ -237,13 +245,14 @@ fn write(
         index::SYSENTER_EIP => store(&mut m.sysenter_eip, value, canonical),
         index::MCG_STATUS => store(&mut m.mcg_status, value, value & !7 == 0),
         index::MISC_ENABLE => {
-            let valid = value & !(MISC_ENABLE_WRITABLE | MISC_ENABLE_READ_ONLY) == 0;
-            let kept = m.misc_enable & !MISC_ENABLE_WRITABLE;
-            store(
-                &mut m.misc_enable,
-                kept | (value & MISC_ENABLE_WRITABLE),
-                valid,
-            )
+            let (writable, read_only) = if cpu.semantics.misc_enable_is_whole() {
+                (MISC_ENABLE_WRITABLE, MISC_ENABLE_READ_ONLY)
+            } else {
+                (MISC_ENABLE_WRITABLE_1, MISC_ENABLE_READ_ONLY_1)
+            };
+            let new = m.misc_enable & !writable | value & writable;
+            let valid = value & !(writable | read_only) == 0;
+            store(&mut m.misc_enable, new, valid)
         }
         index::DEBUGCTL => store(&mut m.debugctl, value, value & !3 == 0),
         index::MTRR_PHYS_FIRST..=index::MTRR_PHYS_LAST => {
@@ -314,6 +323,7 @@ fn write_efer(cpu: &mut CpuState, model: &CpuidTable, value: u64) -> Option<Effe
 #[cfg(test)]
 mod tests {
     use super::super::cpuid::CpuidRow;
+    use super::super::semantics::Semantics;
     use super::super::state::Cr0;
     use super::*;
 
@@ -385,6 +395,25 @@ mod tests {
             assert_eq!(result, Err(Exception::gp(0)), "{msr:#x}");
         }
         assert_eq!(cpu, before);
+    }
+
+    #[test]
+    fn misc_enable_has_the_bits_of_a_processor_and_keeps_them() {
+        let mut cpu = CpuState::reset(0);
+        cpu.msr.misc_enable = MISC_ENABLE_RESET;
+        let switches = 1 << 3 | 1 << 16 | 1 << 22 | 1 << 23 | 1 << 38;
+        let fixed = 1 << 7 | 1 << 18 | 1 << 34;
+        let write = |cpu: &mut CpuState, value| {
+            wrmsr(cpu, &model(), index::MISC_ENABLE, value, 0)?;
+            rdmsr(cpu, &model(), index::MISC_ENABLE, 0)
+        };
+        let all = MISC_ENABLE_RESET | switches;
+        assert_eq!(write(&mut cpu, all | fixed), Ok(all));
+        assert_eq!(write(&mut cpu, 0), Ok(1 << 11 | 1 << 12));
+        assert_eq!(write(&mut cpu, 2), Err(Exception::gp(0)));
+        cpu.semantics = Semantics::FIRST;
+        assert_eq!(write(&mut cpu, 1 << 22), Err(Exception::gp(0)));
+        assert_eq!(write(&mut cpu, 1 << 16), Ok(1 << 16 | 1 << 11 | 1 << 12));
     }
 
     #[test]

@@ -56,6 +56,41 @@ impl Semantics {
         self >= Self(2)
     }
 
+    /// A return to an outer level by IRET or RET makes null selectors 0 and leaves the bases of data segments that
+    /// it drops as they were. In version 1, selectors 1 to 3 stayed, and the bases of others became 0.
+    pub fn returns_clear_null_selectors(self) -> bool {
+        self >= Self(2)
+    }
+
+    /// MOV SS and POP SS hold debug exceptions back until after the next instruction and keep breakpoints on it
+    /// from matching. Version 1 delivered them at once.
+    pub fn stack_loads_hold_debug_exceptions(self) -> bool {
+        self >= Self(2)
+    }
+
+    /// Software interrupts are not single-stepped, and SYSCALL and SYSRET are by TF as they leave it. In version 1
+    /// TF as it was before every instruction decided.
+    pub fn steps_by_flags_after_system_calls(self) -> bool {
+        self >= Self(2)
+    }
+
+    /// The #DB of DR7.GD sets RF in the saved flags, as faults do. Version 1 took every #DB for a trap.
+    pub fn general_detect_is_a_fault(self) -> bool {
+        self >= Self(2)
+    }
+
+    /// IA32_MISC_ENABLE has all bits that a processor of the model has. In version 1, most raised #GP when written
+    /// as one.
+    pub fn misc_enable_is_whole(self) -> bool {
+        self >= Self(2)
+    }
+
+    /// Translations outlive a change of CR0.WP, but for those that allow writes to read-only pages when it is set.
+    /// In version 1 all of them went.
+    pub fn write_protection_keeps_translations(self) -> bool {
+        self >= Self(2)
+    }
+
     /// A trace tells of timers that fired after the last slice, when they left nobody able to run.
     pub fn last_timers_are_recorded(self) -> bool {
         self >= Self(2)

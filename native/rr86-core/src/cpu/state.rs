@@ -6,6 +6,7 @@
 
 use bitflags::bitflags;
 
+use super::exception::DR6_BS;
 use super::semantics::Semantics;
 
 /// Index of a general-purpose register in [`CpuState::gpr`], in instruction-encoding order.
@@ -28,6 +29,17 @@ pub mod sreg {
     pub const DS: usize = 3;
     pub const FS: usize = 4;
     pub const GS: usize = 5;
+}
+
+/// Bits of [`CpuState::shadow`].
+pub mod shadow {
+    /// Interrupts wait.
+    pub const INTERRUPTS: u8 = 1 << 0;
+    /// Debug exceptions wait as well (SDM vol. 3A, section 6.8.3).
+    pub const DEBUG: u8 = 1 << 1;
+    /// Which ones wait: the breakpoints B0 to B3 of DR6, and BS.
+    pub const BREAKPOINTS: u32 = 2;
+    pub const STEP: u8 = 1 << 6;
 }
 
 bitflags! {
@@ -249,7 +261,8 @@ pub struct CpuState {
     pub msr: Msrs,
     pub fpu: XsaveArea,
     pub cpl: u8,
-    /// Interrupt shadow after STI, MOV SS and POP SS: 1 until the next instruction has retired.
+    /// Interrupt shadow after STI, MOV SS and POP SS: not 0 until the next instruction has retired. Bits as in
+    /// [`shadow`].
     pub shadow: u8,
     pub activity: Activity,
     pub nmi_pending: u8,
@@ -275,6 +288,31 @@ impl CpuState {
     }
     pub const fn paging(&self) -> bool {
         self.cr0 & Cr0::PG.bits() != 0
+    }
+    /// Shadow after MOV SS and POP SS.
+    pub fn shadow_stack_load(&mut self) {
+        let debug = self.semantics.stack_loads_hold_debug_exceptions();
+        self.shadow = shadow::INTERRUPTS | if debug { shadow::DEBUG } else { 0 };
+    }
+    /// Whether a debug exception has to wait until after the next instruction.
+    pub const fn holds_debug(&self) -> bool {
+        self.shadow & shadow::DEBUG != 0
+    }
+    /// Holds a debug exception back, of which these are the bits for DR6.
+    pub const fn hold_debug(&mut self, dr6: u64) {
+        self.shadow |= ((dr6 & 0xf) << shadow::BREAKPOINTS) as u8;
+        if dr6 & DR6_BS != 0 {
+            self.shadow |= shadow::STEP;
+        }
+    }
+    /// Bits for DR6 of the debug exceptions that wait.
+    pub const fn held_debug(&self) -> u64 {
+        let hits = (self.shadow >> shadow::BREAKPOINTS & 0xf) as u64;
+        if self.shadow & shadow::STEP != 0 {
+            hits | DR6_BS
+        } else {
+            hits
+        }
     }
     /// Virtual-8086 mode.
     pub const fn v8086(&self) -> bool {

@@ -9,6 +9,7 @@ use super::far::{far_call, far_jmp, far_ret};
 use super::interrupt::{deliver, Event};
 use super::iret::iret;
 use super::segment::{self, selector_code};
+use super::semantics::Semantics;
 use super::state::{gpr, sreg, Activity, CpuState, Cr0, RFlags, Segment};
 use super::testing::*;
 use super::{control, cpuid::CpuidTable, io};
@@ -227,6 +228,39 @@ fn iret_to_user_keeps_the_gs_base_behind_a_null_selector() {
 }
 
 #[test]
+fn a_return_to_user_makes_null_selectors_zero_and_drops_inner_segments() {
+    for semantics in [Semantics::CURRENT, Semantics::FIRST] {
+        let mut mem = with_long_gates();
+        let mut cpu = long(3);
+        cpu.semantics = semantics;
+        deliver(&mut cpu, &mut mem, Event::External(0x20), 0x1234).unwrap();
+        let at = |base, segment| Segment { base, ..segment };
+        let inner = Segment {
+            selector: DATA0,
+            attr: 0x93 | Segment::G,
+            ..Segment::default()
+        };
+        cpu.seg[sreg::ES] = segment::null_segment(3);
+        cpu.seg[sreg::FS] = at(0x1111, segment::null_segment(1));
+        cpu.seg[sreg::GS] = at(0x2222, inner);
+        cpu.seg[sreg::DS] = cpu.seg[sreg::SS];
+        cpu.seg[sreg::DS].attr |= Segment::P | 3 << 5;
+        let kept = cpu.seg[sreg::DS];
+        iret(&mut cpu, &mut mem, 8, 0).unwrap();
+        assert_eq!((cpu.cpl, cpu.seg[sreg::DS]), (3, kept));
+        let null = segment::null_segment;
+        let (es, fs, gs) = if semantics == Semantics::FIRST {
+            (null(3), at(0x1111, null(1)), null(0))
+        } else {
+            (null(0), at(0x1111, null(0)), at(0x2222, null(0)))
+        };
+        assert_eq!(cpu.seg[sreg::ES], es);
+        assert_eq!(cpu.seg[sreg::FS], fs);
+        assert_eq!(cpu.seg[sreg::GS], gs);
+    }
+}
+
+#[test]
 fn iretq_faults_leave_everything_but_nmi_blocking() {
     let mut mem = with_long_gates();
     let base = long(0);
@@ -327,6 +361,52 @@ fn debug_exceptions_set_dr6_and_drop_general_detect() {
     .unwrap();
     assert_eq!((cpu.dr[6], cpu.dr[7]), (0xffff_4ff0, 0x400));
     assert_eq!(mem.take(cpu.gpr[RSP] + 8, 4) & RFlags::RF.bits(), 0);
+}
+
+#[test]
+fn a_detected_access_to_debug_registers_is_a_fault() {
+    for (semantics, rf) in [
+        (Semantics::CURRENT, RFlags::RF.bits()),
+        (Semantics::FIRST, 0),
+    ] {
+        let mut mem = with_gates();
+        let mut cpu = protected(0);
+        cpu.semantics = semantics;
+        cpu.dr[7] |= 1 << 13;
+        let fault = control::read_dr(&cpu, 6).unwrap_err();
+        deliver(&mut cpu, &mut mem, Event::Exception(fault), 0x1235).unwrap();
+        assert_eq!((cpu.dr[6] & 0xe00f, cpu.dr[7]), (1 << 13, 0x400));
+        assert_eq!(mem.take(cpu.gpr[RSP] + 8, 4) & RFlags::RF.bits(), rf);
+    }
+}
+
+#[test]
+fn int1_leaves_dr6_alone_asks_no_dpl_and_marks_faults_as_external() {
+    let mut mem = with_long_gates();
+    let mut cpu = long(3);
+    let before = cpu.dr[6];
+    mem.gate(1, CODE64, 0x5000, 0x8e, 0, 16);
+    deliver(&mut cpu, &mut mem, Event::Icebp, 0x1235).unwrap();
+    assert_eq!((cpu.rip, cpu.cpl, cpu.dr[6]), (0x5000, 0, before));
+    mem.gate(1, CODE64, 0x5000, 0x0e, 0, 16);
+    deliver(&mut cpu, &mut mem, Event::Icebp, 0x1235).unwrap();
+    // #NP of the gate: vector 1, in the IDT, from outside of the program.
+    assert_eq!(mem.take(cpu.gpr[RSP], 8), 1 << 3 | 2 | 1);
+}
+
+#[test]
+fn write_protection_flushes_what_hangs_on_it() {
+    let model = CpuidTable::new([]);
+    let mut cpu = long(0);
+    cpu.cr0 |= Cr0::WP.bits();
+    let toggled = |cpu: &mut CpuState| {
+        let effects = control::write_cr(cpu, &model, 0, cpu.cr0 ^ Cr0::WP.bits()).unwrap();
+        effects & (Effects::FLUSH_TLB | Effects::FLUSH_UNPROTECTED)
+    };
+    assert_eq!(toggled(&mut cpu), Effects::empty());
+    assert_eq!(toggled(&mut cpu), Effects::FLUSH_UNPROTECTED);
+    cpu.semantics = Semantics::FIRST;
+    assert_eq!(toggled(&mut cpu), Effects::FLUSH_TLB);
 }
 
 #[test]

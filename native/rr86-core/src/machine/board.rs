@@ -191,6 +191,10 @@ impl Board {
     pub fn io_read(&mut self, _vcpu: usize, port: u16, size: usize, now: u64) -> u32 {
         let before = self.deadline;
         self.catch_up(now);
+        if let Some(value) = self.pm_read(port, size, now) {
+            self.announce(before);
+            return value;
+        }
         let value = self.port_read(port, size, now);
         self.settle(before, now);
         value

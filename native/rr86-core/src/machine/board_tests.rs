@@ -89,6 +89,28 @@ fn the_timer_reaches_the_bootstrap_processor_through_the_8259_pair() {
 }
 
 #[test]
+fn a_read_of_the_pm_timer_fires_what_is_due_and_nothing_else() {
+    let started = || {
+        let mut board = board(2);
+        enable_lapics(&mut board);
+        route(&mut board, 2, 0x0100_0000_0000_0030);
+        start_pit(&mut board, 0x30, 1000, 0);
+        board.take_signals();
+        board
+    };
+    let (mut asked, mut other) = (started(), started());
+    let due = asked.next_deadline().unwrap();
+    for now in [due - 1, due, due + 5] {
+        let ticks = asked.io_read(0, 0x608, 4, now);
+        assert_eq!(u64::from(ticks), now * 3_579_545 / 1_000_000_000);
+        other.io_read(0, 0x80, 1, now);
+        assert_eq!(asked.save(), other.save());
+        assert_eq!(asked.take_signals(), other.take_signals());
+        assert_eq!(asked.pending_interrupt(1), now >= due);
+    }
+}
+
+#[test]
 fn the_hpet_replaces_the_timer_in_legacy_mode() {
     let mut board = board(1);
     route(&mut board, 2, 0x30);

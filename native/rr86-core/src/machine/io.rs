@@ -35,6 +35,14 @@ impl Board {
         }
     }
 
+    /// Reads from the PM block, whose timer guests ask in loops. Such a read changes nothing on the board.
+    pub(super) fn pm_read(&self, port: u16, size: usize, now: u64) -> Option<u32> {
+        match self.wide_port(port, size) {
+            Some(Wide::Pm(offset)) => Some(self.pm.read(offset, size, now)),
+            _ => None,
+        }
+    }
+
     pub(super) fn port_read(&mut self, port: u16, size: usize, now: u64) -> u32 {
         match self.wide_port(port, size) {
             Some(Wide::Misc) => self.misc.read(port, size, now),

@@ -93,7 +93,7 @@ impl Pm {
     }
 
     /// Reads `size` bytes at `offset` from PMBASE (0–0x7f). Reserved registers read zero.
-    pub fn read(&mut self, offset: u16, size: usize, now: u64) -> u32 {
+    pub fn read(&self, offset: u16, size: usize, now: u64) -> u32 {
         let mut bytes = [0; 4];
         for (at, byte) in (0..).zip(bytes.iter_mut().take(size)) {
             *byte = self.read_byte(offset.wrapping_add(at), now);

@@ -71,9 +71,11 @@ const MAY_WRITE: u16 = 64;
 /// The guest's page is larger than 4 KiB, or than 4 MiB.
 const LARGE: u16 = 128;
 const HUGE: u16 = 256;
+/// The guest's page is read-only, so that writes hang on CR0.WP.
+const UNPROTECTED: u16 = 512;
 
 /// What a checkpoint keeps.
-const KEPT: u16 = GLOBAL | UNGUARDED | MAY_READ | MAY_WRITE | LARGE | HUGE;
+const KEPT: u16 = GLOBAL | UNGUARDED | MAY_READ | MAY_WRITE | LARGE | HUGE | UNPROTECTED;
 
 /// What turns a tag into one that matches nothing.
 const AWAY: u64 = 1 << PAGE_SHIFT;
@@ -107,6 +109,8 @@ pub struct Fill {
     pub page: u32,
     pub read: bool,
     pub write: bool,
+    /// The page is read-only, and `write` hangs on CR0.WP.
+    pub unprotected: bool,
     pub global: bool,
     /// Size in bytes of the guest's page.
     pub size: u64,
@@ -122,6 +126,8 @@ pub struct Tlb {
     global: Vec<u16>,
     /// Head slot by RAM page index.
     heads: Vec<u16>,
+    /// Some translation may allow writes to a read-only page.
+    unprotected: bool,
 }
 
 impl TlbEntry {
@@ -167,6 +173,7 @@ impl Tlb {
             (&raw mut (*this).local).write(Vec::new());
             (&raw mut (*this).global).write(Vec::new());
             (&raw mut (*this).heads).write(vec![NO_SLOT; pages]);
+            (&raw mut (*this).unprotected).write(false);
             for slot in 0..SLOTS {
                 (&raw mut (*this).entries[slot]).write(Self::empty(slot));
             }
@@ -211,6 +218,7 @@ impl Tlb {
         if old & mark == 0 {
             list.push(slot as u16);
         }
+        self.unprotected |= fill.write && fill.unprotected;
         let set = |flag: u16, on: bool| if on { flag } else { 0 };
         let flags = USED
             | old & LISTED
@@ -219,6 +227,7 @@ impl Tlb {
             | set(GLOBAL, fill.global)
             | set(MAY_READ, fill.read)
             | set(MAY_WRITE, fill.write)
+            | set(UNPROTECTED, fill.write && fill.unprotected)
             | set(LARGE, fill.size > 1 << PAGE_SHIFT)
             | set(HUGE, fill.size > 1 << 22);
         let head = &mut self.heads[fill.page as usize];
@@ -242,6 +251,7 @@ impl Tlb {
             page: entry.page,
             read: entry.flags & MAY_READ != 0,
             write: entry.flags & MAY_WRITE != 0,
+            unprotected: entry.flags & UNPROTECTED != 0,
             global: entry.flags & GLOBAL != 0,
             size: match entry.flags & (LARGE | HUGE) {
                 0 => 1 << PAGE_SHIFT,
@@ -304,6 +314,24 @@ impl Tlb {
         self.empty_list(IN_LOCAL, 0);
         if !keep_global {
             self.empty_list(IN_GLOBAL, GLOBAL);
+        }
+    }
+
+    /// Forgets the translations that allow writes to read-only pages.
+    pub fn flush_unprotected(&mut self) {
+        if !std::mem::take(&mut self.unprotected) {
+            return;
+        }
+        self.drop_pins();
+        for n in 0..self.local.len() + self.global.len() {
+            let slot = match self.local.get(n) {
+                Some(&slot) => slot,
+                None => self.global[n - self.local.len()],
+            };
+            let slot = usize::from(slot);
+            if self.entries[slot].flags & UNPROTECTED != 0 {
+                self.drop_slot(slot);
+            }
         }
     }
 
@@ -474,6 +502,7 @@ impl Tlb {
                 page: page as u32,
                 read: flags & MAY_READ != 0,
                 write: flags & MAY_WRITE != 0,
+                unprotected: flags & UNPROTECTED != 0,
                 global: flags & GLOBAL != 0,
                 size: match flags & (LARGE | HUGE) {
                     0 => 1 << PAGE_SHIFT,
@@ -507,6 +536,7 @@ mod tests {
             page,
             read: true,
             write: true,
+            unprotected: false,
             global,
             size: 4096,
         }
@@ -576,6 +606,49 @@ mod tests {
         assert!(!hits(&tlb, MmuIndex::Supervisor, 0x2000));
         tlb.flush(false);
         assert!(!hits(&tlb, MmuIndex::Supervisor, 0x1000));
+    }
+
+    #[test]
+    fn write_protection_takes_writable_read_only_pages_alone() {
+        let mut tlb = tlb();
+        let unprotected = Fill {
+            unprotected: true,
+            ..fill(5, true)
+        };
+        let read_only = Fill {
+            write: false,
+            ..unprotected
+        };
+        for (address, fill) in [
+            (0x1000, fill(6, false)),
+            (0x2000, unprotected),
+            (0x3000, read_only),
+        ] {
+            insert(&mut tlb, MmuIndex::Supervisor, address, &fill);
+        }
+        tlb.pins[0][0].write = PIN_LIMIT;
+        tlb.flush_unprotected();
+        assert_eq!(tlb.get(MmuIndex::Supervisor, 0x2000, false), None);
+        assert_eq!(tlb.pins[0][0].write, 0);
+        assert!(hits(&tlb, MmuIndex::Supervisor, 0x1000));
+        assert!(tlb.get(MmuIndex::Supervisor, 0x3000, false).is_some());
+    }
+
+    #[test]
+    fn a_checkpoint_keeps_what_hangs_on_write_protection() {
+        let mut saved = tlb();
+        let unprotected = Fill {
+            unprotected: true,
+            ..fill(5, false)
+        };
+        insert(&mut saved, MmuIndex::Supervisor, 0x2000, &unprotected);
+        let mut writer = Writer::default();
+        saved.save(&mut writer);
+        let bytes = writer.into_bytes();
+        let mut loaded = tlb();
+        loaded.load(&mut Reader::new(&bytes), 16, |_| 0).unwrap();
+        loaded.flush_unprotected();
+        assert_eq!(loaded.get(MmuIndex::Supervisor, 0x2000, false), None);
     }
 
     #[test]

@@ -311,7 +311,8 @@ impl Recorder {
                         },
                     )?;
                 }
-                let due = self.machine.is_due();
+                let told = self.machine.semantics().last_timers_are_recorded();
+                let due = told && self.machine.is_due();
                 match self.machine.prepare() {
                     Wait::Ready => {}
                     Wait::Skipped(to_ns) => {

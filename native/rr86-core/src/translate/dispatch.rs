@@ -14,10 +14,10 @@ use super::signals;
 use super::slow::sync_flags;
 use super::stubs;
 use super::superblock::Superblock;
-use super::vcpu::{Exit, Vcpu};
+use super::vcpu::{Exit, Vcpu, UNSTEPPED};
 use super::view::View;
 use super::windows::{Fetched, Window};
-use crate::cpu::exception::{vector, Exception};
+use crate::cpu::exception::{Exception, DR6_BS};
 use crate::cpu::interrupt::{self, Event};
 use crate::cpu::memory::Privilege;
 use crate::cpu::paging::Access;
@@ -166,9 +166,13 @@ impl Engine {
                 engine.patience.step();
                 let mode = Mode::of(&v.cpu);
                 v.run.jump_key = mode.key();
-                let single = mode.one() && resume.is_none();
+                let single = match resume {
+                    None => mode.one(),
+                    Some(resume) => engine.blocks.get(resume.block).mode.one(),
+                };
                 let stepping = v.cpu.rflags & RFlags::TF.bits() != 0;
-                if single && v.cpu.dr[7] & 0xff != 0 && engine.execution_breakpoint(v) {
+                let armed = v.cpu.dr[7] & 0xff != 0 && !v.cpu.holds_debug();
+                if single && armed && resume.is_none() && engine.execution_breakpoint(v) {
                     continue;
                 }
                 if span.fitting && resume.is_none() {
@@ -204,6 +208,7 @@ impl Engine {
                 let Some(code) = code else {
                     return RunEnd::Budget;
                 };
+                let (shadow, held) = (v.cpu.shadow, v.cpu.held_debug());
                 v.cpu.shadow = 0;
                 v.cpu.rflags &= !RFlags::RF.bits();
                 engine.resume[index] = None;
@@ -224,17 +229,23 @@ impl Engine {
                     engine.clear_exit_request(v);
                     v.run.budget < before && !engine.faulted
                 };
-                if single && retired && (stepping || v.run.debug_hits != 0) {
-                    // Traps after the instruction (SDM vol. 3B, section 17.3.1).
-                    let step = if stepping { 1 << 14 } else { 0 };
-                    let trap = Exception {
-                        dr6: step | v.run.debug_hits,
-                        ..Exception::new(vector::DB)
-                    };
+                if held != 0 && !retired && engine.resume[index].is_some() {
+                    // A debugger stopped before the instruction, which is still to come.
+                    v.cpu.shadow = shadow;
+                }
+                // Traps after the instruction (SDM vol. 3B, section 17.3.1).
+                let hits = v.run.debug_hits;
+                let step = stepping && hits & UNSTEPPED == 0;
+                let dr6 = hits & !UNSTEPPED | held | if step { DR6_BS } else { 0 };
+                if (single || hits & DR6_BS != 0) && retired && dr6 != 0 {
+                    if v.cpu.holds_debug() {
+                        v.cpu.hold_debug(dr6);
+                        continue;
+                    }
                     if !v.cpu.semantics.faults_count() {
                         engine.faulted_at = Some(engine.icount());
                     }
-                    engine.deliver_exception(v, trap);
+                    engine.deliver_exception(v, Exception::db(dr6));
                     if v.cpu.activity == Activity::Shutdown {
                         return RunEnd::TripleFault;
                     }
@@ -404,11 +415,7 @@ impl Engine {
         if hits == 0 {
             return false;
         }
-        let fault = Exception {
-            dr6: hits,
-            ..Exception::new(vector::DB)
-        };
-        self.deliver_fault(v, fault);
+        self.deliver_fault(v, Exception::db(hits));
         true
     }
 
@@ -453,6 +460,9 @@ impl Engine {
                     self.clear_exit_request(v);
                     self.note_boundary(v);
                     self.deliver_at(v, event, next);
+                    if v.cpu.semantics.steps_by_flags_after_system_calls() {
+                        v.run.debug_hits |= UNSTEPPED;
+                    }
                     if v.cpu.activity == Activity::Shutdown {
                         return Some(RunEnd::TripleFault);
                     }

@@ -769,6 +769,9 @@ impl Engine {
         } else if effects.contains(Effects::FLUSH_TLB_NONGLOBAL) {
             self.flush_tlb(vcpu, true);
         }
+        if effects.contains(Effects::FLUSH_UNPROTECTED) {
+            vcpu.tlb.flush_unprotected();
+        }
         if effects.contains(Effects::BREAKPOINTS_CHANGED) {
             // Pages with data breakpoints must not be in the TLB.
             self.flush_tlb(vcpu, false);

@@ -7,7 +7,7 @@
 //! page) takes its jumps along, so the next way into the page leads through the dispatcher, at a moment
 //! that is a function of the guest's run. Asking more often than that finds the page here, and does nothing.
 //!
-//! A CR3 write takes a process's pages out, and mostly the same pages come back with the next switch. So
+//! A flush takes pages out, and mostly the same pages come back with the next switch of processes. So
 //! their jumps only fall asleep: when a walk finds the same page again at the same address, they wake.
 
 use super::mode::Mode;
@@ -33,8 +33,9 @@ struct FetchEntry {
     /// log2 of the size of the guest's page.
     shift: u8,
     global: bool,
-    /// The slot stands in `local`, whatever it holds now.
-    listed: bool,
+    /// The slot stands in `local` or in `others`, whatever it holds now.
+    in_local: bool,
+    in_others: bool,
     /// First jump-cache entry that leads into the page.
     jumps: u16,
 }
@@ -48,7 +49,8 @@ const NOTHING: FetchEntry = FetchEntry {
     page: 0,
     shift: 0,
     global: false,
-    listed: false,
+    in_local: false,
+    in_others: false,
     jumps: NONE,
 };
 
@@ -66,8 +68,9 @@ pub struct FetchPage {
 /// Direct-mapped by virtual page.
 pub struct FetchTlb {
     entries: Vec<FetchEntry>,
-    /// Slots that a flush of non-global translations has to look at.
+    /// Slots that a flush of non-global translations has to look at, and those that one of the global ones has to.
     local: Vec<u16>,
+    others: Vec<u16>,
     /// Neighbours in the chain of a page's jumps, by jump-cache index.
     next: Vec<u16>,
     previous: Vec<u16>,
@@ -78,6 +81,7 @@ impl Default for FetchTlb {
         Self {
             entries: vec![NOTHING; SLOTS],
             local: Vec::new(),
+            others: Vec::new(),
             next: vec![NONE; JUMPS],
             previous: vec![NONE; JUMPS],
         }
@@ -144,9 +148,13 @@ impl Vcpu {
         entry.page = found.page;
         entry.shift = found.shift;
         entry.global = found.global;
-        if !found.global && !entry.listed {
-            entry.listed = true;
-            self.fetch.local.push(slot as u16);
+        let (listed, list) = if found.global {
+            (&mut entry.in_others, &mut self.fetch.others)
+        } else {
+            (&mut entry.in_local, &mut self.fetch.local)
+        };
+        if !std::mem::replace(listed, true) {
+            list.push(slot as u16);
         }
     }
 
@@ -221,21 +229,32 @@ impl Vcpu {
         }
     }
 
-    /// Forgets translations for fetches: all, or all but the global ones.
+    /// Forgets translations for fetches: all, or all but the global ones. Costs what there is to forget.
     pub(super) fn flush_fetches(&mut self, keep_global: bool) {
         let mut local = std::mem::take(&mut self.fetch.local);
-        for slot in local.drain(..) {
-            let slot = usize::from(slot);
-            self.fetch.entries[slot].listed = false;
-            let entry = &mut self.fetch.entries[slot];
-            if !entry.global && entry.tag != u64::MAX && !entry.asleep {
-                entry.asleep = true;
-                self.turn_jumps(slot);
-            }
+        for slot in local.drain(..).map(usize::from) {
+            self.fetch.entries[slot].in_local = false;
+            self.send_to_sleep(slot, false);
         }
         self.fetch.local = local;
-        if !keep_global {
-            self.forget_fetches(|_| true);
+        if keep_global {
+            return;
+        }
+        let mut others = std::mem::take(&mut self.fetch.others);
+        for slot in others.drain(..).map(usize::from) {
+            self.fetch.entries[slot].in_others = false;
+            self.send_to_sleep(slot, true);
+        }
+        self.fetch.others = others;
+    }
+
+    /// Forgets the translation in a slot, if it is one of the global ones, or of the others, as asked; its jumps
+    /// fall asleep.
+    fn send_to_sleep(&mut self, slot: usize, global: bool) {
+        let entry = &mut self.fetch.entries[slot];
+        if entry.global == global && entry.tag != u64::MAX && !entry.asleep {
+            entry.asleep = true;
+            self.turn_jumps(slot);
         }
     }
 
@@ -278,6 +297,7 @@ impl Vcpu {
     /// For addresses that do not exist.
     pub(super) fn load_fetches(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
         self.flush_fetches(false);
+        self.forget_fetches(|_| true);
         for _ in 0..r.count("number of fetch translations", SLOTS)? {
             let user = r.bool()?;
             let (linear, page) = (r.varint()?, r.varint()?);

@@ -12,14 +12,15 @@ use super::vcpu::{at, GUEST_RAX, T0, T1};
 use crate::cpu::state::{Cr4, RFlags, STATUS_FLAGS};
 
 /// Instructions that end their block and mostly go on with the next one, so that their helper comes back
-/// when they do: moves, fills and searches of memory that are done.
+/// when they do: moves, fills and searches of memory that are done, and reads of ports.
 pub(super) fn falls_through(insn: &Instruction) -> bool {
-    insn.is_string_instruction()
-        && repeated(insn)
-        && !matches!(
-            insn.mnemonic(),
-            M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd
-        )
+    insn.mnemonic() == M::In
+        || insn.is_string_instruction()
+            && repeated(insn)
+            && !matches!(
+                insn.mnemonic(),
+                M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd
+            )
 }
 
 impl Emitter<'_> {

@@ -432,6 +432,7 @@ impl Engine {
                 page: page as u32,
                 read: found.permissions.contains(may_read),
                 write: found.permissions.contains(may_write) && found.dirty,
+                unprotected: !found.writable,
                 global: found.global,
                 size: found.page_size,
             };

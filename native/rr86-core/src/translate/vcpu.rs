@@ -86,6 +86,9 @@ impl Exit {
     ];
 }
 
+/// In [`RunState::debug_hits`]: TF as it was before the instruction does not single-step it.
+pub const UNSTEPPED: u64 = 1 << 63;
+
 /// Addresses that a loop without checks may have, and places that it may write.
 pub const LOOP_GROUPS: usize = 3;
 pub const LOOP_AREAS: usize = 4;
@@ -150,7 +153,8 @@ pub struct RunState {
     pub loop_patience: [i8; LOOP_PLACES],
     /// The same for what that will be after the next turns that were not worth it.
     pub loop_failures: [u8; LOOP_PLACES],
-    /// Data breakpoints that the current instruction hit, as in DR6.
+    /// Data breakpoints that the current instruction hit, as in DR6; BS and [`UNSTEPPED`] where it decides itself
+    /// whether it is single-stepped.
     pub debug_hits: u64,
     pub signal: super::signals::Caught,
     pub fault: Option<Exception>,

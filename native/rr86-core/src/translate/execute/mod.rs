@@ -266,7 +266,7 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
             1
         }
         // What is pending has asked for an exit, or ends the block here.
-        Ok(()) if ends && v.cpu.rip == insn.next_ip() && goes_on(engine, &insn) => 0,
+        Ok(()) if ends && is_done(v, &insn) && goes_on(engine, &insn) => 0,
         Ok(()) if ends => {
             // Control transfers and repeated instructions have set rip themselves.
             if v.cpu.rip == rip && !keeps_rip(&insn) {
@@ -305,6 +305,11 @@ fn serialises(insn: &Instruction) -> bool {
         | M::Ltr => true,
         _ => false,
     }
+}
+
+/// Whether an instruction is followed by the next one in memory.
+fn is_done(v: &Vcpu, insn: &Instruction) -> bool {
+    v.cpu.rip == insn.next_ip() || v.cpu.rip == insn.ip() && !keeps_rip(insn)
 }
 
 /// Whether the code after an instruction that ends its block, and is done, is jumped to.

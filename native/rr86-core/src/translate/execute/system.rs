@@ -229,7 +229,7 @@ fn move_system(c: &mut Context<'_>) -> Result {
         let effects =
             c.with_memory(|cpu, mem| segment::load_segment(cpu, mem, number, selector))?;
         if number == sreg::SS {
-            c.v.cpu.shadow = 1;
+            c.v.cpu.shadow_stack_load();
         }
         c.apply(effects);
         return Ok(());

@@ -4,13 +4,14 @@ use iced_x86::{Code, Mnemonic as M, OpKind};
 
 use super::operand::{offset, segment_number, truncate};
 use super::{Context, Flow, Result};
-use crate::cpu::exception::{vector, Exception};
+use crate::cpu::exception::{vector, Exception, DR6_BS};
 use crate::cpu::interrupt::Event;
 use crate::cpu::memory::{LinearMemory, Privilege};
 use crate::cpu::stack::Stack;
 use crate::cpu::state::{gpr, sreg, RFlags, Segment};
 use crate::cpu::{far, iret, segment, syscall};
 use crate::translate::site::AccessKind;
+use crate::translate::vcpu::UNSTEPPED;
 
 /// What a push beyond the stack segment raises.
 pub const FULL: Exception = Exception::with_code(vector::SS, 0);
@@ -107,10 +108,12 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         M::Syscall => {
             let e = syscall::syscall(c.cpu(), next)?;
             c.apply(e);
+            step_by_flags_after(c);
         }
         M::Sysret | M::Sysretq => {
             let e = syscall::sysret(c.cpu(), size)?;
             c.apply(e);
+            step_by_flags_after(c);
         }
         M::Sysenter => {
             let e = syscall::sysenter(c.cpu())?;
@@ -157,6 +160,17 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         _ => popa(c)?,
     }
     Ok(())
+}
+
+/// SYSCALL and SYSRET are single-stepped if TF is set once they are done: the system call as a whole is one step
+/// to the user (a debugger that lets SYSRET set TF stops right behind SYSCALL).
+fn step_by_flags_after(c: &mut Context<'_>) {
+    if c.v.cpu.semantics.steps_by_flags_after_system_calls() {
+        c.v.run.debug_hits |= UNSTEPPED;
+        if c.v.cpu.rflags & RFlags::TF.bits() != 0 {
+            c.v.run.debug_hits |= DR6_BS;
+        }
+    }
 }
 
 /// The forms of LOOP and JCXZ that count in CX, which the host cannot run.
@@ -249,7 +263,7 @@ fn pop_segment(c: &mut Context<'_>) -> Result {
         Ok(effects)
     })?;
     if number == sreg::SS {
-        c.v.cpu.shadow = 1;
+        c.v.cpu.shadow_stack_load();
     }
     c.apply(e);
     Ok(())
