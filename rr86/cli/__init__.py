@@ -6,6 +6,7 @@ the call itself.
 """
 
 import gc
+import os
 import sys
 from importlib import import_module
 
@@ -26,8 +27,25 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
 }
 
 
+def _fill_closed_streams() -> None:
+    """Give each of stdin, stdout and stderr that was closed the null device.
+
+    Otherwise Python has no stream there, and the next file to be opened, a trace say, would get its
+    number: whatever is written to "standard error" then ends up in that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
 def main() -> None:
     """Run the command line; the entry point of the `rr86` script."""
+    _fill_closed_streams()
     # What is imported stays, and the collector need not look at it two dozen times meanwhile.
     gc.set_threshold(20_000)
     from rr86.cli.options import understood

@@ -53,8 +53,12 @@ def fail(message: str, status: int = ERROR) -> NoReturn:
 
 
 def say(message: str) -> None:
-    """One line on stderr."""
-    print(f"rr86: {message}", file=sys.stderr, flush=True)
+    """One line on stderr; whoever does not take it must not keep a command from its work."""
+    try:
+        print(f"rr86: {message}", file=sys.stderr, flush=True)
+    except OSError:
+        # What could not be written would be tried again, and fail again, at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _known_error(error: BaseException) -> tuple[str, int] | None:

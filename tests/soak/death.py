@@ -11,8 +11,8 @@ command runs, on which guest, and after which time it is killed. Then
   command was to make of it, and never something between;
 - the same command, run again, does its work.
 
-What was lost of a recording is the host's time between the kill and the last moment, as the recorder
-itself noted moments on its way, that the trace still reaches. A kernel's folder holds `vmlinuz` and
+What was lost of a recording is the host's time between the kill and the last moment that the trace
+still reaches; the recorder notes on its way when it is where. A kernel's folder holds `vmlinuz` and
 `initrd.gz`; every twentieth case boots one.
 """
 
@@ -168,9 +168,18 @@ class Deaths:
         if status not in statuses:
             raise DeathError(f"rr86 {' '.join(words)} ended with {status}: {self._stderr()}")
 
-    def _kill(self, words: Sequence[str], after: float, notes: Path | None = None) -> float | None:
-        """Run a command and kill it after so many seconds; when that was, or None if it had ended."""
+    def _kill(
+        self, words: Sequence[str], after: float, notes: Path, running: bool
+    ) -> float | None:
+        """Run a command and kill it after so many seconds, counted from its start or from where the
+        guest runs; when that was, or None if it had ended."""
         child = _in_child(self.folder, _command(words, notes))
+        begun = time.monotonic()
+        while running and not (notes.exists() and notes.stat().st_size):
+            if _wait(child, 0.002) is not None:
+                return None
+            if time.monotonic() > begun + _PATIENCE:
+                break
         if _wait(child, after) is not None:
             return None
         moment = time.monotonic()
@@ -222,7 +231,7 @@ class Deaths:
         words = self._record_words(guest, trace, append, rng.choice([2, 3, 4]), more)
         # As many early deaths as late ones.
         after = 0.02 * (_GUEST_SECONDS / 0.02) ** rng.random()
-        self._killed(words, trace, after, "recording")
+        self._killed(rng, words, trace, after, "recording")
 
     def _kill_kernel(self, rng: random.Random) -> None:
         place = rng.choice(self.kernels)
@@ -234,11 +243,13 @@ class Deaths:
             *(["--checkpoints", "100M"] if rng.random() < 0.3 else []),
             str(place / "vmlinuz"),
         ]
-        self._killed(words, trace, rng.uniform(0.3, _KERNEL_SECONDS), "kernel")
+        self._killed(rng, words, trace, rng.uniform(0.0, _KERNEL_SECONDS), "kernel")
 
-    def _killed(self, words: list[str], trace: Path, after: float, name: str) -> None:
+    def _killed(
+        self, rng: random.Random, words: list[str], trace: Path, after: float, name: str
+    ) -> None:
         notes = self.folder / "case.notes"
-        moment = self._kill(words, after, notes)
+        moment = self._kill(words, after, notes, rng.random() < 0.85)
         if moment is None:
             name += " that ended first"
         size = trace.stat().st_size if trace.exists() else 0
@@ -269,9 +280,16 @@ class Deaths:
     def _note_loss(self, notes: Path, moment: float, reached: int) -> None:
         data = notes.read_bytes() if notes.exists() else b""
         seen = [_NOTE.unpack_from(data, at) for at in range(0, len(data) - 15, _NOTE.size)]
-        kept = [when for when, icount in seen if icount <= reached]
-        if kept:
-            self.tally.lost.append(max(0.0, moment - max(kept)))
+        if not seen:
+            return
+        behind = [(when, icount) for when, icount in seen if icount <= reached]
+        when, icount = behind[-1] if behind else seen[0]
+        if len(behind) == len(seen) and len(seen) > 1:
+            # Beyond the last note, at the speed of the run before it.
+            before, count = seen[-2]
+            speed = max(icount - count, 1) / max(when - before, 1e-6)
+            when = min(moment, when + (reached - icount) / speed)
+        self.tally.lost.append(moment - when)
 
     def _verify(self, trace: Path) -> int:
         """In a process of its own: replay what a killed recorder left."""
@@ -310,7 +328,8 @@ class Deaths:
         trace = self.folder / "case.rr86"
         shutil.copy(self._good, trace)
         words = ["checkpoint", str(trace), "--every", self._every]
-        moment = self._kill(words, rng.uniform(0.01, 0.8))
+        notes = self.folder / "case.notes"
+        moment = self._kill(words, rng.uniform(0.0, 0.6), notes, rng.random() < 0.85)
         now = trace.read_bytes()
         if now not in (self._good.read_bytes(), self._checkpointed.read_bytes()):
             raise DeathError("a trace that was to get checkpoints is neither old nor new")
@@ -329,7 +348,8 @@ class Deaths:
         words = rng.choice(
             [["who-wrote", str(trace), address, "--expand"], ["replay", str(trace), "--vcpu", "0"]]
         )
-        moment = self._kill(words, rng.uniform(0.01, 0.8))
+        notes = self.folder / "case.notes"
+        moment = self._kill(words, rng.uniform(0.0, 0.6), notes, rng.random() < 0.85)
         self.tally.cases["expanding" + (" that ended first" if moment is None else "")] += 1
         if trace.read_bytes() != self._good.read_bytes():
             raise DeathError("expanding a trace has changed it")
