@@ -53,11 +53,16 @@ def fail(message: str, status: int = ERROR) -> NoReturn:
 
 
 def say(message: str) -> None:
-    """One line on stderr; whoever does not take it must not keep a command from its work."""
+    """One line on stderr, in rr86's name."""
+    tell(f"rr86: {message}")
+
+
+def tell(line: str) -> None:
+    """One line on stderr; where that cannot be written, a command goes on with its work."""
     try:
-        print(f"rr86: {message}", file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
     except OSError:
-        # What could not be written would be tried again, and fail again, at the end.
+        # Python would try once more at the end, and fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 

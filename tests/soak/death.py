@@ -2,8 +2,8 @@
 
 python -m tests.soak.death --kills 1000 --seed 7 [--from N] [--kernel FOLDER …]
 
-Each case follows from the seed and its number, save for what the host's scheduler makes of it: which
-command runs, on which guest, and after which time it is killed. Then
+Each case follows from the seed and its number, save for what the host's scheduler makes of it:
+which command runs, on which guest, and after which time it is killed. Then
 
 - the trace under way replays, with all of its digests equal, to the last event that was kept, from
   power-on and from its last checkpoint;
@@ -144,9 +144,11 @@ class Deaths:
         manifest = load_manifest()
         self._guests = {name: build(manifest[name]) for name in ("hang", "textpoke", "xmod")}
         self._good = folder / "good.rr86"
-        self._finish(self._record_words("textpoke", self._good, "rounds=8", 3, ["--seed", "5"]))
+        # Checkpoints stand where digests were taken, every 100 million instructions.
+        long = ["--limit-instructions", "330M"]
+        self._finish(self._record_words("hang", self._good, "", 3, long))
         self._checkpointed = folder / "checkpointed.rr86"
-        self._every = "300k"
+        self._every = "100M"
         self._finish(
             ["checkpoint", str(self._good), "--every", self._every, "-o", str(self._checkpointed)]
         )
@@ -168,9 +170,7 @@ class Deaths:
         if status not in statuses:
             raise DeathError(f"rr86 {' '.join(words)} ended with {status}: {self._stderr()}")
 
-    def _kill(
-        self, words: Sequence[str], after: float, notes: Path, running: bool
-    ) -> float | None:
+    def _kill(self, words: Sequence[str], after: float, notes: Path, running: bool) -> float | None:
         """Run a command and kill it after so many seconds, counted from its start or from where the
         guest runs; when that was, or None if it had ended."""
         child = _in_child(self.folder, _command(words, notes))
@@ -371,7 +371,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak.death")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--from", type=int, default=0, dest="first", help="number of the first case")
+    parser.add_argument(
+        "--from", type=int, default=0, dest="first", help="number of the first case"
+    )
     parser.add_argument("--kernel", type=Path, action="append", default=[], metavar="FOLDER")
     parser.add_argument("--folder", type=Path, default=None, help="keep findings here")
     chosen = parser.parse_args(arguments)
