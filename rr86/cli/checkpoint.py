@@ -33,20 +33,19 @@ def command(
     The trace is replaced when that is done, and not before. Checkpoints that it had are replaced,
     too. They stand where the recorder took digests, which is every 100 million instructions.
     """
+    from rr86.cli.alone import interruptible
     from rr86.cli.progress import Progress, size_text
-    from rr86.cli.terminal import Interruption
     from rr86.replay.checkpoints import EVERY, add_checkpoints
     from rr86.replay.trace import open_trace
 
     recorded = open_trace(trace_or_newest(trace))
     progress = Progress("replaying")
-    interruption = Interruption()
 
     def between_slices(moment: "Stop") -> bool:
         progress.update(moment)
         return bool(interruption)
 
-    with interruption.watching(), progress.shown(True):
+    with interruptible() as interruption, progress.shown(True):
         made = add_checkpoints(recorded, EVERY if every is None else every, output, between_slices)
     found = made.checkpoints()
     size = size_text(sum(each.stored_bytes for each in found))
