@@ -27,25 +27,21 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
 }
 
 
-def _fill_closed_streams() -> None:
-    """Give each of stdin, stdout and stderr that was closed the null device.
-
-    Otherwise Python has no stream there, and the next file to be opened, a trace say, would get its
-    number: whatever is written to "standard error" then ends up in that file.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
+def _open_standard_streams() -> None:
+    """Stand /dev/null in for standard streams that the caller has closed: a trace must not get the
+    number of one of them, nor what is said there."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number, which is this one.
+            # The lowest free number is this one.
             os.open(os.devnull, os.O_RDWR)
-            mode = "r" if number == 0 else "w"
-            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+            setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def main() -> None:
     """Run the command line; the entry point of the `rr86` script."""
-    _fill_closed_streams()
+    _open_standard_streams()
     # What is imported stays, and the collector need not look at it two dozen times meanwhile.
     gc.set_threshold(20_000)
     from rr86.cli.options import understood

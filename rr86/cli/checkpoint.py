@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rr86.cli.options import Argument, Option
-from rr86.cli.status import reporting_errors, say
+from rr86.cli.status import Exit, reporting_errors, say
 from rr86.cli.values import parse_count, trace_or_newest
 
 if TYPE_CHECKING:
@@ -33,20 +33,25 @@ def command(
     The trace is replaced when that is done, and not before. Checkpoints that it had are replaced,
     too. They stand where the recorder took digests, which is every 100 million instructions.
     """
-    from rr86.cli.alone import interruptible
     from rr86.cli.progress import Progress, size_text
+    from rr86.cli.terminal import Interruption
     from rr86.replay.checkpoints import EVERY, add_checkpoints
     from rr86.replay.trace import open_trace
 
     recorded = open_trace(trace_or_newest(trace))
     progress = Progress("replaying")
+    interruption = Interruption()
 
     def between_slices(moment: "Stop") -> bool:
         progress.update(moment)
         return bool(interruption)
 
-    with interruptible() as interruption, progress.shown(True):
-        made = add_checkpoints(recorded, EVERY if every is None else every, output, between_slices)
+    distance = EVERY if every is None else every
+    try:
+        with interruption.watching(), progress.shown(True):
+            made = add_checkpoints(recorded, distance, output, between_slices)
+    except KeyboardInterrupt:
+        raise Exit(128 + (interruption.signal or 2)) from None
     found = made.checkpoints()
     size = size_text(sum(each.stored_bytes for each in found))
     say(f"{len(found):,} checkpoints ({size}) in {made.path}")
