@@ -203,8 +203,8 @@ class Machine:
     def finish_recording(self, footer: bytes) -> None:
         """Close the trace properly; `footer` is msgpack metadata known only at the end."""
     def without_side_file(self) -> str | None:
-        """Why the trace has no side file: a recorder that is killed then loses what is not in a whole
-        chunk yet. None if it has one, or needs none."""
+        """Why the trace has no side file: a recorder that is killed then loses what is not in a
+        whole chunk yet. None if it has one, or needs none."""
     def replay_from(self, path: str, verify: bool = True, checkpoint: int | None = None) -> None:
         """Take decisions and inputs from the trace at `path`, from power-on, or from one of the
         trace's checkpoints; the machine has the configuration of the recorded one. After an error
@@ -379,8 +379,8 @@ class TraceReader:
     def damage(self) -> str | None:
         """What was found where an unfinished or damaged file stops making sense, or None."""
     def side_file(self) -> tuple[str, int, str | None] | None:
-        """The side file beside a trace that was cut off: its path, how many events were taken from it,
-        and why it or the rest of it was left out, if it was."""
+        """The side file beside a trace that was cut off: its path, how many events were taken from
+        it, and why it or the rest of it was left out, if it was."""
     def shared_lines(self) -> dict[int, int]:
         """The lines that one agent wrote and another then got: a bit for each of the 64 lines of a
         page, by the page's number."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rr86.cli.options import Argument, Option
-from rr86.cli.status import reporting_errors, say
+from rr86.cli.status import Exit, reporting_errors, say
 from rr86.cli.values import parse_count, trace_or_newest
 
 if TYPE_CHECKING:
@@ -47,8 +47,12 @@ def command(
         progress.update(moment)
         return bool(interruption)
 
-    with interruption.watching(), progress.shown(True):
-        made = add_checkpoints(recorded, EVERY if every is None else every, output, between_slices)
+    distance = EVERY if every is None else every
+    try:
+        with interruption.watching(), progress.shown(True):
+            made = add_checkpoints(recorded, distance, output, between_slices)
+    except KeyboardInterrupt:
+        raise Exit(128 + (interruption.signal or 2)) from None
     found = made.checkpoints()
     if as_json:
         from rr86.cli.as_json import of_checkpoints, print_json

@@ -93,12 +93,17 @@ def command(
     Nothing is run. A trace holds no date, so that equal runs give equal files; the date shown
     is the file's own.
     """
+    from rr86.replay.trace import open_trace
+
+    show(open_trace(trace_or_newest(trace)), as_json)
+
+
+def show(recorded: "Trace", as_json: bool) -> None:
+    """Print what there is to say about a trace."""
     from datetime import datetime
 
-    from rr86.replay.trace import open_trace
     from rr86.replay.vocabulary import EVENT_KINDS
 
-    recorded = open_trace(trace_or_newest(trace))
     content = _as_dict(recorded)
     if as_json:
         import json

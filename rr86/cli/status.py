@@ -63,8 +63,17 @@ def fail(message: str, status: int = ERROR) -> NoReturn:
 
 
 def say(message: str) -> None:
-    """One line on stderr."""
-    print(f"rr86: {message}", file=sys.stderr, flush=True)
+    """One line on stderr, in rr86's name."""
+    tell(f"rr86: {message}")
+
+
+def tell(line: str) -> None:
+    """One line on stderr; where that cannot be written, a command goes on with its work."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        # Python would try once more at the end, and fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _known_error(error: BaseException) -> tuple[str, int] | None:

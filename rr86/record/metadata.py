@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from rr86.errors import TraceContentError
 
 _LARGEST = 16 << 20
+# What a stop's entries are; the others are numbers.
+_STOP = {"reason": str, "condition": str, "detail": str}
 
 
 class Host(NamedTuple):
@@ -67,17 +69,19 @@ class Header:
     def unpack(cls, raw: bytes) -> "Header":
         """The header of a trace; `TraceContentError` if it is none."""
         content = _unpack_map(raw, "header")
-        try:
-            host = content["host"]
-            header = cls(
-                version=str(content["rr86"]),
-                spec=dict(content["spec"]),
-                images={str(name): str(file) for name, file in content["images"].items()},
-                host=Host(str(host["maker"]), int(host["family"])),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise TraceContentError(f"the trace's header lacks or misnames {error}") from None
-        return header
+        host = _entry(content, "host", dict)
+        spec = _entry(content, "spec", dict)
+        images = _entry(content, "images", dict)
+        for what, rows, kinds in (("spec", spec, (int, str, bool)), ("images", images, (str,))):
+            for key, value in rows.items():
+                if not isinstance(key, str) or not isinstance(value, kinds):
+                    raise TraceContentError(f"the trace's header makes no sense at {what!r}")
+        return cls(
+            version=_entry(content, "rr86", str),
+            spec=spec,
+            images=images,
+            host=Host(_entry(host, "maker", str), _entry(host, "family", int)),
+        )
 
 
 # The core's counters that the guest and the schedule determine. The others tell how the run was
@@ -127,26 +131,52 @@ class Footer:
     def unpack(cls, raw: bytes) -> "Footer":
         """The footer of a trace; `TraceContentError` if it is none."""
         content = _unpack_map(raw, "footer")
-        offset, lstar = content.get("kaslr_offset"), content.get("lstar")
         per_cpu = content.get("per_cpu")
         touched = content.get("touched")
         stop, statistics = content.get("stop"), content.get("statistics")
         return cls(
-            kaslr_offset=offset if isinstance(offset, int) else None,
-            lstar=lstar if isinstance(lstar, int) else 0,
+            kaslr_offset=_address(content.get("kaslr_offset")),
+            lstar=_address(content.get("lstar")) or 0,
             image=_place(content.get("image")),
             per_cpu=tuple(_place(each) for each in per_cpu) if isinstance(per_cpu, list) else (),
             touched=touched if isinstance(touched, bytes) else b"",
-            stop=stop if isinstance(stop, dict) else {},
-            statistics=statistics if isinstance(statistics, dict) else {},
+            stop=_plain(stop, _STOP),
+            statistics=_plain(statistics, {}),
         )
+
+
+def _plain(content: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """Entries of a map under strings: those named in `kinds` if they are of that type, and
+    numbers."""
+    if not isinstance(content, dict):
+        return {}
+    return {
+        key: value
+        for key, value in content.items()
+        if isinstance(key, str)
+        and (type(value) is kinds.get(key, int) or (key == "condition" and value is None))
+    }
+
+
+def _entry(content: Mapping[str, Any], key: str, kind: type) -> Any:
+    """An entry of the header that has to be there, and of this type."""
+    value = content.get(key)
+    if type(value) is not kind:
+        raise TraceContentError(f"the trace's header lacks or misnames {key!r}")
+    return value
+
+
+def _address(value: Any) -> int | None:
+    """A 64-bit number, if it is one."""
+    return value if type(value) is int and 0 <= value < 1 << 64 else None
 
 
 def _place(value: Any) -> tuple[int, int] | None:
     """A linear and a physical address, if it is such a pair."""
     match value:
-        case [int(virtual), int(physical)]:
-            return virtual, physical
+        case [virtual, physical]:
+            place = _address(virtual), _address(physical)
+            return None if None in place else (virtual, physical)
         case _:
             return None
 
@@ -158,7 +188,7 @@ def _unpack_map(raw: bytes, what: str) -> dict[str, Any]:
         raise TraceContentError(f"the trace's {what} is implausibly large ({len(raw):,} bytes)")
     try:
         content = msgpack.unpackb(raw)
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise TraceContentError(f"the trace's {what} is not msgpack: {error}") from None
     if not isinstance(content, dict):
         raise TraceContentError(f"the trace's {what} is not a map")

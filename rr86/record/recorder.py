@@ -1,8 +1,9 @@
 """Recording: a machine that is switched on, run in slices, and whose run becomes a trace.
 
 `record` does it all in one call. `Recorder` is for callers who want to drive: run a little, look
-around, type something, run on. Either way a finished recording has a footer. One that was killed at
-any moment replays too: what was not yet in a whole chunk of the trace is in its side file, TRACE.tail.
+around, type something, run on. Either way a finished recording has a footer. One that was killed
+at any moment replays too: what was not yet in a whole chunk of the trace is in its side file,
+TRACE.tail.
 """
 
 import contextlib
@@ -232,8 +233,8 @@ class Recorder:
 
     @property
     def without_side_file(self) -> str | None:
-        """Why the trace has no side file, if it has none: a recorder that is killed then loses up to
-        a second of its run."""
+        """Why the trace has no side file, if it has none: a recorder that is killed then loses up
+        to a second of its run."""
         return self.machine.without_side_file()
 
     def trace_bytes(self) -> int:

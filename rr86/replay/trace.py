@@ -52,8 +52,8 @@ class ImageInfo:
 
 @dataclass(frozen=True, slots=True)
 class SideFile:
-    """The side file of a trace that was cut off: where it is, how many events the trace goes on with
-    from it, and why it, or the rest of it, was left out, if it was."""
+    """The side file of a trace that was cut off: where it is, how many events the trace goes on
+    with from it, and why it, or the rest of it, was left out, if it was."""
 
     path: Path
     events: int
@@ -105,8 +105,8 @@ class Trace:
 
     @property
     def side_file(self) -> SideFile | None:
-        """What was found beside a trace that was cut off: its recorder kept there what was not yet in
-        a whole chunk. Events and replays include what could be taken from it."""
+        """What was found beside a trace that was cut off: its recorder kept there what was not yet
+        in a whole chunk. Events and replays include what could be taken from it."""
         found = self._reader.side_file()
         return None if found is None else SideFile(Path(found[0]), *found[1:])
 

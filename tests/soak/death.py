@@ -2,8 +2,8 @@
 
 python -m tests.soak.death --kills 1000 --seed 7 [--from N] [--kernel FOLDER …]
 
-Each case follows from the seed and its number, save for what the host's scheduler makes of it: which
-command runs, on which guest, and after which time it is killed. Then
+Each case follows from the seed and its number, save for what the host's scheduler makes of it:
+which command runs, on which guest, and after which time it is killed. Then
 
 - the trace under way replays, with all of its digests equal, to the last event that was kept, from
   power-on and from its last checkpoint;
@@ -11,8 +11,8 @@ command runs, on which guest, and after which time it is killed. Then
   command was to make of it, and never something between;
 - the same command, run again, does its work.
 
-What was lost of a recording is the host's time between the kill and the last moment, as the recorder
-itself noted moments on its way, that the trace still reaches. A kernel's folder holds `vmlinuz` and
+What was lost of a recording is the host's time between the kill and the last moment that the trace
+still reaches; the recorder notes on its way when it is where. A kernel's folder holds `vmlinuz` and
 `initrd.gz`; every twentieth case boots one.
 """
 
@@ -36,7 +36,8 @@ from pathlib import Path
 
 from tests.guests.build import build, load_manifest
 
-_NOTE = struct.Struct("<dQ")
+# A moment of the run: host time, the main thread's CPU time, instructions.
+_NOTE = struct.Struct("<ddQ")
 # A kernel's boot is worth killing at any moment of it; the guests do the same for ever.
 _KERNEL_SECONDS = 8.0
 _GUEST_SECONDS = 1.2
@@ -54,8 +55,10 @@ class Tally:
     kills: int = 0
     # By command; "too early" are recordings killed before their trace had all of its images.
     cases: Counter[str] = field(default_factory=Counter)
-    # Host seconds lost, of each killed recording of which something was left.
+    # Seconds lost of each killed recording of which something was left: of the host's time, and of
+    # the time that the host gave it.
     lost: list[float] = field(default_factory=list)
+    lost_cpu: list[float] = field(default_factory=list)
     # How many of those went on from a side file.
     tails: int = 0
     findings: list[str] = field(default_factory=list)
@@ -64,13 +67,14 @@ class Tally:
         """In a few lines."""
         cases = ", ".join(f"{name} {count}" for name, count in sorted(self.cases.items()))
         lines = [f"{self.kills} kills ({cases}), {len(self.findings)} findings"]
-        if self.lost:
-            ordered = sorted(self.lost)
-            lines.append(
-                f"lost of a recording: median {1000 * ordered[len(ordered) // 2]:.0f} ms, "
-                f"99 % {1000 * ordered[int(len(ordered) * 0.99)]:.0f} ms, "
-                f"most {1000 * ordered[-1]:.0f} ms; {self.tails} went on from a side file"
-            )
+        for what, lost in (("host", self.lost), ("CPU", self.lost_cpu)):
+            if lost:
+                ordered = [round(1000 * each) for each in sorted(lost)]
+                lines.append(
+                    f"{what} time lost of {len(lost)} recordings, {self.tails} of them with a side "
+                    f"file: median {ordered[len(ordered) // 2]} ms, 99 % "
+                    f"{ordered[int(len(ordered) * 0.99)]} ms, most {ordered[-1]} ms"
+                )
         return "\n".join(lines)
 
 
@@ -108,9 +112,9 @@ def _command(words: Sequence[str], notes: Path | None = None) -> Callable[[], in
             original = Execution._one_slice
 
             def noting(self: Execution, *args: object) -> object:
-                os.write(log, _NOTE.pack(time.monotonic(), self.icount))
+                os.write(log, _NOTE.pack(time.monotonic(), time.thread_time(), self.icount))
                 stop = original(self, *args)  # type: ignore[arg-type]
-                os.write(log, _NOTE.pack(time.monotonic(), self.icount))
+                os.write(log, _NOTE.pack(time.monotonic(), time.thread_time(), self.icount))
                 return stop
 
             Execution._one_slice = noting  # type: ignore[assignment, method-assign]
@@ -119,6 +123,13 @@ def _command(words: Sequence[str], notes: Path | None = None) -> Callable[[], in
         return 0
 
     return body
+
+
+def _cpu_time(child: int) -> float:
+    """Seconds for which the main thread of a process has run."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path(f"/proc/{child}/task/{child}/schedstat").read_text().split()[0]) / 1e9
+    return 0.0
 
 
 def _wait(child: int, seconds: float) -> int | None:
@@ -142,11 +153,13 @@ class Deaths:
         self.kernels = list(kernels)
         self.tally = Tally()
         manifest = load_manifest()
-        self._guests = {name: build(manifest[name]) for name in ("hang", "textpoke", "xmod")}
+        self._guests = {name: build(manifest[name]) for name in ("hang", "textpoke")}
         self._good = folder / "good.rr86"
-        self._finish(self._record_words("textpoke", self._good, "rounds=8", 3, ["--seed", "5"]))
+        # Checkpoints stand where digests were taken, every 100 million instructions.
+        long = ["--limit-instructions", "330M"]
+        self._finish(self._record_words("hang", self._good, "", 3, long))
         self._checkpointed = folder / "checkpointed.rr86"
-        self._every = "300k"
+        self._every = "100M"
         self._finish(
             ["checkpoint", str(self._good), "--every", self._every, "-o", str(self._checkpointed)]
         )
@@ -168,14 +181,24 @@ class Deaths:
         if status not in statuses:
             raise DeathError(f"rr86 {' '.join(words)} ended with {status}: {self._stderr()}")
 
-    def _kill(self, words: Sequence[str], after: float, notes: Path | None = None) -> float | None:
-        """Run a command and kill it after so many seconds; when that was, or None if it had ended."""
+    def _kill(
+        self, words: Sequence[str], after: float, notes: Path, running: bool
+    ) -> tuple[float, float] | None:
+        """Run a command and kill it after so many seconds, counted from its start or from where the
+        guest runs; when that was, by the host's and by its own time, or None if it had ended."""
         child = _in_child(self.folder, _command(words, notes))
+        begun = time.monotonic()
+        while running and not (notes.exists() and notes.stat().st_size):
+            if _wait(child, 0.002) is not None:
+                return None
+            if time.monotonic() > begun + _PATIENCE:
+                break
         if _wait(child, after) is not None:
             return None
-        moment = time.monotonic()
+        moment = time.monotonic(), _cpu_time(child)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        self.tally.kills += 1
         said = self._stderr()
         if "Traceback" in said or "panicked" in said:
             raise DeathError(f"rr86 {' '.join(words)} said: {said}")
@@ -184,7 +207,6 @@ class Deaths:
     def run(self, number: int) -> None:
         """One case."""
         rng = random.Random(f"{self.seed}:{number}")
-        self.tally.kills += 1
         draw = rng.random()
         for each in self.folder.glob("case*"):
             each.unlink()
@@ -211,7 +233,7 @@ class Deaths:
             [
                 ("hang", ""),
                 ("textpoke", "rounds=100000000"),
-                ("xmod", "variant=shared rounds=100000000"),
+                ("textpoke", "rounds=100000000"),
             ]
         )
         more = ["--seed", str(rng.randrange(1000)), "--quantum", rng.choice(["1k", "20k", "100k"])]
@@ -222,7 +244,7 @@ class Deaths:
         words = self._record_words(guest, trace, append, rng.choice([2, 3, 4]), more)
         # As many early deaths as late ones.
         after = 0.02 * (_GUEST_SECONDS / 0.02) ** rng.random()
-        self._killed(words, trace, after, "recording")
+        self._killed(rng, words, trace, after, "recording")
 
     def _kill_kernel(self, rng: random.Random) -> None:
         place = rng.choice(self.kernels)
@@ -234,11 +256,13 @@ class Deaths:
             *(["--checkpoints", "100M"] if rng.random() < 0.3 else []),
             str(place / "vmlinuz"),
         ]
-        self._killed(words, trace, rng.uniform(0.3, _KERNEL_SECONDS), "kernel")
+        self._killed(rng, words, trace, rng.uniform(0.0, _KERNEL_SECONDS), "kernel")
 
-    def _killed(self, words: list[str], trace: Path, after: float, name: str) -> None:
+    def _killed(
+        self, rng: random.Random, words: list[str], trace: Path, after: float, name: str
+    ) -> None:
         notes = self.folder / "case.notes"
-        moment = self._kill(words, after, notes)
+        moment = self._kill(words, after, notes, rng.random() < 0.85)
         if moment is None:
             name += " that ended first"
         size = trace.stat().st_size if trace.exists() else 0
@@ -259,19 +283,29 @@ class Deaths:
         self.tally.tails += events > 0
         if moment is not None:
             self._note_loss(notes, moment, reached)
-        if self.tally.kills % 10 == 0:
+        if rng.random() < 0.1:
             # Whoever records to this place again is not disturbed by what lies there.
             self._finish([*words, "--limit-instructions", "50k"], (0, 3))
             self._finish(["replay", "-q", str(trace)])
             if Path(f"{trace}.tail").exists():
                 raise DeathError("a side file is left beside a finished trace")
 
-    def _note_loss(self, notes: Path, moment: float, reached: int) -> None:
+    def _note_loss(self, notes: Path, moment: tuple[float, float], reached: int) -> None:
         data = notes.read_bytes() if notes.exists() else b""
-        seen = [_NOTE.unpack_from(data, at) for at in range(0, len(data) - 15, _NOTE.size)]
-        kept = [when for when, icount in seen if icount <= reached]
-        if kept:
-            self.tally.lost.append(max(0.0, moment - max(kept)))
+        whole = len(data) - len(data) % _NOTE.size
+        seen = list(_NOTE.iter_unpack(data[:whole]))
+        if not seen:
+            return
+        behind = [note for note in seen if note[2] <= reached]
+        last = behind[-1] if behind else seen[0]
+        for clock, lost in enumerate((self.tally.lost, self.tally.lost_cpu)):
+            when = last[clock]
+            if len(behind) == len(seen) and len(seen) > 1:
+                # Beyond the last note, at the speed of the run before it.
+                instructions, passed = last[2] - seen[-2][2], last[clock] - seen[-2][clock]
+                speed = max(instructions, 1) / max(passed, 1e-6)
+                when = min(moment[clock], when + (reached - last[2]) / speed)
+            lost.append(max(0.0, moment[clock] - when))
 
     def _verify(self, trace: Path) -> int:
         """In a process of its own: replay what a killed recorder left."""
@@ -310,12 +344,13 @@ class Deaths:
         trace = self.folder / "case.rr86"
         shutil.copy(self._good, trace)
         words = ["checkpoint", str(trace), "--every", self._every]
-        moment = self._kill(words, rng.uniform(0.01, 0.8))
+        notes = self.folder / "case.notes"
+        moment = self._kill(words, rng.uniform(0.0, 0.6), notes, rng.random() < 0.85)
         now = trace.read_bytes()
         if now not in (self._good.read_bytes(), self._checkpointed.read_bytes()):
             raise DeathError("a trace that was to get checkpoints is neither old nor new")
         self.tally.cases["checkpointing" + (" that ended first" if moment is None else "")] += 1
-        if self.tally.kills % 5 == 0:
+        if rng.random() < 0.2:
             self._finish(words)
             if trace.read_bytes() != self._checkpointed.read_bytes():
                 raise DeathError("the checkpoints of a second try are others")
@@ -329,14 +364,15 @@ class Deaths:
         words = rng.choice(
             [["who-wrote", str(trace), address, "--expand"], ["replay", str(trace), "--vcpu", "0"]]
         )
-        moment = self._kill(words, rng.uniform(0.01, 0.8))
+        notes = self.folder / "case.notes"
+        moment = self._kill(words, rng.uniform(0.0, 0.6), notes, rng.random() < 0.85)
         self.tally.cases["expanding" + (" that ended first" if moment is None else "")] += 1
         if trace.read_bytes() != self._good.read_bytes():
             raise DeathError("expanding a trace has changed it")
         expansion = Path(f"{trace}.expansion")
         if expansion.exists() and ExpansionReader.open(str(trace), str(expansion)) is None:
             raise DeathError("an expansion got its name before it was whole")
-        if self.tally.kills % 5 == 0:
+        if rng.random() < 0.2:
             self._finish(words, (0, 1))
 
 
@@ -351,7 +387,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak.death")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--from", type=int, default=0, dest="first", help="number of the first case")
+    parser.add_argument(
+        "--from", type=int, default=0, dest="first", help="number of the first case"
+    )
     parser.add_argument("--kernel", type=Path, action="append", default=[], metavar="FOLDER")
     parser.add_argument("--folder", type=Path, default=None, help="keep findings here")
     chosen = parser.parse_args(arguments)
@@ -363,10 +401,12 @@ def main(arguments: list[str] | None = None) -> int:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         deaths = Deaths(seed, folder, chosen.kernel)
-        for number in range(chosen.first, chosen.first + chosen.kills):
+        number = chosen.first
+        while deaths.tally.kills < chosen.kills:
             deaths.run(number)
-            if (number + 1 - chosen.first) % 50 == 0:
-                print(f"{deaths.tally.report()}; go on with --from {number + 1}", flush=True)
+            number += 1
+            if (number - chosen.first) % 50 == 0:
+                print(f"{deaths.tally.report()}; go on with --from {number}", flush=True)
         print(deaths.tally.report())
         return 1 if deaths.tally.findings else 0
 

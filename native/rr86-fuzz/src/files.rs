@@ -1,5 +1,6 @@
 //! Trace files taken apart and put together, with checksums that fit.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use rr86_core::record::format::{self, ChunkHeader, ChunkKind, Codec, EventTable, CHUNK_HEADER};
@@ -132,7 +133,16 @@ impl Chunk {
 }
 
 fn pack(raw: &[u8]) -> Vec<u8> {
-    zstd::bulk::compress(raw, 1).unwrap_or_else(|_| raw.to_vec())
+    thread_local! {
+        static CONTEXT: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
+    }
+    let packed = CONTEXT.with_borrow_mut(|context| {
+        if context.is_none() {
+            *context = zstd::bulk::Compressor::new(1).ok();
+        }
+        context.as_mut()?.compress(raw).ok()
+    });
+    packed.unwrap_or_else(|| raw.to_vec())
 }
 
 /// A trace of these chunks as a killed recorder leaves it.

@@ -26,8 +26,6 @@ const PROGRAM: [u8; 30] = [
 ];
 /// Pages of the machine's RAM.
 pub const PAGES: usize = 1024;
-/// Instructions of a recording.
-const LENGTH: u64 = 4000;
 
 /// The sample machine at its start.
 ///
@@ -72,15 +70,17 @@ pub fn machine(protocol: &str) -> Machine {
     machine
 }
 
-/// Records a finished trace with checkpoints.
+/// Records a finished trace of so many instructions, with checkpoints.
 ///
 /// # Panics
 /// When it cannot be written.
-pub fn record(path: &Path, protocol: &str) {
+pub fn record(path: &Path, protocol: &str, length: u64) {
     let scheduler = Scheduler::new(Policy::Random, 9, 40);
     let mut recorder = Recorder::new(machine(protocol), scheduler);
     recorder.set_window_bias(3, 0x8000);
-    recorder.set_checkpoints(LENGTH / 3).expect("checkpoints");
+    recorder
+        .set_checkpoints(length / 2 + 1)
+        .expect("checkpoints");
     let kernel: Vec<u8> = (0..300u32).flat_map(|n| (n * n).to_le_bytes()).collect();
     let images = [
         ("kernel".to_owned(), kernel.into()),
@@ -91,7 +91,7 @@ pub fn record(path: &Path, protocol: &str) {
     for _ in 0..4 {
         recorder.console_input(b"key");
         let mut none = Conditions::default();
-        recorder.run(LENGTH / 4, &mut none).expect("a run");
+        recorder.run(length / 4, &mut none).expect("a run");
     }
     recorder.finish(2, 0, "the end", b"\x80").expect("an end");
 }

@@ -20,6 +20,9 @@ use crate::sample;
 const ROOM: usize = 80 << 20;
 /// That multiple.
 const MULTIPLE: usize = 64;
+/// Instructions of the recordings to start from: how often is more than how much.
+const SHORT: u64 = 400;
+const LONG: u64 = 10_000;
 /// Instructions that a hostile trace is replayed for.
 const STEPS: u64 = 5000;
 
@@ -102,14 +105,17 @@ impl Targets {
             Err(_) => tempfile::tempdir().expect("a temporary directory"),
         };
         let (path, beside) = (folder.path().join("own.rr86"), folder.path().join("own.x"));
-        sample::record(&path, "qemu-7.2");
+        sample::record(&path, "precise", LONG);
+        let long = Source::new(read(&path));
+        sample::record(&path, "qemu-7.2", SHORT);
         let mut sources = vec![Source::new(read(&path))];
         let mut saved = saved(&path, "qemu-7.2");
-        sample::record(&path, "precise");
+        sample::record(&path, "precise", SHORT);
         saved.extend(self::saved(&path, "precise"));
         sample::expand(&path, &beside);
         let (expansion, own) = (read(&beside), Source::new(read(&path)));
         sources.push(Source::new(own.file.clone()));
+        sources.push(long);
         sources.extend(traces.iter().map(|path| Source::new(read(path))));
         let (killed, side) = killed(&path);
         Self {
@@ -141,7 +147,8 @@ impl Targets {
             "frame" => self.frame(rng),
             "chunk" => self.chunk(rng),
             "events" => {
-                let file = self.events(rng);
+                let source = self.source(rng);
+                let file = self.events(rng, source, None);
                 self.examine(rng, &file);
             }
             "index" => self.index(rng),
@@ -182,7 +189,7 @@ impl Targets {
     fn examine(&self, rng: &mut Rng, file: &[u8]) {
         let path = self.path();
         std::fs::write(&path, file).expect("room for an input");
-        let thorough = rng.one_in(32);
+        let thorough = rng.one_in(64);
         let (_, peak) = peak_of(|| examine(&path, thorough));
         assert!(
             peak <= ROOM + MULTIPLE * file.len(),
@@ -251,19 +258,15 @@ impl Targets {
         self.examine(rng, &file);
     }
 
-    /// Columns and tables of an event chunk.
-    fn events(&self, rng: &mut Rng) -> Vec<u8> {
-        let source = self.source(rng);
-        self.events_of(rng, source)
-    }
-
-    fn events_of(&self, rng: &mut Rng, source: &Source) -> Vec<u8> {
+    /// A trace with damaged columns and tables of an event chunk, one column aside.
+    fn events(&self, rng: &mut Rng, source: &Source, spared: Option<(u8, u8)>) -> Vec<u8> {
         // The first two are what every trace needs; others would only take time.
         let mut chunks = source.chunks[..2].to_vec();
         let at = source.place(rng, ChunkKind::EVENTS).expect("events");
         let mut chunk = source.chunks[at].clone();
         let mut columns = chunk.columns();
-        let keys: Vec<(u8, u8)> = columns.keys().copied().collect();
+        let mut keys: Vec<(u8, u8)> = columns.keys().copied().collect();
+        keys.retain(|key| Some(*key) != spared);
         for _ in 0..rng.below(3) {
             let key = *rng.pick(&keys);
             let other = columns[rng.pick(&keys)].clone();
@@ -276,13 +279,16 @@ impl Targets {
         }
         if rng.one_in(8) {
             let moved = columns.get(rng.pick(&keys)).cloned().unwrap_or_default();
-            columns.insert((rng.below(16) as u8, rng.below(12) as u8), moved);
+            let place = (rng.below(16) as u8, rng.below(12) as u8);
+            if Some(place) != spared {
+                columns.insert(place, moved);
+            }
         }
         chunk = chunk.with_columns(&columns, rng.one_in(2));
-        if rng.one_in(4) {
+        if rng.one_in(4) && spared.is_none() {
             mutate(rng, &mut chunk.table, &self.own.chunks[0].payload);
         }
-        if rng.one_in(8) {
+        if rng.one_in(8) && spared.is_none() {
             mutate(rng, &mut chunk.payload, &self.own.file);
         }
         chunks.push(chunk);
@@ -476,7 +482,9 @@ impl Targets {
 
     /// Events that nobody recorded, followed by a replay.
     fn replay(&self, rng: &mut Rng) {
-        let file = self.events_of(rng, &self.own);
+        // A slice of any length is a valid one, and some take years.
+        const INSTRUCTIONS: (u8, u8) = (1, 2);
+        let file = self.events(rng, &self.own, Some(INSTRUCTIONS));
         let path = self.path();
         std::fs::write(&path, file).expect("room for an input");
         let Ok(reader) = TraceReader::open(&path) else {

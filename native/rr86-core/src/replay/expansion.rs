@@ -543,6 +543,29 @@ mod tests {
     }
 
     #[test]
+    fn a_part_longer_than_a_chunk_comes_back_from_several() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (trace, path) = (dir.path().join("t.rr86"), dir.path().join("t.x"));
+        let writer = crate::record::TraceWriter::create(&trace, b"", &[]).expect("a trace");
+        writer.finish(b"").expect("an end");
+        let trace = TraceReader::open(&trace).expect("a trace");
+        let mut long = sample();
+        let answers = (0..MAX_PIECE as u64 / 10).map(|n| Some(!n));
+        long.tape.answers.extend(answers);
+        assert!(encode(&long).len() > MAX_PIECE);
+        let mut writer = ExpansionWriter::create(&path, &trace, false).expect("a file");
+        for part in [&sample(), &long, &sample()] {
+            writer.part(1, part).expect("a part");
+        }
+        writer.finish().expect("an end");
+        let reader = ExpansionReader::open(&path, &trace).expect("a file");
+        let reader = reader.expect("an expansion");
+        let parts = reader.parts(1);
+        let read = |n: &usize| reader.part(*n, 10).expect("a part");
+        assert!(parts.iter().map(read).eq([sample(), long, sample()]));
+    }
+
+    #[test]
     fn stores_come_back() {
         let entry = |paddr, first, last| StoreEntry {
             agent: 3,

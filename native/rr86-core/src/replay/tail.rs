@@ -89,9 +89,9 @@ fn follow(
     offset: u64,
     found: &mut Vec<Located>,
 ) -> Option<&'static str> {
-    let events = chunks.iter().filter(|c| c.header.kind == ChunkKind::EVENTS);
+    let mut events = chunks.iter().filter(|c| c.header.kind == ChunkKind::EVENTS);
     let present = events.clone().count() as u32;
-    let mut before = events.last().map_or(0, |c| tail::link(&c.header));
+    let mut before = events.next_back().map_or(0, |c| tail::link(&c.header));
     let mut open: Option<Open> = None;
     let mut next: Option<(u32, u32)> = None;
     while let Some((record, payload, rest)) = split(bytes) {
