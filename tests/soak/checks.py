@@ -6,7 +6,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -112,6 +112,9 @@ def replay(run: Run, shortcuts_off: Sequence[str] = ()) -> None:
 
 
 def _same(replayed: Outcome, recorded: Outcome) -> None:
+    if recorded.reason == "deadlock":
+        # The end of the trace, as behind a limit: nobody ended the guest.
+        recorded = replace(recorded, reason="limit")
     try:
         assert_same_run(replayed, recorded)
     except AssertionError as error:
