@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import rr86.record  # noqa: F401
 
 if TYPE_CHECKING:
-    from rr86._native import DivergenceError, HostError, NativeError, TraceError
+    from rr86._native import DivergenceError, EngineError, HostError, NativeError, TraceError
     from rr86.cpu.symbols import Symbol, SymbolTable
     from rr86.errors import (
         ConditionError,
@@ -50,6 +50,7 @@ _HOMES = {
     "Condition": "rr86.replay.conditions",
     "ConditionError": "rr86.errors",
     "DivergenceError": "rr86._native",
+    "EngineError": "rr86._native",
     "Event": "rr86.replay.trace",
     "HostError": "rr86._native",
     "KernelImageError": "rr86.errors",
@@ -78,6 +79,7 @@ __all__ = [
     "Condition",
     "ConditionError",
     "DivergenceError",
+    "EngineError",
     "Event",
     "HostError",
     "KernelImageError",

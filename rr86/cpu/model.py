@@ -100,7 +100,7 @@ FEATURES: dict[str, tuple[int, str, int]] = {
     "constant_tsc": (0x8000_0007, "edx", 8),
 }  # fmt: skip
 
-# IA32_ARCH_CAPABILITIES (SDM vol. 4, MSR 10AH): bit by bit, why the default model sets it. The goal
+# IA32_ARCH_CAPABILITIES (SDM vol. 4, MSR 10AH): bit by bit, why the models set it. The goal
 # is a kernel that enables no mitigation that costs instructions at every entry, and none that this
 # engine would make expensive; speculation does not exist for a guest whose time is a count of
 # instructions, so each "not affected" is simply true.
@@ -365,6 +365,8 @@ def _id_bits(vcpus: int) -> int:
     return (vcpus - 1).bit_length()
 
 
+# The model of traces from before there was `westmere`; its rows must never change.
+#
 # Family 6, model 0x8F, stepping 8 is Sapphire Rapids: a server with enhanced IBRS that is on none
 # of Linux's lists of affected models for SRBDS, MMIO stale data, RETBleed, GDS, RFDS or ITS, and
 # has no TSC deadline erratum and no Atom quirks. Its drivers (intel_idle, uncore, C-state and RAPL
@@ -400,7 +402,28 @@ DEFAULT = CpuModel(
     ),
 )
 
-MODELS: dict[str, CpuModel] = {DEFAULT.name: DEFAULT}
+# Programs choose code by vendor, family, model and name, not by feature bits alone (`__builtin_cpu_is`,
+# `target_clones`, libraries of their own), and trust that the processor of that number has what it had when it was
+# sold. So this is family 6, model 0x2C, stepping 2: the last of the processors without AVX, and the model offers all
+# that Westmere has to user code, AES and PCLMULQDQ included. What comes on top are bits that mostly concern kernels;
+# they are found by their bits alone.
+#
+# What Linux looks up by this number is older than the mitigations that it knows, and ARCH_CAPABILITIES answers for
+# those: RDCL_NO for Meltdown and L1TF, MDS_NO, SSB_NO, and so on. The TSC deadline timer has no erratum on it.
+#
+# Left out as in `DEFAULT`, and of what Westmere has: vmx, monitor, ds, dtes64, pdcm, est and tm2 (kernels only), ss,
+# pcid and vme (as there).
+WESTMERE = replace(
+    DEFAULT,
+    name="westmere",
+    brand="Westmere E56xx/L56xx/X56xx (rr86)",
+    family=6,
+    model=0x2C,
+    stepping=2,
+    features=DEFAULT.features | _names("aes pclmulqdq"),
+)
+
+MODELS: dict[str, CpuModel] = {model.name: model for model in (WESTMERE, DEFAULT)}
 
 
 def cpu_model(name: str) -> CpuModel:

@@ -67,7 +67,8 @@ class BoardSpec:
     vcpus: int = 1
     memory: int = 512 * MIB
     """Bytes of RAM."""
-    cpu_model: str = "default"
+    cpu_model: str = "westmere"
+    """What the guest's processor is; see `rr86/cpu/model.py`."""
     command_line: str = ""
     """Handed to the kernel as it is."""
     kernel_name: str = "kernel"
@@ -140,13 +141,14 @@ class BoardSpec:
         """The spec that `to_dict` described; refuses keys that this version does not know.
 
         A key may be missing (an older trace): it then has the value that was implied at the time.
-        For `semantics` that is 1; the other keys' defaults never change their meaning.
+        For `semantics` that is 1, and for `cpu_model` "default"; the other keys' defaults never change
+        their meaning.
         """
         known = {field.name for field in fields(cls)}
         unknown = sorted(str(key) for key in values if key not in known)
         if unknown:
             raise SpecError(f"unknown board settings: {', '.join(unknown)}")
-        return cls(**{"semantics": 1, **values})
+        return cls(**{"semantics": 1, "cpu_model": "default", **values})
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

@@ -1,8 +1,8 @@
 """Recording: a machine that is switched on, run in slices, and whose run becomes a trace.
 
 `record` does it all in one call. `Recorder` is for callers who want to drive: run a little, look
-around, type something, run on. Either way a finished recording has a footer, and one that was
-interrupted at any moment still replays up to its last whole chunk.
+around, type something, run on. Either way a finished recording has a footer. One that was killed at
+any moment replays too: what was not yet in a whole chunk of the trace is in its side file, TRACE.tail.
 """
 
 import contextlib
@@ -17,8 +17,9 @@ from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import RecordingError
 from rr86.record.files import read_image, reserved
 from rr86.record.metadata import Footer, Header, this_host
+from rr86.record.packed import unpacked
 from rr86.replay.conditions import Condition, as_conditions
-from rr86.replay.execution import Execution, Tick
+from rr86.replay.execution import DebugSink, Execution, Tick
 from rr86.replay.stop import Stop
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ def board_spec(
     """A board from options as the command line has them; `more` are fields of `BoardSpec`."""
     from rr86.machine.spec import SEMANTICS, BoardSpec, parse_size
 
+    # What is not given is as in a board of today; `from_dict` alone would take it for an older trace's.
     values: dict[str, object] = {
+        **BoardSpec().to_dict(),
         "vcpus": smp,
         "memory": parse_size(memory) if isinstance(memory, str) else memory,
         "command_line": append,
@@ -109,11 +112,13 @@ class Recorder:
         file_names: Mapping[str, str] | None = None,
         console: Callable[[bytes], None] | None = None,
         checkpoints: int | None = None,
+        debugcon: DebugSink | None = None,
     ) -> None:
         """Switch on a machine and start its trace at `output`.
 
         `images` are "kernel" and maybe "initrd", "module0"…; `file_names` says what to call them
-        in the trace. `console` gets the bytes that the guest sends to its serial console.
+        in the trace. `console` gets the bytes that the guest sends to its serial console,
+        `debugcon` those to its debug consoles (`rr86.replay.execution.DebugSink`).
         `checkpoints` asks for a checkpoint after every so many instructions.
         """
         from rr86 import __version__
@@ -135,7 +140,13 @@ class Recorder:
         self.machine.record_to(str(self.path), header.pack(), list(images.items()), checkpoints)
         symbols = GuestSymbols(images["kernel"])
         self.inspector = Inspector(self.machine, symbols, spec.vcpus)
-        self._execution = Execution(self.machine, self.inspector, console)
+        self._execution = Execution(
+            self.machine,
+            self.inspector,
+            console,
+            debugcon=debugcon,
+            by_lines=console is not None or debugcon is not None,
+        )
         self._recording: Recording | None = None
 
     def __enter__(self) -> Self:
@@ -155,7 +166,7 @@ class Recorder:
             # written before.
             return
         # What went wrong first (a full disk, say) is what the caller has to hear about; a trace
-        # without its footer still replays up to its last whole chunk.
+        # without its footer still replays as far as it goes.
         with contextlib.suppress(Exception):
             self.finish()
 
@@ -214,6 +225,12 @@ class Recorder:
         """Type into the guest's serial console; becomes part of the recording."""
         if data:
             self.machine.console_input(data)
+
+    @property
+    def without_side_file(self) -> str | None:
+        """Why the trace has no side file, if it has none: a recorder that is killed then loses up to
+        a second of its run."""
+        return self.machine.without_side_file()
 
     def trace_bytes(self) -> int:
         """Bytes written to the trace so far."""
@@ -288,11 +305,13 @@ def start(
     console: Callable[[bytes], None] | None = None,
     checkpoints: int | None = None,
     read: Callable[[Path, str], bytes] = read_image,
+    debugcon: DebugSink | None = None,
     **more: int | str | bool,
 ) -> Recorder:
     """A `Recorder` for image files; options as for `record`.
 
-    `read` gives the bytes of a file by its path and role.
+    `read` gives the bytes of a file by its path and role. A kernel file that is compressed (gzip,
+    zstd or xz) is unpacked; the trace holds what it was unpacked to.
     """
     files = {"kernel": Path(kernel)}
     if initrd is not None:
@@ -307,11 +326,18 @@ def start(
         **more,
     )
     images = {name: read(path, name) for name, path in files.items()}
+    images["kernel"] = unpacked(images["kernel"], f"kernel '{kernel}'")
     names = {name: path.name for name, path in files.items()}
     place = None if output is None else Path(output)
     with reserved(place, kernel, files.values()) as path:
         return Recorder(
-            spec, images, path, file_names=names, console=console, checkpoints=checkpoints
+            spec,
+            images,
+            path,
+            file_names=names,
+            console=console,
+            checkpoints=checkpoints,
+            debugcon=debugcon,
         )
 
 
@@ -329,12 +355,14 @@ def record(
     limits: Limits | None = None,
     console: Callable[[bytes], None] | None = None,
     checkpoints: int | None = None,
+    debugcon: DebugSink | None = None,
     **more: int | str | bool,
 ) -> Recording:
     """Record a run of `kernel` from power-on until it ends, a condition holds or a limit is met.
 
     `memory` is bytes or text like "512M"; `output` defaults to the next free name in the current
-    folder; `until` takes conditions as in `--until`; `console` gets the guest's console bytes;
+    folder; `until` takes conditions as in `--until`; `console` gets the guest's console bytes, and
+    `debugcon` those of its debug consoles (`rr86.replay.execution.DebugSink`);
     `checkpoints` asks for a checkpoint after every so many instructions (`Trace.session(at=…)`);
     `more` are fields of `BoardSpec` such as `quantum` or `max_block`. When the call is
     interrupted (Ctrl-C), the trace is finished before the exception goes on.
@@ -352,6 +380,7 @@ def record(
         console=console,
         checkpoints=checkpoints,
         read=read_image,
+        debugcon=debugcon,
         **more,
     )
     with recorder:

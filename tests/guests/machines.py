@@ -52,7 +52,7 @@ class Recorded:
         ]
 
 
-def outcome(stop: rr86.Stop, machine: object, console: bytes) -> Outcome:
+def outcome(stop: rr86.Stop, machine: object, console: bytes, debugcon: bytes) -> Outcome:
     from rr86._native import Machine
 
     assert isinstance(machine, Machine)
@@ -62,7 +62,7 @@ def outcome(stop: rr86.Stop, machine: object, console: bytes) -> Outcome:
         icount=stop.icount,
         time_ns=stop.time_ns,
         console=console,
-        debugcon=machine.debugcon_output(),
+        debugcon=debugcon,
         digests=machine.digests(),
     )
 
@@ -76,7 +76,7 @@ def record_guest(
     **options: Any,
 ) -> Recorded:
     """Record `guest` to its end, stopping at each condition of `until` and going on."""
-    console = bytearray()
+    console, debugcon = bytearray(), bytearray()
     recorder = rr86.start_recording(
         build(guest),
         smp=guest.smp,
@@ -84,6 +84,7 @@ def record_guest(
         append=guest.append if append is None else append,
         output=path,
         console=console.extend,
+        debugcon=lambda data, _: debugcon.extend(data),
         **options,
     )
     limits = rr86.Limits(instructions=ENDLESS if guest.end == "never" else FAR)
@@ -95,13 +96,13 @@ def record_guest(
         stop = recorder.run(until=conditions, limits=limits)
         while stop.reason == "condition":
             stop = recorder.run(until=conditions, limits=limits)
-        result = outcome(stop, recorder.machine, bytes(console))
+        result = outcome(stop, recorder.machine, bytes(console), bytes(debugcon))
     return Recorded(path, result)
 
 
 def finished(session: rr86.ReplaySession, stop: rr86.Stop) -> Outcome:
     """What a replay that came to its end amounts to."""
-    return outcome(stop, session.machine, session.console)
+    return outcome(stop, session.machine, session.console, session.debugcon)
 
 
 def replay(recorded: Recorded) -> Outcome:

@@ -2,7 +2,8 @@
 //!
 //! The only place in the core that asks what time it is on the host: guest execution knows virtual time
 //! alone. What is measured here can be added up and shown in seconds, and nothing else, so that no
-//! decision, no digest and no trace can come to depend on it.
+//! decision, no digest and no trace can come to depend on it. A [`Cadence`] says when a trace's side file is
+//! due, which is no part of the trace.
 
 use std::time::{Duration, Instant};
 
@@ -74,6 +75,36 @@ impl Stopwatch {
     /// The time since it was started.
     pub fn read(&self) -> HostTime {
         HostTime(self.0.elapsed())
+    }
+}
+
+/// Says ten times a second that it is time again. Asking costs a few nanoseconds.
+#[derive(Debug, Default)]
+pub struct Cadence {
+    /// Milliseconds on the host's clock.
+    next: u64,
+}
+
+impl Cadence {
+    const PERIOD: u64 = 100;
+
+    #[inline]
+    pub fn due(&mut self) -> bool {
+        let mut now = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: the call writes to `now` alone, which is a whole `timespec`. The clock exists since
+        // Linux 2.6.32; without it `now` stays zero, which is never past `next`.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut now) };
+        let now = (now.tv_sec as u64)
+            .saturating_mul(1000)
+            .saturating_add(now.tv_nsec as u64 / 1_000_000);
+        let due = now > self.next;
+        if due {
+            self.next = now + Self::PERIOD;
+        }
+        due
     }
 }
 

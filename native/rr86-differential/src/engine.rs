@@ -50,7 +50,7 @@ const NO_EXECUTE: u64 = 1 << 63;
 const PATIENCE: u64 = 20_000_000;
 
 /// No devices and no interrupts.
-struct NoBus;
+pub struct NoBus;
 
 impl Bus for NoBus {
     fn io_read(&mut self, _: usize, _: u16, _: usize, _: u64) -> u32 {
@@ -298,6 +298,11 @@ impl Translated {
         };
         match self.engine.run(0, span).1 {
             RunEnd::Halt => Ok(true),
+            RunEnd::HostFault => {
+                let fault = self.engine.host_fault();
+                let text = fault.map(ToString::to_string).unwrap_or_default();
+                Err(SubjectError::Other(text))
+            }
             RunEnd::Budget | RunEnd::Pause | RunEnd::Stopped(StopCause::Watch { .. }) => Ok(false),
             other => Err(SubjectError::Other(format!("the run ended with {other:?}"))),
         }

@@ -63,7 +63,7 @@ impl FromStr for Family {
     }
 }
 
-/// What the CPU model offers beyond the baseline (everything up to SSE4.2, CX16, POPCNT).
+/// What the CPU model offers beyond the baseline (everything up to SSE4.2, AES, PCLMULQDQ, CX16, POPCNT).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Model {
     pub movbe: bool,
@@ -112,8 +112,8 @@ fn has(model: Model, feature: CpuidFeature) -> bool {
         MOVBE => model.movbe,
         INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CMOV | CMPXCHG16B | CX8
         | CPUID | FPU | FPU287 | FPU387 | MMX | SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2
-        | FXSR | POPCNT | MULTIBYTENOP | PAUSE | CLFSH | PREFETCHW | MSR | TSC | SYSCALL | SEP
-        | RDTSCP | FSGSBASE | SMAP => true,
+        | FXSR | POPCNT | AES | PCLMULQDQ | MULTIBYTENOP | PAUSE | CLFSH | PREFETCHW | MSR
+        | TSC | SYSCALL | SEP | RDTSCP | FSGSBASE | SMAP => true,
         _ => false,
     }
 }
@@ -189,7 +189,7 @@ fn family(code: Code) -> Family {
     }) || code.mnemonic() == Mnemonic::Emms
     {
         Family::Mmx
-    } else if any(&[SSE, SSE2, SSE3, SSSE3, SSE4_1, SSE4_2]) {
+    } else if any(&[SSE, SSE2, SSE3, SSSE3, SSE4_1, SSE4_2, AES, PCLMULQDQ]) {
         Family::Sse
     } else if is_string(code) {
         Family::String

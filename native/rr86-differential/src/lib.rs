@@ -15,5 +15,6 @@ mod operands;
 pub mod rng;
 pub mod run;
 pub mod state;
+pub mod sweep;
 pub mod text;
 pub mod undefined;

@@ -9,6 +9,7 @@ use rr86_differential::forms::{Family, Forms, Model};
 use rr86_differential::generate::Generator;
 use rr86_differential::native::Native;
 use rr86_differential::run::{Options, Run};
+use rr86_differential::sweep;
 
 const USAGE: &str = "usage: rr86-differential [options]
   --seed N            seed of the run (default 1)
@@ -27,6 +28,8 @@ const USAGE: &str = "usage: rr86-differential [options]
   --keep DIR          write a reproducer of each mismatch there
   --excluded          list the forms that are left out, with the reason, and stop
   --replay FILE       run one .case file instead
+  --sweep N           try one of N encodings (1: all) in every mode against the CPU model and the
+                      host, and stop
   --undefined-flags   measure what this host leaves in undefined flags, and stop";
 
 struct Arguments {
@@ -39,6 +42,7 @@ struct Arguments {
     undefined_reads: bool,
     excluded: bool,
     undefined_flags: bool,
+    sweep: Option<usize>,
     replay: Option<String>,
 }
 
@@ -58,6 +62,7 @@ fn arguments() -> Result<Arguments, String> {
         undefined_reads: false,
         excluded: false,
         undefined_flags: false,
+        sweep: None,
         replay: None,
     };
     let mut words = std::env::args().skip(1);
@@ -91,6 +96,7 @@ fn arguments() -> Result<Arguments, String> {
             "--excluded" => parsed.excluded = true,
             "--replay" => parsed.replay = Some(value()?),
             "--undefined-flags" => parsed.undefined_flags = true,
+            "--sweep" => parsed.sweep = Some(number(value()?)?.max(1) as usize),
             _ => return Err(format!("unknown option {word}\n{USAGE}")),
         }
     }
@@ -124,6 +130,16 @@ fn run() -> Result<bool, String> {
             forms.excluded.len()
         );
         return Ok(true);
+    }
+    if let Some(stride) = arguments.sweep {
+        let options = sweep::Options {
+            stride,
+            seed: arguments.options.seed,
+            host: true,
+        };
+        let summary = sweep::sweep(options, &mut |line| println!("{line}"));
+        println!("{summary}");
+        return Ok(summary.findings == 0);
     }
     let mut native = Native::new().map_err(|error| error.to_string())?;
     if arguments.undefined_flags {

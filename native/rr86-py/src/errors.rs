@@ -32,6 +32,19 @@ create_exception!(
     "The host lacks something."
 );
 
+create_exception!(
+    rr86._native,
+    EngineError,
+    NativeError,
+    "Translated code failed on the host."
+);
+
+/// What has failed, as the engine has it.
+pub fn host_fault(machine: &schedule::Machine) -> PyErr {
+    let text = machine.engine.host_fault().map(ToString::to_string);
+    EngineError::new_err(text.unwrap_or_default())
+}
+
 pub fn machine(error: schedule::MachineError) -> PyErr {
     match error {
         schedule::MachineError::Host(e) => HostError::new_err(e.to_string()),

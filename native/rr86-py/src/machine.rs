@@ -88,6 +88,7 @@ fn describe(stop: Stop) -> (&'static str, u8, u32) {
         Stop::Ended(Ending::TripleFault { .. }) => ("triple-fault", 6, 0),
         Stop::End => ("end", 7, 0),
         Stop::Deadlock => ("deadlock", 8, 0),
+        Stop::Failed => ("host-fault", 9, 0),
     }
 }
 
@@ -275,10 +276,10 @@ impl Machine {
             .map_err(errors::trace)
     }
 
-    fn seal_trace(&mut self) -> PyResult<()> {
+    fn without_side_file(&mut self) -> Option<String> {
         match self.driver() {
-            Driver::Record(r) => r.seal().map_err(errors::trace),
-            _ => Ok(()),
+            Driver::Record(r) => r.without_tail().map(ToString::to_string),
+            _ => None,
         }
     }
 
@@ -426,13 +427,14 @@ impl Machine {
         }
     }
 
-    #[pyo3(signature = (max_instructions, conditions=Vec::new(), console_patterns=Vec::new()))]
+    #[pyo3(signature = (max_instructions, conditions=Vec::new(), console_patterns=Vec::new(), by_lines=false))]
     fn run<'py>(
         &mut self,
         py: Python<'py>,
         max_instructions: u64,
         conditions: Vec<ConditionRow>,
         console_patterns: Vec<Vec<u8>>,
+        by_lines: bool,
     ) -> PyResult<Bound<'py, PyDict>> {
         if conditions != self.rows || console_patterns != self.patterns {
             self.conditions = Conditions::new(parse(&conditions, &console_patterns)?);
@@ -445,8 +447,14 @@ impl Machine {
             .unwrap_or_else(PoisonError::into_inner);
         let conditions = &mut self.conditions;
         let stop = py.detach(|| match driver {
-            Driver::Record(r) => r.run(max_instructions, conditions).map_err(errors::trace),
-            Driver::Replay(r) => r.run(max_instructions, conditions).map_err(errors::replay),
+            Driver::Record(r) => {
+                r.by_lines = by_lines;
+                r.run(max_instructions, conditions).map_err(errors::trace)
+            }
+            Driver::Replay(r) => {
+                r.by_lines = by_lines;
+                r.run(max_instructions, conditions).map_err(errors::replay)
+            }
             Driver::Solo(s) => s.run(max_instructions).map_err(errors::replay),
             Driver::Gone => Err(NativeError::new_err(
                 "this machine could not start its replay",
@@ -464,7 +472,10 @@ impl Machine {
         let (icount, time_ns) = (machine.engine.icount(), machine.engine.now());
         let rip = machine.engine.cpu(vcpu).rip;
         let detail = format!("{name} at instruction {icount}, vCPU {vcpu}, rip {rip:#x}");
-        self.last = (number, code, detail.clone());
+        self.last = (number, code, detail);
+        if stop == Stop::Failed {
+            return Err(errors::host_fault(self.driver().machine()?));
+        }
         let info = PyDict::new(py);
         info.set_item("reason", name)?;
         info.set_item(
@@ -493,9 +504,16 @@ impl Machine {
         PyBytes::new(py, &bytes)
     }
 
-    fn debugcon_output<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let bytes = self.driver().machine()?.board().take_debugcon_output();
-        Ok(PyBytes::new(py, &bytes))
+    fn debugcon_output<'py>(&mut self, py: Python<'py>) -> PyResult<(Bound<'py, PyBytes>, usize)> {
+        let (bytes, alone) = self.driver().machine()?.board().take_debugcon_output();
+        Ok((PyBytes::new(py, &bytes), alone))
+    }
+
+    fn compared_digests(&mut self) -> (u64, u64) {
+        match self.driver() {
+            Driver::Replay(r) => (r.compared.digests, r.compared.moments),
+            _ => (0, 0),
+        }
     }
 
     fn console_input(&mut self, data: &[u8]) -> PyResult<()> {
@@ -636,6 +654,11 @@ impl Machine {
         oracle
             .map(|o| oracle::verdict(py, o.verdict(), engine.unseen_by_oracle()))
             .transpose()
+    }
+
+    fn plant(&mut self, rip: u64, code: &[u8]) -> PyResult<()> {
+        self.driver().machine()?.engine.plant(rip, code);
+        Ok(())
     }
 
     fn go_free(&mut self) -> PyResult<()> {

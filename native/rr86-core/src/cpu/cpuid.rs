@@ -58,20 +58,35 @@ enum Register {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Feature(u32, u32, Register, u32);
 
-/// The features that system instructions ask for.
+/// The features that decide what instructions do.
 impl Feature {
+    pub const FPU: Self = Self(1, 0, Register::Edx, 0);
     pub const DE: Self = Self(1, 0, Register::Edx, 2);
     pub const PSE: Self = Self(1, 0, Register::Edx, 3);
     pub const TSC: Self = Self(1, 0, Register::Edx, 4);
+    pub const MSR: Self = Self(1, 0, Register::Edx, 5);
     pub const PAE: Self = Self(1, 0, Register::Edx, 6);
     pub const MCE: Self = Self(1, 0, Register::Edx, 7);
+    pub const CX8: Self = Self(1, 0, Register::Edx, 8);
     pub const SEP: Self = Self(1, 0, Register::Edx, 11);
     pub const MTRR: Self = Self(1, 0, Register::Edx, 12);
     pub const PGE: Self = Self(1, 0, Register::Edx, 13);
     pub const MCA: Self = Self(1, 0, Register::Edx, 14);
+    pub const CMOV: Self = Self(1, 0, Register::Edx, 15);
     pub const PAT: Self = Self(1, 0, Register::Edx, 16);
+    pub const CLFLUSH: Self = Self(1, 0, Register::Edx, 19);
+    pub const MMX: Self = Self(1, 0, Register::Edx, 23);
     pub const FXSR: Self = Self(1, 0, Register::Edx, 24);
     pub const SSE: Self = Self(1, 0, Register::Edx, 25);
+    pub const SSE2: Self = Self(1, 0, Register::Edx, 26);
+    pub const SSE3: Self = Self(1, 0, Register::Ecx, 0);
+    pub const PCLMULQDQ: Self = Self(1, 0, Register::Ecx, 1);
+    pub const SSSE3: Self = Self(1, 0, Register::Ecx, 9);
+    pub const CMPXCHG16B: Self = Self(1, 0, Register::Ecx, 13);
+    pub const SSE4_1: Self = Self(1, 0, Register::Ecx, 19);
+    pub const SSE4_2: Self = Self(1, 0, Register::Ecx, 20);
+    pub const POPCNT: Self = Self(1, 0, Register::Ecx, 23);
+    pub const AES: Self = Self(1, 0, Register::Ecx, 25);
     pub const XSAVE: Self = Self(1, 0, Register::Ecx, 26);
     pub const FSGSBASE: Self = Self(7, 0, Register::Ebx, 0);
     pub const TSC_ADJUST: Self = Self(7, 0, Register::Ebx, 1);
@@ -87,6 +102,7 @@ impl Feature {
     pub const XSAVEOPT: Self = Self(0xd, 1, Register::Eax, 0);
     pub const XGETBV_ECX1: Self = Self(0xd, 1, Register::Eax, 2);
     pub const XSAVES: Self = Self(0xd, 1, Register::Eax, 3);
+    pub const LAHF64: Self = Self(0x8000_0001, 0, Register::Ecx, 0);
     pub const SYSCALL: Self = Self(0x8000_0001, 0, Register::Edx, 11);
     pub const NX: Self = Self(0x8000_0001, 0, Register::Edx, 20);
     pub const PAGE_1GB: Self = Self(0x8000_0001, 0, Register::Edx, 26);

@@ -49,6 +49,12 @@ impl Semantics {
     pub fn interrupts_before_slice_ends(self) -> bool {
         self >= Self(2)
     }
+
+    /// An encoding does what the CPU model has it do; before, a fixed list did. What both have is the same.
+    /// Hint NOPs that the list lacked (CLDEMOTE, PREFETCHWT1) were #UD, and WBNOINVD was.
+    pub fn model_decides_encodings(self) -> bool {
+        self >= Self(2)
+    }
 }
 
 impl Default for Semantics {

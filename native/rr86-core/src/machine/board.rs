@@ -599,9 +599,15 @@ impl Board {
         self.serial.take_output()
     }
 
-    /// What the guest wrote to the debug consoles since the last call.
-    pub fn take_debugcon_output(&mut self) -> Vec<u8> {
+    /// What the guest wrote to the debug consoles since the last call, and how many bytes of it came before
+    /// any was sent over COM1.
+    pub fn take_debugcon_output(&mut self) -> (Vec<u8>, usize) {
         self.misc.take_debugcon_output()
+    }
+
+    /// Whether a line that was written to the debug consoles waits to be taken.
+    pub fn has_debugcon_line(&self) -> bool {
+        self.misc.has_line()
     }
 
     // --- State --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ pub mod error;
 pub mod event;
 pub mod format;
 mod images;
+pub mod tail;
 pub(crate) mod varint;
 pub mod writer;
 
@@ -19,7 +20,7 @@ pub use writer::TraceWriter;
 mod observe;
 mod recorder;
 
-pub(crate) use recorder::write_checkpoint;
+pub(crate) use recorder::{completed_line, write_checkpoint};
 
 pub use observe::{event as observed_event, slice_end, window};
 pub use recorder::{Recorder, Stop, CONSOLE};

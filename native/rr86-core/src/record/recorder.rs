@@ -8,7 +8,7 @@ use super::event::Event;
 use super::observe;
 use super::{TraceError, TraceWriter};
 use crate::contents::Contents;
-use crate::host_time::{HostTime, Phase, Spent, Stopwatch};
+use crate::host_time::{Cadence, HostTime, Phase, Spent, Stopwatch};
 use crate::schedule::{CheckpointError, Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
 use crate::translate::engine::StopCause;
 use crate::translate::windows::WindowPolicy;
@@ -31,6 +31,8 @@ pub enum Stop {
     End,
     /// Every vCPU waits, and nothing but input could wake one.
     Deadlock,
+    /// Translated code failed on the host; see [`crate::translate::engine::Engine::host_fault`].
+    Failed,
 }
 
 /// Names of components, shared by all digest events of a trace.
@@ -54,6 +56,11 @@ impl Names {
             .collect();
         Event::Digests { list }
     }
+}
+
+/// Whether console output that waits to be taken, of which COM1 sent `serial`, has a whole line.
+pub(crate) fn completed_line(serial: &[u8], machine: &mut Machine) -> bool {
+    serial.contains(&b'\n') || machine.board().has_debugcon_line()
 }
 
 /// Writes a checkpoint of a machine that stands between two slices, and whose digests these are.
@@ -81,6 +88,8 @@ pub struct Recorder {
     pub machine: Machine,
     scheduler: Scheduler,
     writer: Option<TraceWriter>,
+    /// When the side file gets its next events.
+    cadence: Cadence,
     /// Length of the trace once it is closed, and what waiting for that cost.
     closed_bytes: u64,
     closed_waiting: HostTime,
@@ -90,6 +99,9 @@ pub struct Recorder {
     checkpoints: Option<(u64, u64)>,
     input: Vec<u8>,
     console: Vec<u8>,
+    /// Whether `run` comes back with [`Stop::Limit`] after the slice in which the guest has completed a
+    /// line of console output, so that somebody who reads it need not wait.
+    pub by_lines: bool,
     /// vCPU of the last slice.
     pub vcpu: usize,
     pub slices: u64,
@@ -101,6 +113,7 @@ impl Recorder {
             machine,
             scheduler,
             writer: None,
+            cadence: Cadence::default(),
             closed_bytes: 0,
             closed_waiting: HostTime::default(),
             names: Names::default(),
@@ -108,6 +121,7 @@ impl Recorder {
             checkpoints: None,
             input: Vec::new(),
             console: Vec::new(),
+            by_lines: false,
             vcpu: 0,
             slices: 0,
         }
@@ -184,14 +198,14 @@ impl Recorder {
         }
     }
 
-    /// Ends the chunk under way and hands it over for writing, so that a recorder that is killed loses
-    /// no more than what ran since.
-    ///
-    /// # Errors
-    /// When the trace cannot be written.
-    pub fn seal(&mut self) -> Result<(), TraceError> {
+    /// Why the trace has no side file, if it should have one; see [`TraceWriter::keep`].
+    pub fn without_tail(&self) -> Option<&TraceError> {
+        self.writer.as_ref()?.without_tail()
+    }
+
+    fn keep(&mut self) -> Result<(), TraceError> {
         match &mut self.writer {
-            Some(writer) => writer.seal(),
+            Some(writer) => writer.keep(),
             None => Ok(()),
         }
     }
@@ -243,8 +257,10 @@ impl Recorder {
         let watch = Stopwatch::start();
         conditions.arm(&mut self.machine);
         let stop = self.drive(limit, conditions);
+        // Whoever called may take any time before the next call.
+        let kept = self.keep();
         self.machine.engine.spent.whole += watch.read();
-        stop
+        kept.and(stop)
     }
 
     /// Says that what is due has been served although no slice and no jump of time follows, as a jump to
@@ -257,6 +273,12 @@ impl Recorder {
     fn drive(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, TraceError> {
         let end = self.machine.engine.icount().saturating_add(limit);
         loop {
+            if self.machine.engine.host_fault().is_some() {
+                return Ok(Stop::Failed);
+            }
+            if self.cadence.due() {
+                self.keep()?;
+            }
             let report = if self.machine.inside_slice() {
                 self.machine.resume()
             } else {
@@ -327,6 +349,14 @@ impl Recorder {
                     if let Some(index) = conditions.console(&output) {
                         return Ok(Stop::Condition(index));
                     }
+                    if self.by_lines && completed_line(&self.console, &mut self.machine) {
+                        return Ok(Stop::Limit);
+                    }
+                }
+                SliceReport::Failed => {
+                    // The trace ends with the slice before: what this one did cannot be decided upon again.
+                    self.machine.engine.observed.clear();
+                    return Ok(Stop::Failed);
                 }
                 SliceReport::Stopped(StopCause::Output) => {
                     let output = self.machine.board().take_serial_output();
@@ -373,8 +403,13 @@ impl Recorder {
         detail: &str,
         footer: &[u8],
     ) -> Result<(), TraceError> {
-        self.push_digests()?;
-        let icount = self.machine.engine.icount();
+        let icount = if self.machine.engine.host_fault().is_some() {
+            // What the unfinished slice has done is not in the trace.
+            self.machine.engine.slice_start
+        } else {
+            self.push_digests()?;
+            self.machine.engine.icount()
+        };
         let stop = Event::Stop {
             vcpu: self.vcpu as u8,
             reason,

@@ -20,7 +20,8 @@ use crate::host_time::{Phase, Spent, Stopwatch};
 use crate::memory::pages::DEVICE;
 use crate::memory::PAGE_SHIFT;
 use crate::record::{
-    observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE, DEADLOCK, NO_VCPU,
+    completed_line, observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE, DEADLOCK,
+    NO_VCPU,
 };
 use crate::schedule::{CheckpointError, Conditions, Decision, Machine, SliceReport, Wait};
 use crate::translate::engine::StopCause;
@@ -63,6 +64,13 @@ pub enum ReplayError {
     Checkpoint(#[from] CheckpointError),
 }
 
+/// How much of the machine's state a replay has found as recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    pub digests: u64,
+    pub moments: u64,
+}
+
 pub struct Replayer {
     pub machine: Machine,
     pub(super) events: EventStream,
@@ -72,6 +80,10 @@ pub struct Replayer {
     /// The slice under way: how many instructions it has in the recording.
     recorded: u64,
     console: Vec<u8>,
+    /// As in the recorder: whether `run` comes back when a line of console output is complete.
+    pub by_lines: bool,
+    /// Digests that were compared and equal, and the moments at which they were.
+    pub compared: Compared,
     pub vcpu: usize,
     pub slices: u64,
     finished: bool,
@@ -97,6 +109,8 @@ impl Replayer {
             expected: Vec::new(),
             recorded: 0,
             console: Vec::new(),
+            by_lines: false,
+            compared: Compared::default(),
             vcpu: 0,
             slices: 0,
             finished: false,
@@ -235,6 +249,9 @@ impl Replayer {
         self.look_ahead();
         let end = self.machine.engine.icount().saturating_add(limit);
         loop {
+            if self.machine.engine.host_fault().is_some() {
+                return Ok(Stop::Failed);
+            }
             let report = if self.machine.inside_slice() {
                 self.machine.resume()
             } else {
@@ -270,7 +287,11 @@ impl Replayer {
                     if let Some(index) = conditions.console(&output) {
                         return Ok(Stop::Condition(index));
                     }
+                    if self.by_lines && completed_line(&self.console, &mut self.machine) {
+                        return Ok(Stop::Limit);
+                    }
                 }
+                SliceReport::Failed => return Ok(Stop::Failed),
                 SliceReport::Stopped(StopCause::Output) => {
                     let output = self.machine.board().take_serial_output();
                     self.console.extend_from_slice(&output);
@@ -501,7 +522,9 @@ impl Replayer {
                 }
                 None => return Err(self.diverged(name, "no digest was recorded".to_string())),
             }
+            self.compared.digests += 1;
         }
+        self.compared.moments += u64::from(self.verify);
         if let (Some(copy), Some(chunks)) = (&mut self.checkpointer, self.events.between_chunks()) {
             copy.at_digests(&mut self.machine, chunks, &digests)?;
         }

@@ -156,6 +156,9 @@ impl Solo {
     fn drive(&mut self, limit: u64) -> Result<Stop, ReplayError> {
         let end = self.instructions.saturating_add(limit);
         while !self.finished {
+            if self.machine.engine.host_fault().is_some() {
+                return Ok(Stop::Failed);
+            }
             if self.instructions >= end {
                 return Ok(Stop::Limit);
             }
@@ -287,6 +290,7 @@ impl Solo {
             let now = self.machine.engine.icount();
             let mut over = true;
             match ended {
+                RunEnd::HostFault => return Ok(()),
                 RunEnd::TripleFault => break,
                 // An interrupt woke it at once.
                 RunEnd::Halt if now < end || asked && !halts => {

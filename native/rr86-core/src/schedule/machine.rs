@@ -120,6 +120,8 @@ pub enum SliceReport {
     },
     /// The debugger's stop inside the slice; `resume` goes on with it.
     Stopped(StopCause),
+    /// Translated code failed on the host. The slice has no end, and nothing runs any more.
+    Failed,
 }
 
 /// A slice under way.
@@ -494,7 +496,8 @@ impl Machine {
                 instructions: machine.engine.icount() - start,
                 stop,
             };
-            if exact && self.stop_at == Some(self.engine.icount()) {
+            let failed = end == Some(RunEnd::HostFault);
+            if exact && !failed && self.stop_at == Some(self.engine.icount()) {
                 // The moment has come, whatever else has; the slice goes on from here.
                 self.stop_at = None;
                 self.slice = Some(slice);
@@ -538,6 +541,7 @@ impl Machine {
                     self.slice = Some(slice);
                     return SliceReport::Stopped(cause);
                 }
+                RunEnd::HostFault => return SliceReport::Failed,
                 RunEnd::Window(window) => return done(self, SliceStop::Window(window)),
                 RunEnd::TripleFault => {
                     let ending = Ending::TripleFault { vcpu: slice.vcpu };

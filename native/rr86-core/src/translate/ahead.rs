@@ -24,6 +24,7 @@ use super::codebuf::Room;
 use super::emit::{self, Hooks, Request};
 use super::engine::Engine;
 use super::mode::Mode;
+use super::offered::Offered;
 use super::shortcuts::Shortcuts;
 use super::stubs::Stubs;
 use super::workbench::Workbench;
@@ -77,6 +78,7 @@ struct Settings {
     stubs: Stubs,
     tracking: bool,
     shortcuts: Shortcuts,
+    offered: Offered,
     /// Most instructions in a block.
     limit: usize,
 }
@@ -176,7 +178,7 @@ fn translate(
     let (rip, mode, limit) = (guess.linear, Mode(guess.mode), settings.limit);
     // With something else behind them, the bytes are the same block only if it ends by itself.
     let followed = [bytes, &[0x90; 15]].concat();
-    let cut = |bytes: &[u8]| match shape::cut(bytes, rip, mode, limit, false) {
+    let cut = |bytes: &[u8]| match shape::cut(bytes, rip, mode, &settings.offered, limit, false) {
         Shape::Block(insns) => {
             let len: usize = insns.iter().map(|(i, _)| i.len().max(1)).sum();
             Some((insns, len))
@@ -231,7 +233,7 @@ struct Worker<G> {
 
 impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
     fn run(mut self) {
-        let mut bench = Workbench::default();
+        let mut bench = Workbench::new(self.settings.offered);
         let mut bytes = [0; PAGE_SIZE as usize];
         let mut round = 0u32;
         let mut lead = 0;
@@ -326,6 +328,7 @@ impl Engine {
             stubs: self.stubs,
             tracking: self.tracking(),
             shortcuts: self.shortcuts,
+            offered: self.offered,
             limit: self.limits.instructions,
         };
         let shelf = Arc::new(Shelf::new(self.blocks.next_serial()));
@@ -377,6 +380,7 @@ impl Engine {
             && self.oracle.is_none()
             && ahead.settings.tracking == self.tracking
             && ahead.settings.shortcuts == self.shortcuts
+            && ahead.settings.offered == self.offered
             && !block.checked
             && block.second.is_none();
         if !plain || block.serial + 1 != self.blocks.next_serial() {

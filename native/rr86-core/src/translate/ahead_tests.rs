@@ -33,6 +33,7 @@ fn settings() -> Settings {
         stubs: Stubs::default(),
         tracking: true,
         shortcuts: Shortcuts::ALL,
+        offered: Offered::default(),
         limit: 64,
     }
 }
@@ -221,6 +222,7 @@ fn run_with(bytes: &[u8]) -> (u64, u64) {
         stubs: engine.stubs,
         tracking: engine.tracking(),
         shortcuts: engine.shortcuts,
+        offered: engine.offered,
         limit: 64,
     };
     let guess = Guess {

@@ -12,6 +12,7 @@ use super::coherence::line_mask;
 use super::engine::{Engine, Resume};
 use super::execute::DecodedCache;
 use super::mode::Mode;
+use super::offered::Offered;
 use super::windows::{Fetched, Uncommitted, UnderWay, Unguard};
 use crate::cpu::{check, save};
 use crate::memory::pages::PageFlags;
@@ -153,11 +154,13 @@ impl Place {
     }
 
     /// Whether these bytes make a block of this many instructions; gives their lengths.
-    fn cut(&self, bytes: &[u8], limit: usize) -> Result<Vec<usize>, LoadError> {
+    fn cut(&self, bytes: &[u8], offered: &Offered, limit: usize) -> Result<Vec<usize>, LoadError> {
         let whole = self.second.is_some();
         let count = usize::from(self.count);
         if count <= limit {
-            if let Shape::Block(insns) = shape::cut(bytes, self.rip, self.mode, count, whole) {
+            if let Shape::Block(insns) =
+                shape::cut(bytes, self.rip, self.mode, offered, count, whole)
+            {
                 let lengths: Vec<usize> = insns.iter().map(|(i, _)| i.len().max(1)).collect();
                 if lengths.len() == count && lengths.iter().sum::<usize>() == bytes.len() {
                     return Ok(lengths);
@@ -200,13 +203,18 @@ fn save_under_way(w: &mut Writer, steps: &UnderWay) {
     }
 }
 
-fn load_under_way(r: &mut Reader<'_>, pages: usize, limit: usize) -> Result<UnderWay, LoadError> {
+fn load_under_way(
+    r: &mut Reader<'_>,
+    pages: usize,
+    offered: &Offered,
+    limit: usize,
+) -> Result<UnderWay, LoadError> {
     let mut steps = UnderWay::default();
     if r.bool()? {
         let place = Place::load(r, &Place::START)?;
         let linear = r.u64()?;
         let bytes = r.bytes()?;
-        place.cut(&bytes, limit)?;
+        place.cut(&bytes, offered, limit)?;
         steps.fetched = Some(Fetched {
             rip: place.rip,
             linear,
@@ -348,7 +356,7 @@ impl Engine {
         self.interrupted_at[n] = maybe_moment(r)?;
         self.serialised[n] = maybe_moment(r)?;
         self.checked_stores[n] = (moment(r)?, r.u64()?);
-        self.under_way[n] = load_under_way(r, pages, self.limits.instructions)?;
+        self.under_way[n] = load_under_way(r, pages, &self.offered, self.limits.instructions)?;
         if r.bool()? {
             let serial = r.varint()?;
             let index = r.varint()?;
@@ -369,7 +377,8 @@ impl Engine {
             return bad("block that a vCPU is in", serial);
         };
         let block = self.blocks.get(id);
-        let lengths = Place::from(block).cut(&block.bytes, self.limits.instructions)?;
+        let lengths =
+            Place::from(block).cut(&block.bytes, &self.offered, self.limits.instructions)?;
         let inside = usize::try_from(index)
             .ok()
             .filter(|index| (1..lengths.len()).contains(index))
@@ -444,7 +453,7 @@ impl Engine {
             {
                 return bad("block", serial);
             }
-            place.cut(&bytes, self.limits.instructions)?;
+            place.cut(&bytes, &self.offered, self.limits.instructions)?;
             let Place {
                 rip,
                 paddr,

@@ -7,6 +7,7 @@
 use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind};
 
 use super::mode::Mode;
+use super::offered::Offered;
 use crate::cpu::exception::{vector, Exception};
 
 /// How an instruction is translated.
@@ -59,56 +60,6 @@ impl Class {
     }
 }
 
-fn offered(insn: &Instruction) -> bool {
-    use CpuidFeature as F;
-    insn.cpuid_features().iter().all(|f| {
-        matches!(
-            *f,
-            F::INTEL8086
-                | F::INTEL8086_ONLY
-                | F::INTEL186
-                | F::INTEL286
-                | F::INTEL286_ONLY
-                | F::INTEL386
-                | F::INTEL386_ONLY
-                | F::INTEL486
-                | F::X64
-                | F::CPUID
-                | F::MSR
-                | F::TSC
-                | F::RDTSCP
-                | F::RDPMC
-                | F::CMOV
-                | F::FPU
-                | F::FPU287
-                | F::FPU387
-                | F::MMX
-                | F::SSE
-                | F::SSE2
-                | F::SSE3
-                | F::SSSE3
-                | F::SSE4_1
-                | F::SSE4_2
-                | F::POPCNT
-                | F::CX8
-                | F::CMPXCHG16B
-                | F::FXSR
-                | F::XSAVE
-                | F::XSAVEOPT
-                | F::SMAP
-                | F::SEP
-                | F::SYSCALL
-                | F::MULTIBYTENOP
-                | F::PAUSE
-                | F::PREFETCHW
-                | F::CLFSH
-                | F::FSGSBASE
-                | F::CET_IBT
-                | F::CET_SS
-        )
-    })
-}
-
 fn uses_fpu(insn: &Instruction) -> Option<bool> {
     use CpuidFeature as F;
     let mut fpu = None;
@@ -116,6 +67,7 @@ fn uses_fpu(insn: &Instruction) -> Option<bool> {
         match f {
             F::FPU | F::FPU287 | F::FPU387 | F::MMX => fpu = Some(fpu.unwrap_or(false)),
             F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2 => fpu = Some(true),
+            F::AES | F::PCLMULQDQ => fpu = Some(true),
             _ => {}
         }
     }
@@ -175,14 +127,21 @@ pub fn repeated(insn: &Instruction) -> bool {
     insn.has_rep_prefix() || insn.has_repne_prefix()
 }
 
-/// Classifies `insn` as it stands in `mode`.
-pub fn classify(insn: &Instruction, mode: Mode) -> Class {
+/// Classifies `insn` as it stands in `mode` on a processor that offers this.
+pub fn classify(insn: &Instruction, mode: Mode, offered: &Offered) -> Class {
     use Mnemonic as M;
-    if insn.is_invalid() || !offered(insn) {
+    if insn.is_invalid() {
         return Class::Raise(Exception::ud());
     }
+    if !offered.knows(insn) {
+        return if offered.is_hint(insn) {
+            Class::Nop
+        } else {
+            Class::Raise(Exception::ud())
+        };
+    }
     match insn.mnemonic() {
-        M::Nop | M::Reservednop | M::Endbr32 | M::Endbr64 | M::Rdsspd | M::Rdsspq => Class::Nop,
+        M::Nop | M::Reservednop => Class::Nop,
         M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => Class::Nop,
         M::Prefetch | M::Prefetchw | M::Prefetchwt1 => Class::Nop,
         M::Lfence | M::Mfence | M::Sfence => Class::Nop,
@@ -428,10 +387,8 @@ fn is_plain(insn: &Instruction) -> bool {
 pub mod shape {
     use super::{classify, Class};
     use crate::translate::mode::Mode;
-    use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic};
-
-    /// LZCNT and TZCNT are not in the CPU model, so their encodings are BSR and BSF.
-    const OPTIONS: u32 = DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD;
+    use crate::translate::offered::Offered;
+    use iced_x86::{DecoderError, Instruction, Mnemonic};
 
     /// What decoding came to.
     pub enum Shape {
@@ -442,26 +399,33 @@ pub mod shape {
     }
 
     /// The one instruction at the start of `bytes`, which has been decoded before.
-    pub fn single(bytes: &[u8], rip: u64, mode: Mode) -> Instruction {
-        Decoder::with_ip(mode.bits(), bytes, rip, OPTIONS).decode()
+    pub fn single(bytes: &[u8], rip: u64, mode: Mode, offered: &Offered) -> Instruction {
+        offered.decoder(mode, bytes, rip).decode()
     }
 
     /// Whether an invalid instruction is so because it has more than 15 bytes: #GP rather than #UD (SDM
     /// vol. 3A, section 6.15). One byte less of a long one, which begins with prefixes, still goes on.
-    pub fn too_long(insn: &Instruction, bytes: &[u8], mode: Mode) -> bool {
+    pub fn too_long(insn: &Instruction, bytes: &[u8], mode: Mode, offered: &Offered) -> bool {
         if !insn.is_invalid() || insn.len() != 15 || bytes.len() < 15 {
             return false;
         }
-        let mut decoder = Decoder::new(mode.bits(), &bytes[1..15], OPTIONS);
+        let mut decoder = offered.decoder(mode, &bytes[1..15], 0);
         let _ = decoder.decode();
         decoder.last_error() == DecoderError::NoMoreBytes
     }
 
     /// Cuts a block from `bytes`, which start at `rip` and reach to the end of the page, or (when
     /// `whole`) far enough for one instruction that crosses. A pure function of its arguments.
-    pub fn cut(bytes: &[u8], rip: u64, mode: Mode, limit: usize, whole: bool) -> Shape {
+    pub fn cut(
+        bytes: &[u8],
+        rip: u64,
+        mode: Mode,
+        offered: &Offered,
+        limit: usize,
+        whole: bool,
+    ) -> Shape {
         let mut block = Vec::new();
-        if cut_into(&mut block, bytes, rip, mode, limit, whole) {
+        if cut_into(&mut block, bytes, rip, mode, offered, limit, whole) {
             Shape::Block(block)
         } else {
             Shape::Crosses
@@ -474,17 +438,18 @@ pub mod shape {
         bytes: &[u8],
         rip: u64,
         mode: Mode,
+        offered: &Offered,
         limit: usize,
         whole: bool,
     ) -> bool {
         let limit = if mode.one() || whole { 1 } else { limit };
-        let mut decoder = Decoder::with_ip(mode.bits(), bytes, rip, OPTIONS);
+        let mut decoder = offered.decoder(mode, bytes, rip);
         while block.len() < limit && decoder.can_decode() {
             let insn = decoder.decode();
             if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && !whole {
                 break;
             }
-            let class = classify(&insn, mode);
+            let class = classify(&insn, mode, offered);
             block.push((insn, class));
             // An interrupt may be taken after the instruction that follows STI, so that one is the
             // block's last.

@@ -46,6 +46,8 @@ pub struct Code {
     pub relocations: Vec<Relocation>,
     /// Offset of the block's ordinary code, behind its superblock.
     pub ordinary: usize,
+    /// Offset of what seldom runs, which is behind everything else.
+    pub split: usize,
 }
 
 impl Code {
@@ -72,6 +74,7 @@ mod tests {
     use super::super::classify::shape::{self, Shape};
     use super::super::emit::{translate, Hooks, Request};
     use super::super::mode::Mode;
+    use super::super::offered::Offered;
     use super::super::shortcuts::Shortcuts;
     use super::super::stubs::Stubs;
     use super::super::workbench::Workbench;
@@ -80,7 +83,14 @@ mod tests {
     /// What a block that calls a helper calls, and the immediates that it stores, when it is placed.
     fn placed(id: u32, address: u64) -> (Vec<u64>, Vec<u32>) {
         let mode = Mode(0x08b2);
-        let Shape::Block(insns) = shape::cut(&[0x0f, 0xa2, 0xc3], 0x1000, mode, 64, false) else {
+        let Shape::Block(insns) = shape::cut(
+            &[0x0f, 0xa2, 0xc3],
+            0x1000,
+            mode,
+            &Offered::default(),
+            64,
+            false,
+        ) else {
             panic!("CPUID and RET are a block");
         };
         let stubs = Stubs {

@@ -42,6 +42,8 @@ pub enum RunEnd {
     TripleFault,
     /// Switched out between two steps of the block protocol.
     Window(Window),
+    /// The code failed on the host; see [`Engine::host_fault`].
+    HostFault,
 }
 
 /// How far a vCPU runs.
@@ -355,8 +357,13 @@ impl Engine {
             return None;
         }
         if exit == Exit::Signal as u32 {
-            let fault = signals::exception(self, v);
-            Self::raise(v, fault);
+            match signals::exception(self, v) {
+                Ok(fault) => Self::raise(v, fault),
+                Err(fault) => {
+                    self.host_fault = Some(fault);
+                    return Some(RunEnd::HostFault);
+                }
+            }
         }
         if let Some(fault) = v.run.fault.take() {
             self.clear_exit_request(v);
@@ -438,7 +445,8 @@ impl Engine {
         let mut decoded = self.bench.take_decoded().emptied();
         let limit = self.limits.instructions;
         let bytes = self.code_at(paddr);
-        let inside = shape::cut_into(&mut decoded.insns, bytes, rip, mode, limit, false);
+        let offered = &self.offered;
+        let inside = shape::cut_into(&mut decoded.insns, bytes, rip, mode, offered, limit, false);
         let fits = inside && decoded.insns.len() as i64 <= budget;
         // Forgotten as a block: nobody fetches these bytes now.
         self.bench.give_decoded(decoded.emptied());
@@ -565,6 +573,7 @@ impl Engine {
                 self.code_at(paddr),
                 rip,
                 mode,
+                &self.offered,
                 limit,
                 false,
             );
@@ -587,7 +596,15 @@ impl Engine {
             self.ram.read(paddr, &mut crossing[..room]);
             self.ram.read(next_page, &mut crossing[room..]);
             decoded.insns.clear();
-            let whole = shape::cut_into(&mut decoded.insns, &crossing, rip, mode, 1, true);
+            let whole = shape::cut_into(
+                &mut decoded.insns,
+                &crossing,
+                rip,
+                mode,
+                &self.offered,
+                1,
+                true,
+            );
             assert!(whole, "fifteen bytes hold an instruction");
         }
         let len: usize = decoded.insns.iter().map(|(i, _)| i.len().max(1)).sum();
@@ -694,6 +711,24 @@ impl Engine {
             }
             self.drop_code();
         }
+    }
+
+    /// Offset of the instruction whose code is so far into a block's code, and how many instructions of the block
+    /// are left there. Made out by translating the block again, so it is not known of a block with a superblock.
+    pub(super) fn instruction_of(&mut self, id: BlockId, at: usize) -> Option<(u16, u8)> {
+        let block = self.blocks.get(id);
+        let (count, checked, length) = (block.count, block.checked, block.code_len);
+        let code = self.generate(id, 0, usize::from(count), checked);
+        let starts = self.bench.starts();
+        let index = starts.partition_point(|&start| start as usize <= at);
+        if code.bytes.len() != length as usize || index == 0 || at >= code.split {
+            return None;
+        }
+        let decoded = self.bench.decode(self.blocks.get(id));
+        let first = decoded.insns[0].0.ip();
+        let offset = decoded.insns[index - 1].0.ip().wrapping_sub(first) as u16;
+        self.bench.give_decoded(decoded);
+        Some((offset, count - (index - 1) as u8))
     }
 
     fn generate(&mut self, id: BlockId, start: usize, stop: usize, checked: bool) -> Code {

@@ -187,9 +187,11 @@ impl Emitter<'_> {
         self.find_circle();
         for (index, &(insn, class)) in insns.iter().enumerate().take(stop).skip(start) {
             self.index = index;
+            self.bench.starts.push(self.hot.len() as u32);
             if self.hooked(&insn) {
                 self.hook();
             }
+            self.planted(&insn);
             self.begin_run();
             self.settle_stack_for(&insn, class);
             self.instruction(&insn, class);
@@ -214,6 +216,15 @@ impl Emitter<'_> {
     pub(super) fn hooked(&self, insn: &Instruction) -> bool {
         let hooks = self.request.hooks;
         hooks.rips.binary_search(&insn.ip()).is_ok() || hooks.int3 && is_breakpoint(*insn)
+    }
+
+    /// Code that fails, if it is to be planted here.
+    fn planted(&mut self, insn: &Instruction) {
+        if let Some((rip, code)) = &self.bench.planted {
+            if *rip == insn.ip() {
+                self.hot.raw(code);
+            }
+        }
     }
 
     pub(super) fn instruction(&mut self, insn: &Instruction, class: Class) {
@@ -480,6 +491,7 @@ impl Emitter<'_> {
             traps: self.traps.clone(),
             relocations,
             ordinary: 0,
+            split,
         };
         self.give_back();
         code

@@ -18,16 +18,18 @@ use super::emit::Hooks;
 use super::execute::{DecodedCache, Flow, HelperCounts};
 use super::heat::HOT;
 use super::inputs::Inputs;
+use super::offered::Offered;
 use super::oracle::Oracle;
 use super::protocol::Protocol;
 use super::shortcuts::Shortcuts;
+use super::signals::HostFault;
 use super::site::Site;
 use super::stubs::{self, Stubs};
 use super::vcpu::{Exit, Vcpu};
 use super::windows::{UnderWay, Window, WindowPolicy};
 use super::workbench::Workbench;
 use super::writelog::WriteLog;
-use crate::cpu::cpuid::CpuidTable;
+use crate::cpu::cpuid::{CpuidTable, Feature};
 use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
 use crate::cpu::msr::index;
@@ -171,6 +173,8 @@ pub struct Stats {
 pub enum HostError {
     #[error("this host's CPU lacks {0}, which rr86 needs (Intel Haswell, AMD Zen or later)")]
     MissingFeature(&'static str),
+    #[error("this host's CPU lacks {0}, which the guest's CPU model offers")]
+    MissingForModel(&'static str),
     #[error("the host refused {what}: {error}")]
     Refused {
         what: &'static str,
@@ -201,6 +205,8 @@ pub struct Engine {
     pub blocks: Blocks,
     pub bus: Box<dyn Bus>,
     pub model: CpuidTable,
+    /// What an encoding may do, as the model and the semantics have it.
+    pub(super) offered: Offered,
     pub stats: Stats,
     /// What the run has cost the host; like the counters, for people alone.
     pub spent: Spent,
@@ -226,6 +232,8 @@ pub struct Engine {
     /// Where vCPUs' inputs come from.
     pub inputs: Inputs,
     pub(super) astray: Option<(u64, String)>,
+    /// Code has failed on the host; nothing runs any more.
+    pub(super) host_fault: Option<Box<HostFault>>,
     /// INITs of each vCPU.
     inits: Vec<u64>,
     /// Pages have owners, and the lines that these write are marked.
@@ -310,7 +318,8 @@ impl Engine {
         bus: Box<dyn Bus>,
         limits: BlockLimits,
     ) -> Result<Box<Self>, HostError> {
-        check_host()?;
+        check_host(&model, has_feature)?;
+        let offered = Offered::of(&model, Semantics::CURRENT);
         let ram = GuestRam::new(memory).map_err(|error| HostError::Refused {
             what: "memory for the guest",
             error,
@@ -323,6 +332,7 @@ impl Engine {
             blocks: Blocks::new(pages),
             ram,
             bus,
+            offered,
             model,
             stats: Stats::default(),
             spent: Spent::default(),
@@ -331,7 +341,7 @@ impl Engine {
             vcpus: Vec::new(),
             code,
             stubs,
-            bench: Workbench::default(),
+            bench: Workbench::new(offered),
             limits,
             icount: 0,
             skipped_ns: 0,
@@ -341,6 +351,7 @@ impl Engine {
             helper_stop: false,
             inputs: Inputs::Live,
             astray: None,
+            host_fault: None,
             inits: vec![0; vcpus],
             tracking: true,
             shortcuts: Shortcuts::default(),
@@ -419,6 +430,18 @@ impl Engine {
         unsafe { &mut (*self.vcpus[index]).cpu }
     }
 
+    /// How translated code has failed on the host, if it has.
+    pub fn host_fault(&self) -> Option<&HostFault> {
+        self.host_fault.as_deref()
+    }
+
+    /// Puts host code in front of the copy of the guest instruction at `rip` in all code that is made from now
+    /// on, to try what becomes of code that fails.
+    pub fn plant(&mut self, rip: u64, code: &[u8]) {
+        self.bench.planted = Some((rip, code.into()));
+        self.drop_code();
+    }
+
     /// Where a vCPU stands inside a block: (block serial, instruction index), when it was stopped there.
     pub fn inside_block(&self, index: usize) -> Option<(u64, usize)> {
         self.resume[index].map(|r| (self.blocks.get(r.block).serial, r.index))
@@ -488,6 +511,9 @@ impl Engine {
 
     /// Sets the version of the semantics that all vCPUs follow; before any of them runs.
     pub fn set_semantics(&mut self, semantics: Semantics) {
+        debug_assert!(self.blocks.is_empty());
+        self.offered = Offered::of(&self.model, semantics);
+        self.bench = Workbench::new(self.offered);
         for &vcpu in &self.vcpus {
             // SAFETY: the pointer is valid as long as the engine, and `&mut self` keeps code from running.
             let vcpu = unsafe { &mut *vcpu };
@@ -536,6 +562,7 @@ impl Engine {
             &block.bytes[offset..],
             block.rip + offset as u64,
             block.mode,
+            &self.offered,
         );
         let left = i64::from(site.remaining) - 1;
         vcpu.cpu.rip = if insn.is_call_near() {
@@ -565,7 +592,8 @@ impl Engine {
         let (mut at, mut index) = (0, 0);
         while at <= offset {
             let rip = block.rip.wrapping_add(at as u64);
-            let insn = super::classify::shape::single(&block.bytes[at..], rip, block.mode);
+            let insn =
+                super::classify::shape::single(&block.bytes[at..], rip, block.mode, &self.offered);
             at += insn.len().max(1);
             index += 1;
         }
@@ -772,16 +800,80 @@ fn new_code_buffer() -> Result<CodeBuffer, HostError> {
     })
 }
 
-/// Refuses a host without the instructions that translated code relies on.
-fn check_host() -> Result<(), HostError> {
-    let needs = [
-        ("BMI2", is_x86_feature_detected!("bmi2")),
-        ("SSE4.2", is_x86_feature_detected!("sse4.2")),
-        ("POPCNT", is_x86_feature_detected!("popcnt")),
-        ("CMPXCHG16B", is_x86_feature_detected!("cmpxchg16b")),
+/// Whether the host's user code has a feature.
+fn has_feature(name: &str) -> bool {
+    match name {
+        "BMI2" => is_x86_feature_detected!("bmi2"),
+        "SSE3" => is_x86_feature_detected!("sse3"),
+        "SSSE3" => is_x86_feature_detected!("ssse3"),
+        "SSE4.1" => is_x86_feature_detected!("sse4.1"),
+        "SSE4.2" => is_x86_feature_detected!("sse4.2"),
+        "POPCNT" => is_x86_feature_detected!("popcnt"),
+        "CMPXCHG16B" => is_x86_feature_detected!("cmpxchg16b"),
+        "AES" => is_x86_feature_detected!("aes"),
+        "PCLMULQDQ" => is_x86_feature_detected!("pclmulqdq"),
+        _ => false,
+    }
+}
+
+/// Refuses a host without the instructions that translated code relies on: those that it is made of, and those
+/// of the model, which are copied.
+fn check_host(model: &CpuidTable, has: impl Fn(&str) -> bool) -> Result<(), HostError> {
+    const COPIED: [(Feature, &str); 8] = [
+        (Feature::SSE3, "SSE3"),
+        (Feature::SSSE3, "SSSE3"),
+        (Feature::SSE4_1, "SSE4.1"),
+        (Feature::SSE4_2, "SSE4.2"),
+        (Feature::POPCNT, "POPCNT"),
+        (Feature::CMPXCHG16B, "CMPXCHG16B"),
+        (Feature::AES, "AES"),
+        (Feature::PCLMULQDQ, "PCLMULQDQ"),
     ];
-    match needs.iter().find(|(_, present)| !present) {
-        Some((name, _)) => Err(HostError::MissingFeature(name)),
+    if !has("BMI2") {
+        return Err(HostError::MissingFeature("BMI2"));
+    }
+    // Without a model, whatever can be translated may be asked for.
+    let without_model = model.find(1, 0).is_none();
+    let missing = COPIED
+        .iter()
+        .find(|(feature, name)| (without_model || model.has(*feature)) && !has(name));
+    match missing {
+        Some((_, name)) => Err(HostError::MissingForModel(name)),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::cpuid::CpuidRow;
+
+    /// A model with these bits in leaf 1, ECX.
+    fn model(ecx: u32) -> CpuidTable {
+        CpuidTable::new([CpuidRow {
+            leaf: 1,
+            subleaf: None,
+            eax: 0,
+            ebx: 0,
+            ecx,
+            edx: 0,
+        }])
+    }
+
+    #[test]
+    fn a_host_needs_what_the_model_offers_and_no_more() {
+        let lacking = |what: &'static str| move |name: &str| name != what;
+        let with_aes = model(1 << 25 | 1 << 20);
+        let without = model(1 << 20);
+        assert!(check_host(&with_aes, |_| true).is_ok());
+        assert!(check_host(&without, lacking("AES")).is_ok());
+        let error = check_host(&with_aes, lacking("AES")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "this host's CPU lacks AES, which the guest's CPU model offers"
+        );
+        assert!(check_host(&without, lacking("SSE4.2")).is_err());
+        let error = check_host(&without, lacking("BMI2")).unwrap_err();
+        assert!(error.to_string().contains("lacks BMI2, which rr86 needs"));
     }
 }

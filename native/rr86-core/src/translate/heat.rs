@@ -173,6 +173,7 @@ impl Engine {
             &block.bytes,
             block.rip,
             block.mode,
+            &self.offered,
             count,
             false,
         );

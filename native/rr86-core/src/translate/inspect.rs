@@ -55,7 +55,7 @@ impl Engine {
         let Some(rest) = block.bytes.get(offset..) else {
             return false;
         };
-        let insn = shape::single(rest, self.cpu(vcpu).rip, block.mode);
+        let insn = shape::single(rest, self.cpu(vcpu).rip, block.mode, &self.offered);
         !self.holds(id, offset, insn.len())
     }
 

@@ -35,6 +35,7 @@ mod leave;
 mod loops;
 mod lost;
 pub mod mode;
+pub mod offered;
 mod operands;
 pub mod oracle;
 mod pins;

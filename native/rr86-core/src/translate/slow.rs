@@ -79,7 +79,12 @@ fn fault(vcpu: &mut Vcpu, engine: &Engine, site: Site, exception: Exception) {
 fn earlier_fault(vcpu: &Vcpu, engine: &Engine, site: Site, linear: u64) -> Option<Exception> {
     let block = engine.blocks.get(vcpu.run.site_block);
     let offset = usize::from(site.offset);
-    let insn = shape::single(&block.bytes[offset..], block.rip, block.mode);
+    let insn = shape::single(
+        &block.bytes[offset..],
+        block.rip,
+        block.mode,
+        &engine.offered,
+    );
     if waits(&insn) && fpu::pending_x87_error(&vcpu.cpu) {
         return Some(Exception::new(vector::MF));
     }

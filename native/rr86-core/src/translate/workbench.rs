@@ -12,12 +12,18 @@ use super::classify::{shape, Class};
 use super::code::{Relocation, Slot, Trap};
 use super::emit::{Fixup, Stream};
 use super::mode::Mode;
+use super::offered::Offered;
 use super::runs::{Second, Use};
 
 /// What a thread needs to translate blocks.
 pub struct Workbench {
+    offered: Offered,
     pub(super) info: InstructionInfoFactory,
     pub(super) encoder: Encoder,
+    /// Host code to put in front of the instruction at this rip; for tests.
+    pub(super) planted: Option<(u64, Box<[u8]>)>,
+    /// Where the code of each instruction of the last block begins.
+    pub(super) starts: Vec<u32>,
     pub(super) hot: Vec<u8>,
     pub(super) cold: Vec<u8>,
     pub(super) fixups: Vec<Fixup>,
@@ -65,10 +71,21 @@ struct Facts {
 }
 
 impl Default for Workbench {
+    /// One for machines without a CPU model.
     fn default() -> Self {
+        Self::new(Offered::default())
+    }
+}
+
+impl Workbench {
+    /// One for machines that offer this.
+    pub fn new(offered: Offered) -> Self {
         Self {
+            offered,
             info: InstructionInfoFactory::new(),
             encoder: Encoder::new(64),
+            planted: None,
+            starts: Vec::new(),
             hot: Vec::new(),
             cold: Vec::new(),
             fixups: Vec::new(),
@@ -84,13 +101,17 @@ impl Default for Workbench {
             decoded: Decoded::default(),
         }
     }
-}
 
-impl Workbench {
     /// Forgets what is known about the instructions of the block before.
     pub(super) fn begin(&mut self, instructions: usize) {
         self.facts.clear();
         self.facts.resize(instructions, Facts::default());
+        self.starts.clear();
+    }
+
+    /// Offset of the code of each instruction of the block that was translated last.
+    pub(super) fn starts(&self) -> &[u32] {
+        &self.starts
     }
 
     /// Takes what was decoded last; whoever takes it gives something back.
@@ -132,7 +153,15 @@ impl Workbench {
         }
         let (rip, mode) = (block.rip, block.mode);
         let mut decoded = decoded.emptied();
-        let again = shape::cut_into(&mut decoded.insns, &block.bytes, rip, mode, count, whole);
+        let again = shape::cut_into(
+            &mut decoded.insns,
+            &block.bytes,
+            rip,
+            mode,
+            &self.offered,
+            count,
+            whole,
+        );
         assert!(again, "a block's own bytes make the block again");
         self.keep_decoded(decoded, &block.bytes, rip, mode, whole);
         self.take_decoded()

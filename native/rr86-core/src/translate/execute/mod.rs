@@ -86,9 +86,11 @@ impl Engine {
         if known.place != place {
             let bytes = &block.bytes[usize::from(offset)..];
             let rip = block.rip.wrapping_add(u64::from(offset));
-            let insn = shape::single(bytes, rip, block.mode);
-            let refused = match classify(&insn, block.mode) {
-                _ if shape::too_long(&insn, bytes, block.mode) => Some(Exception::gp(0)),
+            let insn = shape::single(bytes, rip, block.mode, &self.offered);
+            let refused = match classify(&insn, block.mode, &self.offered) {
+                _ if shape::too_long(&insn, bytes, block.mode, &self.offered) => {
+                    Some(Exception::gp(0))
+                }
                 Class::Raise(exception) => Some(exception),
                 _ => None,
             };
