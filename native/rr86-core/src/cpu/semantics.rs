@@ -38,6 +38,13 @@ impl Semantics {
         self < Self(2)
     }
 
+    /// A repeated MOVS takes the page that it writes before it has looked whether it may read, if more than one of its
+    /// iterations are left in the slice. Where the source faults, that showed: in hand-offs, dirty bits and lines that
+    /// were never written.
+    pub fn strings_take_destinations_first(self) -> bool {
+        self < Self(2)
+    }
+
     /// A trace tells of timers that fired after the last slice, when they left nobody able to run.
     pub fn last_timers_are_recorded(self) -> bool {
         self >= Self(2)
