@@ -77,7 +77,7 @@ def plan(seed: int, kernels: list[Path]) -> Boot:
 
 def _run(boot: Boot, path: Path, shortcuts_off: tuple[str, ...] = ()) -> Run:
     files = {name: (boot.kernel / file).read_bytes() for name, file in _FILES.items()}
-    console = bytearray()
+    console, debugcon = bytearray(), bytearray()
     with without(shortcuts_off):
         recorder = Recorder(
             boot.spec,
@@ -85,11 +85,12 @@ def _run(boot: Boot, path: Path, shortcuts_off: tuple[str, ...] = ()) -> Run:
             path,
             file_names=_FILES,
             console=console.extend,
+            debugcon=lambda data, _: debugcon.extend(data),
             checkpoints=boot.checkpoints or None,
         )
     with recorder:
         stop = recorder.run(limits=Limits(instructions=LIMIT, time_ns=600 * 10**9))
-        result = outcome(stop, recorder.machine, bytes(console))
+        result = outcome(stop, recorder.machine, bytes(console), bytes(debugcon))
     return Run(path, result)
 
 

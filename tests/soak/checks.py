@@ -62,12 +62,18 @@ class Run:
 
 def record(guest: Guest, path: Path, shortcuts_off: Sequence[str] = ()) -> Run:
     """Record a guest to its end or its limit."""
-    console = bytearray()
+    console, debugcon = bytearray(), bytearray()
     with without(shortcuts_off):
-        recorder = Recorder(guest.spec, {"kernel": guest.kernel}, path, console=console.extend)
+        recorder = Recorder(
+            guest.spec,
+            {"kernel": guest.kernel},
+            path,
+            console=console.extend,
+            debugcon=lambda data, _: debugcon.extend(data),
+        )
     with recorder:
         stop = recorder.run(limits=Limits(instructions=guest.limit))
-        result = outcome(stop, recorder.machine, bytes(console))
+        result = outcome(stop, recorder.machine, bytes(console), bytes(debugcon))
     return Run(path, result)
 
 
