@@ -45,6 +45,13 @@ impl Semantics {
         self < Self(2)
     }
 
+    /// What a device asks of the machine between a fault and the first instruction of its handler is served behind
+    /// that. In version 1 the slice could end in between, so that a replay, which counts instructions, raised the
+    /// fault in a later one.
+    pub fn signals_wait_behind_faults(self) -> bool {
+        self >= Self(2)
+    }
+
     /// A trace tells of timers that fired after the last slice, when they left nobody able to run.
     pub fn last_timers_are_recorded(self) -> bool {
         self >= Self(2)
