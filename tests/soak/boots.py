@@ -200,7 +200,9 @@ def main(arguments: list[str] | None = None) -> int:
             if not (kernel / file).exists():
                 parser.error(f"{kernel / file} does not exist; see tools/debian-guest.sh")
     if chosen.worker:
-        return frame.work(chosen.worker, lambda seed: _noted(seed, chosen.kernels, chosen))
+        return frame.work(
+            chosen.worker, lambda seed: _noted(plan(seed, chosen.kernels), chosen.scratch, results)
+        )
     first = frame.begin_at(chosen.folder, "boots", chosen.first)
     status = frame.run(
         frame.Campaign(
@@ -224,10 +226,9 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
-def _noted(seed: int, kernels: list[Path], chosen: object) -> str:
-    folder, scratch = chosen.folder, chosen.scratch  # type: ignore[attr-defined]
-    row = one(plan(seed, kernels), scratch)
-    with (folder / "boots.jsonl").open("a") as file:
+def _noted(boot: Boot, scratch: Path, results: Path) -> str:
+    row = one(boot, scratch)
+    with results.open("a") as file:
         # One short write: workers may append at the same time.
         file.write(json.dumps(row) + "\n")
     return str(row["end"])
