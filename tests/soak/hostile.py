@@ -279,6 +279,9 @@ def _assemble(rng: Random, mode: str, seed: int, spec: BoardSpec, body: Body) ->
     timer = rng.choice((400, 3000, 3000, 20_000, 20_000, 60_000))
     lvt = image.TIMER_VECTOR | 1 << 17
     limit = 60_000 * spec.vcpus if mode != "devices" else 200_000
+    if spec.block_capacity < 100:
+        # A flush costs a tenth of a millisecond, and there is one every few instructions.
+        limit //= 4
     params = struct.pack(
         "<12I", stub_bits, spec.vcpus, cases, size, timer, lvt, rng.choice((0, 3, 10)),
         rng.choice((0, 3, 20)), cr0, image.TABLES, cr4, efer
