@@ -77,7 +77,7 @@ def plan(seed: int, kernels: list[Path]) -> Boot:
 
 def _run(boot: Boot, path: Path, shortcuts_off: tuple[str, ...] = ()) -> Run:
     files = {name: (boot.kernel / file).read_bytes() for name, file in _FILES.items()}
-    console = bytearray()
+    console, debugcon = bytearray(), bytearray()
     with without(shortcuts_off):
         recorder = Recorder(
             boot.spec,
@@ -85,11 +85,12 @@ def _run(boot: Boot, path: Path, shortcuts_off: tuple[str, ...] = ()) -> Run:
             path,
             file_names=_FILES,
             console=console.extend,
+            debugcon=lambda data, _: debugcon.extend(data),
             checkpoints=boot.checkpoints or None,
         )
     with recorder:
         stop = recorder.run(limits=Limits(instructions=LIMIT, time_ns=600 * 10**9))
-        result = outcome(stop, recorder.machine, bytes(console))
+        result = outcome(stop, recorder.machine, bytes(console), bytes(debugcon))
     return Run(path, result)
 
 
@@ -199,7 +200,9 @@ def main(arguments: list[str] | None = None) -> int:
             if not (kernel / file).exists():
                 parser.error(f"{kernel / file} does not exist; see tools/debian-guest.sh")
     if chosen.worker:
-        return frame.work(chosen.worker, lambda seed: _noted(seed, chosen.kernels, chosen))
+        return frame.work(
+            chosen.worker, lambda seed: _noted(plan(seed, chosen.kernels), chosen.scratch, results)
+        )
     first = frame.begin_at(chosen.folder, "boots", chosen.first)
     status = frame.run(
         frame.Campaign(
@@ -223,10 +226,9 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
-def _noted(seed: int, kernels: list[Path], chosen: object) -> str:
-    folder, scratch = chosen.folder, chosen.scratch  # type: ignore[attr-defined]
-    row = one(plan(seed, kernels), scratch)
-    with (folder / "boots.jsonl").open("a") as file:
+def _noted(boot: Boot, scratch: Path, results: Path) -> str:
+    row = one(boot, scratch)
+    with results.open("a") as file:
         # One short write: workers may append at the same time.
         file.write(json.dumps(row) + "\n")
     return str(row["end"])

@@ -62,6 +62,7 @@ class _Worker:
         self.out = self.process.stdout
         self.heard = time.monotonic()
         self.pending = b""
+        self.hung = False
 
     def said(self) -> str:
         self.errors.seek(0)
@@ -113,7 +114,7 @@ def run(campaign: Campaign) -> int:
             now = time.monotonic()
             for worker in workers:
                 if now - worker.heard > campaign.timeout and worker.process.poll() is None:
-                    worker.hung = True  # type: ignore[attr-defined]
+                    worker.hung = True
                     worker.process.kill()
             begin()
             if now - told > 20:
@@ -168,7 +169,7 @@ def _ended(campaign: Campaign, worker: _Worker, waiting: list[tuple[int, int]]) 
     done = 0
     if worker.current is not None:
         seed = worker.current
-        if getattr(worker, "hung", False):
+        if worker.hung:
             what = f"hang: silent for {campaign.timeout:.0f} s"
         elif status < 0:
             what = f"crash: {signal.Signals(-status).name}"

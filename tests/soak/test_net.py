@@ -80,6 +80,25 @@ def test_a_slice_does_not_end_between_a_fault_and_the_next_instruction(
     checks.replay(first)
 
 
+REPEAT_FROM_NOWHERE = (
+    b"\xbf\x00\x30\x21\x00"  # EDI: data that nothing has touched
+    b"\x48\xbe\x00\x00\x00\x00\x00\x00\xa0\x8a"  # RSI: not canonical
+    b"\xb9\x00\x10\x00\x00"
+    b"\xf3\xa4"
+)
+
+
+def test_a_repeated_move_from_nowhere_leaves_no_marks_at_its_destination(tmp_path: Path) -> None:
+    # The other vCPU takes the destination's page, which tells which lines were written.
+    code = b"\x90" * 9 + REPEAT_FROM_NOWHERE
+    guest = plain(code, "precise", cases=12, vcpus=2, quantum=60)
+    run = checks.record(guest, tmp_path / "a.rr86")
+    assert run.outcome.console == b"K\nK\n"
+    checks.replay(run)
+    events = rr86.open_trace(run.path).events(("hand-off",))
+    assert [each for each in events if each.fields["page"] == 0x213] == []
+
+
 def test_a_vcpu_that_has_shut_down_can_be_kept(tmp_path: Path) -> None:
     # LIDT of an empty table, and a fault.
     run = checks.record(plain(b"\x0f\x01\x1e\x0f\x0b", "precise"), tmp_path / "a.rr86")

@@ -91,6 +91,20 @@ impl Semantics {
         self >= Self(2)
     }
 
+    /// A repeated MOVS takes the page that it writes before it has looked whether it may read, if more than one of its
+    /// iterations are left in the slice. Where the source faults, that showed: in hand-offs, dirty bits and lines that
+    /// were never written.
+    pub fn strings_take_destinations_first(self) -> bool {
+        self < Self(2)
+    }
+
+    /// What a device asks of the machine between a fault and the first instruction of its handler is served behind
+    /// that. In version 1 the slice could end in between, so that a replay, which counts instructions, raised the
+    /// fault in a later one.
+    pub fn signals_wait_behind_faults(self) -> bool {
+        self >= Self(2)
+    }
+
     /// A trace tells of timers that fired after the last slice, when they left nobody able to run.
     pub fn last_timers_are_recorded(self) -> bool {
         self >= Self(2)

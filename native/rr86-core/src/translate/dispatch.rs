@@ -143,7 +143,8 @@ impl Engine {
                 // Inside a block only a debugger stops; what else there is waits for its end. Behind a fault
                 // it waits for an instruction, since the slice may end there: see below.
                 let faulted = engine.faulted_at == Some(engine.icount());
-                if resume.is_none() && !faulted && engine.has_signals() {
+                let waits = faulted && v.cpu.semantics.signals_wait_behind_faults();
+                if resume.is_none() && !waits && engine.has_signals() {
                     return RunEnd::Signals;
                 }
                 if resume.is_none() {

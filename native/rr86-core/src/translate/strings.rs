@@ -348,22 +348,33 @@ fn bulk(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
         if destination.wrapping_sub(source) < length as u64 {
             return 0;
         }
-        let places = c.with_memory(|_, mem: &mut View| {
-            let to = mem.host(destination, length, true);
-            // The source last: nothing may take its page away before it is used.
-            Ok(to.zip(mem.host(source, length, false)))
-        });
-        let Ok(Some((to, from))) = places else {
+        let old = c.v.cpu.semantics.strings_take_destinations_first();
+        let places = if old {
+            both(c, source, destination, length)
+        } else {
+            // How many iterations there are depends on the slice. So nothing is done here that another number
+            // would not do: `iterate` makes the first access to each page.
+            let known = |_: &mut CpuState, mem: &mut View| {
+                let to = mem.known_host(destination, length, true);
+                Ok(to.zip(mem.known_host(source, length, false)))
+            };
+            c.with_memory(known).ok().flatten()
+        };
+        let Some((to, from)) = places else {
             return 0;
         };
-        // The first fill may have made room for the second.
-        let still = c.with_memory(|_, mem: &mut View| Ok(mem.host(destination, length, true)));
-        if still != Ok(Some(to)) {
-            return 0;
-        }
         // The same page may be mapped twice, so the order is looked at again.
         if to > from && (to as usize - from as usize) < length {
             return 0;
+        }
+        if !old {
+            let mark = |_: &mut CpuState, mem: &mut View| {
+                mem.note_write(to, length);
+                Ok(())
+            };
+            if c.with_memory(mark).is_err() {
+                return 0;
+            }
         }
         // SAFETY: both are `length` bytes of guest RAM within a page each; going forward, an overlap
         // with the destination first gives what `copy` gives.
@@ -385,6 +396,25 @@ fn bulk(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
     }
     advance(&mut c.v.cpu, s, count);
     count
+}
+
+/// Host addresses of a destination and a source, whose pages are made accessible, the destination's first.
+fn both(
+    c: &mut Context<'_>,
+    source: u64,
+    destination: u64,
+    length: usize,
+) -> Option<(*mut u8, *mut u8)> {
+    let to = |c: &mut Context<'_>| {
+        let place = c.with_memory(|_, mem: &mut View| Ok(mem.host(destination, length, true)));
+        place.ok().flatten()
+    };
+    let first = to(c)?;
+    // The source last: nothing may take its page away before it is used.
+    let from = c.with_memory(|_, mem: &mut View| Ok(mem.host(source, length, false)));
+    let from = from.ok().flatten()?;
+    // The first fill may have made room for the second.
+    (to(c) == Some(first)).then_some((first, from))
 }
 
 /// The same for a move towards lower addresses in 64-bit mode, by which a kernel's decompressor gets out of
