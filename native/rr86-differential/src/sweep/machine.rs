@@ -144,6 +144,8 @@ impl Machine {
             STACK_END | 0x18 << 32
         };
         self.put(TSS + 4, stack);
+        // No bitmap of ports.
+        self.write(TSS + 0x66, &[0xff, 0xff]);
         let stubs = self.stubs();
         self.write(stubs, &[0xf4; 32 * STUB_SIZE as usize]);
     }

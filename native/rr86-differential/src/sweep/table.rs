@@ -26,11 +26,11 @@ pub fn decode(bytes: &[u8], mode: Mode) -> Instruction {
     Decoder::with_ip(mode.bits(), bytes, 0, options).decode()
 }
 
-/// Length of the encoding; 2 where there is none.
+/// Length of the encoding; all of the bytes where there is none.
 pub fn length(bytes: &[u8], mode: Mode) -> usize {
     let insn = decode(bytes, mode);
     if insn.is_invalid() {
-        2
+        bytes.len()
     } else {
         insn.len()
     }
@@ -41,7 +41,8 @@ pub fn describe(bytes: &[u8], mode: Mode) -> String {
     let insn = decode(bytes, mode);
     let mut text = String::new();
     IntelFormatter::new().format(&insn, &mut text);
-    format!("{} ({text})", hex(&bytes[..insn.len().max(2)]))
+    let shown = if insn.is_invalid() { 8 } else { insn.len() };
+    format!("{} ({text})", hex(&bytes[..shown]))
 }
 
 fn offered(feature: F) -> bool {
