@@ -28,8 +28,8 @@ const USAGE: &str = "usage: rr86-differential [options]
   --keep DIR          write a reproducer of each mismatch there
   --excluded          list the forms that are left out, with the reason, and stop
   --replay FILE       run one .case file instead
-  --sweep N           try one of N encodings (1: all) in every mode against the CPU model and the
-                      host, and stop
+  --sweep N           try one of N encodings (1: all; of VEX, EVEX and XOP fewer) in every mode
+                      against the CPU model and the host, and stop
   --undefined-flags   measure what this host leaves in undefined flags, and stop";
 
 struct Arguments {

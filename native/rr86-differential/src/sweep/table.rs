@@ -95,9 +95,12 @@ fn offered(feature: F) -> bool {
 /// 0F 0D and 0F 18 to 0F 1F, which do nothing on a processor that knows no better.
 pub fn is_hint(insn: &Instruction) -> bool {
     let op = insn.code().op_code();
+    // Of ENDBR, the ModRM byte belongs to the opcode.
+    let whole = op.op_code();
+    let first = if whole > 0xff { whole >> 8 } else { whole };
     op.encoding() == EncodingKind::Legacy
         && op.table() == OpCodeTableKind::T0F
-        && matches!(op.op_code(), 0x0d | 0x18..=0x1f)
+        && matches!(first, 0x0d | 0x18..=0x1f)
 }
 
 /// Whether the model has the instruction at all.
@@ -118,7 +121,7 @@ pub fn expected(bytes: &[u8], mode: Mode) -> Expected {
         M::Ud0 | M::Ud1 | M::Ud2 => true,
         // SDM vol. 2, "Real-Address Mode Exceptions" of each.
         M::Arpl | M::Lar | M::Lsl | M::Verr | M::Verw | M::Lldt | M::Sldt | M::Ltr | M::Str => {
-            mode == Mode::Real
+            matches!(mode, Mode::Real | Mode::Virtual8086)
         }
         M::Stac | M::Clac => mode.user(),
         M::Swapgs | M::Syscall | M::Sysret | M::Sysretq => mode.bits() != 64,
