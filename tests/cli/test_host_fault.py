@@ -30,7 +30,7 @@ def executed_later(folder: Path) -> int:
     """An address that the demo guest executes for the first time well into its run."""
     recording = rr86.record(folder / "demo.elf", smp=2, memory="64M", output=folder / "good.rr86")
     trace = rr86.open_trace(recording.path)
-    links = [(e.icount, e.fields["rip"]) for e in trace.events(["link"])]
+    links = [(e.icount, e.fields["pc"]) for e in trace.events(["link"])]
     first: dict[object, int] = {}
     for icount, rip in links:
         first.setdefault(rip, icount)

@@ -410,6 +410,9 @@ pub mod shape {
         if !insn.is_invalid() || insn.len() != 15 || bytes.len() < 15 {
             return false;
         }
+        if offered.is_undefined_at_once(mode, bytes) {
+            return false;
+        }
         let mut decoder = offered.decoder(mode, &bytes[1..15], 0);
         let _ = decoder.decode();
         decoder.last_error() == DecoderError::NoMoreBytes

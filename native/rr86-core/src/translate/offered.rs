@@ -160,6 +160,27 @@ impl Offered {
             && matches!(first, 0x0d | 0x18..=0x1f)
     }
 
+    /// Whether these bytes are #UD by their opcode, so that it does not matter how long they would be: VEX, EVEX and
+    /// XOP prefixes are none here, but LDS, LES, BOUND and POP with operands that these do not have.
+    pub fn is_undefined_at_once(&self, mode: Mode, bytes: &[u8]) -> bool {
+        let is_prefix = |byte: &&u8| {
+            matches!(
+                **byte,
+                0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3
+            ) || mode.code64() && **byte & 0xf0 == 0x40
+        };
+        let at = bytes.iter().take_while(is_prefix).count();
+        let (Some(opcode), Some(modrm)) = (bytes.get(at), bytes.get(at + 1)) else {
+            return false;
+        };
+        self.semantics.model_decides_encodings()
+            && match opcode {
+                0x62 | 0xc4 | 0xc5 => mode.code64() || modrm >= &0xc0,
+                0x8f => modrm & 0x38 != 0,
+                _ => false,
+            }
+    }
+
     /// The rules that the run's instructions follow.
     pub fn semantics(&self) -> Semantics {
         self.semantics
@@ -342,6 +363,21 @@ mod tests {
             let first = offered(MORE, Semantics::FIRST);
             assert_eq!(class(bytes, mode, &first), before, "{bytes:x?}");
         }
+    }
+
+    #[test]
+    fn a_long_encoding_of_another_processor_is_undefined_and_not_too_long() {
+        use super::super::classify::shape::too_long;
+        // XOP BEXTR with SIB byte, displacement and immediate, and two prefixes: 16 bytes.
+        let mut bytes = [0u8; 16];
+        bytes[..7].copy_from_slice(&[0xf2, 0xf3, 0x8f, 0xea, 0x78, 0x10, 0xa4]);
+        let insn = single(&bytes, 0, mode(), &westmere());
+        assert!(!too_long(&insn, &bytes, mode(), &westmere()));
+        // add dword ptr [rax + rax + 0], 0 with 6 more prefixes than there is room for.
+        let mut bytes = [0u8; 18];
+        bytes[..9].copy_from_slice(&[0x26, 0x26, 0x26, 0x26, 0x26, 0x26, 0x81, 0x84, 0]);
+        let insn = single(&bytes, 0, mode(), &westmere());
+        assert!(too_long(&insn, &bytes, mode(), &westmere()));
     }
 
     #[test]

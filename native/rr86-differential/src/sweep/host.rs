@@ -106,6 +106,9 @@ fn own_result(insn: &Instruction) -> bool {
             | M::Rdtsc
             | M::Rdtscp
             | M::Rdpmc
+            // MXCSR_MASK.
+            | M::Fxsave
+            | M::Fxsave64
             | M::Sgdt
             | M::Sidt
             | M::Sldt

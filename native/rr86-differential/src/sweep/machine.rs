@@ -12,7 +12,7 @@ use crate::engine::NoBus;
 const MEMORY: u64 = 4 << 20;
 /// Where the encoding stands, and where most registers point to.
 const CODE: u64 = 0x8000;
-const DATA: u64 = 0x4000;
+const DATA: u64 = 0x2400;
 const STACK: u64 = 0x6000;
 const SYSTEM: u64 = 0x20_0000;
 const PML4: u64 = SYSTEM;

@@ -43,6 +43,13 @@ impl Mode {
         Self::Virtual8086,
     ];
 
+    /// The mode of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|mode| format!("{mode:?}").eq_ignore_ascii_case(name))
+    }
+
     /// Code size: 16, 32 or 64.
     pub fn bits(self) -> u32 {
         match self {
@@ -99,7 +106,7 @@ impl Map {
     /// How many times as rarely its encodings are tried: those of the model's that it has none of.
     fn thinned(self) -> usize {
         match self {
-            Self::Vex2 | Self::Vex(_) | Self::Evex(_) | Self::Xop(_) => 13,
+            Self::Vex2 | Self::Vex(_) | Self::Evex(_) | Self::Xop(_) => 61,
             _ => 1,
         }
     }
@@ -428,20 +435,26 @@ pub fn apart(work: impl FnOnce(&mut dyn FnMut(&[u8; 15])) -> Summary) -> Summary
 }
 
 /// How the encodings of a sweep are chosen.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Of so many encodings one is tried.
     pub stride: usize,
     pub seed: u64,
     /// The host's CPU is asked too.
     pub host: bool,
+    pub modes: Vec<Mode>,
 }
 
 /// Sweeps over everything, each mode and map in a process of its own.
 pub fn sweep(options: Options, progress: &mut dyn FnMut(&str)) -> Summary {
-    let Options { stride, seed, host } = options;
+    let Options {
+        stride,
+        seed,
+        host,
+        modes,
+    } = options;
     let mut all = Summary::default();
-    let groups = Mode::ALL
+    let groups = modes
         .into_iter()
         .flat_map(|mode| Map::all().into_iter().map(move |map| (mode, map)));
     for (number, (mode, map)) in groups.enumerate() {
