@@ -47,6 +47,7 @@ fn may_run(insn: &Instruction, bytes: &[u8]) -> bool {
             | M::Llwpcb
             // CR4.OSXSAVE and CR4.FSGSBASE are clear on the other side.
             | M::Xgetbv
+            | M::Xsetbv
             | M::Xsave
             | M::Xsave64
             | M::Xsaveopt
