@@ -1,9 +1,10 @@
-# Each of the four goals works as the first command on a machine with Python 3.11 (with venv and pip), a Rust
+# Each of the five goals works as the first command on a machine with Python 3.11 (with venv and pip), a Rust
 # toolchain and gcc: whatever is missing is made on the way, and nothing is made twice.
 #
 #   make demo    a small four-vCPU guest with a stale INT3: recorded, stopped at, led back to its cause
 #   make test    the tests of the core and of the package
 #   make check   formatters, linters, type checkers
+#   make soak    the long versions of the net's tests: hostile guests and, of kernels named in ARGS, boots
 #   make bench   time boots, small programs and start-up (ARGS="--kernel … --initrd …" for a real kernel)
 
 PYTHON3 ?= python3
@@ -16,7 +17,7 @@ ARGS ?=
 
 MODULE_SOURCES := Cargo.toml Cargo.lock $(shell find native/rr86-core native/rr86-py -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: demo test check bench install install-dev test-core test-python \
+.PHONY: demo test check soak bench install install-dev test-core test-python \
 	check-format check-python check-rust check-stubs clean
 .DELETE_ON_ERROR:
 
@@ -47,6 +48,9 @@ check-stubs: install-dev
 
 check-rust: install
 	PYO3_PYTHON=$(abspath $(PYTHON)) cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+
+soak: install-dev
+	$(PYTHON) -m tests.soak $(ARGS)
 
 bench: install
 	$(PYTHON) -m bench $(ARGS)

@@ -51,7 +51,8 @@ class HostError(NativeError):
 class StopInfo(TypedDict):
     """Why `run` returned, and where."""
 
-    # "condition", "limit" (max_instructions reached), "poweroff", "reset", "debug-exit",
+    # "condition", "limit" (max_instructions reached), "time-up" (a twentieth of a second has
+    # passed; the next call goes on, maybe inside a slice), "poweroff", "reset", "debug-exit",
     # "triple-fault", "end" (end of the replayed trace), "deadlock" (all vCPUs wait for ever)
     reason: str
     # index into the `conditions` list for reason "condition", otherwise -1
@@ -196,11 +197,14 @@ class Machine:
     ) -> None:
         """Start a trace at `path`: msgpack `header`, images by content hash, then events; with a
         checkpoint at the first slice boundary after every `checkpoints` instructions."""
+    def set_patience(self, steps: int) -> None:
+        """For tests: have `run` come back after so many steps, each a block at the least, instead of
+        a twentieth of a second."""
     def finish_recording(self, footer: bytes) -> None:
         """Close the trace properly; `footer` is msgpack metadata known only at the end."""
-    def seal_trace(self) -> None:
-        """End the chunk under way and hand it over for writing: a recorder that is killed later
-        loses only what follows. Happens by itself every 100 million instructions."""
+    def without_side_file(self) -> str | None:
+        """Why the trace has no side file: a recorder that is killed then loses what is not in a whole
+        chunk yet. None if it has one, or needs none."""
     def replay_from(self, path: str, verify: bool = True, checkpoint: int | None = None) -> None:
         """Take decisions and inputs from the trace at `path`, from power-on, or from one of the
         trace's checkpoints; the machine has the configuration of the recorded one. After an error
@@ -243,8 +247,11 @@ class Machine:
         max_instructions: int,
         conditions: Sequence[tuple[str, int, int]] = ...,
         console_patterns: Sequence[bytes] = ...,
+        by_lines: bool = False,
     ) -> StopInfo:
-        """Run until a condition holds, the machine stops, or about `max_instructions` have retired.
+        """Run until a condition holds, the machine stops, or about `max_instructions` have retired;
+        with `by_lines` also after the slice in which the guest has completed a line of output on
+        COM1 or a debug console (a "limit" stop, too).
 
         Runs with the GIL released. A "limit" stop may overshoot by one slice and never changes the
         course of the run. Conditions are (kind, a, b):
@@ -261,8 +268,11 @@ class Machine:
         """
     def console_output(self) -> bytes:
         """Bytes that the guest sent to COM1 since the last call."""
-    def debugcon_output(self) -> bytes:
-        """Bytes that the guest sent to the debug consoles since the last call."""
+    def debugcon_output(self) -> tuple[bytes, int]:
+        """Bytes that the guest sent to the debug consoles (ports 0xe9 and 0x402) since the last
+        call, and how many of them came before any byte was sent to COM1."""
+    def compared_digests(self) -> tuple[int, int]:
+        """How many digests this replay has compared and found equal, and at how many moments."""
     def console_input(self, data: bytes) -> None:
         """Give bytes to COM1's receiver at the next slice boundary; recorded."""
 
@@ -368,6 +378,9 @@ class TraceReader:
         last_icount; for each kind that occurs KIND_events and KIND_bytes."""
     def damage(self) -> str | None:
         """What was found where an unfinished or damaged file stops making sense, or None."""
+    def side_file(self) -> tuple[str, int, str | None] | None:
+        """The side file beside a trace that was cut off: its path, how many events were taken from it,
+        and why it or the rest of it was left out, if it was."""
     def shared_lines(self) -> dict[int, int]:
         """The lines that one agent wrote and another then got: a bit for each of the 64 lines of a
         page, by the page's number."""

@@ -26,6 +26,7 @@ class Step:
     vcpu: int = 0
     code: bytes = b"\x90"
     out: bytes = b""
+    debug: bytes = b""
     write: int | None = None
     vector: int | None = None
     lstar: int | None = None
@@ -45,6 +46,10 @@ class Guest:
     diverges_at: int | None = None
     # Called with each piece of console input.
     inputs: list[bytes] = field(default_factory=list)
+    # From this instruction on, linear addresses from the first one on are mapped at the second.
+    mapped: tuple[int, int, int] | None = None
+    # vCPUs that have no paging: to them every linear address is a physical one.
+    unpaged: tuple[int, ...] = ()
     wakes: bool = False
 
 
@@ -74,6 +79,8 @@ class Machine:
         self.lstar = 0
         self.output = b""
         self.heard = b""
+        self.debug = b""
+        self.alone = 0
         self.path: Path | None = None
         self.trace: dict[str, Any] = {}
         self.replaying = False
@@ -122,6 +129,9 @@ class Machine:
     def take_ram(self, touched: bytes) -> None:
         pass
 
+    def without_side_file(self) -> None:
+        return None
+
     def trace_bytes(self) -> int:
         return 100 * self.position if self.path is not None else 0
 
@@ -155,6 +165,7 @@ class Machine:
         max_instructions: int,
         conditions: Sequence[tuple[str, int, int]] = (),
         console_patterns: Sequence[bytes] = (),
+        by_lines: bool = False,
     ) -> dict[str, Any]:
         guest = self.guest
         self.runs.append(max_instructions)
@@ -180,6 +191,9 @@ class Machine:
                 return self._stop("limit", vcpu=step.vcpu)
             done += 1
             self.position += 1
+            self.debug += step.debug
+            if not self.heard:
+                self.alone = len(self.debug)
             self.output += step.out
             self.heard += step.out
             if step.lstar is not None:
@@ -189,6 +203,16 @@ class Machine:
                     kind == "console" and step.out and self.heard.endswith(console_patterns[a])
                 ):
                     return self._stop("condition", index, step.vcpu)
+            if by_lines and b"\n" in self.output + self.debug:
+                return self._stop("limit", vcpu=step.vcpu)
+
+    def compared_digests(self) -> tuple[int, int]:
+        return (12, 3) if self.replaying and self.verify else (0, 0)
+
+    def debugcon_output(self) -> tuple[bytes, int]:
+        output, alone = (self.debug, self.alone)
+        self.debug, self.alone = b"", 0
+        return output, alone
 
     def console_output(self) -> bytes:
         output, self.output = self.output, b""
@@ -207,7 +231,7 @@ class Machine:
             "rip": rip,
             "rsp": 0x8000,
             "rflags": 0x246,
-            "cr0": 0x80050033,
+            "cr0": 0x60000010 if vcpu in self.guest.unpaged else 0x80050033,
             "efer": 0xD01,
             "cs": 0x10,
             "cs_attr": 0xA09B,
@@ -225,7 +249,12 @@ class Machine:
         return b""
 
     def translate(self, vcpu: int, address: int) -> int | None:
-        return None
+        if vcpu in self.guest.unpaged:
+            return address
+        if self.guest.mapped is None:
+            return None
+        since, linear, physical = self.guest.mapped
+        return None if self.position < since else address - linear + physical
 
     def current_block(self, vcpu: int) -> dict[str, Any]:
         rip = self.registers(vcpu)["rip"]
@@ -266,6 +295,9 @@ class TraceReader:
 
     def complete(self) -> bool:
         return self.trace["footer"] is not None
+
+    def side_file(self) -> None:
+        return None
 
     def damage(self) -> str | None:
         return None

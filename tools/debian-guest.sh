@@ -1,16 +1,23 @@
 #!/bin/sh
-# Fetches Debian's cloud kernel and a static busybox with apt, without installing anything, and leaves
-# vmlinuz and initrd.gz in a folder (by default build/guest). The package can be named:
+# Fetches a Debian kernel and a static busybox with apt, without installing anything, and leaves vmlinuz and
+# initrd.gz in a folder (by default build/guest). It is the cloud kernel if no other package is named, be it one
+# with a kernel or a meta-package:
 #
-#   tools/debian-guest.sh [FOLDER [linux-image-PACKAGE]]
+#   tools/debian-guest.sh [FOLDER [PACKAGE]]
+#
+#   linux-image-cloud-amd64, linux-image-rt-amd64, linux-image-amd64              the release's own kernel
+#   linux-image-6.12-cloud-amd64, linux-image-6.12-rt-amd64, linux-image-6.12-amd64     a newer one
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${1:-build/guest}
-package=${2:-$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ { print $2; exit }')}
-if [ -z "$package" ]; then
-    echo "debian-guest: apt knows no linux-image-cloud-amd64; run apt-get update, or name a package" >&2
+named=${2:-linux-image-cloud-amd64}
+if ! known=$(apt-cache depends "$named" 2>/dev/null); then
+    echo "debian-guest: apt knows no $named; run apt-get update, or name another package" >&2
     exit 1
 fi
+# A meta-package depends on the one with the kernel.
+package=$(echo "$known" | awk '/Depends: linux-image/ { print $2; exit }')
+package=${package:-$named}
 mkdir -p "$folder"
 cd "$folder"
 rm -rf unpacked

@@ -27,13 +27,19 @@ def interruptible() -> Iterator[Interruption]:
 
 
 def expanded(
-    trace: "Trace", path: Path | None, stores: bool, interruption: Interruption, quiet: bool = False
+    trace: "Trace",
+    path: Path | None,
+    stores: bool,
+    interruption: Interruption,
+    quiet: bool = False,
+    watched: bool = True,
 ) -> Path:
-    """The trace's expansion, made with a line of progress if there is none that will do."""
+    """The trace's expansion, made if there is none that will do; which is then said, unless
+    `quiet`. A line of progress is shown meanwhile, if `watched`."""
     from rr86.replay import expansion
 
     made = False
-    progress = Progress("expanding")
+    progress = Progress("expanding", trace.summary()["last_icount"])
 
     def between_slices(moment: "Stop") -> bool:
         nonlocal made
@@ -42,7 +48,7 @@ def expanded(
         return bool(interruption)
 
     started = time.monotonic()
-    with progress.shown(not quiet):
+    with progress.shown(watched):
         place = expansion.expand(trace, path, stores, between_slices)
     if made and not quiet:
         seconds = time.monotonic() - started
@@ -56,15 +62,22 @@ def _speed(instructions: int, seconds: float) -> str:
 
 
 def replay_one(
-    trace: "Trace", vcpu: int, path: Path | None, verify: bool, stats: bool, quiet: bool
+    trace: "Trace",
+    vcpu: int,
+    path: Path | None,
+    verify: bool,
+    stats: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Replay one vCPU alone and say how that went."""
+    from rr86.cli.as_json import of_counters, print_json
     from rr86.cli.show import show_statistics
     from rr86.replay.alone import AloneSession, check_vcpu
 
     check_vcpu(trace, vcpu)
     with interruptible() as interruption:
-        place = expanded(trace, path, False, interruption, quiet)
+        place = expanded(trace, path, False, interruption, quiet or as_json, not quiet)
         session = AloneSession(trace, vcpu, place, verify)
         started = time.monotonic()
         with Steps().shown(not quiet) as step:
@@ -77,20 +90,29 @@ def replay_one(
             stop = session.run(tick=between)
         if stop.reason == "interrupted":
             raise KeyboardInterrupt
+        seconds = time.monotonic() - started
+        if as_json:
+            row = {"vcpu": vcpu, "instructions": session.instructions, "seconds": seconds}
+            content = {"trace": str(trace.path), "verified": verify, "vcpus": [row]}
+            counters = of_counters(session.machine.stats(), session.machine.seconds())
+            print_json(content | (counters if stats else {}))
+            return
         if not quiet:
-            speed = _speed(session.instructions, time.monotonic() - started)
             equal = "; all of its digests are equal" if verify else ""
-            say(f"vCPU {vcpu}, alone: {speed}{equal}")
+            say(f"vCPU {vcpu}, alone: {_speed(session.instructions, seconds)}{equal}")
         if stats:
             show_statistics(session.machine.stats(), session.machine.seconds())
 
 
-def replay_all(trace: "Trace", path: Path | None, verify: bool, stats: bool, quiet: bool) -> None:
+def replay_all(
+    trace: "Trace", path: Path | None, verify: bool, stats: bool, quiet: bool, as_json: bool
+) -> None:
     """Replay all vCPUs, each alone, and say how that went."""
+    from rr86.cli.as_json import print_json
     from rr86.replay.alone import replay_parallel
 
     with interruptible() as interruption:
-        place = expanded(trace, path, False, interruption, quiet)
+        place = expanded(trace, path, False, interruption, quiet or as_json, not quiet)
         started = time.monotonic()
         with Steps().shown(not quiet) as step:
 
@@ -99,6 +121,14 @@ def replay_all(trace: "Trace", path: Path | None, verify: bool, stats: bool, qui
                 return bool(interruption)
 
             done = replay_parallel(trace, verify=verify, path=place, watch=watch)
+    if as_json:
+        rows = [
+            {"vcpu": each.vcpu, "instructions": each.instructions, "seconds": each.seconds}
+            for each in done.vcpus
+        ]
+        content = {"trace": str(trace.path), "verified": verify, "vcpus": rows}
+        print_json(content | {"jobs": done.jobs, "seconds": done.seconds})
+        return
     if not quiet:
         count = f"{len(done.vcpus)} vCPU{'s' * (len(done.vcpus) != 1)}"
         equal = "; all of their digests are equal" if verify else ""

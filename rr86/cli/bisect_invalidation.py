@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 from rr86.cli.options import Argument, Option
-from rr86.cli.status import BadCall, Exit, Failure, reporting_errors, say
-from rr86.cli.values import trace_or_newest
+from rr86.cli.status import BadCall, Exit, Failure, fail, reporting_errors, say
+from rr86.cli.values import parse_moment, trace_or_newest
 
 FOUND, NOTHING_STALE, FAILED = 0, 1, 2
 NOTHING = "no block was executed that memory did not hold"
@@ -31,10 +31,17 @@ def _run(
 
     from rr86.cli.bisect_report import show
     from rr86.cli.progress import Steps
+    from rr86.record.files import is_trace
     from rr86.replay.bisect import Choice, bisect_invalidation
     from rr86.replay.trace import open_trace
 
     recorded = open_trace(trace_or_newest(trace))
+    if html is not None:
+        if is_trace(html):
+            fail(f"'{html}' is a trace, and is left as it is: choose another name for the page")
+        # What cannot be written fails before the work, not after it.
+        with html.open("a"):
+            pass
     with Steps().shown(not as_json) as steps:
         finding = bisect_invalidation(recorded, Choice(at, pc, block), steps)
     if finding is None:
@@ -62,7 +69,7 @@ def command(
         Option(
             "--at",
             metavar="ICOUNT",
-            min=0,
+            parser=parse_moment,
             help="The first stale execution from this moment on, as counted by replay and events.",
         ),
     ] = None,

@@ -27,6 +27,7 @@ def command(
         Path | None,
         Option("-o", "--output", metavar="FILE", help="Leave the trace, and write this one."),
     ] = None,
+    as_json: Annotated[bool, Option("--json", help="The result as one JSON object.")] = False,
 ) -> None:
     """Replay a trace once, and keep the whole machine after every so many instructions.
 
@@ -39,7 +40,7 @@ def command(
     from rr86.replay.trace import open_trace
 
     recorded = open_trace(trace_or_newest(trace))
-    progress = Progress("replaying")
+    progress = Progress("replaying", recorded.summary()["last_icount"])
     interruption = Interruption()
 
     def between_slices(moment: "Stop") -> bool:
@@ -49,5 +50,10 @@ def command(
     with interruption.watching(), progress.shown(True):
         made = add_checkpoints(recorded, EVERY if every is None else every, output, between_slices)
     found = made.checkpoints()
+    if as_json:
+        from rr86.cli.as_json import of_checkpoints, print_json
+
+        print_json({"trace": str(made.path), "checkpoints": of_checkpoints(found)})
+        return
     size = size_text(sum(each.stored_bytes for each in found))
     say(f"{len(found):,} checkpoints ({size}) in {made.path}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rr86.cli.sharing import agents_text
 from rr86.cli.status import fail
+from rr86.cli.terminal import fitted, line_width
 
 if TYPE_CHECKING:
     from rr86.cpu.physical import PhysicalNames
@@ -71,7 +72,7 @@ def show(
     """Print cross writes, one a line."""
     names = trace.names() if symbols else None
     end = (1 << 64) - 1 if last is None else last
-    write = sys.stdout.write
+    write, width = sys.stdout.write, line_width()
     for event in islice(trace.cross_writes(first or 0, end, vcpu, where), limit):
         found = _symbols(event, names)
         if as_json:
@@ -92,4 +93,4 @@ def show(
         )
         more = ", …" if len(found) > _NAMES_SHOWN else ""
         name = f" <{', '.join(found[:_NAMES_SHOWN])}{more}>" if found else ""
-        write(text + name + "\n")
+        write(fitted(text + name, width) + "\n")

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from rr86.cli.options import Argument, Option
 from rr86.cli.status import fail, reporting_errors, say
-from rr86.cli.values import trace_or_newest
+from rr86.cli.terminal import fitted, line_width
+from rr86.cli.values import parse_moment, trace_or_newest
 from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU, SLICE_ENDS, STOP_REASONS
 
 # Fields that are addresses or digests, which nobody reads in decimal.
@@ -16,6 +17,8 @@ _HEX = frozenset({"pc", "paddr", "page", "digest", "mode", "lines", "rip"})
 _VCPUS = frozenset({"from", "to", "by"})
 _WORDS = {("slice", "stop"): SLICE_ENDS, ("stop", "reason"): STOP_REASONS}
 _EVERY_LINE = (1 << 64) - 1
+# Characters of text, or of bytes in hexadecimal, that are shown of a field.
+_LONGEST = 80
 
 
 def _plain(kind: str, name: str, value: int | bytes) -> int | str | None:
@@ -35,9 +38,18 @@ def _text(kind: str, name: str, value: int | bytes) -> str:
         return f"{name}=-"
     if name == "lines" and plain == _EVERY_LINE:
         return "lines=all"
+    if isinstance(plain, str) and isinstance(value, bytes) and len(plain) > _LONGEST:
+        plain = f"{plain[:_LONGEST]}…"
     if isinstance(plain, int) and (name in _HEX or (kind == "digests" and name != "time")):
         return f"{name}={plain:#x}"
     return f"{name}={plain}"
+
+
+def _digests(fields: Mapping[str, int | bytes]) -> str:
+    """The digests of all components in a few words: JSON has them all."""
+    first = next((name for name in fields if name not in ("time", "vcpu")), None)
+    shown = "" if first is None else f" {_text('digests', first, fields[first])}"
+    return f"components={len(fields)}{shown}"
 
 
 def _line(
@@ -47,11 +59,17 @@ def _line(
     fields: Mapping[str, int | bytes],
     symbolize: Callable[[int], str | None] | None,
 ) -> str:
-    parts = [_text(kind, name, value) for name, value in fields.items() if name != "vcpu"]
-    pc = fields.get("pc")
-    if symbolize is not None and isinstance(pc, int):
-        symbol = symbolize(pc)
-        parts += [f"<{symbol}>"] if symbol else []
+    parts = []
+    for name, value in fields.items():
+        if kind == "digests" and name != "time":
+            continue
+        if name != "vcpu":
+            parts.append(_text(kind, name, value))
+        if name == "pc" and symbolize is not None and isinstance(value, int):
+            symbol = symbolize(value)
+            parts += [f"<{symbol}>"] if symbol else []
+    if kind == "digests":
+        parts.append(_digests(fields))
     where = "-" if vcpu is None else str(vcpu)
     return f"{icount:>14} {where:>3} {kind:<12} {' '.join(parts)}".rstrip()
 
@@ -70,11 +88,11 @@ def command(
     vcpu: Annotated[int | None, Option("--vcpu", metavar="N", help="Of this vCPU.")] = None,
     first: Annotated[
         int | None,
-        Option("--from", metavar="ICOUNT", min=0, help="From this moment."),
+        Option("--from", metavar="ICOUNT", parser=parse_moment, help="From this moment."),
     ] = None,
     last: Annotated[
         int | None,
-        Option("--to", metavar="ICOUNT", min=0, help="Up to this moment."),
+        Option("--to", metavar="ICOUNT", parser=parse_moment, help="Up to this moment."),
     ] = None,
     as_json: Annotated[bool, Option("--json", help="One JSON object a line.")] = False,
     limit: Annotated[
@@ -107,6 +125,8 @@ def command(
     follows what happened in it. An input is what was typed. A hand-off moves a page from one vCPU
     to another, that writes it (write=1) or reads it. A link makes a block of code, an invalidate
     removes one because its bytes were written. Digests are compared when the trace is replayed.
+
+    A line is cut where the terminal ends, or at COLUMNS; --json has everything.
     """
     import json
 
@@ -132,7 +152,7 @@ def command(
         lookup = names.lookup
         if names.table is None:
             say(f"no symbols: {names.problem or 'the trace does not say where the kernel was'}")
-    write = sys.stdout.write
+    write, width = sys.stdout.write, line_width()
     for event in islice(recorded.events(kind or None, vcpu, first, last), limit):
         if as_json:
             row: dict[str, object] = {
@@ -144,4 +164,5 @@ def command(
                 row.setdefault(name, _plain(event.kind, name, value))
             write(json.dumps(row) + "\n")
         else:
-            write(_line(event.kind, event.icount, event.vcpu, event.fields, lookup) + "\n")
+            line = _line(event.kind, event.icount, event.vcpu, event.fields, lookup)
+            write(fitted(line, width) + "\n")

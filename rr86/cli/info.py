@@ -10,7 +10,22 @@ from rr86.cli.status import reporting_errors
 from rr86.cli.values import trace_or_newest
 
 if TYPE_CHECKING:
-    from rr86.replay.trace import Trace
+    from rr86.replay.trace import SideFile, Trace
+
+
+def _side_file(trace: "Trace") -> dict[str, object] | None:
+    side = trace.side_file
+    if side is None:
+        return None
+    return {"path": str(side.path), "events": side.events, "left_out": side.left_out}
+
+
+def side_file_text(side: "SideFile") -> str:
+    """What became of a trace's side file, in a few words."""
+    if side.left_out is not None and not side.events:
+        return f"goes on without its side file {side.path}: {side.left_out}"
+    rest = f"; the rest is left out: {side.left_out}" if side.left_out is not None else ""
+    return f"goes on with {side.events:,} events of {side.path}{rest}"
 
 
 def _as_dict(trace: "Trace") -> dict[str, object]:
@@ -18,6 +33,7 @@ def _as_dict(trace: "Trace") -> dict[str, object]:
     return {
         "trace": str(trace.path),
         "complete": trace.complete,
+        "side_file": _side_file(trace),
         "rr86": header.version,
         "host": {"maker": header.host.maker, "family": header.host.family},
         "spec": dict(header.spec),
@@ -89,10 +105,12 @@ def command(
 
         print(json.dumps(content, indent=2))
         return
+    side = recorded.side_file
     rows: list[tuple[str, str]] = [
         ("trace", str(recorded.path)),
         ("written", f"{datetime.fromtimestamp(recorded.path.stat().st_mtime):%Y-%m-%d %H:%M:%S}"),
-        ("finished", "yes" if recorded.complete else "no: replays up to its last whole chunk"),
+        ("finished", "yes" if recorded.complete else "no: replays as far as it goes"),
+        *([] if side is None else [("side file", side_file_text(side))]),
         ("recorded by", f"rr86 {recorded.header.version} on {recorded.header.host}"),
     ]
     rows += [(name.replace("_", " "), str(value)) for name, value in recorded.header.spec.items()]

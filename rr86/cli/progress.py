@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.status import Status
 
+    from rr86.cli.terminal import Output
     from rr86.replay.stop import Stop
 
 
@@ -25,17 +26,21 @@ def size_text(size: int) -> str:
 class Progress:
     """One status line: instructions, speed, virtual time, trace size."""
 
-    def __init__(self, verb: str) -> None:
+    def __init__(self, verb: str, end: int | None = None) -> None:
+        """`end` is the last moment, if that is known."""
         self._verb = verb
+        self._end = end
         self._status: Status | None = None
         self._started = time.monotonic()
         # The moment at which the run began.
         self.began = 0
 
     @contextlib.contextmanager
-    def shown(self, wanted: bool) -> Iterator["Progress"]:
-        """Show the line if wanted, and if it would not mix with the guest's own output."""
-        if not wanted or not sys.stderr.isatty() or sys.stdout.isatty():
+    def shown(self, wanted: bool, guest: "Output | None" = None) -> Iterator["Progress"]:
+        """Show the line if wanted, if somebody watches, and if it would not mix with what the
+        guest says to `guest`."""
+        mixed = guest is not None and guest.on_terminal
+        if not wanted or not sys.stderr.isatty() or mixed:
             yield self
             return
         from rich.console import Console
@@ -60,6 +65,8 @@ class Progress:
             f"{(moment.icount - self.began) / seconds / 1e6:.1f} MIPS",
             f"{moment.time_ns / 1e9:.3f} s virtual",
         ]
+        if self._end:
+            parts.insert(0, f"{100 * moment.icount // self._end} %")
         if trace_bytes is not None:
             parts.append(f"{size_text(trace_bytes)} trace")
         return ", ".join(parts)

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rr86.cli.options import Argument, Option
-from rr86.cli.status import OK, Exit, of_stop, reporting_errors, say
+from rr86.cli.status import OK, Exit, never_met, of_stop, reporting_errors, say
 from rr86.cli.values import parse_bytes, parse_count, parse_duration
 
 if TYPE_CHECKING:
+    from rr86.cli.consoles import Consoles
     from rr86.cli.progress import Progress
-    from rr86.cli.terminal import Input, Interruption, Output
-    from rr86.record.recorder import Limits, Recorder
+    from rr86.cli.terminal import Input, Interruption
+    from rr86.record.recorder import Limits, Recorder, Recording
     from rr86.replay.conditions import Condition
     from rr86.replay.stop import Stop
 
@@ -80,7 +81,8 @@ def command(
             "--until",
             metavar="CONDITION",
             help="Stop at int3 (honest or not), stale-int3, stale, panic, rip=ADDR, symbol=NAME, "
-            "icount=N, console=TEXT, write=PADDR[:LEN] or irq=N; may be given several times.",
+            "icount=N (as 500M or 2G), console=TEXT, write=PADDR[:LEN], write=SYMBOL[:LEN] or "
+            "irq=N; may be given several times. Exit status 6 if the guest ends first.",
         ),
     ] = None,
     limit_instructions: Annotated[
@@ -121,6 +123,23 @@ def command(
         ),
     ] = None,
     no_input: Annotated[bool, Option("--no-input", help="Give stdin to nobody.")] = False,
+    console: Annotated[
+        str | None,
+        Option("--console", metavar="FILE", help="The serial console's output into this file."),
+    ] = None,
+    debugcon: Annotated[
+        str | None,
+        Option(
+            "--debugcon",
+            metavar="FILE|-",
+            help="The debug console's output (ports 0xe9 and 0x402) into this file, or to stdout; "
+            "by default it is on the console until the guest uses its serial port.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        Option("--json", help="The report as one JSON object on stdout; the console on stderr."),
+    ] = False,
     stats: Annotated[bool, Option("--stats", help="Show counters at the end.")] = False,
     quiet: Annotated[
         bool, Option("-q", "--quiet", help="No console output and no report.")
@@ -129,16 +148,17 @@ def command(
     """Record a guest from power-on until it ends, a condition is met, or you stop it.
 
     The guest's serial console is on stdin and stdout: keys go to the guest, Ctrl-A x leaves,
-    Ctrl-C ends the recording. Everything else is on stderr.
+    Ctrl-C ends the recording. Everything else is on stderr. KERNEL may be compressed as a whole
+    (gzip, zstd or xz).
     """
     from rr86.record.files import ReadAhead
 
     files = [kernel, *([] if initrd is None else [initrd]), *(module or ())]
     read = ReadAhead(files)
 
-    from rr86.cli.progress import Progress, size_text
-    from rr86.cli.show import show_statistics, show_stop
-    from rr86.cli.terminal import HELP, Input, Interruption, Output
+    from rr86.cli.consoles import Consoles
+    from rr86.cli.progress import Progress
+    from rr86.cli.terminal import HELP, Input, Interruption
     from rr86.record.recorder import Limits, start
     from rr86.replay.conditions import as_conditions
 
@@ -152,13 +172,14 @@ def command(
         "window_bias": window_bias,
         "cross_writes": cross_writes,
     }
-    out = Output()
+    out = Consoles(console, debugcon, as_json, quiet, [*files, *([output] if output else [])])
+    heard, debug_heard = out.sinks
     source = Input(enabled=not no_input)
     interruption = Interruption()
     # An image may be a pipe in which nothing comes: while that lasts, Ctrl-C just ends the command.
     # From where there is a trace on, it has to end that properly.
     read.wait()
-    with interruption.watching():
+    with out, interruption.watching():
         recorder = start(
             kernel,
             smp=smp,
@@ -168,36 +189,89 @@ def command(
             append=append,
             seed=seed,
             output=output,
-            console=None if quiet else out.write,
+            console=heard,
+            debugcon=debug_heard,
+            until=conditions,
             checkpoints=checkpoints,
             read=read,
             **{name: value for name, value in more.items() if value is not None},
         )
+        out.begin()
         progress = Progress("recording")
+        if recorder.without_side_file and not quiet:
+            why = recorder.without_side_file
+            say(f"warning: no side file, so a killed recorder loses up to a second: {why}")
         if source.interactive and not quiet:
             say(HELP)
         with recorder:
-            with source.raw(), progress.shown(not quiet):
+            with source.raw(), progress.shown(not quiet, out.shown):
                 run = _Run(recorder, source, out, progress, interruption)
                 stop = run.to_the_end(conditions, limits)
                 speed = progress.text(stop)
-            if not quiet:
-                # Before the recording is finished: that runs the slice under way to its end.
-                out.end_line()
+            unmet = never_met(conditions, stop)
+            status = run.status(stop, bool(unmet) and stop.condition is None)
+            # Before the recording is finished: that runs the slice under way to its end.
+            out.end_line()
+            if as_json:
+                from rr86.cli.as_json import of_machine, of_run
+
+                machine = of_machine(stop, recorder.inspector)
+            elif not quiet:
+                from rr86.cli.show import show_stop
+
                 show_stop(stop, recorder.inspector)
         recording = recorder.finish()
+        out.end_line()
         if not quiet:
-            out.end_line()
-            size = size_text(recording.trace_bytes)
-            images = size_text(recording.image_bytes)
-            say(f"{speed}; {size} in {recording.path} ({images} of it images)")
-            if block_protocol != "precise":
-                born = recording.statistics.get("stale_blocks", 0)
-                entered = recording.statistics.get("stale_entries", 0)
-                say(f"stale blocks: {born:,}, executed {entered:,} times")
+            if unmet:
+                say(f"never met: {', '.join(unmet)}")
+            out.tell_unseen()
+        if as_json:
+            seconds = recorder.seconds() if stats else None
+            _print_json(recording, machine, of_run(stop, unmet, status), seconds)
+            raise Exit(status)
+        if not quiet:
+            _report(recording, speed, block_protocol)
         if stats:
+            from rr86.cli.show import show_statistics
+
             show_statistics(recording.statistics, recorder.seconds())
-    raise Exit(run.status(stop))
+    raise Exit(status)
+
+
+def _report(recording: "Recording", speed: str, protocol: str) -> None:
+    """What a finished recording is like, on stderr."""
+    from rr86.cli.progress import size_text
+
+    size, images = size_text(recording.trace_bytes), size_text(recording.image_bytes)
+    say(f"{speed}; {size} in {recording.path} ({images} of it images)")
+    if protocol != "precise":
+        born = recording.statistics.get("stale_blocks", 0)
+        entered = recording.statistics.get("stale_entries", 0)
+        say(f"stale blocks: {born:,}, executed {entered:,} times")
+
+
+def _print_json(
+    recording: "Recording",
+    machine: dict[str, object],
+    run: dict[str, object],
+    seconds: dict[str, float] | None,
+) -> None:
+    """The same as one JSON object on stdout."""
+    from rr86.cli.as_json import of_counters, print_json
+
+    content = {
+        "trace": str(recording.path),
+        "trace_bytes": recording.trace_bytes,
+        "image_bytes": recording.image_bytes,
+        "kaslr_offset": recording.kaslr_offset,
+        "stale_blocks": recording.statistics.get("stale_blocks", 0),
+        "stale_executions": recording.statistics.get("stale_entries", 0),
+        **run,
+        **machine,
+    }
+    counters = {} if seconds is None else of_counters(recording.statistics, seconds)
+    print_json(content | counters)
 
 
 class _Run:
@@ -207,7 +281,7 @@ class _Run:
         self,
         recorder: "Recorder",
         source: "Input",
-        out: "Output",
+        out: "Consoles",
         progress: "Progress",
         interruption: "Interruption",
     ) -> None:
@@ -249,10 +323,10 @@ class _Run:
                 return False
         return False
 
-    def status(self, stop: "Stop") -> int:
-        """The exit status of the command."""
+    def status(self, stop: "Stop", unmet: bool) -> int:
+        """The exit status of the command; `unmet` if no condition of those waited for was met."""
         if stop.reason != "interrupted":
-            return of_stop(stop)
+            return of_stop(stop, unmet)
         if self.interruption:
             return 128 + self.interruption.signal
         return 141 if self.out.closed else OK

@@ -4,22 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rr86.cli.options import Argument, Option
-from rr86.cli.status import ERROR, BadCall, Exit, of_stop, reporting_errors, say
-from rr86.cli.values import trace_or_newest
+from rr86.cli.status import ERROR, BadCall, Exit, never_met, of_stop, reporting_errors, say
+from rr86.cli.values import parse_moment, trace_or_newest
 
 if TYPE_CHECKING:
+    from rr86.replay.conditions import Condition
+    from rr86.replay.oracle import OracleReport
+    from rr86.replay.session import ReplaySession
     from rr86.replay.stop import Stop
-
-
-def _moment(text: str) -> int:
-    """The instruction count that --from names."""
-    from rr86.errors import ConditionError
-    from rr86.replay.conditions import Icount, parse
-
-    condition = parse(text if "=" in text else f"icount={text}")
-    if not isinstance(condition, Icount):
-        raise ConditionError(f"a replay can begin at icount=N only, not at {text!r}")
-    return condition.count
+    from rr86.replay.trace import Trace
 
 
 def _beginning(began: int, first: int) -> str:
@@ -37,8 +30,9 @@ def command(
             "--until",
             metavar="CONDITION",
             help="Stop at int3 (see above), any-int3, stale-int3, stale, panic, rip=ADDR, "
-            "symbol=NAME, icount=N, console=TEXT, write=PADDR[:LEN], irq=N or end; may be given "
-            "several times.",
+            "symbol=NAME, icount=N (as 500M or 2G), console=TEXT, write=PADDR[:LEN], "
+            "write=SYMBOL[:LEN], irq=N or end; may be given several times. Exit status 6 if the "
+            "trace ends first.",
         ),
     ] = None,
     vcpu: Annotated[
@@ -65,11 +59,12 @@ def command(
             help="Where the expansion is, or shall be; by default TRACE.expansion.",
         ),
     ] = None,
-    start: Annotated[
-        str | None,
+    first: Annotated[
+        int | None,
         Option(
             "--from",
             metavar="icount=N",
+            parser=parse_moment,
             help="Begin there, from the last checkpoint before; what comes earlier is not shown.",
         ),
     ] = None,
@@ -84,6 +79,23 @@ def command(
             "Exit status 1 if a cross-vCPU write is missing.",
         ),
     ] = False,
+    console: Annotated[
+        str | None,
+        Option("--console", metavar="FILE", help="The serial console's output into this file."),
+    ] = None,
+    debugcon: Annotated[
+        str | None,
+        Option(
+            "--debugcon",
+            metavar="FILE|-",
+            help="The debug console's output (ports 0xe9 and 0x402) into this file, or to stdout; "
+            "by default it is on the console until the guest uses its serial port.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        Option("--json", help="The report as one JSON object on stdout; the console on stderr."),
+    ] = False,
     stats: Annotated[bool, Option("--stats", help="Show counters at the end.")] = False,
     quiet: Annotated[
         bool, Option("-q", "--quiet", help="No console output and no report.")
@@ -91,7 +103,8 @@ def command(
 ) -> None:
     """Replay a trace to its end, or to the first moment where a condition is met.
 
-    The guest's serial console goes to stdout, everything else to stderr. --from is quick where the
+    The guest's serial console goes to stdout, everything else to stderr. A full replay says how
+    many digests of the machine's state were compared and equal. --from is quick where the
     trace has checkpoints (rr86 record --checkpoints, rr86 checkpoint). A vCPU that is replayed
     alone has no devices, and so no console; its own digests are compared.
 
@@ -102,29 +115,33 @@ def command(
     interrupt that was injected with vector 3. The stop tells which of the three it is.
     """
     from rr86.cli import alone
+    from rr86.cli.consoles import Consoles
+    from rr86.cli.info import side_file_text
     from rr86.cli.progress import Progress
-    from rr86.cli.show import show_oracle, show_statistics, show_stop
-    from rr86.cli.terminal import Interruption, Output
+    from rr86.cli.terminal import Interruption
     from rr86.record.metadata import this_host
-    from rr86.replay.conditions import End, Icount, Int3, as_conditions
-    from rr86.replay.int3 import explain
+    from rr86.replay.conditions import Icount, as_conditions
     from rr86.replay.trace import open_trace
 
     lone = parallel or vcpu is not None
     if parallel and vcpu is not None:
         raise BadCall("--vcpu and --parallel exclude each other")
-    whole = [("--until", until), ("--from", start), ("--oracle", oracle)]
-    if lone and any(value for _, value in whole):
-        name = next(name for name, value in whole if value)
+    whole: list[tuple[str, object]] = [("--until", until), ("--from", first), ("--oracle", oracle)]
+    whole += [("--console", console), ("--debugcon", debugcon)]
+    if lone and any(value not in (None, False) for _, value in whole):
+        name = next(name for name, value in whole if value not in (None, False))
         raise BadCall(f"{name} needs the whole machine: it does not go with --vcpu or --parallel")
     if expansion is not None and not lone:
         raise BadCall("--expansion is for --vcpu and --parallel")
     conditions = as_conditions(until)
-    first = None if start is None else _moment(start)
     recorded = open_trace(trace_or_newest(trace))
     if not recorded.complete and not quiet:
         why = recorded.damage or "nobody ended it"
-        say(f"warning: the recording is not complete ({why}); replaying what there is of it")
+        side = recorded.side_file
+        rest = "replaying what there is of it"
+        if side is not None and (side.events or side.left_out is not None):
+            rest = f"{rest}, which {side_file_text(side)}"
+        say(f"warning: the recording is not complete ({why}); {rest}")
     host = this_host()
     if recorded.header.host != host and not quiet:
         say(
@@ -132,60 +149,136 @@ def command(
             "CPU makers define differently may diverge"
         )
     if vcpu is not None:
-        alone.replay_one(recorded, vcpu, expansion, not no_verify, stats, quiet)
+        alone.replay_one(recorded, vcpu, expansion, not no_verify, stats, quiet, as_json)
     elif parallel:
-        alone.replay_all(recorded, expansion, not no_verify, stats, quiet)
+        alone.replay_all(recorded, expansion, not no_verify, stats, quiet, as_json)
     if lone:
         return
-    out = Output()
-    progress = Progress("replaying")
+    out = Consoles(console, debugcon, as_json, quiet, [recorded.path])
+    out.muted = first is not None
+    heard, debug_heard = out.sinks
     interruption = Interruption()
-    shown = not quiet and first is None
-
-    def heard(data: bytes) -> None:
-        if shown:
-            out.write(data)
-
-    session = recorded.session(not no_verify, heard, first, oracle)
-    progress.began = session.began
+    progress = Progress("replaying")
 
     def between_slices(moment: "Stop") -> bool:
         progress.update(moment)
         return bool(interruption) or out.closed
 
-    with interruption.watching():
-        with progress.shown(not quiet):
+    with out, interruption.watching():
+        session = recorded.session(not no_verify, heard, first, oracle, debugcon=debug_heard)
+        progress.began = session.began
+        out.begin()
+        with progress.shown(not quiet, out.shown):
             stop = None
             if first is not None and first > session.began:
                 stop = session.run(Icount(first), tick=between_slices)
-            if first is not None and not quiet:
-                say(_beginning(session.began, first))
-                shown = True
+            if first is not None:
+                if not quiet:
+                    say(_beginning(session.began, first))
+                out.muted = False
             if stop is None or stop.reason == "condition":
                 stop = session.run(conditions, tick=between_slices)
             speed = progress.text(stop)
+        out.end_line()
+        late = [] if first is None or session.icount >= first else [Icount(first)]
+        done = _Done(recorded, session, stop, [*late, *conditions])
+        if not quiet and not as_json:
+            done.report(speed)
         if not quiet:
-            out.end_line()
-            show_stop(stop, session.inspector)
-            kind = explain(session.machine, stop.vcpu, stop.condition)
-            if kind is not None:
-                say(kind)
-            if isinstance(stop.condition, Int3) and recorded.stale_int3s:
+            done.tell_unmet()
+            out.tell_unseen()
+        report = session.oracle_report() if oracle else None
+        clean = report is None or report.clean
+        if stop.reason == "interrupted":
+            status = 128 + interruption.signal if interruption else 141
+        else:
+            status = of_stop(stop, done.failed) if clean else ERROR
+        if as_json:
+            done.print_json(status, not no_verify, report, stats)
+        else:
+            if stats:
+                from rr86.cli.show import show_statistics
+
+                show_statistics(session.statistics(), session.seconds())
+            if report is not None:
+                from rr86.cli.show import show_oracle
+
+                show_oracle(report, session.inspector)
+    raise Exit(status)
+
+
+class _Done:
+    """A replay that has stopped, and what there is to say about that."""
+
+    def __init__(
+        self,
+        trace: "Trace",
+        session: "ReplaySession",
+        stop: "Stop",
+        conditions: "list[Condition]",
+    ) -> None:
+        from rr86.replay.int3 import explain
+
+        self.trace = trace
+        self.session = session
+        self.stop = stop
+        self.unmet = never_met(conditions, stop)
+        # At a condition that was met, or at an end that was asked for, nothing is missing.
+        self.failed = bool(self.unmet) and stop.condition is None
+        self.int3 = explain(session.machine, stop.vcpu, stop.condition)
+
+    def report(self, speed: str) -> None:
+        """For people, on stderr."""
+        from rr86.cli.show import show_stop
+        from rr86.replay.conditions import Int3
+
+        show_stop(self.stop, self.session.inspector)
+        if self.int3 is not None:
+            say(self.int3)
+        if isinstance(self.stop.condition, Int3):
+            stale, blocks = self.trace.stale_int3s, self.trace.stale_executions
+            if stale:
                 say(
-                    f"memory did not hold {recorded.stale_int3s:,} of the INT3s executed in this "
-                    "trace; int3 stops at these alone, any-int3 at every one"
+                    f"memory did not hold {stale:,} of the INT3s executed in this trace; int3 "
+                    "stops at these alone, any-int3 at every one"
                 )
-            unmet = [str(each) for each in conditions if not isinstance(each, End)]
-            if stop.over and unmet:
-                say(f"never met: {', '.join(unmet)}")
-            say(speed)
+            elif blocks:
+                some = f"{blocks:,} block{'s' * (blocks != 1)}"
+                say(
+                    f"memory held every INT3 executed in this trace, but not {some} of other "
+                    "instructions; stale stops there"
+                )
+        digests, moments = self.session.compared_digests()
+        if digests and self.stop.over:
+            say(f"{digests:,} digests were compared at {moments:,} moments, and all are equal")
+        say(speed)
+
+    def tell_unmet(self) -> None:
+        """Say which conditions were waited for in vain."""
+        if self.unmet:
+            say(f"never met: {', '.join(self.unmet)}")
+
+    def print_json(
+        self, status: int, verified: bool, oracle: "OracleReport | None", stats: bool
+    ) -> None:
+        """For programs, on stdout."""
+        from rr86.cli.as_json import of_counters, of_machine, of_oracle, of_run, print_json
+
+        session = self.session
+        digests, moments = session.compared_digests()
+        content: dict[str, object] = {
+            "trace": str(self.trace.path),
+            "began": session.began,
+            **of_run(self.stop, self.unmet, status),
+            "verified": verified,
+            "digests_equal": digests,
+            "digest_moments": moments,
+            "int3": self.int3,
+            "stale_int3s": self.trace.stale_int3s,
+            **of_machine(self.stop, session.inspector),
+        }
+        if oracle is not None:
+            content["oracle"] = of_oracle(oracle, session.inspector)
         if stats:
-            show_statistics(session.statistics(), session.seconds())
-    if oracle:
-        report = session.oracle_report()
-        show_oracle(report, session.inspector)
-    if stop.reason == "interrupted":
-        raise Exit(128 + interruption.signal if interruption else 141)
-    if oracle and not report.clean:
-        raise Exit(ERROR)
-    raise Exit(of_stop(stop))
+            content |= of_counters(session.statistics(), session.seconds())
+        print_json(content)

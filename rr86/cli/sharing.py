@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from rr86.cli.options import Argument, Option
 from rr86.cli.status import reporting_errors
-from rr86.cli.values import trace_or_newest
+from rr86.cli.values import parse_moment, trace_or_newest
 
 if TYPE_CHECKING:
     from rr86.cpu.physical import PhysicalNames
@@ -104,9 +104,12 @@ def command(
     top: Annotated[
         int, Option("--top", metavar="N", min=1, help="So many pages, and so many lines.")
     ] = 20,
-    first: Annotated[int, Option("--from", metavar="ICOUNT", min=0, help="From this moment.")] = 0,
+    first: Annotated[
+        int | None,
+        Option("--from", metavar="ICOUNT", parser=parse_moment, help="From this moment."),
+    ] = None,
     last: Annotated[
-        int | None, Option("--to", metavar="ICOUNT", min=0, help="Up to this moment.")
+        int | None, Option("--to", metavar="ICOUNT", parser=parse_moment, help="Up to this moment.")
     ] = None,
     symbols: Annotated[
         bool, Option("--symbols/--no-symbols", help="Name the kernel's variables.")
@@ -122,7 +125,7 @@ def command(
     from rr86.replay.trace import open_trace
 
     recorded = open_trace(trace_or_newest(trace))
-    sharing = recorded.sharing(first, (1 << 64) - 1 if last is None else last, top)
+    sharing = recorded.sharing(first or 0, (1 << 64) - 1 if last is None else last, top)
     names = recorded.names() if symbols else None
     if as_json:
         import json

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 # Gaps of the log that are shown; the report has more.
 _GAPS_SHOWN = 20
 # Stops after which people ask "what was it doing?".
-_WORTH_A_LOOK = frozenset({"condition", "triple-fault", "deadlock"})
+WORTH_A_LOOK = frozenset({"condition", "triple-fault", "deadlock"})
 
 
 def show_stop(stop: "Stop", inspector: "Inspector") -> None:
     """The reason and the moment; where it helps, the state of the vCPUs too."""
-    if stop.reason not in _WORTH_A_LOOK:
+    if stop.reason not in WORTH_A_LOOK:
         print(f"rr86: {stop.describe()}", file=sys.stderr)
         return
     print(f"rr86: {stop.describe(inspector.symbolize)}", file=sys.stderr)

@@ -3,10 +3,11 @@
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
 if TYPE_CHECKING:
+    from rr86.replay.conditions import Condition
     from rr86.replay.stop import Stop
 
 OK = 0
@@ -14,12 +15,14 @@ ERROR = 1
 USAGE = 2
 UNFINISHED = 3
 DIVERGENCE = 4
+NEVER_MET = 6
 
 EPILOG = (
     "Exit status: 0 if the guest powered off or asked for a reset, a condition was met or the "
     "trace ended; 1 for an error; 2 for wrong usage; 3 for a limit, a triple fault or a deadlock; "
-    "4 if a replay left the recorded path; (v<<1)|1 if the guest wrote v to the debug-exit port, "
-    "as in QEMU; 128+n if signal n ended it."
+    "4 if a replay left the recorded path; 6 if the run came to its end and no condition of "
+    "--until was met; (v<<1)|1 if the guest wrote v to the debug-exit port, as in QEMU; 128+n if "
+    "signal n ended it."
 )
 
 P = ParamSpec("P")
@@ -37,13 +40,20 @@ class Failure(Exit):
     """The end of a command by an error, which has been told."""
 
 
-def of_stop(stop: "Stop") -> int:
-    """The exit status that a stop means."""
+def of_stop(stop: "Stop", unmet: bool = False) -> int:
+    """The exit status that a stop means; `unmet` if it was to be at a condition, and is at none."""
     if stop.reason == "debug-exit":
         return (stop.code << 1 | 1) & 0xFF
     if stop.reason in ("limit", "triple-fault", "deadlock"):
         return UNFINISHED
-    return OK
+    return NEVER_MET if unmet else OK
+
+
+def never_met(conditions: "Iterable[Condition]", stop: "Stop") -> list[str]:
+    """The conditions that a run waited for until it was over, or until a limit ended it."""
+    if not stop.over and stop.reason != "limit":
+        return []
+    return [str(each) for each in conditions if each.kind != "end"]
 
 
 def fail(message: str, status: int = ERROR) -> NoReturn:

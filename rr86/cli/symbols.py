@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from rr86.cli.options import Argument
+from rr86.cli.options import Argument, Option
 from rr86.cli.status import fail, reporting_errors, say
 
 
@@ -15,19 +15,27 @@ def command(
     pattern: Annotated[
         str, Argument(help="A name, with * and ? as in a shell; or an address as 0x….")
     ] = "*",
+    as_json: Annotated[bool, Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """List symbols as nm does; those of a trace are where that run's kernel had them."""
+    """List symbols as nm does; those of a trace are where that run's kernel had them.
+
+    KERNEL may be compressed as a whole (gzip, zstd or xz).
+    """
+    import json
+
     from rr86.cpu.symbols import GuestSymbols
     from rr86.cpu.vmlinux import is_bzimage
     from rr86.record.files import read_image
+    from rr86.record.packed import is_packed, unpacked
     from rr86.replay.trace import open_trace
 
     if not source.exists():
         fail(f"'{source}' does not exist")
     with source.open("rb") as file:
         head = file.read(0x400)
-    if head[:4] == b"\x7fELF" or is_bzimage(head):
-        symbols = GuestSymbols(read_image(source, "kernel"), 0)
+    if head[:4] == b"\x7fELF" or is_bzimage(head) or is_packed(head):
+        kernel = unpacked(read_image(source, "kernel"), f"kernel '{source}'")
+        symbols = GuestSymbols(kernel, 0)
     else:
         symbols = open_trace(source).symbols()
     table = symbols.linked
@@ -44,11 +52,18 @@ def command(
             fail(f"not an address: {pattern!r}", 2)
         if name is None:
             fail(f"no symbol covers {pattern}")
-        print(name)
+        if as_json:
+            print(json.dumps({"address": int(pattern, 16), "name": name}))
+        else:
+            print(name)
         return
     found = False
     for address, symbol in table.search(pattern):
-        print(f"{address:016x} {symbol.kind} {symbol.name}")
+        if as_json:
+            row = {"address": address, "kind": symbol.kind, "name": symbol.name}
+            print(json.dumps(row))
+        else:
+            print(f"{address:016x} {symbol.kind} {symbol.name}")
         found = True
     if not found:
         fail(f"no symbol matches {pattern!r}")

@@ -11,35 +11,89 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
+from io import RawIOBase
 from types import FrameType
+from typing import TextIO
 
 ESCAPE = 0x01
 HELP = "Ctrl-A x leaves, Ctrl-A Ctrl-A sends Ctrl-A, Ctrl-C ends the recording"
 
 
-class Output:
-    """Guest bytes to stdout, flushed at once."""
+def line_width() -> int | None:
+    """The columns that a line on stdout may have: those of the terminal, or what COLUMNS says; None
+    where stdout is a file or a pipe, whose reader may want all of a line."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return int(columns)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
 
-    def __init__(self) -> None:
+
+def fitted(line: str, width: int | None) -> str:
+    """The line, cut to `width` columns if it is longer."""
+    return line if width is None or len(line) <= width else line[: max(width - 1, 0)] + "…"
+
+
+class Output:
+    """Guest bytes to stdout, stderr or a file, flushed at once."""
+
+    def __init__(self, file: int | None = None, on_stderr: bool = False) -> None:
+        """To an open file, which `close` closes, or to a standard stream."""
         self.closed = False
+        self.is_file = file is not None
+        self.on_stdout = file is None and not on_stderr
+        self._file = None if file is None else os.fdopen(file, "wb", buffering=0)
         self._last = b"\n"
+
+    @property
+    def _stream(self) -> TextIO:
+        return sys.stdout if self.on_stdout else sys.stderr
 
     def write(self, data: bytes) -> None:
         """Write guest output; once the reader has gone, drop it."""
         if self.closed or not data:
             return
         try:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            if self._file is not None:
+                _write_all(self._file, data)
+            else:
+                self._stream.flush()
+                self._stream.buffer.write(data)
+                self._stream.buffer.flush()
         except BrokenPipeError:
             self.closed = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if self._file is None:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         self._last = data[-1:]
+
+    def truncate(self) -> None:
+        """Empty the file, if it is one that has a length."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.truncate(0)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether somebody sees it on a terminal."""
+        return self._file is None and self._stream.isatty()
 
     def end_line(self) -> None:
         """Before rr86 speaks on the same terminal: end the guest's line."""
-        if self._last != b"\n" and sys.stdout.isatty():
+        if self._last != b"\n" and self.on_terminal:
             self.write(b"\r\n")
+
+
+def _write_all(file: RawIOBase, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
 
 
 class Keys:

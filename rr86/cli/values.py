@@ -1,24 +1,20 @@
 """Options with units, and the trace that is meant when none is named."""
 
-import re
 from pathlib import Path
 
 from rr86.cli.status import BadCall, fail, say
+from rr86.replay.units import COUNT_UNITS, count_of, scaled
 
 _TIME_UNITS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
-_COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def _scaled(text: str, units: dict[str, int], what: str, example: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-zA-Z]*)", text.strip().replace("_", ""))
-    scale = units.get(match[2].lower()) if match is not None else None
-    if match is None or scale is None:
+    value = scaled(text, units)
+    if value is None:
         raise BadCall(f"{text!r} is not {what}; examples: {example}")
-    whole, _, fraction = match[1].partition(".")
-    value = int(whole) * scale
-    if fraction:
-        value += int(fraction) * scale // 10 ** len(fraction)
+    if value >> 63:
+        raise BadCall(f"{text!r} is more than can be counted")
     if value <= 0:
         raise BadCall(f"{what} has to be more than 0")
     return value
@@ -36,7 +32,15 @@ def parse_bytes(text: str) -> int:
 
 def parse_count(text: str) -> int:
     """A number of instructions."""
-    return _scaled(text, _COUNT_UNITS, "a number of instructions", "2000000, 500M, 2G")
+    return _scaled(text, COUNT_UNITS, "a number of instructions", "2000000, 500M, 2G")
+
+
+def parse_moment(text: str) -> int:
+    """A moment: the instruction count that `icount=` stops at."""
+    value = count_of(text.removeprefix("icount="))
+    if value is None or value >> 64:
+        raise BadCall(f"{text!r} is not a moment; write N or icount=N, as 2000000, 500M or 2G")
+    return value
 
 
 def newest_trace(folder: Path) -> Path | None:

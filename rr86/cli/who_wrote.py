@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from rr86.cli.options import Argument, Option
 from rr86.cli.status import BadCall, Exit, Failure, reporting_errors, say
+from rr86.cli.values import parse_moment
 
 if TYPE_CHECKING:
     from rr86.replay.places import Located, Place
@@ -14,14 +15,6 @@ if TYPE_CHECKING:
 
 FOUND, NOBODY, FAILED = 0, 1, 2
 _MOST_BYTES_SHOWN = 32
-
-
-def _moment(text: str) -> int:
-    """The instruction count that --at names."""
-    digits = text.removeprefix("icount=").replace(",", "").replace("_", "")
-    if not (digits.isascii() and digits.isdecimal()):
-        raise BadCall(f"{text!r} is not a moment; write N or icount=N")
-    return int(digits)
 
 
 def _hex(data: bytes) -> str:
@@ -100,14 +93,14 @@ def _run(
     recorded = open_trace(trace)
     with interruptible() as interruption:
         if expand:
-            expanded(recorded, path, True, interruption, as_json)
-        progress = Progress("replaying")
+            expanded(recorded, path, True, interruption, quiet=as_json)
+        progress = Progress("replaying", recorded.summary()["last_icount"] if at is None else at)
 
         def between(moment: "Stop") -> bool:
             progress.update(moment)
             return bool(interruption)
 
-        with progress.shown(not as_json):
+        with progress.shown(True):
             located = locate(recorded, place, virtual, vcpu or 0, at, between)
             history = WriteHistory(recorded, path)
             records = [
@@ -148,7 +141,7 @@ def command(
         Option(
             "--at",
             metavar="MOMENT",
-            parser=_moment,
+            parser=parse_moment,
             help="Before this instruction, as replay's icount=N; by default at the trace's end.",
         ),
     ] = None,

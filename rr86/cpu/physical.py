@@ -3,7 +3,9 @@
 Two stretches of physical memory have names: the kernel's image, which is contiguous, so that one
 distance between virtual and physical address says all; and each CPU's area of per-CPU variables,
 whose first chunk is contiguous too (setup_per_cpu_areas in the kernel's sources). Everything else
-(pages, slabs, stacks) was allocated, and has none.
+(pages, slabs, stacks) was allocated, and has none. Nor have the parts of the image that Linux gives
+to its page allocator at the end of the boot (free_initmem and its like): a trace does not tell when
+that was, and from then on anything may lie there.
 """
 
 from collections.abc import Sequence
@@ -16,6 +18,16 @@ from rr86.errors import SymbolsError
 _KERNEL_HALF = 1 << 63
 # The direct map of all memory spans 64 TiB with four levels of page tables.
 _DIRECT_MAP = 1 << 46
+_PAGE = 4096
+# First and last symbol of what Linux frees of its own image, in whole pages: code and data of
+# initialisation, lists of lock prefixes, the unused end of .brk, and the gaps between sections.
+_RECYCLED = (
+    ("__init_begin", "__init_end"),
+    ("__smp_locks", "__smp_locks_end"),
+    ("__brk_base", "__brk_limit"),
+    ("_etext", "__start_rodata"),
+    ("__end_rodata", "_sdata"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,21 @@ class PhysicalNames:
             return 0, _KERNEL_HALF
 
     @cached_property
+    def _recycled(self) -> list[range]:
+        """Linear addresses of the kernel's image where something else may lie by now."""
+        table = self._table
+        if table is None or not table.relocatable:
+            return []
+        found = []
+        for first, last in _RECYCLED:
+            start, end = table.link_address(first), table.link_address(last)
+            if start is not None and end is not None:
+                # Only whole pages are given away.
+                start, end = start + table.offset, end + table.offset
+                found.append(range((start + _PAGE - 1) & -_PAGE, end & -_PAGE))
+        return found
+
+    @cached_property
     def _variables(self) -> SymbolTable | None:
         """Per-CPU variables by their offset in the area."""
         if self._table is None or not self._table.relocatable:
@@ -75,7 +102,8 @@ class PhysicalNames:
         virtual = paddr + self._bias
         first, end = self._extent
         if first <= virtual < end:
-            return self._table.lookup(virtual)
+            recycled = any(virtual in each for each in self._recycled)
+            return None if recycled else self._table.lookup(virtual)
         variables = self._variables
         if variables is None:
             return None
@@ -93,9 +121,9 @@ class PhysicalNames:
         address = self._table.address(name)
         variables = self._variables
         if variables is not None and variables.link_address(name) == address:
-            size = _size(variables, address)
+            size = variables.size_at(address)
             return [(base.physical + address, size) for base in self._per_cpu if base is not None]
-        return [(address - self._bias, _size(self._table, address))]
+        return [(address - self._bias, self._table.size_at(address))]
 
     def physical(self, address: int) -> int | None:
         """The physical address that a kernel's linear address stands for; a low one is physical
@@ -110,11 +138,3 @@ class PhysicalNames:
             if start <= address < start + _DIRECT_MAP:
                 return address - start
         return None
-
-
-def _size(table: SymbolTable, address: int) -> int:
-    """Bytes from a symbol's address to its end, or to the next symbol's."""
-    found = table.resolve(address)
-    if found is not None and found[0].size:
-        return found[0].size
-    return table.distance_to_next(address) or 1

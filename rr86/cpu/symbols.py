@@ -111,6 +111,17 @@ class SymbolTable:
         index = bisect_right(self._addresses, linked)
         return self._addresses[index] - linked if index < len(self._addresses) else None
 
+    def is_per_cpu(self, linked: int) -> bool:
+        """Whether a link-time address is that of a per-CPU variable."""
+        return self.relocatable and linked < _PER_CPU_END
+
+    def size_at(self, address: int) -> int:
+        """Bytes from a symbol's runtime address to its end, or to the next symbol's."""
+        found = self.resolve(address)
+        if found is not None and found[0].size:
+            return found[0].size
+        return self.distance_to_next(address) or 1
+
     def lookup(self, address: int) -> str | None:
         """`name` or `name+0x1c` for a runtime address, or None where no symbol covers it."""
         found = self.resolve(address)

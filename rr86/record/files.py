@@ -1,6 +1,8 @@
 """The files of a recording: images that go in, and where the trace goes."""
 
 import contextlib
+import errno
+import stat
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,12 +10,14 @@ from pathlib import Path
 from rr86.errors import RecordingError
 
 _MOST_NUMBERED = 100_000
+# What a trace begins with; see docs/trace-format.md.
+_MAGIC = b"\x89RR86\r\n\x1a"
 
 
 def read_image(path: str | Path, what: str) -> bytes:
     """A guest image's bytes; `what` ("kernel", "initrd") is for the error message."""
     try:
-        data = Path(path).read_bytes()
+        data = _contents(Path(path))
     except FileNotFoundError:
         raise RecordingError(f"{what} '{path}' does not exist") from None
     except IsADirectoryError:
@@ -21,6 +25,14 @@ def read_image(path: str | Path, what: str) -> bytes:
     except OSError as error:
         raise RecordingError(f"{what} '{path}' cannot be read: {error.strerror}") from None
     return _filled(data, path, what)
+
+
+def _contents(path: Path) -> bytes:
+    """The bytes of a file or a pipe; a device such as /dev/zero may have no end."""
+    mode = path.stat().st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise OSError(errno.EINVAL, "it is a device, where a file belongs", str(path))
+    return path.read_bytes()
 
 
 def _filled(data: bytes, path: str | Path, what: str) -> bytes:
@@ -42,7 +54,7 @@ class ReadAhead:
         for path in paths:
             # What cannot be read here fails again where somebody hears of it.
             with contextlib.suppress(OSError, ValueError, MemoryError):
-                self._contents[Path(path)] = Path(path).read_bytes()
+                self._contents[Path(path)] = _contents(Path(path))
 
     def wait(self) -> None:
         """Return when there is nothing more to read."""
@@ -83,6 +95,34 @@ def reserved(output: Path | None, kernel: str | Path, inputs: Iterable[Path]) ->
         raise
 
 
+def is_trace(path: Path) -> bool:
+    """Whether there is a trace at `path`."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
+def refuse_foreign(output: Path) -> None:
+    """Raise `RecordingError` if there is a file at `output` that is no trace, and not empty."""
+    try:
+        if not output.exists():
+            return
+        if not output.is_file():
+            raise RecordingError(f"cannot write the trace '{output}': it is not a regular file")
+        with output.open("rb") as file:
+            head = file.read(len(_MAGIC))
+    except OSError as error:
+        raise RecordingError(f"cannot write the trace '{output}': {error.strerror}") from None
+    if not _MAGIC.startswith(head):
+        raise RecordingError(
+            f"'{output}' is not a trace, and is left as it is: remove it, or choose another name"
+        )
+
+
 def _reserve(output: Path | None, kernel: str | Path, inputs: Iterable[Path]) -> tuple[Path, bool]:
     if output is None:
         for _ in range(_MOST_NUMBERED):
@@ -100,6 +140,7 @@ def _reserve(output: Path | None, kernel: str | Path, inputs: Iterable[Path]) ->
     except FileExistsError:
         if output.is_dir():
             raise RecordingError(f"cannot write the trace '{output}': it is a directory") from None
+        refuse_foreign(output)
         try:
             with output.open("r+b"):
                 pass

@@ -80,6 +80,15 @@ class Header:
         return header
 
 
+# The core's counters that the guest and the schedule determine. The others tell how the run was executed,
+# and differ with shortcuts and with the host.
+COUNTERS = (
+    *("instructions", "skipped_ns", "slices", "exceptions", "interrupts", "hand_offs"),
+    *("blocks", "blocks_translated", "instructions_translated", "blocks_invalidated"),
+    *("block_flushes", "stale_blocks", "stale_entries", "stale_int3s"),
+)
+
+
 @dataclass(frozen=True)
 class Footer:
     """What is known only at the end of a recording."""
@@ -89,6 +98,7 @@ class Footer:
     # LSTAR of the first vCPU that set it: with the kernel's symbols, it tells the same.
     lstar: int = 0
     stop: Mapping[str, Any] = field(default_factory=dict)
+    # Those of `COUNTERS`; older traces have more.
     statistics: Mapping[str, int] = field(default_factory=dict)
     # Linear and physical address of LSTAR's target, and of each vCPU's per-CPU area (None: not
     # found), from which physical addresses get names.

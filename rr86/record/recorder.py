@@ -1,8 +1,8 @@
 """Recording: a machine that is switched on, run in slices, and whose run becomes a trace.
 
 `record` does it all in one call. `Recorder` is for callers who want to drive: run a little, look
-around, type something, run on. Either way a finished recording has a footer, and one that was
-interrupted at any moment still replays up to its last whole chunk.
+around, type something, run on. Either way a finished recording has a footer. One that was killed at
+any moment replays too: what was not yet in a whole chunk of the trace is in its side file, TRACE.tail.
 """
 
 import contextlib
@@ -16,10 +16,12 @@ from rr86.cpu.inspection import Inspector
 from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import RecordingError
 from rr86.record.files import read_image, reserved
-from rr86.record.metadata import Footer, Header, this_host
+from rr86.record.metadata import COUNTERS, Footer, Header, this_host
+from rr86.record.packed import unpacked
 from rr86.replay.conditions import Condition, as_conditions
-from rr86.replay.execution import Execution, Tick
+from rr86.replay.execution import DebugSink, Execution, Tick
 from rr86.replay.stop import Stop
+from rr86.replay.variables import check
 
 if TYPE_CHECKING:
     from rr86._native import Machine
@@ -48,7 +50,9 @@ class Limits:
 
     def reached(self, stop: Stop, trace_bytes: int) -> str | None:
         """Which limit this moment has reached, in words."""
-        if self.instructions is not None and stop.icount >= self.instructions:
+        # Inside a slice the host's time is up at some moment or other: the slice is completed first.
+        whole = stop.reason != "time-up"
+        if whole and self.instructions is not None and stop.icount >= self.instructions:
             return f"{self.instructions:,} instructions"
         if self.time_ns is not None and stop.time_ns >= self.time_ns:
             return f"{self.time_ns / 1e9:g} s of virtual time"
@@ -80,7 +84,7 @@ def board_spec(
     **more: int | str | bool,
 ) -> "BoardSpec":
     """A board from options as the command line has them; `more` are fields of `BoardSpec`."""
-    from rr86.machine.spec import BoardSpec, parse_size
+    from rr86.machine.spec import SEMANTICS, BoardSpec, parse_size
 
     # What is not given is as in a board of today; `from_dict` alone would take it for that of an
     # older trace.
@@ -91,6 +95,7 @@ def board_spec(
         "command_line": append,
         "seed": seed,
         "kernel_name": kernel_name,
+        "semantics": SEMANTICS,
         **more,
     }
     return BoardSpec.from_dict(values)
@@ -111,11 +116,13 @@ class Recorder:
         file_names: Mapping[str, str] | None = None,
         console: Callable[[bytes], None] | None = None,
         checkpoints: int | None = None,
+        debugcon: DebugSink | None = None,
     ) -> None:
         """Switch on a machine and start its trace at `output`.
 
         `images` are "kernel" and maybe "initrd", "module0"…; `file_names` says what to call them
-        in the trace. `console` gets the bytes that the guest sends to its serial console.
+        in the trace. `console` gets the bytes that the guest sends to its serial console,
+        `debugcon` those to its debug consoles (`rr86.replay.execution.DebugSink`).
         `checkpoints` asks for a checkpoint after every so many instructions.
         """
         from rr86 import __version__
@@ -137,7 +144,13 @@ class Recorder:
         self.machine.record_to(str(self.path), header.pack(), list(images.items()), checkpoints)
         symbols = GuestSymbols(images["kernel"])
         self.inspector = Inspector(self.machine, symbols, spec.vcpus)
-        self._execution = Execution(self.machine, self.inspector, console)
+        self._execution = Execution(
+            self.machine,
+            self.inspector,
+            console,
+            debugcon=debugcon,
+            by_lines=console is not None or debugcon is not None,
+        )
         self._recording: Recording | None = None
 
     def __enter__(self) -> Self:
@@ -157,7 +170,7 @@ class Recorder:
             # written before.
             return
         # What went wrong first (a full disk, say) is what the caller has to hear about; a trace
-        # without its footer still replays up to its last whole chunk.
+        # without its footer still replays as far as it goes.
         with contextlib.suppress(Exception):
             self.finish()
 
@@ -217,6 +230,12 @@ class Recorder:
         if data:
             self.machine.console_input(data)
 
+    @property
+    def without_side_file(self) -> str | None:
+        """Why the trace has no side file, if it has none: a recorder that is killed then loses up to
+        a second of its run."""
+        return self.machine.without_side_file()
+
     def trace_bytes(self) -> int:
         """Bytes written to the trace so far."""
         return self.machine.trace_bytes()
@@ -250,7 +269,7 @@ class Recorder:
                 touched=self.machine.touched_ram(),
                 per_cpu=[self._per_cpu(vcpu, each) for vcpu, each in enumerate(registers)],
                 stop={} if self.stop is None else self.stop.as_dict(),
-                statistics=statistics,
+                statistics={name: statistics.get(name, 0) for name in COUNTERS},
             )
             self.machine.finish_recording(footer.pack())
             self._execution.drain()
@@ -290,11 +309,16 @@ def start(
     console: Callable[[bytes], None] | None = None,
     checkpoints: int | None = None,
     read: Callable[[Path, str], bytes] = read_image,
+    debugcon: DebugSink | None = None,
+    until: Until = None,
     **more: int | str | bool,
 ) -> Recorder:
     """A `Recorder` for image files; options as for `record`.
 
-    `read` gives the bytes of a file by its path and role.
+    `read` gives the bytes of a file by its path and role. A kernel file that is compressed (gzip,
+    zstd or xz) is unpacked; the trace holds what it was unpacked to. Conditions that the recording
+    is going to be run with can be named in `until`: what is wrong with them is then raised before
+    there is a trace.
     """
     files = {"kernel": Path(kernel)}
     if initrd is not None:
@@ -309,11 +333,19 @@ def start(
         **more,
     )
     images = {name: read(path, name) for name, path in files.items()}
+    images["kernel"] = unpacked(images["kernel"], f"kernel '{kernel}'")
+    check(as_conditions(until), GuestSymbols(images["kernel"]))
     names = {name: path.name for name, path in files.items()}
     place = None if output is None else Path(output)
     with reserved(place, kernel, files.values()) as path:
         return Recorder(
-            spec, images, path, file_names=names, console=console, checkpoints=checkpoints
+            spec,
+            images,
+            path,
+            file_names=names,
+            console=console,
+            checkpoints=checkpoints,
+            debugcon=debugcon,
         )
 
 
@@ -331,12 +363,14 @@ def record(
     limits: Limits | None = None,
     console: Callable[[bytes], None] | None = None,
     checkpoints: int | None = None,
+    debugcon: DebugSink | None = None,
     **more: int | str | bool,
 ) -> Recording:
     """Record a run of `kernel` from power-on until it ends, a condition holds or a limit is met.
 
     `memory` is bytes or text like "512M"; `output` defaults to the next free name in the current
-    folder; `until` takes conditions as in `--until`; `console` gets the guest's console bytes;
+    folder; `until` takes conditions as in `--until`; `console` gets the guest's console bytes, and
+    `debugcon` those of its debug consoles (`rr86.replay.execution.DebugSink`);
     `checkpoints` asks for a checkpoint after every so many instructions (`Trace.session(at=…)`);
     `more` are fields of `BoardSpec` such as `quantum` or `max_block`. When the call is
     interrupted (Ctrl-C), the trace is finished before the exception goes on.
@@ -354,6 +388,8 @@ def record(
         console=console,
         checkpoints=checkpoints,
         read=read_image,
+        debugcon=debugcon,
+        until=conditions,
         **more,
     )
     with recorder:

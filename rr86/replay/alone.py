@@ -65,7 +65,8 @@ class AloneSession:
             with _blaming(self._trace, self._path):
                 self.stop = from_native(self.machine.run(left), None)
             self.instructions = self.machine.stats()["own_instructions"]
-            if self.stop.over or (last is not None and self.instructions >= last):
+            reached = last is not None and self.instructions >= last
+            if self.stop.over or (reached and self.stop.reason != "time-up"):
                 return self.stop
             if tick is not None and tick(self.stop):
                 self.stop = replace(self.stop, reason="interrupted")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rr86.errors import RecordingError
+from rr86.record.files import refuse_foreign
 
 if TYPE_CHECKING:
     from rr86.replay.stop import Stop
@@ -59,8 +60,13 @@ def add_checkpoints(
     import tempfile
 
     place = trace.path if output is None else Path(output)
+    if output is not None:
+        refuse_foreign(place)
     session = trace.session()
-    handle, name = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
+    except OSError as error:
+        raise RecordingError(f"cannot write the trace '{place}': {error.strerror}") from None
     os.close(handle)
     try:
         session.machine.make_checkpoints(str(trace.path), name, every)
@@ -70,6 +76,9 @@ def add_checkpoints(
         session.machine.finish_checkpoints()
         Path(name).chmod(trace.path.stat().st_mode)
         Path(name).replace(place)
+        if trace.side_file is not None and place == trace.path:
+            # The new trace has what was taken from it.
+            trace.side_file.path.unlink(missing_ok=True)
     except BaseException:
         with contextlib.suppress(OSError):
             Path(name).unlink()

@@ -4,19 +4,23 @@ A condition is parsed without a guest. It is lowered for a run when the guest's 
 KASLR their offset, are known; `Lowered.waiting` says that some symbol is not placed yet.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import ConditionError
+from rr86.replay.units import count_of
 
 VALID = (
     "int3 | any-int3 | stale-int3 | stale | panic | rip=ADDR | symbol=NAME | icount=N "
-    "| console=TEXT | write=PADDR[:LEN] | irq=N | end"
+    "| console=TEXT | write=PADDR[:LEN] | write=SYMBOL[:LEN] | irq=N | end"
 )
 PANIC_TEXT = b"Kernel panic"
 _U64 = 1 << 64
+# No processor has more physical address lines.
+_PHYSICAL_END = 1 << 52
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,26 @@ class Write(Condition):
 
 
 @dataclass(frozen=True)
+class WriteSymbol(Condition):
+    """After an instruction wrote to a symbol of the kernel's, from the kernel's entry on.
+
+    `offset` is where in it the watched bytes begin; `length` how many they are (None: up to the
+    symbol's end). Of a per-CPU symbol, that of each CPU is watched.
+    """
+
+    kind = "write"
+    name: str
+    offset: int = 0
+    length: int | None = None
+
+    def __str__(self) -> str:
+        # A name that could be an address is one, unless an offset follows.
+        offset = f"+{self.offset:#x}" if self.offset or _is_hex(self.name) else ""
+        length = "" if self.length is None else f":{self.length}"
+        return f"write={self.name}{offset}{length}"
+
+
+@dataclass(frozen=True)
 class Irq(Condition):
     """Before the first instruction of this interrupt vector's handler."""
 
@@ -141,7 +165,19 @@ def _fail(text: str, position: int, problem: str) -> ConditionError:
     )
 
 
+def _is_hex(text: str) -> bool:
+    try:
+        int(text, 16)
+    except ValueError:
+        return False
+    return True
+
+
 def _number(text: str, start: int, value: str, what: str, highest: int) -> int:
+    if what == "a number of instructions":
+        counted = count_of(value.removeprefix("-"))
+        if counted is not None:
+            value = f"{'-' * value.startswith('-')}{counted}"
     try:
         # Addresses are copied from listings and oopses, which leave the 0x away.
         if what == "an address":
@@ -184,18 +220,31 @@ def parse(text: str) -> Condition:
     if kind == "console":
         return Console(value)
     if kind == "write":
-        address, colon, length = value.partition(":")
-        paddr = _number(text, start, address, "an address", _U64 - 1)
-        if not colon:
-            return Write(paddr)
-        where = start + len(address) + 1
-        size = _number(text, where, length, "a length in bytes", 1 << 30)
-        if size == 0:
-            raise _fail(text, where, "a length of 0 bytes")
-        return Write(paddr, size)
+        return _write(text, start, value)
     name, plus, distance = value.partition("+")
     where = start + len(name) + 1
     return AtSymbol(name, _number(text, where, distance, "an offset", 1 << 30) if plus else 0)
+
+
+def _write(text: str, start: int, value: str) -> Condition:
+    place, colon, length = value.partition(":")
+    size = None
+    if colon:
+        where = start + len(place) + 1
+        size = _number(text, where, length, "a length in bytes", 1 << 30)
+        if size == 0:
+            raise _fail(text, where, "a length of 0 bytes")
+    name, plus, distance = place.partition("+")
+    if not plus and _is_hex(place):
+        paddr = _number(text, start, place, "an address", _U64 - 1)
+        if paddr >= _PHYSICAL_END:
+            raise _fail(text, start, "a linear address, where a physical one or a symbol belongs")
+        return Write(paddr, size or 1)
+    if re.fullmatch(r"[A-Za-z_.$][\w.$]*", name) is None:
+        raise _fail(text, start, f"expected a physical address or a symbol, found {place!r}")
+    where = start + len(name) + 1
+    offset = _number(text, where, distance, "an offset", 1 << 30) if plus else 0
+    return WriteSymbol(name, offset, size)
 
 
 def as_conditions(until: "str | Condition | Iterable[str | Condition] | None") -> list[Condition]:
@@ -227,12 +276,20 @@ class Lowered:
         self.patterns.append(pattern)
 
 
+# The physical ranges of a symbol of the kernel's; None before the kernel has placed itself.
+Places = Callable[[WriteSymbol], Sequence[tuple[int, int]] | None]
+
+
 def lower(
-    conditions: Sequence[Condition], symbols: GuestSymbols, stale_int3: bool = False
+    conditions: Sequence[Condition],
+    symbols: GuestSymbols,
+    stale_int3: bool = False,
+    places: Places | None = None,
 ) -> Lowered:
     """Put conditions into native terms, as far as symbols are placed already.
 
-    `stale_int3` says that there are stale INT3s to come, which `Int3` is then for.
+    `stale_int3` says that there are stale INT3s to come, which `Int3` is then for. `places` finds
+    symbols in physical memory.
     """
     out = Lowered()
     for condition in conditions:
@@ -251,6 +308,8 @@ def lower(
                 out._add(condition, "icount", count)
             case Write(paddr, length):
                 out._add(condition, "write", paddr, length)
+            case WriteSymbol():
+                _lower_write(out, condition, symbols, places)
             case Irq(vector):
                 out._add(condition, "irq", vector)
             case Console(text):
@@ -269,13 +328,28 @@ def lower(
 def _lower_symbol(
     out: Lowered, condition: Condition, symbols: GuestSymbols, name: str, offset: int
 ) -> None:
-    linked = symbols.linked
-    if linked is None:
-        raise ConditionError(f"condition '{condition}': {symbols.problem}")
-    # Misspelt names fail now, not after the kernel is placed.
-    linked.address(name)
+    _check_symbol(condition, symbols, name)
     table = symbols.table
     if table is None:
         out.waiting = True
     else:
         out._add(condition, "rip", table.address(name) + offset)
+
+
+def _lower_write(
+    out: Lowered, condition: WriteSymbol, symbols: GuestSymbols, places: Places | None
+) -> None:
+    _check_symbol(condition, symbols, condition.name)
+    ranges = None if places is None else places(condition)
+    if ranges is None:
+        out.waiting = True
+    for start, length in ranges or ():
+        out._add(condition, "write", start, length)
+
+
+def _check_symbol(condition: Condition, symbols: GuestSymbols, name: str) -> None:
+    """Misspelt names fail at once, not after the kernel is placed."""
+    linked = symbols.linked
+    if linked is None:
+        raise ConditionError(f"condition '{condition}': {symbols.problem}")
+    linked.address(name)

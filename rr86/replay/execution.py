@@ -1,9 +1,11 @@
 """Running a machine up to a condition, in slices that keep Python in charge.
 
-A native run goes on for at most a fraction of a second, so that Ctrl-C, console and progress are
-served in between; where those slices end changes nothing in the guest. Symbol conditions in a
+A native run goes on for at most a twentieth of a second, so that Ctrl-C, console and progress are
+served in between; where it ends changes nothing in the guest. Mostly it has retired as many
+instructions as were asked for; where they take longer, its time is up, maybe inside a slice. Symbol conditions in a
 kernel that has not placed itself yet (KASLR) wait: the run is then watched at every address where
 the kernel's first C function can be, and the conditions are lowered anew once it is found.
+Conditions on writes to the kernel's variables wait for that function even where its place is known.
 """
 
 import time
@@ -15,17 +17,22 @@ from rr86.cpu.inspection import Inspector
 from rr86.cpu.kaslr import ENTRY_SYMBOL, entry_candidates
 from rr86.replay.conditions import Condition, End, Lowered, lower
 from rr86.replay.stop import Stop, from_native
+from rr86.replay.variables import Variables
 
 if TYPE_CHECKING:
     from rr86._native import Machine
+    from rr86.cpu.physical import PhysicalNames
 
 _FIRST_SLICE = 2_000_000
 _SHORTEST_SLICE = 100_000
 _LONGEST_SLICE = 200_000_000
-_SLICE_SECONDS = 0.05
+_SLICE_SECONDS = 0.04
 # While the kernel's place is looked for, vCPUs are asked this often.
 _WAITING_SLICE = 5_000_000
 
+# Gets what the guest has sent to its debug consoles, and how many bytes of that it sent before it
+# used its serial console.
+DebugSink = Callable[[bytes, int], None]
 # Called after each slice with the moment reached; a true answer interrupts the run.
 Tick = Callable[[Stop], bool | None]
 
@@ -40,12 +47,20 @@ class Execution:
         console: Callable[[bytes], None] | None = None,
         began: int = 0,
         stale_int3: bool = False,
+        debugcon: DebugSink | None = None,
+        names: "Callable[[], PhysicalNames] | None" = None,
+        by_lines: bool = False,
     ) -> None:
+        """`console` and `debugcon` get what the guest sends there; with `by_lines` every line as
+        soon as the slice is over in which it was completed. `names` are those of a trace."""
         self.machine = machine
         self._stale_int3 = stale_int3
         self.inspector = inspector
         self.stop: Stop | None = None
         self._sink = console
+        self._debug_sink = debugcon
+        self._by_lines = by_lines
+        self._variables = Variables(machine, inspector, names)
         self._slice = _FIRST_SLICE
         self._icount = began
 
@@ -55,10 +70,16 @@ class Execution:
         return self._icount
 
     def drain(self) -> bytes:
-        """Hand new console output to the sink; also returns it."""
+        """Hand new console output to the sinks; also returns that of the serial console."""
+        debug, alone = self.machine.debugcon_output()
         data = self.machine.console_output()
+        if alone and self._debug_sink is not None:
+            # The guest was silent on its serial console until it had sent these.
+            self._debug_sink(debug[:alone], alone)
         if data and self._sink is not None:
             self._sink(data)
+        if debug[alone:] and self._debug_sink is not None:
+            self._debug_sink(debug[alone:], 0)
         return data
 
     def run(
@@ -68,9 +89,10 @@ class Execution:
         tick: Tick | None = None,
     ) -> Stop:
         """Run until a condition holds, the run is over, or `max_instructions` have retired."""
-        lowered = lower(conditions, self.inspector.symbols, self._stale_int3)
+        lowered = self._lower(conditions)
         if lowered.waiting and self.inspector.locate_kernel() is not None:
-            lowered = lower(conditions, self.inspector.symbols, self._stale_int3)
+            self._variables.look()
+            lowered = self._lower(conditions)
         last = None if max_instructions is None else self._icount + max_instructions
         while True:
             stop = self._one_slice(lowered, last)
@@ -86,26 +108,40 @@ class Execution:
             if stop.over and any(isinstance(each, End) for each in conditions):
                 stop = replace(stop, condition=End())
             self.stop = stop
-            if stop.reason != "limit" or (last is not None and stop.icount >= last):
+            if stop.reason != "time-up" and (
+                stop.reason != "limit" or (last is not None and stop.icount >= last)
+            ):
                 return stop
             if tick is not None and tick(stop):
                 self.stop = replace(stop, reason="interrupted")
                 return self.stop
+
+    def _lower(self, conditions: Sequence[Condition]) -> Lowered:
+        symbols = self.inspector.symbols
+        return lower(conditions, symbols, self._stale_int3, self._variables.ranges)
+
+    def _entries(self) -> list[int]:
+        """Where the kernel's first C function is, or can be."""
+        symbols = self.inspector.symbols
+        if symbols.linked is None:
+            return []
+        entry = symbols.linked.link_address(ENTRY_SYMBOL)
+        if symbols.offset is not None and entry is not None:
+            return [entry + symbols.offset]
+        return entry_candidates(symbols.linked)
 
     def _one_slice(self, lowered: Lowered, last: int | None) -> Stop:
         length = self._slice
         native = lowered.native
         if lowered.waiting:
             length = min(length, _WAITING_SLICE)
-            linked = self.inspector.symbols.linked
-            candidates = [] if linked is None else entry_candidates(linked)
-            native = [*native, *(("rip", address, 0) for address in candidates)]
+            native = [*native, *(("rip", address, 0) for address in self._entries())]
         if last is not None:
             length = max(1, min(length, last - self._icount))
         started = time.monotonic()
         before = self._icount
         try:
-            info = self.machine.run(length, native, lowered.patterns)
+            info = self.machine.run(length, native, lowered.patterns, self._by_lines)
         finally:
             self.drain()
         self._icount = info["icount"]
@@ -131,9 +167,13 @@ class Execution:
         entry = linked.link_address(ENTRY_SYMBOL)
         if stop.reason == "condition" and stop.condition is None and entry is not None:
             symbols.offset = stop.rip - entry
+            self._variables.look()
         elif self.inspector.locate_kernel() is None:
             return None
-        return lower(conditions, symbols, self._stale_int3)
+        elif any(self.inspector.registers(each)["lstar"] for each in range(self.inspector.vcpus)):
+            # Should its entry have been missed: by now it has long been there.
+            self._variables.look()
+        return self._lower(conditions)
 
 
 def _already_there(lowered: Lowered, stop: Stop) -> Stop | None:

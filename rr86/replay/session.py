@@ -8,13 +8,14 @@ from rr86.cpu.inspection import Inspector
 from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import Rr86Error
 from rr86.replay.conditions import Condition, as_conditions
-from rr86.replay.execution import Execution, Tick
+from rr86.replay.execution import DebugSink, Execution, Tick
 from rr86.replay.stop import Stop
 
 if TYPE_CHECKING:
     from rr86._native import Events, Machine, Moment
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
+    from rr86.cpu.physical import PhysicalNames
     from rr86.machine.spec import BoardSpec
     from rr86.replay.checkpoints import Checkpoint
     from rr86.replay.oracle import OracleReport
@@ -37,6 +38,19 @@ class _Console:
             self._sink(data)
 
 
+class _Debugcon:
+    """The same for the debug consoles."""
+
+    def __init__(self, sink: DebugSink | None) -> None:
+        self.heard = bytearray()
+        self._sink = sink
+
+    def __call__(self, data: bytes, alone: int) -> None:
+        self.heard += data
+        if self._sink is not None:
+            self._sink(data, alone)
+
+
 class ReplaySession:
     """One replay of one trace. Sessions share nothing and may be driven side by side."""
 
@@ -54,6 +68,8 @@ class ReplaySession:
         touched: bytes = b"",
         moment: "Moment | None" = None,
         events: "Events | None" = None,
+        debugcon: DebugSink | None = None,
+        names: "Callable[[], PhysicalNames] | None" = None,
     ) -> None:
         from rr86.record.power import switch_on
 
@@ -76,14 +92,28 @@ class ReplaySession:
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
         self._console = _Console(console)
+        self._debugcon = _Debugcon(debugcon)
         self._execution = Execution(
-            self.machine, self.inspector, self._console, self.began, stale_int3
+            self.machine,
+            self.inspector,
+            self._console,
+            self.began,
+            stale_int3,
+            self._debugcon,
+            names,
+            by_lines=console is not None or debugcon is not None,
         )
 
     @property
     def console(self) -> bytes:
         """What the guest has sent to its serial console since the replay began."""
         return bytes(self._console.heard)
+
+    @property
+    def debugcon(self) -> bytes:
+        """What the guest has sent to its debug consoles (ports 0xe9 and 0x402) since the replay
+        began."""
+        return bytes(self._debugcon.heard)
 
     @property
     def icount(self) -> int:
@@ -137,6 +167,11 @@ class ReplaySession:
     def backtrace(self, vcpu: int = 0, limit: int = 32) -> "list[Frame]":
         """The vCPU's call stack, innermost frame first."""
         return self.inspector.backtrace(vcpu, limit)
+
+    def compared_digests(self) -> tuple[int, int]:
+        """How many digests were compared with the recorded ones and equal, and at how many
+        moments."""
+        return self.machine.compared_digests()
 
     def oracle_report(self) -> "OracleReport":
         """What the oracle has found so far; for sessions that were opened with it."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rr86._native import StopInfo
 
 # Reasons that leave the machine able to go on; after every other one the run is over.
-RESUMABLE = frozenset({"condition", "limit"})
+RESUMABLE = frozenset({"condition", "limit", "time-up"})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rr86.replay.checkpoints import Checkpoint, nearest
 from rr86.replay.conditions import Condition
 from rr86.replay.session import ReplaySession
 from rr86.replay.stop import Stop
-from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU, STALE_INT3
+from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU, STALE_ENTRY, STALE_INT3
 
 # What only some questions need is imported when they are asked: most traces are just replayed.
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rr86.cpu.physical import PhysicalNames
     from rr86.machine.spec import BoardSpec
     from rr86.replay.alone import AloneSession, ParallelReplay
-    from rr86.replay.execution import Tick
+    from rr86.replay.execution import DebugSink, Tick
     from rr86.replay.sharing import CrossWrite, Sharing
     from rr86.replay.survey import StaleBlocks
     from rr86.replay.writers import WriteRecord
@@ -48,6 +48,16 @@ class ImageInfo:
     file: str
     length: int
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class SideFile:
+    """The side file of a trace that was cut off: where it is, how many events the trace goes on with
+    from it, and why it, or the rest of it, was left out, if it was."""
+
+    path: Path
+    events: int
+    left_out: str | None
 
 
 class Trace:
@@ -93,13 +103,22 @@ class Trace:
         """What stops an incomplete or damaged trace from being read further, if anything does."""
         return self._reader.damage()
 
+    @property
+    def side_file(self) -> SideFile | None:
+        """What was found beside a trace that was cut off: its recorder kept there what was not yet in
+        a whole chunk. Events and replays include what could be taken from it."""
+        found = self._reader.side_file()
+        return None if found is None else SideFile(Path(found[0]), *found[1:])
+
     @cached_property
     def stale_int3s(self) -> int:
         """How many INT3s were executed that memory did not hold; at least so many, if the
         recording was not finished properly."""
-        counted = self.footer.statistics.get("stale_int3s") if self.footer is not None else None
-        if counted is not None:
+        counted = self.footer.statistics.get("stale_int3s", 0) if self.footer is not None else 0
+        if counted or not self.summary().get("stale_events"):
             return counted
+        # The footer counts up to the moment at which the recording was stopped, which may be right
+        # before the stale execution: the slice under way runs to its end after that.
         return sum(event.fields["what"] == STALE_INT3 for event in self.events(("stale",)))
 
     def summary(self) -> dict[str, int]:
@@ -133,6 +152,13 @@ class Trace:
         """The 64-byte lines that one agent wrote and another then got: a bit for each line of a
         page, by the page's number (physical address / 4096)."""
         return self._reader.shared_lines()
+
+    @property
+    def stale_executions(self) -> int:
+        """How many blocks were executed that memory did not hold."""
+        if not self.summary().get("stale_events"):
+            return 0
+        return sum(event.fields["what"] == STALE_ENTRY for event in self.events(("stale",)))
 
     def symbols(self) -> GuestSymbols:
         """The kernel's symbols, placed where the recording found them."""
@@ -222,6 +248,7 @@ class Trace:
         at: int | None = None,
         oracle: bool = False,
         moment: "Moment | None" = None,
+        debugcon: "DebugSink | None" = None,
     ) -> ReplaySession:
         """A replay that stands at power-on, or at the last checkpoint at or before the moment `at`,
         or at a moment that another session of this trace has kept (`ReplaySession.keep`).
@@ -229,6 +256,8 @@ class Trace:
         Any number may be open at once. `ReplaySession.began` says where one has begun. With
         `oracle`, the replay is slow, always begins at power-on, and checks on its way that the
         trace holds every cross-vCPU write: `ReplaySession.oracle_report` says what was found.
+        `console` gets what the guest sends to its serial console, `debugcon` what it sends to its
+        debug consoles (`rr86.replay.execution.DebugSink`).
         """
         if oracle and not self.spec.cross_writes:
             raise TraceContentError("the trace was recorded without cross-vCPU writes")
@@ -249,6 +278,8 @@ class Trace:
             touched=(self.footer or Footer()).touched,
             moment=moment,
             events=events,
+            debugcon=debugcon,
+            names=self.names,
         )
 
     @cached_property

@@ -27,4 +27,5 @@ NO_VCPU = 0xFF
 # What a stale event tells of a block: 0 that it never matched memory since it was linked, 1 that it
 # was overwritten later, 2 that it was executed; and, for the first time, an INT3 in it that memory
 # did not hold.
+STALE_ENTRY = 2
 STALE_INT3 = 3

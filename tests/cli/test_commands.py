@@ -21,6 +21,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "guest.elf"
     path.write_bytes(elf([("start", 0x100000, 64)], text=b"\x90" * 2 + b"\xcc" + b"\x90" * 61))
+    (tmp_path / "notes.txt").write_text("not to be lost")
     return path
 
 
@@ -108,8 +109,42 @@ def test_a_stop_shows_what_the_guest_was_doing(core: FakeCore, kernel: Path) -> 
 def test_a_condition_that_never_held_is_mentioned(core: FakeCore, kernel: Path) -> None:
     rr86("record", str(kernel))
     result = rr86("replay", "--until", "int3", "--until", "end")
+    # The end was asked for, and came.
     assert result.exit_code == 0
     assert "never met: int3" in result.stderr
+
+
+def test_a_run_that_meets_no_condition_has_a_status_of_its_own(
+    core: FakeCore, kernel: Path
+) -> None:
+    for command in (["record", str(kernel)], ["replay"]):
+        missed = rr86(*command, "--until", "irq=9", "--until", "rip=0x12")
+        assert missed.exit_code == 6
+        assert "rr86: never met: irq=9, rip=0x12\n" in missed.stderr
+        quiet = rr86(*command, "--until", "irq=9", "--quiet")
+        assert (quiet.exit_code, quiet.stderr.count("\n")) == (6, "replay" in command)
+        assert rr86(*command, "--until", "irq=9", "--until", "icount=2").exit_code == 0
+        assert rr86(*command, "--until", "end").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "status"),
+    [("debug-exit", 0x10, 0x21), ("triple-fault", 0, 3), ("deadlock", 0, 3), ("reset", 0, 6)],
+)
+def test_an_end_that_says_something_says_it_whatever_was_waited_for(
+    core: FakeCore, kernel: Path, end: str, code: int, status: int
+) -> None:
+    core.guest.end, core.guest.code = end, code
+    for command in (["record", str(kernel), "--no-input"], ["replay"]):
+        done = rr86(*command, "--until", "irq=9")
+        assert done.exit_code == status
+        assert "never met: irq=9" in done.stderr
+
+
+def test_a_limit_that_comes_before_the_condition_is_a_limit(core: FakeCore, kernel: Path) -> None:
+    done = rr86("record", str(kernel), "--limit-instructions", "3", "--until", "irq=9")
+    assert done.exit_code == 3
+    assert "never met: irq=9" in done.stderr
 
 
 def test_replay_takes_the_newest_trace_and_says_so(core: FakeCore, kernel: Path) -> None:
@@ -146,6 +181,9 @@ def test_statistics_are_shown_when_asked_for(core: FakeCore, kernel: Path) -> No
         (("record", "guest.elf", "-o", "none/x.rr86"), 1, ("none/x.rr86", "No such file")),
         (("record", "guest.elf", "--until", "int4"), 2, ("unknown condition 'int4'", "panic")),
         (("record", "guest.elf", "--until", "symbol=nope"), 1, ("no symbol 'nope'",)),
+        (("record", "guest.elf", "--until", "write=nope"), 1, ("no symbol 'nope'",)),
+        (("record", "guest.elf", "-o", "notes.txt"), 1, ("'notes.txt' is not a trace",)),
+        (("record", "guest.elf", "-o", "/dev/null"), 1, ("not a regular file",)),
         (("replay",), 1, ("no *.rr86 in the current folder",)),
         (("replay", "missing.rr86"), 1, ("'missing.rr86' does not exist",)),
         (("replay", "guest.elf"), 1, ("is not a trace",)),
@@ -159,6 +197,8 @@ def test_mistakes_are_one_line(
     core: FakeCore, kernel: Path, arguments: tuple[str, ...], status: int, words: tuple[str, ...]
 ) -> None:
     assert_one_line_error(rr86(*arguments), status, *words)
+    assert not list(Path().glob("*.rr86"))
+    assert Path("notes.txt").read_text() == "not to be lost"
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_trace(core: FakeCore, kernel: Path) -> None:

@@ -51,6 +51,7 @@ WORDS = st.sampled_from(
         *("--cross-writes", "--no-cross-writes", "--until", "--limit-instructions", "--stats"),
         *("--limit-virtual-time", "--no-input", "-q", "--quiet", "--vcpu", "--parallel", "--from"),
         *("--no-verify", "--json", "--top", "--symbols", "--no-symbols", "--to", "--at", "--pc"),
+        *("--console", "--debugcon", "--every", "icount=1G", "--debugcon=-", "write=jiffies:8"),
         *("--smp=4", "--smp=", "--until=int3", "--until=rip=0x10", "--json=1", "-m512M", "-qm"),
         *("--help", "-h", "--nonsense", "--", "-", "", "1", "-1", "0", "4", "2G", "500M", "10s"),
         *(

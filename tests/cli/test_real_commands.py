@@ -110,7 +110,7 @@ def test_a_stop_is_shown_with_registers_code_and_the_other_vcpus(
 
 def test_a_condition_that_is_never_met_is_said_once(folder: Path, demo_trace: Path) -> None:
     done = rr86(folder, "replay", str(demo_trace), "--until", "stale", "--until", "rip=0x12")
-    assert done.returncode == 0
+    assert done.returncode == 6
     assert done.stderr.count("never met: stale, rip=0x12\n") == 1
 
 
@@ -285,7 +285,8 @@ def test_without_checkpoints_a_replay_from_a_moment_begins_at_power_on(
     assert len(late.stdout) < len(whole.stdout)
     assert "replaying from power-on" in late.stderr
     beyond = rr86(folder, "replay", str(demo_trace), "--from", "99000000000")
-    assert (beyond.returncode, beyond.stdout) == (0, "")
+    assert (beyond.returncode, beyond.stdout) == (6, "")
+    assert "never met: icount=99000000000\n" in beyond.stderr
 
 
 def test_checkpoints_are_added_in_place_or_beside(folder: Path) -> None:

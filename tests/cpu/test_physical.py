@@ -77,3 +77,30 @@ def test_without_symbols_nothing_has_a_name() -> None:
     assert PhysicalNames(None).lookup(0x100000) is None
     with pytest.raises(SymbolsError):
         PhysicalNames(None).ranges("jiffies")
+
+
+def test_pages_that_the_kernel_gave_away_have_no_name() -> None:
+    """What lies there later has nothing to do with what lay there before."""
+    table = SymbolTable(
+        [
+            Symbol(BASE, "T", "_text"),
+            Symbol(BASE + 0x1800, "T", "_etext"),
+            Symbol(BASE + 0x4000, "R", "__start_rodata"),
+            Symbol(BASE + 0x5000, "D", "jiffies"),
+            Symbol(BASE + 0x6000, "D", "__init_begin"),
+            Symbol(BASE + 0x6010, "d", "early_data"),
+            Symbol(BASE + 0x7000, "R", "__init_end"),
+            Symbol(BASE + 0x7000, "R", "__smp_locks"),
+            Symbol(BASE + 0x8800, "R", "__smp_locks_end"),
+            Symbol(BASE + 0x8810, "B", "kept"),
+            Symbol(BASE + 0x9000, "B", "_end"),
+        ],
+        OFFSET,
+    )
+    found = PhysicalNames(table, Mapped(BASE + OFFSET, IMAGE)).lookup
+    assert [found(IMAGE + at) for at in (0x2000, 0x3FFF, 0x6000, 0x6018, 0x7123)] == [None] * 5
+    # Part of a page is not given away.
+    assert found(IMAGE + 0x1900) == "_etext+0x100"
+    assert found(IMAGE + 0x8010) == "__init_end+0x1010"
+    assert found(IMAGE + 0x5004) == "jiffies+0x4"
+    assert found(IMAGE + 0x8810) == "kept"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 GUESTS = Path(__file__).resolve().parent
 RUNTIME = ("lib/entry.S", "lib/base.c", "lib/traps.c", "lib/apic.c")
-HEADERS = ("lib/guest.h", "lib/guest.ld", "lib/stale.h")
+HEADERS = ("lib/guest.h", "lib/guest.ld", "lib/stale.h", "page-loops.h")
 CFLAGS = (
     *("-m64", "-std=gnu11", "-O2", "-ffreestanding", "-fno-pic", "-fno-pie", "-mno-red-zone"),
     *("-mgeneral-regs-only", "-fcf-protection=none", "-fno-stack-protector"),
@@ -51,7 +51,7 @@ class Guest:
     console: tuple[str, ...]
     # regular expressions that must each match a debug console line, in this order
     debugcon: tuple[str, ...]
-    # "poweroff", "debug-exit", "triple-fault" or "never"
+    # "poweroff", "debug-exit", "triple-fault", "deadlock" or "never"
     end: str
     # value written to the debug-exit port (0 when the guest ends otherwise)
     code: int

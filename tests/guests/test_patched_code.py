@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.guests.build import load_manifest
-from tests.guests.machines import record_guest
+from tests.guests.machines import assert_same_run, record_guest, replay
 
 MANIFEST = load_manifest()
 EXIT_CLEAN = 0x10
@@ -117,3 +117,16 @@ def test_cross_modified_code_goes_stale_only_where_there_is_a_window(
     assert summary is not None
     assert int(summary[1]) == len(stores) > 0
     assert_stores_are_told_rightly(stores, "0")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_instruction_that_ends_in_the_page_it_begins_in_is_patched(
+    protocol: str, tmp_path: Path
+) -> None:
+    """Two linear pages in a row are one page of RAM, which lists the block that crosses once."""
+    recorded = record_guest(MANIFEST["own-alias"], tmp_path / "guest.rr86", protocol=protocol)
+    seen = recorded.outcome
+    assert seen.reason == "debug-exit"
+    if protocol == "precise":
+        assert seen.code == MANIFEST["own-alias"].code, seen.console
+    assert_same_run(replay(recorded), seen)

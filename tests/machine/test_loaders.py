@@ -35,6 +35,14 @@ def boot_params(placement: Placement) -> bytes:
     return memory(placement, placement.registers["rsi"], 4096)
 
 
+def program(kind: bytes) -> bytes:
+    """An executable that wants a dynamic linker: its only program header is of another kind."""
+    image = images.elf(kind=3, virtual=0, physical=0, entry=0)
+    # Two headers: the segment, and one more in the place of the code behind it.
+    header = kind.ljust(56, b"\0")
+    return image[:56] + b"\x02\0" + image[58:120] + header + bytes(64)
+
+
 def test_bzimage_is_entered_in_long_mode_0x200_behind_its_load_address() -> None:
     placement = boot(images.bzimage())
     registers = placement.registers
@@ -140,6 +148,11 @@ def test_kernel_that_prefers_an_address_beyond_ram_is_relocated() -> None:
         (images.elf(data=b"")[:100], "cut off within its headers"),
         (images.elf()[:150], "cut off, or a segment"),
         (images.elf(bits=32, machine=3), "32-bit ELF file without a Multiboot header"),
+        (images.elf(bits=32, machine=3), "expected: a Linux bzImage, a 64-bit vmlinux or a Multib"),
+        (program(b"\x03"), "is a program or library for an operating system; expected: a Linux bz"),
+        (program(b"\x02"), "is a program or library for an operating system; expected: a Linux bz"),
+        (images.elf(virtual=0x40_0000), "not linked as Linux is; expected: a Linux bzImage"),
+        (b"#!/bin/sh", r"a script \(expected: a Linux bzImage"),
         (b"\x7fELF\x02\x02" + bytes(60), "big-endian"),
         (b"", "is empty"),
         (b"MZ" + bytes(1000), "a PE program"),

@@ -127,11 +127,30 @@ def test_files_that_cannot_be_used_are_named(core: FakeCore, kernel: Path, tmp_p
     (tmp_path / "empty").touch()
     with pytest.raises(rr86.RecordingError, match="is empty"):
         rr86.record("empty")
+    with pytest.raises(rr86.RecordingError, match="kernel '/dev/zero' cannot be read: it is a dev"):
+        rr86.record("/dev/zero")
+    read = ReadAhead(["/dev/zero"])
+    read.wait()
+    with pytest.raises(rr86.RecordingError, match="it is a device"):
+        read(Path("/dev/zero"), "kernel")
     with pytest.raises(rr86.RecordingError, match=r"no-folder.* No such file"):
         rr86.record(kernel, output="no-folder/x.rr86")
     with pytest.raises(rr86.RecordingError, match="its own input"):
         rr86.record(kernel, output=kernel)
     assert not list(tmp_path.glob("*.rr86"))
+
+
+def test_only_traces_and_empty_files_are_overwritten(
+    core: FakeCore, kernel: Path, tmp_path: Path
+) -> None:
+    for name, content in (("empty", b""), ("trace", b"\x89RR86\r\n\x1a..."), ("cut", b"\x89RR")):
+        (tmp_path / name).write_bytes(content)
+        assert rr86.record(kernel, output=name).path == Path(name)
+    for content in (b"text", b"\x7fELF", b"\x89PNG\r\n\x1a\n..."):
+        (tmp_path / "other").write_bytes(content)
+        with pytest.raises(rr86.RecordingError, match="'other' is not a trace, and is left as it"):
+            rr86.record(kernel, output="other")
+        assert (tmp_path / "other").read_bytes() == content
 
 
 def test_a_machine_that_cannot_be_built_leaves_no_empty_trace(

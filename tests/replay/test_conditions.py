@@ -21,6 +21,7 @@ from rr86.replay.conditions import (
     Stale,
     StaleInt3,
     Write,
+    WriteSymbol,
     as_conditions,
     lower,
     parse,
@@ -46,6 +47,14 @@ from tests.images import elf
         ("console=login: a=b", Console("login: a=b")),
         ("write=0x1000", Write(0x1000, 1)),
         ("write=0x1000:8", Write(0x1000, 8)),
+        ("write=fee", Write(0xFEE, 1)),
+        ("write=fee+0", WriteSymbol("fee")),
+        ("write=jiffies", WriteSymbol("jiffies")),
+        ("write=jiffies:4", WriteSymbol("jiffies", 0, 4)),
+        ("write=init_task+0x10:8", WriteSymbol("init_task", 0x10, 8)),
+        ("icount=1G", Icount(10**9)),
+        ("icount=1.5m", Icount(1_500_000)),
+        ("icount=1,656,123,908", Icount(1_656_123_908)),
         ("irq=236", Irq(236)),
         ("irq=0xec", Irq(236)),
     ],
@@ -69,6 +78,11 @@ def test_conditions_are_understood(text: str, condition: Condition) -> None:
         ("irq=256", "must be between", 5),
         ("write=0x10:0", "a length of 0", 12),
         ("write=0x10:z", "expected a length", 12),
+        ("write=jiffies:0", "a length of 0", 15),
+        ("write=1x", "expected a physical address or a symbol", 7),
+        ("write=ffffffff82a07980", "a linear address", 7),
+        ("icount=1X", "expected a number of instructions", 8),
+        ("icount=99999999T", "must be between", 8),
         ("symbol=f+zz", "expected an offset", 10),
     ],
 )
@@ -127,6 +141,18 @@ def test_panic_without_symbols_listens_to_the_console() -> None:
     lowered = lower([Panic()], GuestSymbols(b"no symbols here"))
     assert lowered.native == [("console", 0, 0)]
     assert lowered.patterns == [b"Kernel panic"]
+
+
+def test_a_symbol_is_watched_where_it_is_in_physical_memory() -> None:
+    symbols = GuestSymbols(elf([("counter", 0x100010, 8)]))
+    condition = WriteSymbol("counter")
+    lowered = lower([condition], symbols, places=lambda _: [(0x5010, 8), (0x9010, 8)])
+    assert lowered.native == [("write", 0x5010, 8), ("write", 0x9010, 8)]
+    assert lowered.owners == [condition, condition]
+    assert not lowered.waiting
+    assert lower([condition], symbols, places=lambda _: None).waiting
+    with pytest.raises(SymbolsError, match="no symbol 'countr'; near names: counter"):
+        lower([WriteSymbol("countr")], symbols)
 
 
 def test_symbols_that_cannot_be_found_are_errors_at_once() -> None:

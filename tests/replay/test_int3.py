@@ -1,6 +1,7 @@
 """INT3s at which a replay stops: stale ones, honest ones, and interrupts injected with vector 3."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,12 @@ from typer.testing import CliRunner
 import rr86
 from rr86.cli.app import app
 from rr86.record.recorder import Recorder
-from rr86.replay.bisect import bisect_invalidation
+from rr86.replay.bisect import Choice, bisect_invalidation
 from rr86.replay.conditions import AnyInt3, Int3
 from rr86.replay.int3 import INJECTED, SHORT, explain, look
 from tests.fake_core import FakeCore, Step
-from tests.guests.build import load_manifest
-from tests.guests.machines import Recorded, record_guest
+from tests.guests.build import build, load_manifest
+from tests.guests.machines import Recorded, outcome, record_guest
 from tests.images import elf
 
 
@@ -135,3 +136,52 @@ def test_looking_for_stale_blocks_does_not_change_the_run(stale: Recorded, tmp_p
     blind = rr86.open_trace(path)
     assert blind.stale_int3s == 0
     assert not list(blind.events(("stale",)))
+
+
+def stopped(path: Path, until: str) -> Recorded:
+    """The recording of `stale`, stopped early."""
+    guest = replace(load_manifest()["textpoke"], append="rounds=1000")
+    options = {"protocol": "qemu-7.2", "seed": 3, "quantum": 2000, "window_bias": 32768}
+    recorder = rr86.start_recording(
+        build(guest),
+        smp=guest.smp,
+        memory=guest.memory << 20,
+        append=guest.append,
+        output=path,
+        **options,  # type: ignore[arg-type]
+    )
+    with recorder:
+        stop = recorder.run(until=until)
+        assert str(stop.condition) == until
+        return Recorded(path, outcome(stop, recorder.machine, b"", b""))
+
+
+def test_a_trace_that_ends_at_a_stale_int3_has_it(tmp_path: Path) -> None:
+    """Recording, replay and bisection tell one story, although the counters in the footer are
+    those of the stop, right before the INT3 executes."""
+    recorded = stopped(tmp_path / "stopped.rr86", "stale-int3")
+    trace = recorded.trace()
+    assert trace.footer is not None
+    assert not trace.footer.statistics.get("stale_int3s")
+    assert trace.stale_int3s > 0
+    stop = trace.replay("int3")
+    assert (stop.condition, stop.icount) == (Int3(), recorded.outcome.icount)
+    # The bisection counts from the entry of the block, which has a few instructions before.
+    finding = bisect_invalidation(trace, Choice(at=stop.icount - 10))
+    assert finding is not None
+    assert finding.proved
+    assert finding.execution.int3
+    assert finding.execution.address == stop.rip
+    assert stop.icount - 10 <= finding.execution.icount <= stop.icount
+    assert "stale int3: block" in replayed(recorded.path, "int3")
+
+
+def test_int3_tells_of_stale_blocks_without_one(tmp_path: Path) -> None:
+    """Where other instructions were stale, an honest INT3 is not the end of the story."""
+    recorded = stopped(tmp_path / "stopped.rr86", "stale")
+    trace = recorded.trace()
+    assert (trace.stale_int3s, trace.stale_executions) == (0, 1)
+    told = replayed(recorded.path, "int3")
+    assert "honest int3: memory holds cc" in told
+    assert "memory held every INT3 executed in this trace, but not 1 block of other" in told
+    assert trace.replay("stale").icount == recorded.outcome.icount

@@ -1,5 +1,6 @@
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,13 @@ OFFSET = 0x1200000
 
 def kernel_with_kaslr() -> bytes:
     rows = [(BASE + 16 * n, "T", f"function_{n}") for n in range(1200)]
-    named = {1: "entry_SYSCALL_64", 2: "x86_64_start_kernel", 3: "start_kernel", 4: "panic"}
+    named = {
+        0: "_text",
+        1: "entry_SYSCALL_64",
+        2: "x86_64_start_kernel",
+        3: "start_kernel",
+        4: "panic",
+    }
     rows = [(a, kind, named.get(n, name)) for n, (a, kind, name) in enumerate(rows)]
     return vmlinux(kallsyms(rows))
 
@@ -148,6 +155,58 @@ def test_the_recorded_offset_places_symbols_from_the_start(core: FakeCore, tmp_p
     assert session.symbolize(at(3)) == "start_kernel"
     stop = session.run("symbol=function_5")
     assert stop.icount == 1
+
+
+def test_a_variable_is_watched_from_the_kernels_entry_on(core: FakeCore, tmp_path: Path) -> None:
+    """Before, something else lies where it will be, whether or not its place is known by then."""
+    kernel = tmp_path / "vmlinux"
+    kernel.write_bytes(kernel_with_kaslr())
+    physical = 0x5000000
+    place = physical + 16 * 7
+    steps = [Step(0x1000, write=place), Step(0x1001), Step(at(2)), Step(at(3), write=place + 8)]
+    steps += [Step(at(4), lstar=at(1)), Step(at(5), write=place + 16), Step(at(5), write=place)]
+    core.guest = Guest(steps, mapped=(2, at(0), physical), unpaged=(1,))
+    path = tmp_path / "run.rr86"
+    with rr86.start_recording(kernel, smp=2, output=path) as recorder:
+        seen = [recorder.run(until="write=function_7").icount for _ in range(2)]
+        assert recorder.run(until="write=function_7").reason == "poweroff"
+    trace = rr86.open_trace(path)
+    assert trace.footer is not None
+    assert trace.footer.lstar == at(1)
+    session = trace.session()
+    stops = [session.run("write=function_7") for _ in range(3)]
+    assert seen == [each.icount for each in stops[:2]] == [4, 7]
+    assert stops[2].over
+    session = trace.session()
+    assert session.run("write=function_7+8:1").icount == 4
+    assert session.run("write=function_7+8:1").over
+    with pytest.raises(rr86.SymbolsError, match="no symbol 'functoin_7'"):
+        session.run("write=functoin_7")
+
+
+def test_per_cpu_variables_have_a_place_in_finished_recordings_only(
+    core: FakeCore, tmp_path: Path
+) -> None:
+    kernel = tmp_path / "vmlinux"
+    rows = [(0x1000, "A", "runqueues"), (0x2000, "A", "__per_cpu_end")]
+    names = {1: "entry_SYSCALL_64", 2: "x86_64_start_kernel", 0: "_text"}
+    rows += [(BASE + 16 * n, "T", names.get(n, f"function_{n}")) for n in range(1200)]
+    kernel.write_bytes(vmlinux(kallsyms(rows)))
+    steps = [Step(at(2)), Step(at(3), lstar=at(1)), Step(at(4), write=0x701008), Step(at(5))]
+    core.guest = Guest(steps, mapped=(0, at(0), 0x5000000))
+    path = tmp_path / "run.rr86"
+    with rr86.start_recording(kernel, output=path) as recorder:
+        with pytest.raises(rr86.ConditionError, match="per-CPU variable"):
+            recorder.run(until="write=runqueues")
+        recorder.run()
+    with pytest.raises(rr86.ConditionError, match="per-CPU variable"):
+        rr86.record(kernel, output=tmp_path / "none.rr86", until="write=runqueues")
+    assert not (tmp_path / "none.rr86").exists()
+    trace = rr86.open_trace(path)
+    assert trace.footer is not None
+    footer = replace(trace.footer, per_cpu=[(BASE, 0x700000)], image=(at(0), 0x5000000))
+    vars(trace)["footer"] = footer
+    assert trace.session().run("write=runqueues").icount == 3
 
 
 def test_events_are_filtered(core: FakeCore, kernel: Path, tmp_path: Path) -> None:

@@ -8,8 +8,15 @@ import pytest
 import rr86
 from rr86.machine.spec import SpecError
 from tests.demo import record_demo
+from tests.guests.build import load_manifest
+from tests.guests.machines import record_guest
 
-ALL = "frame,marks,runs,words,pins,ahead,loops,apart,paths,across"
+MANIFEST = load_manifest()
+
+NAMES = ("frame", "marks", "runs", "words", "pins", "ahead", "loops", "apart", "paths", "across")
+ALL = ",".join(NAMES)
+# Guests that are short, and make use of one shortcut or another.
+GUESTS = ("faults", "fpu", "smc", "string")
 
 
 def test_a_trace_is_the_same_without_shortcuts(
@@ -22,6 +29,32 @@ def test_a_trace_is_the_same_without_shortcuts(
     assert list(first.events()) == list(second.events())
     # One made with them replays without them, every digest compared.
     assert first.session().run().reason == "poweroff"
+
+
+def trace_bytes(folder: Path, name: str) -> dict[str, bytes]:
+    """The whole trace of each guest, by its name."""
+    traces = {"demo": record_demo(folder, name).path}
+    for guest in GUESTS:
+        traces[guest] = folder / f"{guest}-{name}.rr86"
+        record_guest(MANIFEST[guest], traces[guest])
+    return {guest: path.read_bytes() for guest, path in traces.items()}
+
+
+@pytest.fixture(scope="module")
+def with_all_shortcuts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return trace_bytes(tmp_path_factory.mktemp("traces"), "with")
+
+
+@pytest.mark.parametrize("disabled", [*NAMES, ALL], ids=[*NAMES, "all"])
+def test_no_byte_of_a_trace_depends_on_a_shortcut(
+    disabled: str,
+    with_all_shortcuts: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RR86_DISABLE", disabled)
+    for guest, trace in trace_bytes(tmp_path, "without").items():
+        assert trace == with_all_shortcuts[guest], guest
 
 
 def test_a_replay_is_the_same_with_blocks_translated_ahead_and_without(

@@ -1,8 +1,9 @@
 //! Where the host's time goes, for people who look at counters.
 //!
 //! The only place in the core that asks what time it is on the host: guest execution knows virtual time
-//! alone. What is measured here can be added up and shown in seconds, and nothing else, so that no
-//! decision, no digest and no trace can come to depend on it.
+//! alone. What is measured here can be added up and shown in seconds, and say when a call comes back to its
+//! caller, which changes nothing. No decision, no digest and no trace can come to depend on it. A [`Cadence`] says
+//! when a trace's side file is due, which is no part of the trace.
 
 use std::time::{Duration, Instant};
 
@@ -77,6 +78,107 @@ impl Stopwatch {
     }
 }
 
+/// Says ten times a second that it is time again. Asking costs a few nanoseconds.
+#[derive(Debug, Default)]
+pub struct Cadence {
+    /// Milliseconds on the host's clock.
+    next: u64,
+}
+
+impl Cadence {
+    const PERIOD: u64 = 100;
+
+    #[inline]
+    pub fn due(&mut self) -> bool {
+        let mut now = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: the call writes to `now` alone, which is a whole `timespec`. The clock exists since
+        // Linux 2.6.32; without it `now` stays zero, which is never past `next`.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut now) };
+        let now = (now.tv_sec as u64)
+            .saturating_mul(1000)
+            .saturating_add(now.tv_nsec as u64 / 1_000_000);
+        let due = now > self.next;
+        if due {
+            self.next = now + Self::PERIOD;
+        }
+        due
+    }
+}
+
+/// How long a call that runs the guest goes on before it comes back to its caller.
+///
+/// Whoever runs the guest counts its steps here: what may take up to some microseconds each, such as a call
+/// of the dispatcher or a slow access. A call that is over comes back between two blocks. That can be
+/// anywhere in a slice, and changes nothing in the guest.
+#[derive(Debug, Default)]
+pub struct Patience {
+    limit: Option<PatienceLimit>,
+    began: Option<Stopwatch>,
+    /// Steps until the limit is looked at.
+    left: u32,
+    over: bool,
+}
+
+/// What ends a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatienceLimit {
+    Time(Duration),
+    /// For tests: so many steps, whatever the host's clock says.
+    Steps(u32),
+}
+
+/// Steps between two looks at the host's clock.
+const STEPS_BETWEEN_LOOKS: u32 = 256;
+
+impl Patience {
+    pub fn new(limit: PatienceLimit) -> Self {
+        Self {
+            limit: Some(limit),
+            ..Self::default()
+        }
+    }
+
+    /// A call begins.
+    pub fn begin(&mut self) {
+        self.over = false;
+        self.left = match self.limit {
+            Some(PatienceLimit::Steps(steps)) => steps,
+            _ => STEPS_BETWEEN_LOOKS,
+        };
+        let timed = matches!(self.limit, Some(PatienceLimit::Time(_)));
+        self.began = timed.then(Stopwatch::start);
+    }
+
+    /// Counts a step. True when the call is over.
+    #[inline]
+    pub fn step(&mut self) -> bool {
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 {
+            self.look();
+        }
+        self.over
+    }
+
+    /// Counts what takes as long as many steps. True when the call is over.
+    pub fn look(&mut self) -> bool {
+        self.left = STEPS_BETWEEN_LOOKS;
+        self.over |= match (self.limit, &self.began) {
+            (Some(PatienceLimit::Time(limit)), Some(began)) => began.read().0 >= limit,
+            (Some(PatienceLimit::Steps(_)), _) => true,
+            _ => false,
+        };
+        self.over
+    }
+
+    /// Whether the call is over.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+}
+
 /// What a run has cost so far, on the thread that runs the guest.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spent {
@@ -145,6 +247,34 @@ mod tests {
         let of = |step: usize| taken.iter().skip(step).step_by(2).filter(|&&t| t).count();
         assert_eq!((of(0), of(1)), (2, 2));
         assert_eq!(spent.on(Phase::Translating).0, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_call_is_over_after_its_steps_and_the_next_begins_anew() {
+        let mut patience = Patience::new(PatienceLimit::Steps(3));
+        for _ in 0..2 {
+            patience.begin();
+            let over: Vec<bool> = (0..4).map(|_| patience.step()).collect();
+            assert_eq!(over, [false, false, true, true]);
+            assert!(patience.is_over());
+        }
+    }
+
+    #[test]
+    fn a_call_without_a_limit_is_never_over() {
+        let mut patience = Patience::default();
+        patience.begin();
+        assert!((0..10_000).all(|_| !patience.step()));
+    }
+
+    #[test]
+    fn a_call_is_over_when_its_time_has_passed() {
+        let mut patience = Patience::new(PatienceLimit::Time(Duration::ZERO));
+        patience.begin();
+        assert!((0..=STEPS_BETWEEN_LOOKS).any(|_| patience.step()));
+        let mut patience = Patience::new(PatienceLimit::Time(Duration::MAX));
+        patience.begin();
+        assert!((0..=STEPS_BETWEEN_LOOKS).all(|_| !patience.step()));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rr86_core::cpu::state::{sreg, CpuState, Segment, TableRegister, XsaveArea};
 use rr86_core::translate::bus::Bus;
 use rr86_core::translate::dispatch::{RunEnd, Span};
 use rr86_core::translate::emit::Hooks;
-use rr86_core::translate::engine::{Agent, BlockLimits, Engine, Observed, StopCause};
+use rr86_core::translate::engine::{Agent, BlockLimits, Engine, HostError, Observed, StopCause};
 use rr86_core::translate::shortcuts::Shortcuts;
 
 use crate::case::{
@@ -98,6 +98,8 @@ pub struct Setup {
     pub watched: bool,
     /// Samples that make a block hot; `None` for as many as usual.
     pub hot: Option<u8>,
+    /// What FXSAVE is taken to store as MXCSR_MASK: what processors of another maker do. `None` for the host's own.
+    pub mxcsr_mask: Option<u32>,
 }
 
 impl Default for Setup {
@@ -110,6 +112,7 @@ impl Default for Setup {
             tracking: false,
             watched: false,
             hot: None,
+            mxcsr_mask: None,
         }
     }
 }
@@ -118,8 +121,9 @@ impl Default for Setup {
 pub struct Translated {
     engine: Box<Engine>,
     start: CpuState,
-    /// Code bytes of the last case: offset and length.
+    /// Where the last case has left code: address and length.
     dirty: (u64, usize),
+    writable_code: bool,
     stretch: u64,
 }
 
@@ -135,6 +139,10 @@ impl Translated {
             .map_err(|error| SubjectError::Other(error.to_string()))?;
         engine.set_shortcuts(setup.shortcuts);
         engine.set_tracking(setup.tracking);
+        if let Some(mask) = setup.mxcsr_mask {
+            let refused = |error: HostError| SubjectError::Other(error.to_string());
+            engine.pretend_mxcsr_mask(mask).map_err(refused)?;
+        }
         if let Some(samples) = setup.hot {
             engine.set_hot(samples);
         }
@@ -142,6 +150,7 @@ impl Translated {
             engine,
             start: start_state(),
             dirty: (CODE_AT, 0),
+            writable_code: setup.writable_code,
             stretch: setup.stretch,
         };
         machine.build(setup.writable_code);
@@ -358,7 +367,11 @@ impl Translated {
         self.write(start, &vec![0xf4; len]);
         let start = CODE_AT + offset;
         self.write(start, &case.code);
-        self.dirty = (start, case.code.len());
+        self.dirty = if self.writable_code {
+            (CODE_AT, layout::CODE_SIZE)
+        } else {
+            (start, case.code.len())
+        };
         self.write(ARENA_AT, &case.arena);
 
         let mut cpu = self.start.clone();

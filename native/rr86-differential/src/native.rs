@@ -52,6 +52,7 @@ struct Shared {
     code_alias: *mut u8,
     arena_alias: *mut u8,
     dirty: (usize, usize),
+    writable_code: bool,
     slots: [Slot; BATCH],
 }
 
@@ -351,6 +352,7 @@ unsafe fn child_main(shared: *mut Shared, request: i32, response: i32, writable_
         }
         ptr::write_bytes((*shared).code_alias, 0xf4, CODE_SIZE);
         (*shared).dirty = (0, 0);
+        (*shared).writable_code = writable_code;
         (*shared).request = request;
         (*shared).response = response;
         (*shared).child_fs = read_fs_base();
@@ -527,7 +529,12 @@ unsafe extern "C" fn on_signal(
         let offset = (slot.code_address - layout::CODE) as usize;
         let len = slot.code_len as usize;
         ptr::copy_nonoverlapping(slot.code.as_ptr(), shared.code_alias.add(offset), len);
-        shared.dirty = (offset, len);
+        // A case may have written all of a region that it may write.
+        shared.dirty = if shared.writable_code {
+            (0, layout::CODE_SIZE)
+        } else {
+            (offset, len)
+        };
         ptr::copy_nonoverlapping(slot.arena.as_ptr(), shared.arena_alias, layout::ARENA_SIZE);
         ptr::copy_nonoverlapping(slot.entry.fxsave.as_ptr(), fx, FRAME_FX);
         // XSTATE_BV follows the legacy region: x87 and SSE state are to be loaded, not reset.

@@ -79,7 +79,23 @@ fn step(a: &mut CodeAssembler, rng: &mut Rng, register: AsmRegister64) -> Result
     }
 }
 
-fn random_loop(seed: u64) -> Case {
+/// Where the loop's code ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    Anywhere,
+    /// So many bytes from the end of a page; behind it when negative.
+    FromPageEnd(i64),
+}
+
+const PLACES: [Place; 5] = [
+    Place::Anywhere,
+    Place::FromPageEnd(0),
+    Place::FromPageEnd(1),
+    Place::FromPageEnd(-1),
+    Place::FromPageEnd(-2),
+];
+
+fn random_loop(seed: u64, place: Place) -> Case {
     let mut rng = Rng::new(seed);
     let mut a = CodeAssembler::new(64).unwrap();
     let mut again = a.create_label();
@@ -128,10 +144,18 @@ fn random_loop(seed: u64) -> Case {
         gpr[register] = rng.below(64) * if rng.chance(80) { 16 } else { 1 };
     }
     (gpr[4], gpr[5], gpr[12]) = (layout::ARENA + 0x6000, turns, 0);
+    let code = a.assemble(layout::CODE).unwrap();
+    let code_address = match place {
+        Place::Anywhere => layout::CODE,
+        Place::FromPageEnd(bytes) => {
+            let end = (layout::CODE + layout::PAGE as u64).wrapping_add_signed(-bytes);
+            end - code.len() as u64
+        }
+    };
     Case {
         seed,
-        code_address: layout::CODE,
-        code: a.assemble(layout::CODE).unwrap(),
+        code_address,
+        code: a.assemble(code_address).unwrap(),
         entry: Entry {
             gpr,
             rflags: 0x45,
@@ -145,7 +169,9 @@ fn random_loop(seed: u64) -> Case {
 
 #[test]
 fn random_loops_agree_with_the_host() {
-    let cases: Vec<Case> = (0..CASES).map(random_loop).collect();
+    let cases: Vec<Case> = (0..CASES)
+        .map(|seed| random_loop(seed, PLACES[seed as usize % PLACES.len()]))
+        .collect();
     let mut native = Native::new().unwrap();
     let expected = native.run_batch(&cases);
     let cut = Setup {
@@ -167,32 +193,49 @@ fn random_loops_agree_with_the_host() {
     }
 }
 
+/// MXCSR_MASK on Intel's processors and on AMD's.
+const MASKS: [u32; 2] = [0xffff, 0x2_ffff];
+
+/// What FXSAVE shows of the last x87 instruction, as a guest has put it there.
+fn with_pointers(mut case: Case) -> Case {
+    let mut rng = Rng::new(case.seed);
+    let pointers: Vec<u8> = (0..16).map(|_| rng.u64() as u8).collect();
+    case.entry.fxsave[6..8].copy_from_slice(&0x123u16.to_le_bytes());
+    case.entry.fxsave[8..24].copy_from_slice(&pointers);
+    case
+}
+
 #[test]
 fn the_fast_code_counts_and_marks_as_the_ordinary_code_does() {
     let without = Shortcuts::without(["loops"]).unwrap();
-    let mut subjects = [Shortcuts::default(), without].map(|shortcuts| {
-        Translated::new(Setup {
-            shortcuts,
-            tracking: true,
-            ..Setup::default()
-        })
-        .unwrap()
-    });
-    for seed in 0..CASES {
-        let case = random_loop(seed);
-        let [fast, ordinary] = subjects.each_mut().map(|subject| {
-            let before = subject.engine().icount();
-            let outcome = subject.run(&case).unwrap();
-            let instructions = subject.engine().icount() - before;
-            (outcome, instructions, subject.take_lines())
+    for mask in MASKS {
+        let mut subjects = [Shortcuts::default(), without].map(|shortcuts| {
+            Translated::new(Setup {
+                shortcuts,
+                tracking: true,
+                mxcsr_mask: Some(mask),
+                ..Setup::default()
+            })
+            .unwrap()
         });
-        assert_eq!(
-            fast.1,
-            ordinary.1,
-            "instructions\n{}",
-            text::disassemble(&case)
-        );
-        assert_eq!(fast.2, ordinary.2, "lines\n{}", text::disassemble(&case));
-        assert!(fast.0 == ordinary.0, "{}", text::disassemble(&case));
+        for seed in 0..CASES {
+            let place = PLACES[seed as usize % PLACES.len()];
+            let case = with_pointers(random_loop(seed, place));
+            let [fast, ordinary] = subjects.each_mut().map(|subject| {
+                let before = subject.engine().icount();
+                let outcome = subject.run(&case).unwrap();
+                let instructions = subject.engine().icount() - before;
+                (outcome, instructions, subject.take_lines())
+            });
+            assert_eq!(
+                fast.1,
+                ordinary.1,
+                "instructions\n{}",
+                text::disassemble(&case)
+            );
+            assert_eq!(fast.2, ordinary.2, "lines\n{}", text::disassemble(&case));
+            assert!(fast.0 == ordinary.0, "{}", text::disassemble(&case));
+            assert_eq!(fast.0.fxsave[28..32], 0xffffu32.to_le_bytes());
+        }
     }
 }

@@ -731,3 +731,18 @@ fn calls_that_push_onto_their_own_block_arrive() {
     }
     agree_in_writable_code(&cases);
 }
+
+/// AMD's processors have a bit 17 in MXCSR, which the guest's has not (MXCSR_MASK is FFFFH).
+#[test]
+fn mxcsr_bits_that_only_some_makers_have_are_refused_on_all_hosts() {
+    for bit in 16..32 {
+        let mut case = assemble(|a| a.ldmxcsr(dword_ptr(ARENA as u32)));
+        case.arena[..4].copy_from_slice(&(0x1f80u32 | 1 << bit).to_le_bytes());
+        for setup in setups() {
+            let outcome = Translated::new(setup).unwrap().run(&case).unwrap();
+            let fault = outcome.fault.map(|fault| (fault.vector, fault.error_code));
+            assert_eq!(fault, Some((13, 0)), "bit {bit}, {setup:?}");
+            assert_eq!(outcome.fxsave[24..28], case.entry.fxsave[24..28]);
+        }
+    }
+}

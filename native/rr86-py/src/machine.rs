@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -12,7 +13,7 @@ use rr86_core::contents::Contents;
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::paging;
 use rr86_core::cpu::semantics::Semantics;
-use rr86_core::host_time::Phase;
+use rr86_core::host_time::{Patience, PatienceLimit, Phase};
 use rr86_core::memory::ram::REGION;
 use rr86_core::memory::PAGE_SHIFT;
 use rr86_core::record::{Recorder, Stop};
@@ -40,6 +41,9 @@ impl Moment {
         self.0.icount
     }
 }
+
+/// How long a call of `run` lasts at most, give or take what the host's scheduler does.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// What drives the machine.
 enum Driver {
@@ -81,6 +85,8 @@ fn describe(stop: Stop) -> (&'static str, u8, u32) {
     match stop {
         Stop::Condition(_) => ("condition", 1, 0),
         Stop::Limit => ("limit", 2, 0),
+        // What a trace whose recording ends here says is that of a limit that somebody set.
+        Stop::TimeUp => ("time-up", 2, 0),
         Stop::Ended(Ending::PowerOff) => ("poweroff", 3, 0),
         Stop::Ended(Ending::Reset) => ("reset", 4, 0),
         // The core has the exit status (v << 1 | 1); what the guest wrote is v.
@@ -214,6 +220,7 @@ impl Machine {
         })
         .map_err(errors::machine)?;
         let mut recorder = Recorder::new(machine, Scheduler::new(policy, seed, quantum));
+        recorder.machine.engine.patience = Patience::new(PatienceLimit::Time(PATIENCE));
         recorder.set_window_bias(seed, window_bias);
         Ok(Self {
             driver: Mutex::new(Driver::Record(Box::new(recorder))),
@@ -266,6 +273,11 @@ impl Machine {
             .map_err(errors::trace)
     }
 
+    fn set_patience(&mut self, steps: u32) -> PyResult<()> {
+        self.driver().machine()?.engine.patience = Patience::new(PatienceLimit::Steps(steps));
+        Ok(())
+    }
+
     fn finish_recording(&mut self, footer: &[u8]) -> PyResult<()> {
         let (reason, code, detail) = self.last.clone();
         let Driver::Record(recorder) = self.driver() else {
@@ -276,10 +288,10 @@ impl Machine {
             .map_err(errors::trace)
     }
 
-    fn seal_trace(&mut self) -> PyResult<()> {
+    fn without_side_file(&mut self) -> Option<String> {
         match self.driver() {
-            Driver::Record(r) => r.seal().map_err(errors::trace),
-            _ => Ok(()),
+            Driver::Record(r) => r.without_tail().map(ToString::to_string),
+            _ => None,
         }
     }
 
@@ -427,13 +439,14 @@ impl Machine {
         }
     }
 
-    #[pyo3(signature = (max_instructions, conditions=Vec::new(), console_patterns=Vec::new()))]
+    #[pyo3(signature = (max_instructions, conditions=Vec::new(), console_patterns=Vec::new(), by_lines=false))]
     fn run<'py>(
         &mut self,
         py: Python<'py>,
         max_instructions: u64,
         conditions: Vec<ConditionRow>,
         console_patterns: Vec<Vec<u8>>,
+        by_lines: bool,
     ) -> PyResult<Bound<'py, PyDict>> {
         if conditions != self.rows || console_patterns != self.patterns {
             self.conditions = Conditions::new(parse(&conditions, &console_patterns)?);
@@ -446,8 +459,14 @@ impl Machine {
             .unwrap_or_else(PoisonError::into_inner);
         let conditions = &mut self.conditions;
         let stop = py.detach(|| match driver {
-            Driver::Record(r) => r.run(max_instructions, conditions).map_err(errors::trace),
-            Driver::Replay(r) => r.run(max_instructions, conditions).map_err(errors::replay),
+            Driver::Record(r) => {
+                r.by_lines = by_lines;
+                r.run(max_instructions, conditions).map_err(errors::trace)
+            }
+            Driver::Replay(r) => {
+                r.by_lines = by_lines;
+                r.run(max_instructions, conditions).map_err(errors::replay)
+            }
             Driver::Solo(s) => s.run(max_instructions).map_err(errors::replay),
             Driver::Gone => Err(NativeError::new_err(
                 "this machine could not start its replay",
@@ -497,9 +516,16 @@ impl Machine {
         PyBytes::new(py, &bytes)
     }
 
-    fn debugcon_output<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let bytes = self.driver().machine()?.board().take_debugcon_output();
-        Ok(PyBytes::new(py, &bytes))
+    fn debugcon_output<'py>(&mut self, py: Python<'py>) -> PyResult<(Bound<'py, PyBytes>, usize)> {
+        let (bytes, alone) = self.driver().machine()?.board().take_debugcon_output();
+        Ok((PyBytes::new(py, &bytes), alone))
+    }
+
+    fn compared_digests(&mut self) -> (u64, u64) {
+        match self.driver() {
+            Driver::Replay(r) => (r.compared.digests, r.compared.moments),
+            _ => (0, 0),
+        }
     }
 
     fn console_input(&mut self, data: &[u8]) -> PyResult<()> {

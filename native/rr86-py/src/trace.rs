@@ -222,6 +222,12 @@ impl TraceReader {
         self.0.damage().map(ToString::to_string)
     }
 
+    fn side_file(&self) -> Option<(String, u64, Option<&'static str>)> {
+        let side = self.0.side_file()?;
+        let path = side.path.to_string_lossy().into_owned();
+        Some((path, side.events, side.left_out))
+    }
+
     fn summary<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let s = self.0.summary().map_err(errors::trace)?;
         let d = PyDict::new(py);

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from rr86.machine.loaders import bzimage, elf, multiboot
-from rr86.machine.loaders.image import BootFiles, ImageError, LoadedKernel
+from rr86.machine.loaders.image import EXPECTED, BootFiles, ImageError, LoadedKernel
 from rr86.machine.memory_map import MemoryMap
 from rr86.machine.spec import BoardSpec
 
 _FOREIGN = (
-    (b"\x1f\x8b", "a gzip file; unpack it first"),
-    (b"\xfd7zXZ\0", "an xz file; unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "a zstd file; unpack it first"),
+    (b"\x1f\x8b", "a gzip file within another file; unpack it first"),
+    (b"\xfd7zXZ\0", "an xz file within another file; unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file within another file; unpack it first"),
     (b"070701", "a cpio archive: that is an initrd, not a kernel"),
     (b"MZ", "a PE program (EFI or Windows) without a Linux setup header"),
     (b"!<arch>\n", "an ar archive or Debian package; the kernel is inside"),
@@ -47,11 +47,8 @@ def load_kernel(files: BootFiles, spec: BoardSpec, memory: MemoryMap) -> LoadedK
         return elf.load_vmlinux(files, spec, memory)
     for magic, reason in _FOREIGN:
         if image.startswith(magic):
-            raise ImageError(f"the kernel is {reason}")
-    raise ImageError(
-        "the kernel is of no known kind; a Linux bzImage, a 64-bit vmlinux or a Multiboot "
-        "kernel can be booted"
-    )
+            raise ImageError(f"the kernel is {reason} ({EXPECTED})")
+    raise ImageError(f"the kernel is of no known kind; {EXPECTED}")
 
 
 def _check_linux(files: BootFiles, spec: BoardSpec) -> None:

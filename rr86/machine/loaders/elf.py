@@ -8,7 +8,7 @@ import struct
 from typing import NamedTuple
 
 from rr86.machine.loaders import linux
-from rr86.machine.loaders.image import BootFiles, ImageError, Layout, LoadedKernel
+from rr86.machine.loaders.image import EXPECTED, BootFiles, ImageError, Layout, LoadedKernel
 from rr86.machine.memory_map import MemoryMap
 from rr86.machine.spec import BoardSpec
 
@@ -18,6 +18,9 @@ EM_X86_64 = 62
 ET_EXEC = 2
 ET_DYN = 3
 PT_LOAD = 1
+PT_DYNAMIC = 2
+PT_INTERP = 3
+_KERNEL_HALF = 1 << 63
 
 _MACHINES = {2: "SPARC", 8: "MIPS", 20: "PowerPC", 21: "PowerPC 64", 22: "S/390", 40: "Arm",
              183: "AArch64", 243: "RISC-V", 258: "LoongArch"}  # fmt: skip
@@ -39,6 +42,8 @@ class Elf(NamedTuple):
     machine: int
     entry: int
     segments: tuple[Segment, ...]
+    interpreted: bool = False
+    """Whether it wants to be loaded by a dynamic linker."""
 
     def physical_entry(self) -> int:
         """The entry point as a physical address, whether the file names it so or virtually."""
@@ -73,13 +78,16 @@ def parse(data: bytes) -> Elf:
         else:
             entry, table = struct.unpack_from("<II", data, 24)
             entry_size, count = struct.unpack_from("<HH", data, 42)
-        headers = [_program_header(data, table + i * entry_size, wide) for i in range(count)]
+        places = [table + i * entry_size for i in range(count)]
+        headers = [_program_header(data, place, wide) for place in places]
+        kinds = {struct.unpack_from("<I", data, place)[0] for place in places}
     except struct.error:
         raise ImageError("the ELF file is cut off within its headers") from None
     segments = tuple(header for header in headers if header is not None)
     if not segments:
         raise ImageError("the ELF file has nothing to load")
-    return Elf(64 if wide else 32, machine, entry, segments)
+    interpreted = not kinds.isdisjoint((PT_DYNAMIC, PT_INTERP))
+    return Elf(64 if wide else 32, machine, entry, segments, interpreted)
 
 
 def _program_header(data: bytes, offset: int, wide: bool) -> Segment | None:
@@ -102,9 +110,13 @@ def load_vmlinux(files: BootFiles, spec: BoardSpec, memory: MemoryMap) -> Loaded
     """Place an uncompressed x86-64 kernel, its command line and its initrd."""
     elf = parse(files.kernel)
     if elf.machine != EM_X86_64 or elf.bits != 64:
+        raise ImageError(f"the kernel is a 32-bit ELF file without a Multiboot header; {EXPECTED}")
+    if elf.interpreted:
+        raise ImageError(f"the kernel is a program or library for an operating system; {EXPECTED}")
+    if not any(segment.virtual >= _KERNEL_HALF for segment in elf.segments):
         raise ImageError(
-            "the kernel is a 32-bit ELF file without a Multiboot header; "
-            "give a 64-bit vmlinux, a bzImage or a Multiboot kernel"
+            "the kernel is an ELF file without a Multiboot header, and not linked as Linux is; "
+            f"{EXPECTED}"
         )
     layout = Layout(memory)
     for segment in elf.segments:

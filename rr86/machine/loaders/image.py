@@ -10,6 +10,8 @@ PAGE = 4096
 SETUP_SECTS = 0x1F1
 """Offset of the number of 512-byte sectors that a bzImage's setup has behind the first."""
 
+EXPECTED = "expected: a Linux bzImage, a 64-bit vmlinux or a Multiboot kernel"
+"""What can be booted, for messages about something else."""
 
 Bytes = bytes | memoryview
 """Contents; a view is one of a part of a `bytes`."""

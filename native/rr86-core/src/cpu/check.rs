@@ -5,7 +5,7 @@
 
 use super::fpu::MXCSR_MASK;
 use super::paging::is_canonical;
-use super::state::{Activity, CpuState, Cr0, Cr4, Efer, RFlags};
+use super::state::{CpuState, Cr0, Cr4, Efer, RFlags};
 
 /// Bytes of the legacy region and of the header of an XSAVE area.
 const HEADER: std::ops::Range<usize> = 512..576;
@@ -17,7 +17,6 @@ const HEADER: std::ops::Range<usize> = 512..576;
 pub fn plausible(cpu: &CpuState, id: usize, xcr0_mask: u64) -> Result<(), &'static str> {
     let require = |holds: bool, what: &'static str| if holds { Ok(()) } else { Err(what) };
     require(usize::from(cpu.id) == id, "number of a vCPU")?;
-    require(cpu.activity != Activity::Shutdown, "activity of a vCPU")?;
     let within = |value: u64, mask: u64| value & !mask == 0;
     let (cr0, cr4, efer) = (cpu.cr0, cpu.cr4, cpu.efer);
     let on = |value: u64, bit: u64| value & bit != 0;

@@ -179,6 +179,11 @@ pub fn mxcsr(cpu: &CpuState) -> u32 {
     get_u32(&cpu.fpu.0, 24)
 }
 
+/// Clears the last-instruction opcode and pointers (SDM vol. 1, section 8.1.8).
+pub fn clear_pointers(cpu: &mut CpuState) {
+    cpu.fpu.0[6..24].fill(0);
+}
+
 /// LDMXCSR: #GP(0) for reserved bits.
 pub fn set_mxcsr(cpu: &mut CpuState, value: u32) -> Result<(), Exception> {
     if !is_valid_mxcsr(value) {

@@ -6,6 +6,7 @@
 
 use thiserror::Error;
 
+use super::semantics::Semantics;
 use super::state::{Activity, CpuState, Msrs, Segment, TableRegister, XsaveArea};
 
 /// Bytes that are not a saved vCPU.
@@ -218,9 +219,10 @@ pub fn save(cpu: &CpuState) -> Vec<u8> {
     writer.0
 }
 
-/// The vCPU whose canonical bytes these are.
-pub fn restore(bytes: &[u8]) -> Result<CpuState, RestoreError> {
+/// The vCPU whose canonical bytes these are, on a machine of this version.
+pub fn restore(bytes: &[u8], semantics: Semantics) -> Result<CpuState, RestoreError> {
     let mut cpu = CpuState::reset(0);
+    cpu.semantics = semantics;
     let expected = save(&cpu).len();
     if bytes.len() != expected {
         return Err(RestoreError::Length {
@@ -269,8 +271,9 @@ mod tests {
         let mut cpu = CpuState::reset(5);
         visit(&mut cpu, &mut 0, &mut Numberer(0));
         cpu.activity = Activity::Halted;
+        cpu.semantics = Semantics::FIRST;
         let bytes = save(&cpu);
-        assert_eq!(restore(&bytes), Ok(cpu.clone()));
+        assert_eq!(restore(&bytes, Semantics::FIRST), Ok(cpu.clone()));
         assert_eq!(&bytes[..8], &cpu.gpr[0].to_le_bytes());
     }
 
@@ -278,14 +281,15 @@ mod tests {
     fn foreign_bytes_are_refused() {
         let mut bytes = save(&CpuState::reset(0));
         assert!(matches!(
-            restore(&bytes[1..]),
+            restore(&bytes[1..], Semantics::CURRENT),
             Err(RestoreError::Length { .. })
         ));
         let activity = bytes.len() - 4;
         bytes[activity] = 4;
-        assert_eq!(restore(&bytes), Err(RestoreError::Activity(4)));
+        let restored = |bytes: &[u8]| restore(bytes, Semantics::CURRENT);
+        assert_eq!(restored(&bytes), Err(RestoreError::Activity(4)));
         bytes[activity] = 0;
         bytes[activity - 2] = 9;
-        assert_eq!(restore(&bytes), Err(RestoreError::Privilege(9)));
+        assert_eq!(restored(&bytes), Err(RestoreError::Privilege(9)));
     }
 }

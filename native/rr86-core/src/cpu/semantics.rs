@@ -32,6 +32,42 @@ impl Semantics {
             .ok_or(UnknownSemantics(version))
     }
 
+    /// The MXCSR_MASK in a vCPU's saved FPU state, and so in its digest, is the host's once its FPU has been used:
+    /// 2FFFFH on AMD's processors and FFFFH on Intel's. Later it is FFFFH on all.
+    pub fn keeps_host_mxcsr_mask(self) -> bool {
+        self < Self(2)
+    }
+
+    /// A fault that is delivered counts as an instruction. In version 1 it counted nothing, so that handlers that
+    /// fault in their turn could stop time, or keep a slice from ending.
+    pub fn faults_count(self) -> bool {
+        self >= Self(2)
+    }
+
+    /// An interrupt that has to wait for the first block of another one's handler comes right after that block. In
+    /// version 1 it came when the code next left its chained blocks.
+    pub fn waiting_interrupts_come_next(self) -> bool {
+        self >= Self(2)
+    }
+
+    /// While no vCPU runs, time jumps to the next timer that can do something, and the machine stands still if
+    /// none can. In version 1 it jumped to the next timer of any kind, for ever.
+    pub fn only_timers_with_effect_pass_time(self) -> bool {
+        self >= Self(2)
+    }
+
+    /// A trace tells of timers that fired after the last slice, when they left nobody able to run.
+    pub fn last_timers_are_recorded(self) -> bool {
+        self >= Self(2)
+    }
+
+    /// An interrupt that can be delivered at the end of a slice is, before another vCPU runs. In version 1 it
+    /// depended on whether the slice could have gone on, which the trace does not tell: after HLT, PAUSE and
+    /// accesses to devices.
+    pub fn interrupts_before_slice_ends(self) -> bool {
+        self >= Self(2)
+    }
+
     /// An encoding does what the CPU model has it do; before, a fixed list did. What both have is the same.
     /// Hint NOPs that the list lacked (CLDEMOTE, PREFETCHWT1) were #UD, and WBNOINVD was.
     pub fn model_decides_encodings(self) -> bool {

@@ -5,6 +5,9 @@
 //! collected as [`Signal`]s. Before an access all timers due by then are fired, so that what an
 //! access sees depends on its time alone.
 
+#[path = "idle.rs"]
+mod idle;
+
 use super::device::{load_from_bytes, save_to_bytes, LoadError, Reader, State, Writer};
 use super::fw_cfg::FwCfg;
 use super::fw_cfg_dma::Access;
@@ -86,7 +89,7 @@ pub struct Board {
 }
 
 /// Levels as they were last carried to the interrupt controllers.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Wires {
     isa: u16,
     pins: u32,
@@ -599,9 +602,15 @@ impl Board {
         self.serial.take_output()
     }
 
-    /// What the guest wrote to the debug consoles since the last call.
-    pub fn take_debugcon_output(&mut self) -> Vec<u8> {
+    /// What the guest wrote to the debug consoles since the last call, and how many bytes of it came before
+    /// any was sent over COM1.
+    pub fn take_debugcon_output(&mut self) -> (Vec<u8>, usize) {
         self.misc.take_debugcon_output()
+    }
+
+    /// Whether a line that was written to the debug consoles waits to be taken.
+    pub fn has_debugcon_line(&self) -> bool {
+        self.misc.has_line()
     }
 
     // --- State --------------------------------------------------------------------------------

@@ -496,3 +496,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn debug_console_output_is_told_apart_by_what_came_before_the_serial_port_was_used() {
+    let mut board = board(1);
+    let say = |board: &mut Board, port: u16, byte: u8| {
+        board.io_write(0, port, 1, u32::from(byte), 0);
+    };
+    say(&mut board, 0xe9, b'a');
+    say(&mut board, 0x402, b'\n');
+    assert!(board.has_debugcon_line());
+    assert_eq!(board.take_debugcon_output(), (b"a\n".to_vec(), 2));
+    assert!(!board.has_debugcon_line());
+    say(&mut board, 0xe9, b'b');
+    // A byte that a driver sends to itself is not for the outside.
+    say(&mut board, 0x3fc, 0x10);
+    say(&mut board, 0x3f8, b'?');
+    say(&mut board, 0xe9, b'c');
+    say(&mut board, 0x3fc, 0);
+    say(&mut board, 0x3f8, b's');
+    say(&mut board, 0xe9, b'd');
+    assert_eq!(board.take_debugcon_output(), (b"bcd".to_vec(), 2));
+    say(&mut board, 0xe9, b'e');
+    assert_eq!(board.take_debugcon_output(), (b"e".to_vec(), 0));
+    assert_eq!(board.take_serial_output(), b"s");
+}

@@ -159,34 +159,45 @@ impl Hpet {
         self.timers.iter().filter_map(|timer| timer.match_at).min()
     }
 
+    /// When this comparator matches next.
+    #[must_use]
+    pub(super) fn deadline_of(&self, index: usize) -> Option<u64> {
+        self.timers[index].match_at
+    }
+
     /// Handles all matches up to `now`; several of one timer give one interrupt.
     pub fn advance(&mut self, now: u64) {
         for index in 0..TIMERS {
-            let timer = &mut self.timers[index];
-            let Some(at) = timer.match_at.filter(|&at| at <= now) else {
-                continue;
-            };
-            let width = timer.width();
-            let step = if timer.periodic() {
-                Some(timer.period & width)
-            } else {
-                // A 32-bit comparator matches again after the counter's lower half went round.
-                (width != u64::MAX).then_some(1 << 32)
-            };
-            timer.match_at = None;
-            if let Some(delay) = step.and_then(|step| step.checked_mul(TICK)) {
-                let steps = (now - at) / delay + 1;
-                timer.match_at = steps.checked_mul(delay).and_then(|all| at.checked_add(all));
-                if timer.periodic() {
-                    let passed = steps.wrapping_mul(timer.period & width);
-                    timer.comparator = timer.comparator.wrapping_add(passed) & width;
-                }
+            self.advance_one(index, now);
+        }
+    }
+
+    /// Handles the matches of one comparator up to `now`.
+    pub(super) fn advance_one(&mut self, index: usize, now: u64) {
+        let timer = &mut self.timers[index];
+        let Some(at) = timer.match_at.filter(|&at| at <= now) else {
+            return;
+        };
+        let width = timer.width();
+        let step = if timer.periodic() {
+            Some(timer.period & width)
+        } else {
+            // A 32-bit comparator matches again after the counter's lower half went round.
+            (width != u64::MAX).then_some(1 << 32)
+        };
+        timer.match_at = None;
+        if let Some(delay) = step.and_then(|step| step.checked_mul(TICK)) {
+            let steps = (now - at) / delay + 1;
+            timer.match_at = steps.checked_mul(delay).and_then(|all| at.checked_add(all));
+            if timer.periodic() {
+                let passed = steps.wrapping_mul(timer.period & width);
+                timer.comparator = timer.comparator.wrapping_add(passed) & width;
             }
-            if timer.config & T_LEVEL != 0 {
-                self.status |= 1 << index;
-            } else {
-                self.pulses |= 1 << index;
-            }
+        }
+        if timer.config & T_LEVEL != 0 {
+            self.status |= 1 << index;
+        } else {
+            self.pulses |= 1 << index;
         }
     }
 

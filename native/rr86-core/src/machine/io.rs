@@ -51,11 +51,18 @@ impl Board {
 
     pub(super) fn port_write(&mut self, port: u16, size: usize, value: u32, now: u64) {
         match self.wide_port(port, size) {
-            Some(Wide::Misc) => match self.misc.write(port, size, value, now) {
-                Some(MiscEvent::DebugExit(status)) => self.signals.push(Signal::DebugExit(status)),
-                Some(MiscEvent::Reset) => self.signals.push(Signal::Reset),
-                None => {}
-            },
+            Some(Wide::Misc) => {
+                match self.misc.write(port, size, value, now) {
+                    Some(MiscEvent::DebugExit(status)) => {
+                        self.signals.push(Signal::DebugExit(status));
+                    }
+                    Some(MiscEvent::Reset) => self.signals.push(Signal::Reset),
+                    None => {}
+                }
+                if !self.serial.used() {
+                    self.misc.note_alone();
+                }
+            }
             Some(Wide::Pm(offset)) => {
                 self.pm.write(offset, size, value, now);
                 if self.pm.take_power_off() {

@@ -19,7 +19,7 @@ const ENTRY_WRITABLE: u64 = 0xff00_0000_0001_afff;
 const ENTRY_DELIVERY_STATUS: u64 = 1 << 12;
 
 /// The I/O APIC.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IoApic {
     id: u8,
     select: u8,

@@ -121,7 +121,7 @@ impl State for Vectors {
 }
 
 /// One local APIC.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lapic {
     pub(super) id: u32,
     pub(super) base: u64,
@@ -429,6 +429,16 @@ impl Lapic {
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
         self.fire_at
+    }
+
+    /// Whether this is the other one but for when its timer fires.
+    pub(super) fn differs_only_in_time(&self, other: &Self) -> bool {
+        let fire_at = other.fire_at;
+        *other
+            == Self {
+                fire_at,
+                ..self.clone()
+            }
     }
 
     /// Fires the timer if it is due. Periods that passed in one go give one interrupt, as they would

@@ -116,7 +116,7 @@ impl Driven for Misc {
         let port = [0x80, 0x92, 0xe9, 0xf4, 0x402, 0xcf9, at][usize::from(at % 7)];
         if write {
             let event = self.write(port, size, value, now);
-            self.take_debugcon_output().len() as u64 + u64::from(event.is_some())
+            self.take_debugcon_output().0.len() as u64 + u64::from(event.is_some())
         } else {
             u64::from(self.read(port, size, now))
         }

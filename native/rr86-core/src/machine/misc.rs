@@ -48,6 +48,8 @@ pub struct Misc {
     reset_control: u8,
     /// On its way to the host; not guest-visible.
     output: Vec<u8>,
+    /// How many bytes of `output` came while there was no other console.
+    alone: usize,
 }
 
 impl Default for Misc {
@@ -65,6 +67,7 @@ impl Misc {
             port_92: PORT_92_A20,
             reset_control: 0,
             output: Vec::new(),
+            alone: 0,
         }
     }
 
@@ -73,6 +76,7 @@ impl Misc {
         let output = std::mem::take(&mut self.output);
         *self = Self {
             output,
+            alone: self.alone,
             ..Self::new()
         };
     }
@@ -137,9 +141,24 @@ impl Misc {
         None
     }
 
-    /// Takes what the guest has written to the debug consoles since the last call.
-    pub fn take_debugcon_output(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.output)
+    /// Notes that the guest has used no other console up to now.
+    pub fn note_alone(&mut self) {
+        self.alone = self.output.len();
+    }
+
+    /// Whether a line that was written to the debug consoles waits to be taken.
+    #[must_use]
+    pub fn has_line(&self) -> bool {
+        self.output.contains(&b'\n')
+    }
+
+    /// Takes what the guest has written to the debug consoles since the last call, and how many bytes of
+    /// it came while it had used no other console.
+    pub fn take_debugcon_output(&mut self) -> (Vec<u8>, usize) {
+        (
+            std::mem::take(&mut self.output),
+            std::mem::take(&mut self.alone),
+        )
     }
 }
 
@@ -182,8 +201,8 @@ mod tests {
         assert_eq!(misc.read(0x402, 1, 0), 0xe9);
         misc.write(0xe9, 1, u32::from(b'a'), 0);
         misc.write(0x402, 1, u32::from(b'b'), 0);
-        assert_eq!(misc.take_debugcon_output(), b"ab");
-        assert!(misc.take_debugcon_output().is_empty());
+        assert_eq!(misc.take_debugcon_output(), (b"ab".to_vec(), 0));
+        assert_eq!(misc.take_debugcon_output(), (Vec::new(), 0));
     }
 
     #[test]

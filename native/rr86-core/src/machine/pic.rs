@@ -20,7 +20,7 @@ enum Expect {
 }
 
 /// One 8259A.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Chip {
     lines: u8,
     irr: u8,
@@ -281,7 +281,7 @@ impl State for Chip {
 }
 
 /// The two cascaded chips: lines 0 to 7 on the first, 8 to 15 on the second.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pic {
     chips: [Chip; 2],
 }

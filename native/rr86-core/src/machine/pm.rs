@@ -51,6 +51,7 @@ const NS_PER_SECOND: u128 = 1_000_000_000;
 const TIMER_CARRY: u128 = 1 << 31;
 
 /// The power management block.
+#[derive(Clone)]
 pub struct Pm {
     /// Latched PM1 status, without the timer's carry since `carry_since`.
     status: u16,

@@ -61,6 +61,7 @@ const EARLIEST: i64 = -62_167_219_200;
 const LATEST: i64 = 253_402_300_799;
 
 /// The real-time clock with its CMOS memory.
+#[derive(Clone)]
 pub struct Rtc {
     index: u8,
     /// Registers and memory. While the clock runs, the date in here is not current.

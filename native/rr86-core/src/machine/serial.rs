@@ -75,6 +75,8 @@ pub struct Serial {
     queue: VecDeque<u8>,
     /// On its way to the host; not guest-visible.
     output: Vec<u8>,
+    /// Whether the guest has ever sent a byte; not guest-visible.
+    used: bool,
 }
 
 impl Default for Serial {
@@ -101,6 +103,7 @@ impl Serial {
             last_received: 0,
             queue: VecDeque::new(),
             output: Vec::new(),
+            used: false,
         }
     }
 
@@ -111,6 +114,7 @@ impl Serial {
         *self = Self {
             queue,
             output,
+            used: self.used,
             ..Self::new()
         };
         self.refill();
@@ -212,6 +216,12 @@ impl Serial {
         std::mem::take(&mut self.output)
     }
 
+    /// Whether the guest has ever sent a byte.
+    #[must_use]
+    pub fn used(&self) -> bool {
+        self.used
+    }
+
     fn fifo_enabled(&self) -> bool {
         self.fcr & FCR_ENABLE != 0
     }
@@ -249,6 +259,7 @@ impl Serial {
     fn transmit(&mut self, value: u8) {
         if self.mcr & MCR_LOOP == 0 {
             self.output.push(value);
+            self.used = true;
         } else if self.fifo.len() < self.capacity() {
             self.fifo.push_back(value);
         } else {

@@ -48,6 +48,12 @@ pub enum TraceError {
     /// The file header is damaged, so that not even the format version is known.
     #[error("{} begins like an rr86 trace, but its file header is damaged", path.display())]
     FileHeader { path: PathBuf },
+    /// Another process writes to the file.
+    #[error("{} is being written by another recording", path.display())]
+    InUse { path: PathBuf },
+    /// There is a file of another kind where the trace's side file belongs.
+    #[error("{} is not a side file of a trace, and is left as it is", path.display())]
+    NotASideFile { path: PathBuf },
     /// The trace has no image of this name.
     #[error("the trace holds no image named {name:?}")]
     NoImage { name: String },

@@ -5,6 +5,7 @@
 //! the end repeats all chunk headers; it saves a reader the walk and proves that nothing is
 //! missing.
 
+use std::cell::RefCell;
 use std::io;
 
 use super::varint::{put, Cursor};
@@ -388,6 +389,15 @@ pub fn decompress(stored: &[u8], raw_len: usize) -> Option<Vec<u8>> {
     if stored.len() > raw_len {
         return None;
     }
-    let raw = zstd::bulk::decompress(stored, raw_len).ok()?;
+    // Making a context takes longer than decompressing a column.
+    thread_local! {
+        static CONTEXT: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+    }
+    let raw = CONTEXT.with_borrow_mut(|context| {
+        if context.is_none() {
+            *context = zstd::bulk::Decompressor::new().ok();
+        }
+        context.as_mut()?.decompress(stored, raw_len).ok()
+    })?;
     (raw.len() == raw_len).then_some(raw)
 }

@@ -9,17 +9,18 @@ pub mod error;
 pub mod event;
 pub mod format;
 mod images;
+pub mod tail;
 pub(crate) mod varint;
 pub mod writer;
 
 pub use error::TraceError;
-pub use event::{Access, Block, Event, SliceEnd, Value, NO_VCPU};
+pub use event::{Access, Block, Event, SliceEnd, Value, DEADLOCK, NO_VCPU};
 pub use writer::TraceWriter;
 
 mod observe;
 mod recorder;
 
-pub(crate) use recorder::write_checkpoint;
+pub(crate) use recorder::{completed_line, write_checkpoint};
 
 pub use observe::{event as observed_event, slice_end, window};
 pub use recorder::{Recorder, Stop, CONSOLE};

@@ -8,7 +8,7 @@ use super::event::Event;
 use super::observe;
 use super::{TraceError, TraceWriter};
 use crate::contents::Contents;
-use crate::host_time::{HostTime, Phase, Spent, Stopwatch};
+use crate::host_time::{Cadence, HostTime, Phase, Spent, Stopwatch};
 use crate::schedule::{CheckpointError, Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
 use crate::translate::engine::StopCause;
 use crate::translate::windows::WindowPolicy;
@@ -25,6 +25,8 @@ pub enum Stop {
     Condition(usize),
     /// About as many instructions as asked for have run.
     Limit,
+    /// The call has lasted long enough, maybe inside a slice; the next one goes on.
+    TimeUp,
     /// The machine ended.
     Ended(Ending),
     /// The end of the replayed trace.
@@ -58,6 +60,11 @@ impl Names {
     }
 }
 
+/// Whether console output that waits to be taken, of which COM1 sent `serial`, has a whole line.
+pub(crate) fn completed_line(serial: &[u8], machine: &mut Machine) -> bool {
+    serial.contains(&b'\n') || machine.board().has_debugcon_line()
+}
+
 /// Writes a checkpoint of a machine that stands between two slices, and whose digests these are.
 pub(crate) fn write_checkpoint(
     machine: &mut Machine,
@@ -83,6 +90,8 @@ pub struct Recorder {
     pub machine: Machine,
     scheduler: Scheduler,
     writer: Option<TraceWriter>,
+    /// When the side file gets its next events.
+    cadence: Cadence,
     /// Length of the trace once it is closed, and what waiting for that cost.
     closed_bytes: u64,
     closed_waiting: HostTime,
@@ -92,6 +101,9 @@ pub struct Recorder {
     checkpoints: Option<(u64, u64)>,
     input: Vec<u8>,
     console: Vec<u8>,
+    /// Whether `run` comes back with [`Stop::Limit`] after the slice in which the guest has completed a
+    /// line of console output, so that somebody who reads it need not wait.
+    pub by_lines: bool,
     /// vCPU of the last slice.
     pub vcpu: usize,
     pub slices: u64,
@@ -103,6 +115,7 @@ impl Recorder {
             machine,
             scheduler,
             writer: None,
+            cadence: Cadence::default(),
             closed_bytes: 0,
             closed_waiting: HostTime::default(),
             names: Names::default(),
@@ -110,6 +123,7 @@ impl Recorder {
             checkpoints: None,
             input: Vec::new(),
             console: Vec::new(),
+            by_lines: false,
             vcpu: 0,
             slices: 0,
         }
@@ -186,14 +200,14 @@ impl Recorder {
         }
     }
 
-    /// Ends the chunk under way and hands it over for writing, so that a recorder that is killed loses
-    /// no more than what ran since.
-    ///
-    /// # Errors
-    /// When the trace cannot be written.
-    pub fn seal(&mut self) -> Result<(), TraceError> {
+    /// Why the trace has no side file, if it should have one; see [`TraceWriter::keep`].
+    pub fn without_tail(&self) -> Option<&TraceError> {
+        self.writer.as_ref()?.without_tail()
+    }
+
+    fn keep(&mut self) -> Result<(), TraceError> {
         match &mut self.writer {
-            Some(writer) => writer.seal(),
+            Some(writer) => writer.keep(),
             None => Ok(()),
         }
     }
@@ -243,10 +257,20 @@ impl Recorder {
     /// When the trace cannot be written; the machine has stopped at a slice boundary.
     pub fn run(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, TraceError> {
         let watch = Stopwatch::start();
+        self.machine.engine.patience.begin();
         conditions.arm(&mut self.machine);
         let stop = self.drive(limit, conditions);
+        // Whoever called may take any time before the next call.
+        let kept = self.keep();
         self.machine.engine.spent.whole += watch.read();
-        stop
+        kept.and(stop)
+    }
+
+    /// Says that what is due has been served although no slice and no jump of time follows, as a jump to
+    /// where time is already: the timers that fired last have left their marks on the devices.
+    fn note_last_timers(&mut self, icount: u64) -> Result<(), TraceError> {
+        let to_ns = self.machine.engine.now();
+        self.push(icount, &Event::TimeSkip { to_ns })
     }
 
     fn drive(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, TraceError> {
@@ -254,6 +278,9 @@ impl Recorder {
         loop {
             if self.machine.engine.host_fault().is_some() {
                 return Ok(Stop::Failed);
+            }
+            if self.cadence.due() {
+                self.keep()?;
             }
             let report = if self.machine.inside_slice() {
                 self.machine.resume()
@@ -265,6 +292,10 @@ impl Recorder {
                 if icount >= end {
                     return Ok(Stop::Limit);
                 }
+                if self.machine.engine.patience.is_over() {
+                    return Ok(Stop::TimeUp);
+                }
+                self.machine.engine.patience.step();
                 let due = self.checkpoints.is_some_and(|(_, next)| icount >= next);
                 if icount >= self.next_digest || due {
                     self.take_stock(icount)?;
@@ -280,14 +311,22 @@ impl Recorder {
                         },
                     )?;
                 }
+                let due = self.machine.is_due();
                 match self.machine.prepare() {
                     Wait::Ready => {}
                     Wait::Skipped(to_ns) => {
                         self.push(icount, &Event::TimeSkip { to_ns })?;
                         continue;
                     }
-                    Wait::Deadlock => return Ok(Stop::Deadlock),
-                    Wait::Ended(ending) => return Ok(Stop::Ended(ending)),
+                    end @ (Wait::Deadlock | Wait::Ended(_)) => {
+                        if due {
+                            self.note_last_timers(icount)?;
+                        }
+                        return Ok(match end {
+                            Wait::Ended(ending) => Stop::Ended(ending),
+                            _ => Stop::Deadlock,
+                        });
+                    }
                 }
                 let decision = self.scheduler.next(&self.machine.runnable());
                 self.vcpu = decision.vcpu;
@@ -317,6 +356,9 @@ impl Recorder {
                     if let Some(index) = conditions.console(&output) {
                         return Ok(Stop::Condition(index));
                     }
+                    if self.by_lines && completed_line(&self.console, &mut self.machine) {
+                        return Ok(Stop::Limit);
+                    }
                 }
                 SliceReport::Failed => {
                     // The trace ends with the slice before: what this one did cannot be decided upon again.
@@ -330,6 +372,7 @@ impl Recorder {
                         return Ok(Stop::Condition(index));
                     }
                 }
+                SliceReport::TimeUp => return Ok(Stop::TimeUp),
                 SliceReport::Stopped(cause) => {
                     if let Some(index) = conditions.index_of(&self.machine, self.vcpu, cause) {
                         return Ok(Stop::Condition(index));
@@ -352,7 +395,7 @@ impl Recorder {
         detail: &str,
         footer: &[u8],
     ) -> Result<(), TraceError> {
-        if self.machine.inside_slice() {
+        while self.machine.inside_slice() {
             self.run(0, &mut Conditions::default())?;
         }
         let watch = Stopwatch::start();

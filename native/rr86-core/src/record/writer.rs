@@ -6,10 +6,11 @@
 //! down instead of filling memory. A failure of the thread surfaces at the next call.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -21,6 +22,7 @@ use super::error::TraceError;
 use super::event::Event;
 use super::format::{self, ChunkHeader, ChunkKind, Codec, PagesTable, StateTable};
 use super::images::Images;
+use super::tail::Tail;
 use super::varint::put;
 use crate::contents::Contents;
 use crate::host_time::{HostTime, Stopwatch};
@@ -68,10 +70,12 @@ enum Job {
 /// What the recorder and the thread both see.
 struct Shared {
     written: AtomicU64,
+    /// Event chunks in the file.
+    chunks: AtomicU32,
     failed: AtomicBool,
 }
 
-/// The writer of one trace. Dropping it without [`finish`](TraceWriter::finish) writes what was
+/// The writer of one trace, and of its side file (`super::tail`). Dropping it without [`finish`](TraceWriter::finish) writes what was
 /// pushed and leaves a trace without an index: readable, but not complete.
 pub struct TraceWriter {
     chunk: Box<ChunkBuilder>,
@@ -80,6 +84,8 @@ pub struct TraceWriter {
     shared: Arc<Shared>,
     images: Arc<Images>,
     error: Option<TraceError>,
+    /// The side file, or why there is none.
+    tail: Result<Tail, Option<TraceError>>,
     /// Checkpoints written so far.
     checkpoints: u32,
     /// For room in the thread's queue.
@@ -98,18 +104,21 @@ impl TraceWriter {
         too_large("a header", header.len() as u64, format::MAX_RAW as u64)?;
         check_images(images)?;
         let mut output = Output::create(path)?;
+        // Before there is a header that a side file of an earlier recording could belong to.
+        let tail = Tail::create(path, header).map_err(Some);
         output.blob(ChunkKind::HEADER, &[], header)?;
-        Self::start(output, Some(images.to_vec()))
+        Self::start(output, Some(images.to_vec()), tail)
     }
 
     /// Creates the file (replacing one that exists), for a trace that is copied from another.
     pub fn create_copy(path: &Path) -> Result<Self, TraceError> {
-        Self::start(Output::create(path)?, None)
+        Self::start(Output::create(path)?, None, Err(None))
     }
 
     fn start(
         mut output: Output,
         images: Option<Vec<(String, Contents)>>,
+        tail: Result<Tail, Option<TraceError>>,
     ) -> Result<Self, TraceError> {
         let shared = output.shared.clone();
         let path = output.path.clone();
@@ -134,6 +143,7 @@ impl TraceWriter {
             shared,
             images: pieces,
             error: None,
+            tail,
             checkpoints: 0,
             waited: HostTime::default(),
         })
@@ -159,9 +169,55 @@ impl TraceWriter {
     /// death (not the host's). Each flush ends a chunk, so frequent ones cost file size.
     pub fn flush(&mut self) -> Result<(), TraceError> {
         self.seal()?;
+        self.catch_up()
+    }
+
+    /// Returns when the thread has written what it was sent.
+    fn catch_up(&mut self) -> Result<(), TraceError> {
         let (done, wait) = sync_channel(1);
         self.send(Job::Sync(done))?;
         wait.recv().map_err(|_| self.failure())
+    }
+
+    /// Puts the events that were pushed since the last call into the side file, where they survive the
+    /// recorder's death. Costs no file size and changes no byte of the trace.
+    pub fn keep(&mut self) -> Result<(), TraceError> {
+        self.keep_in_tail(false)
+    }
+
+    /// Why the trace has no side file, if it should have one.
+    pub fn without_tail(&self) -> Option<&TraceError> {
+        self.tail.as_ref().err()?.as_ref()
+    }
+
+    fn keep_in_tail(&mut self, ends: bool) -> Result<(), TraceError> {
+        let Ok(tail) = &self.tail else {
+            return Ok(());
+        };
+        if tail.is_long() && !self.chunk.is_empty() {
+            self.catch_up()?;
+        }
+        let Ok(tail) = &mut self.tail else {
+            return Ok(());
+        };
+        let written = self.shared.chunks.load(Ordering::Acquire);
+        let Err(error) = tail.keep(&self.chunk, written, ends) else {
+            return Ok(());
+        };
+        // The recording goes on without. What the side file has stays until the trace has it too.
+        let tail = std::mem::replace(&mut self.tail, Err(Some(error)));
+        self.catch_up()?;
+        if let Ok(tail) = tail {
+            tail.remove();
+        }
+        Ok(())
+    }
+
+    /// Everything is in the trace.
+    fn remove_tail(&mut self) {
+        if let Ok(tail) = std::mem::replace(&mut self.tail, Err(None)) {
+            tail.remove();
+        }
     }
 
     /// Length of the file so far; events that have not been written yet do not count.
@@ -180,6 +236,7 @@ impl TraceWriter {
         self.seal()?;
         self.send(Job::Finish(Some(footer.to_vec())))?;
         self.join()?;
+        self.remove_tail();
         Ok(self.bytes_written())
     }
 
@@ -262,6 +319,7 @@ impl TraceWriter {
         if self.chunk.is_empty() {
             return Ok(());
         }
+        self.keep_in_tail(true)?;
         let chunk = std::mem::take(&mut self.chunk);
         self.send(Job::Chunk(chunk))
     }
@@ -302,9 +360,11 @@ impl TraceWriter {
 impl Drop for TraceWriter {
     fn drop(&mut self) {
         if self.thread.is_some() {
-            // An error has no one left to hear it; the reader will find the trace incomplete.
-            let _ = self.seal();
-            let _ = self.join();
+            // An error has no one left to hear it; the reader will find the trace incomplete, and what it
+            // lacks in the side file.
+            if self.seal().and_then(|()| self.join()).is_ok() {
+                self.remove_tail();
+            }
         }
     }
 }
@@ -315,6 +375,25 @@ fn too_large(what: &'static str, len: u64, limit: u64) -> Result<(), TraceError>
     } else {
         Ok(())
     }
+}
+
+/// An empty file that no other recorder writes to for as long as this one has it open.
+fn create_alone(path: &Path) -> Result<File, TraceError> {
+    let io = |e| TraceError::io(path, e);
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create(true).truncate(false);
+    let file = options.open(path).map_err(io)?;
+    // SAFETY: the descriptor is that of `file`, which is open, and no memory is passed.
+    let locked = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    let error = std::io::Error::last_os_error();
+    // File systems without locks exist; there it is up to the user.
+    if locked != 0 && error.kind() == std::io::ErrorKind::WouldBlock {
+        return Err(TraceError::InUse {
+            path: path.to_owned(),
+        });
+    }
+    file.set_len(0).map_err(io)?;
+    Ok(file)
 }
 
 /// Refuses images that a trace cannot hold.
@@ -380,10 +459,11 @@ impl Output {
         let io = |e| TraceError::io(path, e);
         let shared = Arc::new(Shared {
             written: AtomicU64::new(0),
+            chunks: AtomicU32::new(0),
             failed: AtomicBool::new(false),
         });
         let mut output = Output {
-            file: File::create(path).map_err(io)?,
+            file: create_alone(path)?,
             path: path.to_owned(),
             compressor: zstd::bulk::Compressor::new(LEVEL).map_err(io)?,
             page_compressor: zstd::bulk::Compressor::new(PAGE_LEVEL).map_err(io)?,
@@ -404,6 +484,7 @@ impl Output {
                         .to_chunk(self.sequence, &mut self.compressor)
                         .map_err(|e| TraceError::io(&self.path, e))?;
                     self.chunk(&chunk)?;
+                    self.shared.chunks.fetch_add(1, Ordering::Release);
                 }
                 Job::Blob { kind, table, raw } => self.blob(kind, &table, &raw)?,
                 Job::Copy {

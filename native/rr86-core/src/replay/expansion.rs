@@ -24,11 +24,14 @@ use crate::translate::storelog::StoreEntry;
 
 const MAGIC: [u8; 8] = *b"\x89RR86x\r\n";
 /// Raised with every change; there is no compatibility.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const FILE_HEADER: usize = 32;
 const LEVEL: i32 = 3;
-/// The most raw bytes in a chunk.
+/// The most raw bytes of an interval's inputs, or of its stores to a group of pages.
 const MAX_RAW: usize = 1 << 30;
+/// The most raw bytes in a chunk. Whatever is longer goes to several, so that a reader takes no more memory ahead
+/// for what a chunk says that it holds.
+const MAX_PIECE: usize = 8 << 20;
 
 /// Inputs of one vCPU.
 const TAPE: ChunkKind = ChunkKind(32);
@@ -62,6 +65,9 @@ fn identity(trace: &TraceReader) -> Result<u128, TraceError> {
     let mut all = trace.header().to_vec();
     all.extend(trace.footer()?.unwrap_or_default());
     all.extend(trace.summary()?.file_bytes.to_le_bytes());
+    if let Some(side) = trace.side_file().filter(|side| side.events != 0) {
+        all.extend(side.events.to_le_bytes());
+    }
     Ok(xxh3_128(&all))
 }
 
@@ -110,7 +116,6 @@ impl ExpansionWriter {
     }
 
     fn chunk(&mut self, kind: ChunkKind, vcpu: u8, raw: &[u8]) -> Result<(), TraceError> {
-        let io = |e| TraceError::io(&self.path, e);
         if raw.len() > MAX_RAW {
             return Err(TraceError::TooLarge {
                 what: "an interval's inputs",
@@ -118,6 +123,24 @@ impl ExpansionWriter {
                 limit: MAX_RAW as u64,
             });
         }
+        let mut left = raw.len().div_ceil(MAX_PIECE).max(1) as u32;
+        let mut pieces = raw.chunks(MAX_PIECE);
+        while left != 0 {
+            left -= 1;
+            self.piece(kind, vcpu, pieces.next().unwrap_or_default(), left)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a piece, of which `left` follow.
+    fn piece(
+        &mut self,
+        kind: ChunkKind,
+        vcpu: u8,
+        raw: &[u8],
+        left: u32,
+    ) -> Result<(), TraceError> {
+        let io = |e| TraceError::io(&self.path, e);
         let mut payload = Vec::new();
         format::compress(&mut self.compressor, raw, &mut payload).map_err(io)?;
         let header = ChunkHeader {
@@ -128,6 +151,7 @@ impl ExpansionWriter {
                 Codec::Stored
             },
             sequence: self.sequence,
+            events: left,
             raw_len: raw.len() as u32,
             first_vcpu: vcpu,
             last_vcpu: vcpu,
@@ -167,6 +191,8 @@ pub struct ExpansionReader {
     path: PathBuf,
     /// Offset and header of each chunk.
     chunks: Vec<(u64, ChunkHeader)>,
+    /// Those of them that are not the rest of the one before.
+    firsts: Vec<usize>,
     stores: bool,
 }
 
@@ -192,6 +218,8 @@ impl ExpansionReader {
             return Ok(None);
         }
         let mut chunks = Vec::new();
+        let mut firsts = Vec::new();
+        let mut left = 0;
         let mut offset = FILE_HEADER as u64;
         let mut finished = false;
         let mut stores = false;
@@ -203,6 +231,12 @@ impl ExpansionReader {
             };
             finished = header.kind == END;
             stores = header.first_vcpu != 0;
+            if left == 0 {
+                firsts.push(chunks.len());
+                left = header.events;
+            } else {
+                left -= 1;
+            }
             chunks.push((offset, header));
             offset += header.total_len();
         }
@@ -210,13 +244,15 @@ impl ExpansionReader {
             file,
             path: path.to_owned(),
             chunks,
+            firsts,
             stores,
         }))
     }
 
     /// Chunks with the inputs of a vCPU, in order.
     pub fn parts(&self, vcpu: u8) -> Vec<usize> {
-        (0..self.chunks.len())
+        let firsts = self.firsts.iter().copied();
+        firsts
             .filter(|&n| {
                 let header = &self.chunks[n].1;
                 header.kind == TAPE && header.first_vcpu == vcpu
@@ -251,7 +287,7 @@ impl ExpansionReader {
             .collect();
         groups.sort_unstable();
         groups.dedup();
-        for n in 0..self.chunks.len() {
+        for &n in &self.firsts {
             let header = &self.chunks[n].1;
             if header.kind != STORES || !groups.contains(&header.first_vcpu) {
                 continue;
@@ -276,15 +312,28 @@ impl ExpansionReader {
         }
     }
 
-    /// The bytes of chunk `n`.
+    /// What chunk `n` and those that go on with it hold.
     fn raw(&self, n: usize) -> Result<Vec<u8>, TraceError> {
+        let mut raw = self.piece(n)?;
+        let left = self.chunks[n].1.events as usize;
+        for n in (n + 1..self.chunks.len()).take(left) {
+            raw.extend(self.piece(n)?);
+            if raw.len() > MAX_RAW {
+                return Err(self.malformed(n, "it is larger than an interval may be"));
+            }
+        }
+        Ok(raw)
+    }
+
+    /// The bytes of chunk `n`.
+    fn piece(&self, n: usize) -> Result<Vec<u8>, TraceError> {
         let (offset, header) = self.chunks[n];
         let checksum = TraceError::Checksum {
             chunk: n as u32,
             offset,
         };
         let malformed = |why| self.malformed(n, why);
-        if header.raw_len as usize > MAX_RAW || header.stored_len > header.raw_len {
+        if header.raw_len as usize > MAX_PIECE || header.stored_len > header.raw_len {
             return Err(malformed("it is larger than a chunk may be"));
         }
         let mut stored = vec![0; header.stored_len as usize];

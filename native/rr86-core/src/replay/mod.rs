@@ -13,6 +13,7 @@ mod solo;
 pub mod stream;
 pub mod summary;
 pub mod survey;
+mod tail;
 
 pub use checkpointer::Checkpointer;
 pub use checkpoints::CheckpointInfo;
@@ -21,6 +22,7 @@ pub use reader::{ChunkInfo, ImageInfo, TraceReader};
 pub use sharing::{HandOffRow, SharedLine, SharedPage, Sharing};
 pub use stream::EventStream;
 pub use summary::{KindSummary, Summary};
+pub use tail::SideFile;
 
 #[cfg(test)]
 mod size_tests;

@@ -2,7 +2,7 @@
 //!
 //! A trace is readable as far as it is whole: [`TraceReader::open`] fails only where not even the
 //! header and the image list can be read, and [`TraceReader::damage`] says what is wrong with the
-//! rest. A chunk's bytes are read, checked and decoded when they are asked for.
+//! rest. Where a trace was cut off, its events go on with those of its side file ([`SideFile`]). A chunk's bytes are read, checked and decoded when they are asked for.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use super::checkpoints::{self, CheckpointInfo};
 use super::scan::{self, Located};
 use super::stream::EventStream;
 use super::summary::Summary;
+use super::tail::{self, SideFile};
 use crate::record::codec;
 use crate::record::error::TraceError;
 use crate::record::event::{Event, Kind};
@@ -69,6 +70,7 @@ struct Trace {
     damage: Option<TraceError>,
     header: Vec<u8>,
     images: Vec<ImageInfo>,
+    side: Option<SideFile>,
 }
 
 impl TraceReader {
@@ -97,14 +99,21 @@ impl TraceReader {
             damage: layout.damage,
             header: Vec::new(),
             images: Vec::new(),
+            side: None,
         };
         trace.header = trace.opening(0, ChunkKind::HEADER)?;
         let list = trace.opening(1, ChunkKind::IMAGE_LIST)?;
         trace.images = image_list(&list)
             .ok_or_else(|| trace.chunks[1].malformed("the list of images makes no sense"))?;
+        trace.go_on_with_side_file();
         Ok(TraceReader {
             trace: Arc::new(trace),
         })
+    }
+
+    /// What was found beside a trace that was cut off.
+    pub fn side_file(&self) -> Option<&SideFile> {
+        self.trace.side.as_ref()
     }
 
     /// The recorder's header, as it was given to the writer.
@@ -368,6 +377,34 @@ impl TraceReader {
 }
 
 impl Trace {
+    /// Appends what the side file of a trace that was cut off has and the trace has not.
+    fn go_on_with_side_file(&mut self) {
+        let Some(TraceError::Truncated { offset, .. }) = self.damage else {
+            return;
+        };
+        let mut chunks = self.chunks.iter();
+        if chunks.any(|c| c.header.kind == ChunkKind::FOOTER) {
+            // All events are in the trace.
+            return;
+        }
+        match tail::read(&self.path, &self.header, &self.chunks, offset) {
+            Ok(None) => {}
+            Ok(Some((more, side))) => {
+                let from = self.chunks.len();
+                self.events.extend(from..from + more.len());
+                self.chunks.extend(more);
+                self.side = Some(side);
+            }
+            Err(_) => {
+                self.side = Some(SideFile {
+                    path: crate::record::tail::beside(&self.path),
+                    events: 0,
+                    left_out: Some("it cannot be read"),
+                });
+            }
+        }
+    }
+
     /// One of the chunks that every trace opens with.
     fn opening(&self, n: usize, kind: ChunkKind) -> Result<Vec<u8>, TraceError> {
         let end = self.chunks.last().map_or(format::FILE_HEADER as u64, |c| {

@@ -19,7 +19,10 @@ use super::survey;
 use crate::host_time::{Phase, Spent, Stopwatch};
 use crate::memory::pages::DEVICE;
 use crate::memory::PAGE_SHIFT;
-use crate::record::{observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE, NO_VCPU};
+use crate::record::{
+    completed_line, observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE, DEADLOCK,
+    NO_VCPU,
+};
 use crate::schedule::{CheckpointError, Conditions, Decision, Machine, SliceReport, Wait};
 use crate::translate::engine::StopCause;
 
@@ -61,6 +64,22 @@ pub enum ReplayError {
     Checkpoint(#[from] CheckpointError),
 }
 
+/// How much of the machine's state a replay has found as recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    pub digests: u64,
+    pub moments: u64,
+}
+
+/// What a replay goes on with.
+enum Next {
+    Slice(Decision),
+    /// Nobody will ever run again, or the trace is at its end.
+    Nothing,
+    /// Later: the call has lasted long enough.
+    TimeUp,
+}
+
 pub struct Replayer {
     pub machine: Machine,
     pub(super) events: EventStream,
@@ -70,6 +89,10 @@ pub struct Replayer {
     /// The slice under way: how many instructions it has in the recording.
     recorded: u64,
     console: Vec<u8>,
+    /// As in the recorder: whether `run` comes back when a line of console output is complete.
+    pub by_lines: bool,
+    /// Digests that were compared and equal, and the moments at which they were.
+    pub compared: Compared,
     pub vcpu: usize,
     pub slices: u64,
     finished: bool,
@@ -95,6 +118,8 @@ impl Replayer {
             expected: Vec::new(),
             recorded: 0,
             console: Vec::new(),
+            by_lines: false,
+            compared: Compared::default(),
             vcpu: 0,
             slices: 0,
             finished: false,
@@ -205,6 +230,7 @@ impl Replayer {
     /// [`ReplayError`] when the trace is damaged or the machine does something else than recorded.
     pub fn run(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, ReplayError> {
         let watch = Stopwatch::start();
+        self.machine.engine.patience.begin();
         conditions.arm(&mut self.machine);
         let stop = self.drive(limit, conditions);
         self.machine.engine.spent.whole += watch.read();
@@ -242,14 +268,15 @@ impl Replayer {
                 if self.machine.engine.icount() >= end {
                     return Ok(Stop::Limit);
                 }
-                let decision = if self.free {
+                let next = if self.free {
                     self.suggested_slice()?
                 } else {
                     self.next_slice()?
                 };
-                match decision {
-                    Some(decision) => self.machine.run_slice(decision),
-                    None => {
+                match next {
+                    Next::Slice(decision) => self.machine.run_slice(decision),
+                    Next::TimeUp => return Ok(Stop::TimeUp),
+                    Next::Nothing => {
                         return Ok(match self.machine.ending() {
                             Some(ending) => Stop::Ended(ending),
                             None => Stop::End,
@@ -271,6 +298,9 @@ impl Replayer {
                     if let Some(index) = conditions.console(&output) {
                         return Ok(Stop::Condition(index));
                     }
+                    if self.by_lines && completed_line(&self.console, &mut self.machine) {
+                        return Ok(Stop::Limit);
+                    }
                 }
                 SliceReport::Failed => return Ok(Stop::Failed),
                 SliceReport::Stopped(StopCause::Output) => {
@@ -280,6 +310,7 @@ impl Replayer {
                         return Ok(Stop::Condition(index));
                     }
                 }
+                SliceReport::TimeUp => return Ok(Stop::TimeUp),
                 SliceReport::Stopped(cause) => {
                     if let Some(index) = conditions.index_of(&self.machine, self.vcpu, cause) {
                         return Ok(Stop::Condition(index));
@@ -290,14 +321,18 @@ impl Replayer {
     }
 
     /// Follows the trace up to the next slice.
-    fn next_slice(&mut self) -> Result<Option<Decision>, ReplayError> {
+    fn next_slice(&mut self) -> Result<Next, ReplayError> {
         if self.finished {
-            return Ok(None);
+            return Ok(Next::Nothing);
         }
         loop {
+            if self.machine.engine.patience.is_over() {
+                return Ok(Next::TimeUp);
+            }
+            self.machine.engine.patience.step();
             let Some(next) = self.events.next() else {
                 self.finished = true;
-                return Ok(None);
+                return Ok(Next::Nothing);
             };
             let (icount, event) = next?;
             match event {
@@ -328,7 +363,7 @@ impl Replayer {
                     if let Some(expander) = &mut self.expander {
                         expander.before_slice(&self.machine, self.vcpu);
                     }
-                    return Ok(Some(Decision {
+                    return Ok(Next::Slice(Decision {
                         vcpu: self.vcpu,
                         // The instruction that shuts a vCPU down never retires.
                         budget: instructions.saturating_add((stop == SliceEnd::Shutdown).into()),
@@ -336,6 +371,8 @@ impl Replayer {
                 }
                 Event::TimeSkip { to_ns } => match self.machine.prepare() {
                     Wait::Skipped(to) if to == to_ns => {}
+                    // The recording ended here, after the last timers had fired.
+                    Wait::Deadlock | Wait::Ended(_) if to_ns == self.machine.engine.now() => {}
                     other => {
                         let what = format!("recorded a jump to {to_ns} ns, replayed {other:?}");
                         return Err(self.diverged("time", what));
@@ -350,6 +387,7 @@ impl Replayer {
                     if let Some(expander) = &mut self.expander {
                         expander.digests(&mut self.machine)?;
                     }
+                    self.serve_unrecorded();
                     self.check_digests(&list)?;
                 }
                 Event::Stop { .. } => {}
@@ -358,6 +396,16 @@ impl Replayer {
                     self.expected.push((icount, other));
                 }
             }
+        }
+    }
+
+    /// Before the last digests of an older trace: has timers fire that had in the recording, of which it
+    /// does not tell when nobody could run any more.
+    fn serve_unrecorded(&mut self) {
+        let recorded = self.machine.semantics().last_timers_are_recorded();
+        let next = self.events.upcoming();
+        if !recorded && matches!(next, Some(Event::Stop { reason, .. }) if *reason == DEADLOCK) {
+            self.machine.prepare();
         }
     }
 
@@ -375,13 +423,17 @@ impl Replayer {
         }
     }
 
-    /// A slice of a free run; `None` when nobody will ever run again.
-    fn suggested_slice(&mut self) -> Result<Option<Decision>, ReplayError> {
+    /// A slice of a free run.
+    fn suggested_slice(&mut self) -> Result<Next, ReplayError> {
         loop {
+            if self.machine.engine.patience.is_over() {
+                return Ok(Next::TimeUp);
+            }
+            self.machine.engine.patience.step();
             match self.machine.prepare() {
                 Wait::Ready => break,
                 Wait::Skipped(_) => {}
-                Wait::Deadlock | Wait::Ended(_) => return Ok(None),
+                Wait::Deadlock | Wait::Ended(_) => return Ok(Next::Nothing),
             }
         }
         let runnable = self.machine.runnable();
@@ -399,7 +451,7 @@ impl Replayer {
                         .engine
                         .set_windows(WindowPolicy::Expect(window(stop)));
                     self.vcpu = usize::from(vcpu);
-                    return Ok(Some(Decision {
+                    return Ok(Next::Slice(Decision {
                         vcpu: self.vcpu,
                         budget: instructions,
                     }));
@@ -416,13 +468,13 @@ impl Replayer {
         let next = (1..=count)
             .map(|step| (self.turn + step) % count)
             .find(|&v| runnable[v]);
-        Ok(next.map(|vcpu| {
+        Ok(next.map_or(Next::Nothing, |vcpu| {
             self.turn = vcpu;
             self.vcpu = vcpu;
-            Decision {
+            Next::Slice(Decision {
                 vcpu,
                 budget: FREE_SLICE,
-            }
+            })
         }))
     }
 
@@ -490,7 +542,9 @@ impl Replayer {
                 }
                 None => return Err(self.diverged(name, "no digest was recorded".to_string())),
             }
+            self.compared.digests += 1;
         }
+        self.compared.moments += u64::from(self.verify);
         if let (Some(copy), Some(chunks)) = (&mut self.checkpointer, self.events.between_chunks()) {
             copy.at_digests(&mut self.machine, chunks, &digests)?;
         }

@@ -19,6 +19,8 @@ pub(super) struct Located {
     /// The fixed header as bytes.
     pub fixed: [u8; CHUNK_HEADER],
     pub table: Vec<u8>,
+    /// The stored payload of a chunk that is not in the file: it comes from the side file.
+    pub payload: Option<Vec<u8>>,
 }
 
 impl Located {
@@ -153,11 +155,15 @@ fn head(file: &File, offset: u64, end: u64) -> Result<Located, Lost> {
         header,
         fixed,
         table,
+        payload: None,
     })
 }
 
 /// The stored payload of a located chunk, checked against its checksum.
 pub(super) fn payload(file: &File, chunk: &Located) -> io::Result<Option<Vec<u8>>> {
+    if let Some(payload) = &chunk.payload {
+        return Ok(Some(payload.clone()));
+    }
     let mut bytes = vec![0; chunk.header.stored_len as usize];
     let good = read_payload(file, chunk, &mut bytes)?;
     Ok(good.then_some(bytes))
@@ -207,6 +213,7 @@ fn entries(mut raw: &[u8], index_at: u64) -> Option<Vec<Located>> {
             header,
             fixed: *fixed,
             table: table.to_vec(),
+            payload: None,
         };
         let in_place = chunk.offset == expected
             && chunk.end() <= index_at
@@ -255,6 +262,9 @@ fn walk(file: &File, path: &Path, len: u64) -> Result<Layout, TraceError> {
 
 /// Whether the file has, at the chunk's place, the head that was located.
 pub(super) fn head_matches(file: &File, chunk: &Located) -> io::Result<bool> {
+    if chunk.payload.is_some() {
+        return Ok(true);
+    }
     let mut bytes = vec![0; CHUNK_HEADER + chunk.table.len()];
     file.read_exact_at(&mut bytes, chunk.offset)?;
     Ok(bytes[..CHUNK_HEADER] == chunk.fixed && bytes[CHUNK_HEADER..] == chunk.table[..])

@@ -11,6 +11,7 @@ use super::replayer::{Divergence, ReplayError};
 use super::stream::EventStream;
 use super::TraceReader;
 use crate::cpu::save;
+use crate::cpu::semantics::Semantics;
 use crate::cpu::state::Activity;
 use crate::host_time::{Phase, Spent, Stopwatch};
 use crate::memory::pages::{HandOffKind, DEVICE};
@@ -40,6 +41,9 @@ pub struct Solo {
     handed: Vec<Handed>,
     verify: bool,
     finished: bool,
+    /// The last call's time was up inside a slice, which is kept here to go on with.
+    inside: bool,
+    under_way: Option<(u64, Event)>,
 }
 
 /// A page that somebody else got.
@@ -86,6 +90,8 @@ impl Solo {
             handed: Vec::new(),
             verify,
             finished: false,
+            inside: false,
+            under_way: None,
         };
         solo.load()?;
         Ok(solo)
@@ -126,6 +132,10 @@ impl Solo {
         })
     }
 
+    fn semantics(&self) -> Semantics {
+        self.machine.engine.cpu(self.vcpu).semantics
+    }
+
     fn own(&self) -> String {
         format!("cpu{}", self.vcpu)
     }
@@ -136,6 +146,7 @@ impl Solo {
     /// When the trace or its expansion is damaged, or the vCPU does something else than recorded.
     pub fn run(&mut self, limit: u64) -> Result<Stop, ReplayError> {
         let watch = Stopwatch::start();
+        self.machine.engine.patience.begin();
         let stop = self.drive(limit);
         self.machine.engine.spent.whole += watch.read();
         stop
@@ -157,11 +168,23 @@ impl Solo {
             if self.instructions >= end {
                 return Ok(Stop::Limit);
             }
-            match self.events.next() {
+            if self.machine.engine.patience.is_over() {
+                return Ok(Stop::TimeUp);
+            }
+            self.machine.engine.patience.step();
+            let next = match self.under_way.take() {
+                Some(next) => Some(Ok(next)),
+                None => self.events.next(),
+            };
+            match next {
                 None => self.finished = true,
                 Some(next) => {
                     let (icount, event) = next?;
+                    let slice = matches!(event, Event::Slice { .. }).then(|| event.clone());
                     self.follow(icount, event)?;
+                    if self.inside {
+                        self.under_way = slice.map(|event| (icount, event));
+                    }
                 }
             }
         }
@@ -174,11 +197,7 @@ impl Solo {
                 vcpu,
                 instructions,
                 stop,
-            } if usize::from(vcpu) == self.vcpu => {
-                // The instruction that shuts a vCPU down never retires.
-                let more = (stop == SliceEnd::Shutdown).into();
-                self.slice(icount, instructions, more)?;
-            }
+            } if usize::from(vcpu) == self.vcpu => self.slice(icount, instructions, stop)?,
             Event::Slice { instructions, .. } => {
                 let end = self.end_of(icount, instructions)?;
                 self.machine.engine.set_icount(end);
@@ -241,7 +260,8 @@ impl Solo {
             };
             place.copy_from_slice(new);
         }
-        let cpu = save::restore(&bytes)
+        let semantics = self.semantics();
+        let cpu = save::restore(&bytes, semantics)
             .map_err(|error| self.diverged(&self.own(), icount, error.to_string()))?;
         let engine = &mut self.machine.engine;
         if sync.init {
@@ -252,11 +272,18 @@ impl Solo {
     }
 
     /// Runs a slice in stretches, each up to the next interrupt or to the next page that a device gets.
-    fn slice(&mut self, start: u64, instructions: u64, more: u64) -> Result<(), ReplayError> {
-        // What happened inside this slice can only be a device's.
-        self.hand_over(start);
-        self.machine.engine.set_icount(start);
-        self.sync()?;
+    fn slice(&mut self, start: u64, instructions: u64, stop: SliceEnd) -> Result<(), ReplayError> {
+        // The instruction that shuts a vCPU down never retires.
+        let more = (stop == SliceEnd::Shutdown).into();
+        let asked = self.semantics().interrupts_before_slice_ends();
+        let halts = matches!(stop, SliceEnd::Halt | SliceEnd::Exit);
+        if !std::mem::take(&mut self.inside) {
+            // What happened inside this slice can only be a device's.
+            self.hand_over(start);
+            self.machine.engine.set_icount(start);
+            self.machine.engine.begin_slice();
+            self.sync()?;
+        }
         let end = self.end_of(start, instructions)?;
         let vcpu = self.vcpu;
         loop {
@@ -265,7 +292,7 @@ impl Solo {
             let next = self.next_stop(now).min(end);
             let left = end - now;
             let budget = (next - now) + if next == end { more } else { 0 };
-            if budget == 0 && left == 0 {
+            if budget == 0 && left == 0 && !asked {
                 break;
             }
             let span = Span {
@@ -282,20 +309,27 @@ impl Solo {
                 return Err(self.diverged(&self.own(), icount, what));
             }
             let now = self.machine.engine.icount();
+            let mut over = true;
             match ended {
                 RunEnd::HostFault => return Ok(()),
                 RunEnd::TripleFault => break,
-                // An interrupt woke it at once.
-                RunEnd::Halt if now < end => {
-                    self.machine.engine.cpu_mut(vcpu).activity = Activity::Active;
+                RunEnd::TimeUp => {
+                    self.inside = true;
+                    return Ok(());
                 }
+                // An interrupt woke it at once.
+                RunEnd::Halt if now < end || asked && !halts => {
+                    self.machine.engine.cpu_mut(vcpu).activity = Activity::Active;
+                    over = !asked;
+                }
+                RunEnd::Pause if asked => over = false,
                 RunEnd::Budget | RunEnd::Pause | RunEnd::Halt => {}
                 other => {
                     let what = format!("it stopped inside a slice: {other:?}");
                     return Err(self.diverged("schedule", now, what));
                 }
             }
-            if now >= end {
+            if now >= end && over {
                 break;
             }
             if count == 0 && budget > 0 && ended == RunEnd::Budget {

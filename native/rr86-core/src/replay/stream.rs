@@ -135,6 +135,11 @@ impl EventStream {
         (self.chunks, self.current.len())
     }
 
+    /// The event after the last one that was given out, if it is in the same chunk.
+    pub(super) fn upcoming(&self) -> Option<&Event> {
+        self.current.as_slice().first().map(|(_, event)| event)
+    }
+
     /// Between two chunks, how many event chunks of the trace have been given out.
     pub fn between_chunks(&self) -> Option<usize> {
         (self.current.len() == 0).then_some(self.chunks)

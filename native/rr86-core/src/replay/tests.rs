@@ -665,3 +665,6 @@ proptest! {
         assert_honest(&path, &file, "scattered damage");
     }
 }
+
+#[path = "tail_tests.rs"]
+mod tail;

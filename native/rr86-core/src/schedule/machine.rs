@@ -14,7 +14,7 @@ use crate::cpu::cpuid::{CpuidRow, CpuidTable};
 use crate::cpu::registers::{self, RegisterError};
 use crate::cpu::save;
 use crate::cpu::semantics::Semantics;
-use crate::cpu::state::{Activity, RFlags};
+use crate::cpu::state::{Activity, CpuState, RFlags};
 use crate::host_time::{Phase, Stopwatch};
 use crate::machine::fw_cfg_dma::Access;
 use crate::machine::{Board, BoardConfig, Signal};
@@ -122,6 +122,8 @@ pub enum SliceReport {
     Stopped(StopCause),
     /// Translated code failed on the host. The slice has no end, and nothing runs any more.
     Failed,
+    /// The call has lasted long enough; `resume` goes on with the slice.
+    TimeUp,
 }
 
 /// A slice under way.
@@ -131,8 +133,27 @@ struct Slice {
     start: u64,
     /// Instructions that the decision still allows.
     left: u64,
-    /// The budget was cut short by a timer.
-    deadline: bool,
+    /// Why it ends when these are used up.
+    stop: SliceStop,
+}
+
+/// What could make a vCPU that does not run act.
+struct Sleeper {
+    waits_for_sipi: bool,
+    /// An NMI waits already, and cannot be delivered.
+    has_nmi: bool,
+    /// Halted with interrupts on.
+    open: bool,
+}
+
+impl Sleeper {
+    fn of(cpu: &CpuState) -> Self {
+        Self {
+            waits_for_sipi: cpu.activity == Activity::WaitForSipi,
+            has_nmi: cpu.nmi_pending != 0,
+            open: cpu.activity == Activity::Halted && cpu.rflags & RFlags::IF.bits() != 0,
+        }
+    }
 }
 
 pub struct Machine {
@@ -193,6 +214,11 @@ impl Machine {
             exact: false,
             stop_at: None,
         })
+    }
+
+    /// Which version of the machine's semantics it follows.
+    pub fn semantics(&self) -> Semantics {
+        self.engine.cpu(0).semantics
     }
 
     pub fn board(&mut self) -> &mut Board {
@@ -289,13 +315,20 @@ impl Machine {
 
     // ---- moving ------------------------------------------------------------------------------------
 
+    /// Whether `prepare` has something to serve, so that calling it changes more than the time.
+    pub fn is_due(&mut self) -> bool {
+        let now = self.engine.now();
+        let board = self.board();
+        board.has_signals() || board.next_deadline().is_some_and(|at| at <= now)
+    }
+
     /// Serves what is due before the next slice. Call again after `Skipped`.
     pub fn prepare(&mut self) -> Wait {
         let now = self.engine.now();
         if self.board().next_deadline().is_some_and(|at| at <= now) {
             self.board().advance(now);
         }
-        self.serve();
+        self.serve(false);
         if let Some(ending) = self.ending {
             return Wait::Ended(ending);
         }
@@ -306,14 +339,39 @@ impl Machine {
             return Wait::Ready;
         }
         let now = self.engine.now();
-        match self.board().next_deadline() {
-            Some(at) => {
-                let at = at.max(now + 1);
-                self.engine.skipped_ns += at - now;
-                Wait::Skipped(at)
-            }
-            None => Wait::Deadlock,
+        let selective = self
+            .engine
+            .cpu(0)
+            .semantics
+            .only_timers_with_effect_pass_time();
+        let next = if selective {
+            self.next_event()
+        } else {
+            self.board().next_deadline()
+        };
+        let Some(at) = next.map(|at| at.max(now + 1)) else {
+            return Wait::Deadlock;
+        };
+        if selective {
+            self.board().pass_until(at);
         }
+        self.engine.skipped_ns += at - now;
+        Wait::Skipped(at)
+    }
+
+    /// When something happens next although no vCPU can run: a function of the machine's state.
+    fn next_event(&mut self) -> Option<u64> {
+        let sleepers: Vec<Sleeper> = (0..self.engine.vcpu_count())
+            .map(|v| Sleeper::of(self.engine.cpu(v)))
+            .collect();
+        self.board().next_effect(&|signal| match *signal {
+            Signal::Init(v) => !sleepers[v].waits_for_sipi,
+            Signal::Sipi(v, _) => sleepers[v].waits_for_sipi,
+            Signal::Nmi(v) => !sleepers[v].has_nmi,
+            Signal::Interrupt(v) => sleepers[v].open,
+            Signal::DeadlineChanged => false,
+            Signal::PowerOff | Signal::Reset | Signal::DebugExit(_) => true,
+        })
     }
 
     /// Which vCPUs can run.
@@ -328,9 +386,14 @@ impl Machine {
             .any(|v| v != vcpu && self.engine.cpu(v).activity == Activity::Active)
     }
 
-    /// Makes the accesses to memory that devices ask for.
-    fn serve_dma(&mut self) {
+    /// Makes the accesses to memory that devices ask for. `hurried`: false is returned if the time is up before
+    /// all are made.
+    fn serve_dma(&mut self, hurried: bool) -> bool {
         while let Some(access) = self.board().dma_access() {
+            if hurried && self.engine.patience.is_over() {
+                return false;
+            }
+            self.engine.patience.step();
             match access {
                 Access::Read { paddr, length } => {
                     let mut bytes = vec![0; length];
@@ -350,6 +413,7 @@ impl Machine {
                 }
             }
         }
+        true
     }
 
     /// Whether all bytes of a range of at most a page are RAM.
@@ -359,10 +423,12 @@ impl Machine {
         last.is_some_and(|last| [paddr, last].iter().all(|&at| ram.page_index(at).is_some()))
     }
 
-    /// Serves the board's signals and DMA.
-    fn serve(&mut self) {
+    /// Serves the board's signals and DMA. `hurried`: false is returned if the time is up before all is done.
+    fn serve(&mut self, hurried: bool) -> bool {
         while self.board().has_signals() {
-            self.serve_dma();
+            if !self.serve_dma(hurried) {
+                return false;
+            }
             for signal in self.board().take_signals() {
                 match signal {
                     Signal::Init(v) => {
@@ -379,6 +445,7 @@ impl Machine {
                 }
             }
         }
+        true
     }
 
     /// Ends a vCPU's HLT when an interrupt or NMI is there for it.
@@ -403,10 +470,10 @@ impl Machine {
             vcpu: decision.vcpu,
             start: self.engine.icount(),
             left: decision.budget,
-            deadline: false,
+            stop: SliceStop::Quantum,
         };
         self.cut(&mut slice, now);
-        self.engine.slice_start = slice.start;
+        self.engine.begin_slice();
         self.slice = Some(slice);
         self.resume()
     }
@@ -420,7 +487,7 @@ impl Machine {
             let until = at.saturating_sub(now).max(1);
             if until < slice.left {
                 slice.left = until;
-                slice.deadline = true;
+                slice.stop = SliceStop::Deadline;
             }
         }
     }
@@ -496,23 +563,21 @@ impl Machine {
             }
             let Some(end) = end else { continue };
             match end {
-                RunEnd::Budget => {
-                    let stop = if slice.deadline {
-                        SliceStop::Deadline
-                    } else {
-                        SliceStop::Quantum
-                    };
-                    return done(self, stop);
-                }
+                RunEnd::Budget => return done(self, slice.stop),
                 RunEnd::Pause => {
                     let spun = self.engine.icount() - slice.start >= SPIN;
                     let yields = self.cut_at_deadlines && spun && self.others_can_run(slice.vcpu);
                     if slice.left == 0 || yields {
-                        return done(self, SliceStop::Pause);
+                        slice.left = 0;
+                        slice.stop = SliceStop::Pause;
                     }
                 }
+                RunEnd::Halt | RunEnd::Signals if !self.serve(true) => {
+                    self.slice = Some(slice);
+                    self.after_stop = Some(end);
+                    return SliceReport::TimeUp;
+                }
                 RunEnd::Halt => {
-                    self.serve();
                     if let Some(ending) = self.ending {
                         return done(self, SliceStop::Ended(ending));
                     }
@@ -521,7 +586,6 @@ impl Machine {
                     }
                 }
                 RunEnd::Signals => {
-                    self.serve();
                     if let Some(ending) = self.ending {
                         return done(self, SliceStop::Ended(ending));
                     }
@@ -536,6 +600,10 @@ impl Machine {
                     return SliceReport::Stopped(cause);
                 }
                 RunEnd::HostFault => return SliceReport::Failed,
+                RunEnd::TimeUp => {
+                    self.slice = Some(slice);
+                    return SliceReport::TimeUp;
+                }
                 RunEnd::Window(window) => return done(self, SliceStop::Window(window)),
                 RunEnd::TripleFault => {
                     let ending = Ending::TripleFault { vcpu: slice.vcpu };
@@ -543,14 +611,13 @@ impl Machine {
                     return done(self, SliceStop::Ended(ending));
                 }
             }
+            // Whether the decision had instructions left that the next block did not fit is not recorded. So
+            // what comes between two blocks is looked for at every end of a slice: the engine is asked once
+            // more, and says that the budget is used up.
+            let asked = self.semantics().interrupts_before_slice_ends();
             // A recorded fetch window comes after all that the slice counts.
-            if slice.left == 0 && !self.engine.expects_fetch() {
-                let stop = if slice.deadline {
-                    SliceStop::Deadline
-                } else {
-                    SliceStop::Quantum
-                };
-                return done(self, stop);
+            if slice.left == 0 && !asked && !self.engine.expects_fetch() {
+                return done(self, slice.stop);
             }
         }
     }

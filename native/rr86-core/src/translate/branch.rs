@@ -11,6 +11,7 @@ impl Emitter<'_> {
         // iced numbers conditions as the opcodes do, from 1.
         let at = self.hot.jcc(insn.condition_code() as u8 - 1);
         self.slot(at, insn.near_branch_target());
+        self.fall_through = self.hot.len();
         self.jump_to(insn.next_ip());
     }
 

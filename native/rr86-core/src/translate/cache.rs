@@ -293,8 +293,11 @@ impl Blocks {
                 self.page_lists.push(Vec::new());
                 self.by_page[page] = self.page_lists.len() as u32;
             }
-            let list = self.by_page[page] as usize - 1;
-            self.page_lists[list].push(id);
+            let list = &mut self.page_lists[self.by_page[page] as usize - 1];
+            // Where a block goes on in an alias of its own page, both pages are one.
+            if list.last() != Some(&id) {
+                list.push(id);
+            }
         }
         id
     }
@@ -500,5 +503,22 @@ impl Blocks {
         self.page_lists.iter_mut().for_each(Vec::clear);
         self.live = 0;
         self.sum = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_that_goes_on_in_an_alias_of_its_page_is_listed_once() {
+        let mut blocks = Blocks::new(4);
+        let (rip, paddr, second) = (0x10ffe, 0x2ffe, Some(0x2000));
+        let pages = || [2usize, 2].into_iter();
+        let id = blocks.insert(rip, paddr, second, Mode(0), &[0xb8, 1, 0, 0, 0], 1, pages());
+        assert_eq!(blocks.in_page(2), [id]);
+        blocks.remove(id, pages());
+        assert!(blocks.in_page(2).is_empty());
+        assert!(blocks.is_empty());
     }
 }

@@ -335,7 +335,8 @@ impl Engine {
 
     fn load_vcpu(&mut self, r: &mut Reader<'_>, n: usize) -> Result<(), LoadError> {
         let pages = self.ram.pages();
-        let state = save::restore(&r.bytes()?).map_err(|_| LoadError::BadValue {
+        let semantics = self.cpu(n).semantics;
+        let state = save::restore(&r.bytes()?, semantics).map_err(|_| LoadError::BadValue {
             field: "vCPU",
             value: n as u64,
         })?;

@@ -262,6 +262,7 @@ pub fn classify(insn: &Instruction, mode: Mode, offered: &Offered) -> Class {
         | M::Fnstenv
         | M::Fstenv
         | M::Fldenv
+        | M::Ldmxcsr
         | M::Maskmovq
         | M::Maskmovdqu => fpu_checked(insn, mode, offered, Class::Helper),
         M::Mov if touches_system_register(insn) => {

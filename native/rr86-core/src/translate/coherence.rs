@@ -7,6 +7,7 @@
 //! nothing is checked. [`Engine::detect_stale`] turns it off, to find out what it costs.
 
 use super::cache::BlockId;
+use super::code::Trap;
 use super::engine::{Agent, Engine, Observed, Resume, StopCause};
 use super::oracle::Seen;
 use super::protocol::Source;
@@ -49,7 +50,8 @@ impl Engine {
             if !info.flags.contains(PageFlags::CODE) {
                 info.flags |= PageFlags::CODE;
                 for &vcpu in &self.vcpus {
-                    // SAFETY: only the TLB is touched, through the raw pointer.
+                    // SAFETY: the pointer is valid. A caller may hold a reference to this vCPU, but none to its
+                    // TLB; see the top of `engine`.
                     unsafe { (*vcpu).tlb.guard_page(page) };
                 }
                 self.leaky.remove(&page);
@@ -363,7 +365,8 @@ impl Engine {
         }
         self.code_map.remove(offset);
         for &vcpu in &self.vcpus {
-            // SAFETY: only the jump cache is touched, through the raw pointer.
+            // SAFETY: the pointer is valid. A caller may hold a reference to this vCPU, but none to its jump
+            // cache; see the top of `engine`.
             unsafe { (*vcpu).forget_jump(rip, code) };
         }
     }
@@ -481,11 +484,22 @@ impl Engine {
             return;
         }
         // Whoever jumps to the old code is sent on to the new.
-        let old = block.code_offset;
+        let (old, traps) = (block.code_offset, block.traps.clone());
         let was_running = self.code_map.get(old);
         self.redirect(id, old);
         if was_running.is_some() {
             self.code_map.insert(old, id);
+            self.former_traps.push((old, traps));
+        }
+    }
+
+    /// Where the code that a block has, or had, at an offset may raise signals.
+    pub(super) fn traps_of(&self, offset: usize, id: BlockId) -> &[Trap] {
+        let block = self.blocks.get(id);
+        let former = || self.former_traps.iter().rev().find(|(at, _)| *at == offset);
+        match former() {
+            Some((_, traps)) if offset != block.code_offset => traps,
+            _ => &block.traps,
         }
     }
 

@@ -44,7 +44,13 @@ pub enum RunEnd {
     Window(Window),
     /// The code failed on the host; see [`Engine::host_fault`].
     HostFault,
+    /// The call has lasted long enough; the vCPU can go on.
+    TimeUp,
 }
+
+/// Instructions that a run is given at a time, so that code that needs nothing from the dispatcher comes back
+/// to look at the clock. Most slices are shorter.
+const PORTION: u64 = 200_000;
 
 /// How far a vCPU runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,19 +74,30 @@ impl Engine {
     /// Where a slice ends does not depend on the number of calls that it takes, so that the
     /// debugger's stops do not move it.
     pub fn run(&mut self, index: usize, span: Span) -> (u64, RunEnd) {
-        let budget = span.budget;
+        let budget = if self.comes_back_unseen(self.cpu(index)) {
+            span.budget.min(PORTION)
+        } else {
+            span.budget
+        };
         let this: *mut Self = self;
         let vcpu = self.vcpus[index];
         self.enter_thread(vcpu);
-        // SAFETY: the pointers are valid for the engine's life; `dispatch` and what it calls use them
-        // one at a time, as described at the top of `engine`.
+        // SAFETY: both are valid for the engine's life. What is called from code uses the engine through a
+        // pointer that comes from `self` here, and `self` itself is not used until that has ended. Of the
+        // vCPU, references overlap as described at the top of `engine`.
         unsafe {
+            (*vcpu).run.engine = this;
             (*vcpu).run.icount_base = (*this).icount() as i64 + budget as i64;
             (*this).set_tsc_offset(&mut *vcpu);
             (*vcpu).run.budget = budget as i64;
-            (*this).beyond = span.beyond;
-            // Another vCPU may see another page there.
-            (*this).link = None;
+            (*this).reserve = span.budget - budget;
+            (*this).beyond = span.beyond + (*this).reserve;
+            let below = &mut (*vcpu).run.pause_below;
+            *below = below.saturating_sub_unsigned((*this).reserve);
+            if !std::mem::take(&mut (*this).time_up) {
+                // Another vCPU may see another page there.
+                (*this).link = None;
+            }
             (*vcpu).run.flags_ax = super::slow::flags_to_ax((*vcpu).cpu.rflags);
             let start = (*this).icount();
             (*this).current_vcpu = (*vcpu).cpu.id;
@@ -101,7 +118,8 @@ impl Engine {
     /// Both pointers are valid, and the GS base points to `vcpu`.
     unsafe fn dispatch(this: *mut Self, vcpu: *mut Vcpu, span: Span) -> RunEnd {
         let exact = span.exact;
-        // SAFETY: (all of this function) by its contract; each borrow ends before code runs.
+        // SAFETY: (all of this function) the pointers are valid by its contract. `engine` and `v` are made anew
+        // after code has run; what overlaps while helpers run is described at the top of `engine`.
         unsafe {
             loop {
                 let engine = &mut *this;
@@ -116,11 +134,16 @@ impl Engine {
                 if let Some(cause) = engine.stopped.take() {
                     return RunEnd::Stopped(cause);
                 }
+                if engine.reserve > 0 && v.run.budget < engine.limits.instructions as i64 {
+                    engine.take_portion(v);
+                }
                 let index = usize::from(v.cpu.id);
                 let resume = engine.resume[index];
                 engine.end_overrun(index);
-                // Inside a block only a debugger stops; what else there is waits for its end.
-                if resume.is_none() && engine.has_signals() {
+                // Inside a block only a debugger stops; what else there is waits for its end. Behind a fault
+                // it waits for an instruction, since the slice may end there: see below.
+                let faulted = engine.faulted_at == Some(engine.icount());
+                if resume.is_none() && !faulted && engine.has_signals() {
                     return RunEnd::Signals;
                 }
                 if resume.is_none() {
@@ -136,6 +159,11 @@ impl Engine {
                 {
                     return RunEnd::Budget;
                 }
+                if engine.patience.is_over() {
+                    engine.time_up = true;
+                    return RunEnd::TimeUp;
+                }
+                engine.patience.step();
                 let mode = Mode::of(&v.cpu);
                 v.run.jump_key = mode.key();
                 let single = mode.one() && resume.is_none();
@@ -145,10 +173,10 @@ impl Engine {
                 }
                 if span.fitting && resume.is_none() {
                     let now = engine.icount();
-                    // A fault is part of the slice in which it was raised only if an instruction
-                    // follows: a decision counts instructions, and cannot tell otherwise.
+                    // A fault that does not count is part of the slice in which it was raised only if an
+                    // instruction follows: a decision counts instructions, and cannot tell otherwise.
                     let must = now == span.start || engine.faulted_at == Some(now);
-                    if !must && !engine.fits(v, mode, span.beyond) {
+                    if !must && !engine.fits(v, mode, engine.beyond) {
                         return RunEnd::Budget;
                     }
                 }
@@ -180,7 +208,8 @@ impl Engine {
                 v.cpu.rflags &= !RFlags::RF.bits();
                 engine.resume[index] = None;
                 v.run.debug_hits = 0;
-                let before = v.run.budget;
+                let before = engine.plain_budget(v);
+                engine.faulted = false;
                 engine.stand_between(None);
                 engine.code.settle();
                 let stubs = engine.stubs;
@@ -193,7 +222,7 @@ impl Engine {
                 }
                 let retired = {
                     engine.clear_exit_request(v);
-                    v.run.budget < before
+                    v.run.budget < before && !engine.faulted
                 };
                 if single && retired && (stepping || v.run.debug_hits != 0) {
                     // Traps after the instruction (SDM vol. 3B, section 17.3.1).
@@ -202,13 +231,29 @@ impl Engine {
                         dr6: step | v.run.debug_hits,
                         ..Exception::new(vector::DB)
                     };
-                    engine.deliver_fault(v, trap);
+                    if !v.cpu.semantics.faults_count() {
+                        engine.faulted_at = Some(engine.icount());
+                    }
+                    engine.deliver_exception(v, trap);
                     if v.cpu.activity == Activity::Shutdown {
                         return RunEnd::TripleFault;
                     }
                 }
             }
         }
+    }
+
+    /// Gives a run more of what its slice allows.
+    fn take_portion(&mut self, v: &mut Vcpu) {
+        let more = self.reserve.min(PORTION);
+        self.reserve -= more;
+        self.beyond -= more;
+        v.run.budget += more as i64;
+        v.run.icount_base += more as i64;
+        if v.run.pause_below != i64::MIN {
+            v.run.pause_below += more as i64;
+        }
+        self.patience.look();
     }
 
     /// Lets go of a block that was removed while a vCPU was in it, once the vCPU is out.
@@ -226,7 +271,7 @@ impl Engine {
         let roomy = v.run.budget >= self.limits.instructions as i64;
         // The relative that leaves jumps behind does so in jumps, not in look-ups.
         let asked = self.link.is_some() || self.protocol.chain_kept;
-        if !roomy || asked || mode.one() || !mode.code_flat() {
+        if !roomy || asked || mode.one() || !mode.code_flat() || self.waits_for_interrupt(v) {
             return None;
         }
         v.known_jump(v.cpu.rip, mode)
@@ -247,6 +292,10 @@ impl Engine {
         let link = self.link.take();
         if code.is_some() {
             self.chain(link, id);
+            if self.waits_for_interrupt(v) {
+                let count = i64::from(self.blocks.get(id).count);
+                self.request_exit_after(v, count);
+            }
         }
         Ok(Some(code))
     }
@@ -286,6 +335,16 @@ impl Engine {
         end
     }
 
+    /// Whether an interrupt or NMI that could be delivered waits for the block that comes next.
+    fn waits_for_interrupt(&self, v: &Vcpu) -> bool {
+        let index = usize::from(v.cpu.id);
+        let open = v.cpu.rflags & RFlags::IF.bits() != 0;
+        self.interrupted_at[index] == Some(self.icount())
+            && v.cpu.semantics.waiting_interrupts_come_next()
+            && (open && self.pending_interrupt(index)
+                || v.cpu.nmi_pending != 0 && v.cpu.nmi_blocked == 0)
+    }
+
     fn deliver(&mut self, v: &mut Vcpu, event: Event) -> Option<RunEnd> {
         let rip = v.cpu.rip;
         self.serialised[usize::from(v.cpu.id)] = Some(self.icount());
@@ -293,9 +352,23 @@ impl Engine {
         (v.cpu.activity == Activity::Shutdown).then_some(RunEnd::TripleFault)
     }
 
+    /// Delivers a fault. It counts as an instruction: where each handler faults in its turn, there is nothing
+    /// else that time, slices and limits could go by.
     fn deliver_fault(&mut self, v: &mut Vcpu, exception: Exception) {
+        self.faulted = true;
+        let counts = v.cpu.semantics.faults_count();
+        if !counts {
+            self.faulted_at = Some(self.icount());
+        }
+        self.deliver_exception(v, exception);
+        if counts && v.cpu.activity != Activity::Shutdown {
+            v.run.budget -= 1;
+            self.note_boundary(v);
+        }
+    }
+
+    fn deliver_exception(&mut self, v: &mut Vcpu, exception: Exception) {
         self.stats.exceptions += 1;
-        self.faulted_at = Some(self.icount());
         let rip = v.cpu.rip;
         self.deliver_at(v, Event::Exception(exception), rip);
     }
@@ -657,7 +730,8 @@ impl Engine {
         // Jump caches too: when the block is removed, its new code alone is looked for there.
         let (before, rip) = (self.blocks.get(id).code, self.blocks.get(id).rip);
         for &vcpu in &self.vcpus {
-            // SAFETY: only the jump cache is touched, through the raw pointer.
+            // SAFETY: the pointer is valid. A caller may hold a reference to this vCPU, but none to its jump
+            // cache; see the top of `engine`.
             unsafe { (*vcpu).move_jump(rip, before, address) };
         }
         self.code_map.insert(offset, id);

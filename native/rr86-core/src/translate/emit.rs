@@ -108,6 +108,8 @@ pub struct Emitter<'a> {
     pub(super) seconds: Vec<Second>,
     /// The loop that the block is, if it is one.
     pub(super) circle: Option<Circle>,
+    /// Where the way behind a branch that is not taken begins in the hot stream; flags are in AX there.
+    pub(super) fall_through: usize,
     /// What the address in T0 is made of.
     pub(super) address_key: Option<Key>,
     /// The superblock that is being written, and what is known of it meanwhile.
@@ -138,6 +140,7 @@ pub fn translate(request: Request<'_>, stubs: Stubs, bench: &mut Workbench) -> C
         run: None,
         seconds: take(&mut bench.seconds),
         circle: None,
+        fall_through: 0,
         address_key: None,
         path: None,
         outside: None,

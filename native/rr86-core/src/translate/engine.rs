@@ -1,8 +1,18 @@
 //! The engine: RAM, pages, blocks and vCPUs, and what keeps them consistent with one another.
 //!
 //! Everything runs on one host thread. Translated code reaches the engine through a raw pointer in its
-//! vCPU, so while code runs no Rust reference to either is alive; the stubs' entry points in `slow` and
-//! `execute` are where references begin again.
+//! vCPU, which `run` derives from its own reference every time. The stubs' entry points in `slow` and
+//! `execute` make references from the two pointers; `dispatch` uses none that it made before code ran.
+//!
+//! That is not to say that there is only one `&mut` to one thing at a time. There are two places where Rust's
+//! rules are broken, and what keeps them from doing harm is only that no value is read through the one
+//! reference that was written through the other, but for what is named:
+//!
+//! - The semantics in `cpu` hold a `&mut CpuState` while a `View` makes `&mut Vcpu` around it. The view reads
+//!   control registers, CPL and RFLAGS there, which are in memory by then because its methods are called
+//!   through a vtable, and writes TLB, jump caches and the run state alone.
+//! - Methods with a `&mut Vcpu` call others that go through the pointers of all vCPUs, to take something out of
+//!   TLBs and jump caches. The caller looks up neither again without a new call.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -36,7 +46,7 @@ use crate::cpu::exception::Exception;
 use crate::cpu::msr::index;
 use crate::cpu::semantics::Semantics;
 use crate::cpu::state::{CpuState, RFlags};
-use crate::host_time::Spent;
+use crate::host_time::{Patience, Spent};
 use crate::memory::pages::{HandOff, PageFlags, Pages, DEVICE};
 use crate::memory::ram::GuestRam;
 use crate::memory::PAGE_SHIFT;
@@ -222,7 +232,10 @@ pub struct Engine {
     pub(super) icount: u64,
     /// Nanoseconds that virtual time has jumped ahead of the instruction count.
     pub skipped_ns: u64,
-    pub(super) exit_requested: bool,
+    /// What an exit request has taken from the budget for the time being; 0 if there is none.
+    pub(super) exit_request: i64,
+    /// The request follows from the machine's state, and not only from the host's time.
+    pub(super) exit_due: bool,
     /// What a helper that ends its block wants next.
     pub(super) flow: Flow,
     /// What is left of the budget after the running iteration of a string instruction, whose store is the
@@ -252,7 +265,15 @@ pub struct Engine {
     pub(super) passed_hook: Option<u64>,
     /// What the slice has left after the running budget.
     pub(super) beyond: u64,
-    /// Moment of the last fault.
+    /// The part of it that this run may still use.
+    pub(super) reserve: u64,
+    /// When a run comes back to its caller.
+    pub patience: Patience,
+    /// The last run ended because its time was up, and nothing has happened since.
+    pub(super) time_up: bool,
+    /// A fault was delivered since code was last entered.
+    pub(super) faulted: bool,
+    /// Moment of the last fault that did not count as an instruction.
     pub(super) faulted_at: Option<u64>,
     /// Moment of each vCPU's last interrupt or NMI.
     pub(super) interrupted_at: Vec<Option<u64>>,
@@ -265,6 +286,8 @@ pub struct Engine {
     pub(super) partial_targets: Vec<u64>,
     pub(super) partial_traps: Option<(usize, BlockId, Vec<Trap>)>,
     pub(super) partial_end: Option<Resume>,
+    /// Traps of code that a block had before its present one, by that code's offset: a vCPU may still be in it.
+    pub(super) former_traps: Vec<(usize, Vec<Trap>)>,
     /// A direct jump that was followed and could be linked.
     pub(super) link: Option<(BlockId, usize)>,
     pub(super) protocol: Protocol,
@@ -323,11 +346,8 @@ impl Engine {
             what: "memory for the guest",
             error,
         })?;
-        let mut code = CodeBuffer::new(128 << 20).map_err(|error| HostError::Refused {
-            what: "memory for translated code",
-            error,
-        })?;
-        let stubs = stubs::emit(&mut code);
+        let mut code = new_code_buffer()?;
+        let stubs = stubs::emit(&mut code, None);
         let pages = ram.pages();
         let mut engine = Box::new(Self {
             pages: Pages::new(pages),
@@ -347,7 +367,8 @@ impl Engine {
             limits,
             icount: 0,
             skipped_ns: 0,
-            exit_requested: false,
+            exit_request: 0,
+            exit_due: false,
             flow: Flow::Next,
             string_left: None,
             helper_stop: false,
@@ -366,6 +387,10 @@ impl Engine {
             stopped: None,
             passed_hook: None,
             beyond: 0,
+            reserve: 0,
+            patience: Patience::default(),
+            time_up: false,
+            faulted: false,
             faulted_at: None,
             interrupted_at: vec![None; vcpus],
             observed: Vec::new(),
@@ -373,6 +398,7 @@ impl Engine {
             code_map: CodeMap::default(),
             partial_targets: Vec::new(),
             partial_traps: None,
+            former_traps: Vec::new(),
             partial_end: None,
             link: None,
             protocol: limits.protocol,
@@ -413,16 +439,6 @@ impl Engine {
             engine.vcpus.push(Box::into_raw(vcpu));
         }
         Ok(engine)
-    }
-
-    /// Has every vCPU follow a version of the semantics; before any block is made.
-    pub fn set_semantics(&mut self, semantics: Semantics) {
-        debug_assert!(self.blocks.is_empty());
-        self.offered = Offered::of(&self.model, semantics);
-        self.bench = Workbench::new(self.offered);
-        for vcpu in 0..self.vcpu_count() {
-            self.cpu_mut(vcpu).semantics = semantics;
-        }
     }
 
     pub fn vcpu_count(&self) -> usize {
@@ -511,13 +527,81 @@ impl Engine {
         self.icount = (vcpu.run.icount_base - vcpu.run.budget) as u64;
     }
 
-    /// Makes the running code come back at the next block boundary.
+    /// Makes the running code come back at the next block boundary, because the machine's state says so.
     pub(super) fn request_exit(&mut self, vcpu: &mut Vcpu) {
-        if !self.exit_requested {
-            self.exit_requested = true;
-            vcpu.run.budget -= EXIT_REQUEST;
-            vcpu.run.icount_base -= EXIT_REQUEST;
+        self.exit_due = true;
+        self.come_back(vcpu);
+    }
+
+    /// Makes the code that is going to run come back after a block of so many instructions.
+    pub(super) fn request_exit_after(&mut self, vcpu: &mut Vcpu, instructions: i64) {
+        self.exit_due = true;
+        let more = vcpu.run.budget - instructions;
+        if more > 0 {
+            self.hold_back(vcpu, more);
         }
+    }
+
+    /// Sets the version of the semantics that all vCPUs follow; before any of them runs.
+    pub fn set_semantics(&mut self, semantics: Semantics) {
+        debug_assert!(self.blocks.is_empty());
+        self.offered = Offered::of(&self.model, semantics);
+        self.bench = Workbench::new(self.offered);
+        for &vcpu in &self.vcpus {
+            // SAFETY: the pointer is valid as long as the engine, and `&mut self` keeps code from running.
+            let vcpu = unsafe { &mut *vcpu };
+            vcpu.cpu.semantics = semantics;
+            vcpu.run.host_mxcsr_mask = u8::from(semantics.keeps_host_mxcsr_mask());
+        }
+    }
+
+    /// Has the host's FXSAVE store another MXCSR_MASK from now on, as on a processor of another maker: for tests,
+    /// before any code is made.
+    ///
+    /// # Errors
+    /// [`HostError`] when the host refuses memory.
+    pub fn pretend_mxcsr_mask(&mut self, mask: u32) -> Result<(), HostError> {
+        debug_assert!(self.blocks.is_empty());
+        self.code = new_code_buffer()?;
+        self.stubs = stubs::emit(&mut self.code, Some(mask));
+        Ok(())
+    }
+
+    fn come_back(&mut self, vcpu: &mut Vcpu) {
+        self.hold_back(vcpu, EXIT_REQUEST);
+    }
+
+    fn hold_back(&mut self, vcpu: &mut Vcpu, amount: i64) {
+        if self.exit_request == 0 {
+            self.exit_request = amount;
+            vcpu.run.budget -= amount;
+            vcpu.run.icount_base -= amount;
+        }
+    }
+
+    /// Counts a step of the running code that takes long, and makes it come back if the call is over.
+    #[inline]
+    pub(super) fn slow_step(&mut self, vcpu: &mut Vcpu) {
+        if self.is_time_up(&vcpu.cpu) {
+            self.come_back(vcpu);
+        }
+    }
+
+    /// Counts a step that takes long. True when the call is over and coming back does not show.
+    #[inline]
+    pub(super) fn is_time_up(&mut self, cpu: &CpuState) -> bool {
+        self.patience.step() && self.comes_back_unseen(cpu)
+    }
+
+    /// Whether coming back from code in the middle of a slice changes nothing: not where blocks stay chained
+    /// that a look-up does not find, nor where an interrupt waits for just that.
+    pub(super) fn comes_back_unseen(&self, cpu: &CpuState) -> bool {
+        !self.protocol.chain_kept && cpu.semantics.waiting_interrupts_come_next()
+    }
+
+    /// Begins a slice at the current instruction count.
+    pub fn begin_slice(&mut self) {
+        self.slice_start = self.icount;
     }
 
     /// Sets the shortcuts that code takes; before any is made.
@@ -528,15 +612,14 @@ impl Engine {
 
     /// The budget without an exit request.
     pub(super) fn plain_budget(&self, vcpu: &Vcpu) -> i64 {
-        vcpu.run.budget + if self.exit_requested { EXIT_REQUEST } else { 0 }
+        vcpu.run.budget + self.exit_request
     }
 
     pub(super) fn clear_exit_request(&mut self, vcpu: &mut Vcpu) {
-        if self.exit_requested {
-            self.exit_requested = false;
-            vcpu.run.budget += EXIT_REQUEST;
-            vcpu.run.icount_base += EXIT_REQUEST;
-        }
+        self.exit_due = false;
+        let amount = std::mem::take(&mut self.exit_request);
+        vcpu.run.budget += amount;
+        vcpu.run.icount_base += amount;
     }
 
     /// Leaves the running block after the instruction at `site`, whose store hit the block itself or a
@@ -629,8 +712,10 @@ impl Engine {
         self.code.clear();
         self.code_map.clear();
         self.partial_traps = None;
+        self.former_traps.clear();
         for &vcpu in &self.vcpus {
-            // SAFETY: only the jump cache is touched, through the raw pointer.
+            // SAFETY: the pointer is valid. A caller may hold a reference to this vCPU, but none to its jump
+            // cache; see the top of this file.
             unsafe { (*vcpu).clear_jumps() };
         }
     }
@@ -672,7 +757,7 @@ impl Engine {
     pub fn ram_digest(&mut self) -> u64 {
         let digest = self.pages.digest(&self.ram);
         for &vcpu in &self.vcpus {
-            // SAFETY: only the TLB is touched; no code runs.
+            // SAFETY: the pointer is valid, no code runs, and between runs nobody else holds a reference.
             unsafe { (*vcpu).tlb.protect_all() };
         }
         digest
@@ -776,4 +861,11 @@ impl Drop for Engine {
             drop(unsafe { Box::from_raw(vcpu) });
         }
     }
+}
+
+fn new_code_buffer() -> Result<CodeBuffer, HostError> {
+    CodeBuffer::new(128 << 20).map_err(|error| HostError::Refused {
+        what: "memory for translated code",
+        error,
+    })
 }

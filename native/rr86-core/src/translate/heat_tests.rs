@@ -528,9 +528,9 @@ fn a_code_buffer_that_is_full_keeps_no_guest_from_running() {
         let mut twins = Twins::plain();
         let engine = &mut twins.machines[0];
         let mut code = CodeBuffer::new(1 << 20).unwrap();
-        stubs::emit(&mut code);
+        stubs::emit(&mut code, None);
         let mut code = CodeBuffer::new(code.used() + room).unwrap();
-        engine.stubs = stubs::emit(&mut code);
+        engine.stubs = stubs::emit(&mut code, None);
         engine.code = code;
         twins.run(120);
         let stats = twins.machines[0].stats;

@@ -165,7 +165,7 @@ fn is_plain(insn: &Instruction, class: Class) -> bool {
     use Mnemonic as M;
     let high_byte = (0..insn.op_count())
         .any(|i| insn.op_kind(i) == OpKind::Register && is_high_byte(insn.op_register(i)));
-    let unusual = matches!(insn.mnemonic(), M::Ldmxcsr | M::Stmxcsr | M::Emms);
+    let unusual = matches!(insn.mnemonic(), M::Stmxcsr | M::Emms);
     match class {
         Class::Copy => !implicit_rax(&general_form(insn)) && !high_byte,
         Class::CopyFpu => !unusual && !is_x87(insn) && !waits(insn),

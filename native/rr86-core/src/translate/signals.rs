@@ -238,7 +238,7 @@ fn find(engine: &Engine, address: u64) -> (Option<(BlockId, usize)>, Option<u32>
     match engine.code_map.find(offset) {
         None => (None, None),
         Some((start, block)) => {
-            let site = inside(start, &engine.blocks.get(block).traps);
+            let site = inside(start, engine.traps_of(start, block));
             (Some((block, offset - start)), site)
         }
     }

@@ -101,6 +101,7 @@ pub unsafe extern "sysv64" fn access(vcpu: *mut Vcpu, linear: u64, site: u32) ->
     let (vcpu, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).run.engine) };
     let site = Site::unpack(site);
     engine.stats.slow_accesses += 1;
+    engine.slow_step(vcpu);
     engine.note_position(vcpu, site);
     vcpu.run.target_code = engine.stubs.lookup;
     vcpu.run.commit = engine.stubs.commit;

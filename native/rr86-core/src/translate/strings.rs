@@ -131,8 +131,13 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
         return result;
     }
     let rip = c.v.cpu.rip;
-    // The block has paid for one instruction already.
-    let allowed = c.v.run.budget.max(0) as u64 + 1;
+    // The block has paid for one instruction already. That the host's time is up does not count here.
+    let budget = if c.engine.exit_due {
+        c.v.run.budget
+    } else {
+        c.engine.plain_budget(c.v)
+    };
+    let allowed = budget.max(0) as u64 + 1;
     let mut done = 0u64;
     let mut finished = false;
     let mut fault = Ok(());
@@ -176,6 +181,9 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
             break;
         }
         if c.engine.helper_stop || c.engine.has_signals() {
+            break;
+        }
+        if done < allowed && c.engine.is_time_up(&c.v.cpu) {
             break;
         }
     }

@@ -11,6 +11,10 @@ use super::codebuf::CodeBuffer;
 use super::leave::ask_jump_cache;
 use super::vcpu::{at, mapped, Exit, Vcpu, T0, T1};
 use super::{execute, slow};
+use crate::cpu::fpu::MXCSR_MASK;
+
+/// Offset of MXCSR_MASK in an FXSAVE image (SDM vol. 1, table 10-2).
+const MASK: usize = 28;
 
 /// Registers that the System V ABI lets a callee clobber, among those that hold guest registers.
 const CALLER_SAVED: [usize; 6] = [0, 1, 2, 6, 7, 8];
@@ -59,10 +63,18 @@ fn load_registers(a: &mut Asm, which: impl Fn(usize) -> bool) {
 }
 
 /// Moves the FPU state to memory; clobbers nothing but host flags. The last-instruction pointers are
-/// cleared, because they would be host addresses.
-fn unload_fpu(a: &mut Asm) {
+/// cleared, because they would be host addresses, and MXCSR_MASK is the guest's, because makers differ in it.
+/// For tests, `mask` is what the host's FXSAVE is taken to store there.
+fn unload_fpu(a: &mut Asm, mask: Option<u32>) {
     a.raw(&[0x65, 0x48, 0x0f, 0xae, 0x04, 0x25]); // fxsave64 gs:[FPU]
     a.u32(at::FPU as u32);
+    if let Some(mask) = mask {
+        a.gs_mov_imm32(at::FPU + MASK, mask);
+    }
+    a.gs_cmp_imm8(at::HOST_MXCSR_MASK, 0);
+    let kept = a.jcc(cc::NE);
+    a.gs_mov_imm32(at::FPU + MASK, MXCSR_MASK);
+    a.patch_here(kept);
     for offset in [8, 16] {
         a.gs(&[0xc7], W64, asm::RAX, at::FPU + offset);
         a.u32(0);
@@ -97,12 +109,18 @@ fn call_rust(a: &mut Asm, target: u64) {
 }
 
 /// The part that slow access and commit share: save, call, and either come back or leave.
-fn memory_call(a: &mut Asm, target: u64, leave_tail: &mut Vec<usize>, returns_address: bool) {
+fn memory_call(
+    a: &mut Asm,
+    target: u64,
+    mask: Option<u32>,
+    leave_tail: &mut Vec<usize>,
+    returns_address: bool,
+) {
     let caller_saved = |g: usize| CALLER_SAVED.contains(&g);
     store_registers(a, caller_saved);
     a.store(W64, asm::RAX, at::FLAGS_AX);
     if_live(a, at::FPU_LIVE, |a| {
-        unload_fpu(a);
+        unload_fpu(a, mask);
         a.gs_mov_imm8(at::FPU_WAS_LIVE, 1);
     });
     a.load(W64, asm::RDI, at::THIS);
@@ -123,8 +141,10 @@ fn memory_call(a: &mut Asm, target: u64, leave_tail: &mut Vec<usize>, returns_ad
     a.load(W64, asm::RAX, at::FLAGS_AX);
 }
 
-/// Emits the stubs into an empty code buffer.
-pub fn emit(buffer: &mut CodeBuffer) -> Stubs {
+/// Emits the stubs into an empty code buffer. For tests, `mask` is what the host's FXSAVE is taken to store as
+/// MXCSR_MASK.
+pub fn emit(buffer: &mut CodeBuffer, mask: Option<u32>) -> Stubs {
+    let unload_fpu = |a: &mut Asm| unload_fpu(a, mask);
     let mut a = Asm::default();
     let mut stubs = Stubs::default();
     let base = buffer.address(0);
@@ -189,7 +209,13 @@ pub fn emit(buffer: &mut CodeBuffer) -> Stubs {
 
     let mut leaving = Vec::new();
     stubs.access = here(&a);
-    memory_call(&mut a, slow::access as *const () as u64, &mut leaving, true);
+    memory_call(
+        &mut a,
+        slow::access as *const () as u64,
+        mask,
+        &mut leaving,
+        true,
+    );
     a.u8(0xc3);
 
     stubs.commit = here(&a);
@@ -200,6 +226,7 @@ pub fn emit(buffer: &mut CodeBuffer) -> Stubs {
     memory_call(
         &mut a,
         slow::commit as *const () as u64,
+        mask,
         &mut leaving,
         false,
     );
@@ -213,6 +240,7 @@ pub fn emit(buffer: &mut CodeBuffer) -> Stubs {
     memory_call(
         &mut a,
         slow::segment as *const () as u64,
+        mask,
         &mut leaving,
         true,
     );

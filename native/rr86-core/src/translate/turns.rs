@@ -21,12 +21,12 @@ const MANY: u64 = 1 << 20;
 const RECIPROCAL: u8 = 30;
 /// Turns below which the fast code is not worth its entry.
 const FEW: i32 = 4;
-/// Bytes of a jump.
-const JUMP_LENGTH: usize = 5;
 /// Turns that make up for entering the fast code and leaving it. When the loop was over after fewer, or a page
 /// was not at hand, it is not tried for some turns: each time for twice as many and one, up to so many.
 const WORTH: i32 = 8;
 const PATIENCE: i32 = 127;
+/// Offset of MXCSR in an FXSAVE image (SDM vol. 1, table 10-2).
+const MXCSR: usize = 24;
 /// MXCSR with all exceptions masked has these bits (SDM vol. 1, section 10.2.3).
 const MASKS: i32 = 0x1f80;
 
@@ -40,26 +40,21 @@ impl Emitter<'_> {
         self.hot.jcc(cc::S)
     }
 
-    /// Emits the fast code behind the block, whose last jump is where its second slot is. `enter` is the jump
-    /// that leads here; the ordinary code behind it is at `body`. At both, and in the end, flags are in AX.
+    /// Emits the fast code behind the block. `enter` is the jump that leads here; the ordinary code behind it
+    /// is at `body`. At both, and in the end, flags are in AX.
     pub(super) fn emit_loop(&mut self, plan: &Loop, enter: usize, body: usize) {
         let insns = self.request.insns;
         let (branch, _) = insns[insns.len() - 1];
         let count = insns.len() as i32;
         let condition = branch.condition_code() as u8 - 1;
-        let leave = self.hot.len() - JUMP_LENGTH;
+        let leave = self.fall_through;
         self.hot.patch_here(enter);
         self.flags = Flags::Ax;
-        if insns.iter().any(|(_, class)| *class == Class::CopyFpu) {
-            self.fpu_loaded = false;
-            self.load_fpu();
-        }
         let mut refused = Vec::new();
         let mut missed = Vec::new();
         self.hot.store(W64, asm::RAX, at::FLAGS_AX);
         if plan.raises {
-            self.hot.gs(&[0x0f, 0xae], W32, Reg(3), at::SCRATCH); // stmxcsr
-            self.hot.load(W32, T0, at::SCRATCH);
+            self.read_mxcsr();
             self.hot.alu_imm(4, W32, T0, MASKS);
             self.hot.alu_imm(7, W32, T0, MASKS);
             refused.push(self.hot.jcc(cc::NE));
@@ -74,6 +69,12 @@ impl Emitter<'_> {
             }
         }
         self.count_turns(plan, count, limited, &mut refused);
+        // Not before it is certain that the turns run: that the FPU has been loaded shows in its state (the
+        // last-instruction pointers), so it follows from the instructions that were executed, not from attempts.
+        if insns.iter().any(|(_, class)| *class == Class::CopyFpu) {
+            self.fpu_loaded = false;
+            self.load_fpu();
+        }
         self.hot.load(W64, asm::RAX, at::FLAGS_AX);
         self.hot.restore_flags();
         for &(guest, host) in &plan.lent {
@@ -115,6 +116,15 @@ impl Emitter<'_> {
         self.hot.load(W64, asm::RAX, at::FLAGS_AX);
         let back = self.hot.jmp();
         self.hot.patch(back, body);
+    }
+
+    /// Reads the guest's MXCSR into T0, wherever it is. Flags change.
+    fn read_mxcsr(&mut self) {
+        self.hot.gs_cmp_imm8(at::FPU_LIVE, 0);
+        let in_memory = self.hot.jcc(cc::E);
+        self.hot.gs(&[0x0f, 0xae], W32, Reg(3), at::FPU + MXCSR); // stmxcsr
+        self.hot.patch_here(in_memory);
+        self.hot.load(W32, T0, at::FPU + MXCSR);
     }
 
     /// Has the loop go the ordinary way for a while. T1 and flags change.

@@ -135,7 +135,9 @@ pub struct RunState {
     /// The guest's FPU state is in the host's FPU.
     pub fpu_live: u8,
     pub fpu_was_live: u8,
-    pub _pad: [u8; 2],
+    /// The MXCSR_MASK of a saved FPU state is the host's; see `Semantics::keeps_host_mxcsr_mask`.
+    pub host_mxcsr_mask: u8,
+    pub _pad: u8,
     pub host_mxcsr: u32,
     /// While a loop runs without checks: how many turns the pages allow behind the first, what its clock shows
     /// at the start and in the last turn, what its registers hold, and where what it writes begins. See `loops`.
@@ -267,6 +269,7 @@ pub mod at {
     pub const BOUNCE: usize = RUN + offset_of!(RunState, bounce);
     pub const FPU_LIVE: usize = RUN + offset_of!(RunState, fpu_live);
     pub const FPU_WAS_LIVE: usize = RUN + offset_of!(RunState, fpu_was_live);
+    pub const HOST_MXCSR_MASK: usize = RUN + offset_of!(RunState, host_mxcsr_mask);
     pub const HOST_MXCSR: usize = RUN + offset_of!(RunState, host_mxcsr);
     pub const LOOP_TURNS: usize = RUN + offset_of!(RunState, loop_turns);
     pub const LOOP_START: usize = RUN + offset_of!(RunState, loop_start);

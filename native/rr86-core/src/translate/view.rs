@@ -28,8 +28,9 @@ impl View {
         privilege: Privilege,
     ) -> Result<[(u64, usize); 2], Exception> {
         let mmu = self.mmu(privilege);
-        // SAFETY: a `View` is made by the engine for the duration of one instruction, from pointers
-        // that stay valid for it; no other reference is used meanwhile.
+        // SAFETY: a `View` is made for the duration of one instruction or delivery, from pointers that stay
+        // valid for it. Whoever made it keeps the references that they come from, and `cpu`'s semantics one
+        // to the state inside of the vCPU; what that rests on is described at the top of `engine`.
         let (vcpu, engine) = unsafe { (&mut *self.vcpu, &mut *self.engine) };
         let long = vcpu.cpu.long_mode();
         let wrap = |a: u64| {

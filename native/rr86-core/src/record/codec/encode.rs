@@ -21,6 +21,14 @@ pub const MAX_DIGESTS: usize = 4096;
 /// The longest component name, in bytes.
 pub const MAX_NAME: usize = 255;
 
+/// How far a chunk had grown at some moment; by default it was empty.
+#[derive(Default)]
+pub struct Mark {
+    events: u32,
+    /// Length of each column.
+    lens: Vec<usize>,
+}
+
 /// The events of a chunk that is being recorded.
 pub struct ChunkBuilder {
     columns: Vec<Vec<u8>>,
@@ -310,6 +318,44 @@ impl ChunkBuilder {
         self.byte(KIND, 6, code);
     }
 
+    /// What the chunk's header says of its events.
+    pub fn header(&self) -> ChunkHeader {
+        ChunkHeader {
+            kind: ChunkKind::EVENTS,
+            codec: Codec::Columns,
+            events: self.events,
+            first_vcpu: self.first.1,
+            last_vcpu: self.last.1,
+            first_icount: self.first.0,
+            last_icount: self.last.0,
+            ..ChunkHeader::default()
+        }
+    }
+
+    /// Whether there are events behind the mark.
+    pub fn grown(&self, mark: &Mark) -> bool {
+        self.events != mark.events
+    }
+
+    /// What each column has got since the mark, which moves here: for each that has grown its kind, its
+    /// number, how many bytes, and these.
+    pub fn growth(&self, mark: &mut Mark) -> Vec<u8> {
+        mark.events = self.events;
+        mark.lens.resize(TABLE, 0);
+        let mut out = Vec::new();
+        for (at, (column, len)) in self.columns.iter().zip(&mut mark.lens).enumerate() {
+            let new = &column[*len..];
+            if !new.is_empty() {
+                out.push((at / super::COLUMNS) as u8);
+                out.push((at % super::COLUMNS) as u8);
+                put(&mut out, new.len() as u64);
+                out.extend_from_slice(new);
+            }
+            *len = column.len();
+        }
+        out
+    }
+
     /// The chunk as it stands in the file: header, table and compressed columns.
     pub fn to_chunk(
         &self,
@@ -338,16 +384,9 @@ impl ChunkBuilder {
             put(&mut table, stored as u64);
         }
         let header = ChunkHeader {
-            kind: ChunkKind::EVENTS,
-            codec: Codec::Columns,
             sequence,
-            events: self.events,
             raw_len: raw_len as u32,
-            first_vcpu: self.first.1,
-            last_vcpu: self.last.1,
-            first_icount: self.first.0,
-            last_icount: self.last.0,
-            ..ChunkHeader::default()
+            ..self.header()
         };
         Ok(header.chunk(&table, &payload))
     }

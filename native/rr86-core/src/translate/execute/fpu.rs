@@ -154,6 +154,13 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             }
             Ok(())
         }
+        M::Ldmxcsr => {
+            let at = c.address(4, AccessKind::Read)?;
+            let value = c.load(at, 4)?;
+            // As copied SSE instructions do, because the state passes through the host's FPU then.
+            fpu::clear_pointers(c.cpu());
+            fpu::set_mxcsr(c.cpu(), value as u32)
+        }
         M::Wait => {
             fpu::check_wait(&c.v.cpu)?;
             pending_error(c)

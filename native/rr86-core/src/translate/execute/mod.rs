@@ -179,6 +179,7 @@ fn run(context: &mut Context<'_>) -> Result {
         | M::Fnstenv
         | M::Fstenv
         | M::Fldenv
+        | M::Ldmxcsr
         | M::Wait
         | M::Maskmovq
         | M::Maskmovdqu => fpu::execute(context),
@@ -225,6 +226,7 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     let site = Site::unpack(site);
     let ends = site.stack;
     engine.stats.helper_calls += 1;
+    engine.slow_step(v);
     engine.note_position(v, site);
     sync_flags(v);
     let (insn, refused) = engine.instruction_at(v.run.site_block, site.offset);
