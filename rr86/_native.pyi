@@ -311,8 +311,8 @@ class Machine:
         """Go on without the recording's authority: nothing is compared any more, and its slices
         are suggestions. Give `run` a limit: such a run need not end."""
     def plant(self, rip: int, code: bytes) -> None:
-        """Put host code in front of the copy of the guest instruction at `rip`: a trial of what becomes of
-        code that fails."""
+        """Put host code in front of the copy of the guest instruction at `rip`: a trial of what
+        becomes of code that fails."""
     def invalidate_block(self, serial: int) -> bool:
         """Go free, and remove a block as if a write to its source had been noticed."""
     def refetch_block(self, serial: int, vcpu: int, fetched: int) -> None:

@@ -402,17 +402,19 @@ DEFAULT = CpuModel(
     ),
 )
 
-# Programs choose code by vendor, family, model and name, not by feature bits alone (`__builtin_cpu_is`,
-# `target_clones`, libraries of their own), and trust that the processor of that number has what it had when it was
-# sold. So this is family 6, model 0x2C, stepping 2: the last of the processors without AVX, and the model offers all
-# that Westmere has to user code, AES and PCLMULQDQ included. What comes on top are bits that mostly concern kernels;
-# they are found by their bits alone.
+# Programs choose code by vendor, family, model and name, not by feature bits alone
+# (`__builtin_cpu_is`, `target_clones`, libraries of their own), and trust that the processor of
+# that number has what it had when it was sold. So this is family 6, model 0x2C, stepping 2: the
+# last of the processors without AVX, and the model offers all that Westmere has to user code,
+# AES and PCLMULQDQ included. What comes on top are bits that mostly concern kernels; they are
+# found by their bits alone.
 #
-# What Linux looks up by this number is older than the mitigations that it knows, and ARCH_CAPABILITIES answers for
-# those: RDCL_NO for Meltdown and L1TF, MDS_NO, SSB_NO, and so on. The TSC deadline timer has no erratum on it.
+# What Linux looks up by this number is older than the mitigations that it knows, and
+# ARCH_CAPABILITIES answers for those: RDCL_NO for Meltdown and L1TF, MDS_NO, SSB_NO, and so on.
+# The TSC deadline timer has no erratum on it.
 #
-# Left out as in `DEFAULT`, and of what Westmere has: vmx, monitor, ds, dtes64, pdcm, est and tm2 (kernels only), ss,
-# pcid and vme (as there).
+# Left out as in `DEFAULT`, and of what Westmere has: vmx, monitor, ds, dtes64, pdcm, est and
+# tm2 (kernels only), ss, pcid and vme (as there).
 WESTMERE = replace(
     DEFAULT,
     name="westmere",

@@ -141,8 +141,8 @@ class BoardSpec:
         """The spec that `to_dict` described; refuses keys that this version does not know.
 
         A key may be missing (an older trace): it then has the value that was implied at the time.
-        For `semantics` that is 1, and for `cpu_model` "default"; the other keys' defaults never change
-        their meaning.
+        For `semantics` that is 1, and for `cpu_model` "default"; the other keys' defaults never
+        change their meaning.
         """
         known = {field.name for field in fields(cls)}
         unknown = sorted(str(key) for key in values if key not in known)

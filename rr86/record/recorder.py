@@ -85,7 +85,8 @@ def board_spec(
     """A board from options as the command line has them; `more` are fields of `BoardSpec`."""
     from rr86.machine.spec import SEMANTICS, BoardSpec, parse_size
 
-    # What is not given is as in a board of today; `from_dict` alone would take it for an older trace's.
+    # What is not given is as in a board of today; `from_dict` alone would take it for that of an
+    # older trace.
     values: dict[str, object] = {
         **BoardSpec().to_dict(),
         "vcpus": smp,

@@ -1,12 +1,22 @@
 """The CPU model: what CPUID says, and that it says it consistently."""
 
+import hashlib
 import struct
 from dataclasses import replace
 
 import pytest
 
 from rr86.cpu import model
-from rr86.cpu.model import DEFAULT, NOT_AFFECTED, CpuidRow, cpu_model, with_features
+from rr86.cpu.model import (
+    DEFAULT,
+    NOT_AFFECTED,
+    WESTMERE,
+    CpuidRow,
+    cpu_model,
+    with_features,
+)
+from rr86.machine.spec import SEMANTICS, BoardSpec
+from rr86.record.recorder import board_spec
 
 
 def lookup(rows: list[CpuidRow], leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
@@ -175,3 +185,40 @@ def test_unknown_feature_is_refused() -> None:
 def test_vcpu_count_is_limited(vcpus: int) -> None:
     with pytest.raises(ValueError, match="1 to 64"):
         DEFAULT.cpuid_rows(vcpus)
+
+
+# What user code may expect of a processor that says that it is this one: /proc/cpuinfo of an
+# X5670, without what only a kernel can use.
+OF_WESTMERE = (
+    "fpu tsc msr cx8 sep cmov clflush mmx fxsr sse sse2 pni pclmulqdq ssse3 cx16 sse4_1 sse4_2 "
+    "popcnt aes lahf_lm syscall nx pdpe1gb rdtscp lm constant_tsc"
+)
+
+
+def test_westmere_has_all_that_its_number_promises_and_nothing_that_it_cannot_translate() -> None:
+    assert WESTMERE.features >= set(OF_WESTMERE.split())
+    # A number of a processor with AVX sends programs to code that is not there.
+    assert not WESTMERE.features & {"avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"}
+    eax, *_ = lookup(WESTMERE.cpuid_rows(1), 1)
+    assert eax == 0x206C2
+    rows = WESTMERE.cpuid_rows(1)
+    brand = b"".join(struct.pack("<4I", *lookup(rows, 0x8000_0002 + i)) for i in range(3))
+    assert brand.startswith(b"Westmere")
+
+
+def test_westmere_differs_from_the_first_model_by_name_and_two_features() -> None:
+    assert WESTMERE.features - DEFAULT.features == {"aes", "pclmulqdq"}
+    assert DEFAULT.features <= WESTMERE.features
+    assert WESTMERE.msr_rows() == DEFAULT.msr_rows()
+
+
+def test_the_first_model_never_changes() -> None:
+    """Traces that name it replay only if every row stays."""
+    digest = hashlib.sha256(repr((DEFAULT.cpuid_rows(4), DEFAULT.msr_rows())).encode()).hexdigest()
+    assert digest == "22896b32c1661367166c557ca8cb677ea473cb7aec7999172f646eb3ee8ee886"
+
+
+def test_the_newest_board_has_westmere() -> None:
+    assert BoardSpec().cpu_model == "westmere"
+    assert board_spec().cpu_model == "westmere"
+    assert board_spec().semantics == SEMANTICS

@@ -39,7 +39,7 @@ def test_formatted_sizes_are_read_back(size: int) -> None:
         ({"memory": 31 * MIB}, "memory must be 32M to 64G, not 31M"),
         ({"memory": 65 << 30}, "memory must be"),
         ({"memory": 64 * MIB + 4096}, "whole number of MiB"),
-        ({"cpu_model": "max"}, "unknown CPU model 'max'; known: default"),
+        ({"cpu_model": "max"}, "unknown CPU model 'max'; known: westmere, default"),
         ({"schedule": "x"}, "unknown schedule"),
         ({"protocol": "x"}, "unknown block protocol"),
         ({"start_time": -1}, "start_time"),
@@ -84,3 +84,9 @@ def test_a_spec_without_semantics_follows_the_first_version() -> None:
 def test_new_recordings_follow_the_newest_version() -> None:
     assert board_spec().semantics == SEMANTICS
     assert board_spec(semantics=1).semantics == 1
+
+
+def test_an_older_trace_without_a_model_has_the_first_one() -> None:
+    values = BoardSpec().to_dict()
+    assert values.pop("cpu_model") == "westmere"
+    assert BoardSpec.from_dict(values).cpu_model == "default"

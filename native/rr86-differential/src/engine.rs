@@ -259,6 +259,8 @@ impl Translated {
         }
         // RSP0 of the TSS.
         self.put(TSS + 4, HIGH + STACK_END);
+        // No bitmap of ports, so that user code has none.
+        self.write(TSS + 0x66, &[0xff, 0xff]);
         self.write(STUBS, &[0xf4; 32 * STUB_SIZE as usize]);
         self.write(CODE_AT, &[0xf4; CODE_SIZE]);
     }

@@ -28,8 +28,10 @@ const USAGE: &str = "usage: rr86-differential [options]
   --keep DIR          write a reproducer of each mismatch there
   --excluded          list the forms that are left out, with the reason, and stop
   --replay FILE       run one .case file instead
-  --sweep N           try one of N encodings (1: all) in every mode against the CPU model and the
-                      host, and stop
+  --sweep N           try one of N encodings (1: all; of VEX, EVEX and XOP fewer) in every mode
+                      against the CPU model and the host, and stop
+  --modes A,B         of the sweep: long3, long0, compatible3, protected3, protected0, small3,
+                      small0, real, virtual8086 (default all)
   --undefined-flags   measure what this host leaves in undefined flags, and stop";
 
 struct Arguments {
@@ -43,6 +45,7 @@ struct Arguments {
     excluded: bool,
     undefined_flags: bool,
     sweep: Option<usize>,
+    modes: Vec<sweep::Mode>,
     replay: Option<String>,
 }
 
@@ -63,6 +66,7 @@ fn arguments() -> Result<Arguments, String> {
         excluded: false,
         undefined_flags: false,
         sweep: None,
+        modes: sweep::Mode::ALL.into(),
         replay: None,
     };
     let mut words = std::env::args().skip(1);
@@ -96,6 +100,12 @@ fn arguments() -> Result<Arguments, String> {
             "--excluded" => parsed.excluded = true,
             "--replay" => parsed.replay = Some(value()?),
             "--undefined-flags" => parsed.undefined_flags = true,
+            "--modes" => {
+                parsed.modes = value()?
+                    .split(',')
+                    .map(|name| sweep::Mode::named(name).ok_or_else(|| format!("no mode '{name}'")))
+                    .collect::<Result<_, _>>()?;
+            }
             "--sweep" => parsed.sweep = Some(number(value()?)?.max(1) as usize),
             _ => return Err(format!("unknown option {word}\n{USAGE}")),
         }
@@ -136,6 +146,7 @@ fn run() -> Result<bool, String> {
             stride,
             seed: arguments.options.seed,
             host: true,
+            modes: arguments.modes,
         };
         let summary = sweep::sweep(options, &mut |line| println!("{line}"));
         println!("{summary}");

@@ -122,6 +122,17 @@ impl Semantics {
     pub fn model_decides_encodings(self) -> bool {
         self >= Self(2)
     }
+
+    /// LGDT, LIDT and LMSW outside of ring 0 raise #GP before their operand can fault. Before, its #PF came first.
+    pub fn privilege_comes_before_memory(self) -> bool {
+        self >= Self(2)
+    }
+
+    /// CRC32 and MOVNTI, which use no register of the FPU's, do not ask CR0 and CR4 whether they may; and CR0.EM
+    /// makes MMX instructions #UD. Before, those asked as SSE instructions do, and these raised #NM.
+    pub fn fpu_is_asked_where_it_is_used(self) -> bool {
+        self >= Self(2)
+    }
 }
 
 impl Default for Semantics {

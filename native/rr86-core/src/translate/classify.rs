@@ -264,7 +264,7 @@ pub fn classify(insn: &Instruction, mode: Mode, offered: &Offered) -> Class {
         | M::Fldenv
         | M::Ldmxcsr
         | M::Maskmovq
-        | M::Maskmovdqu => fpu_checked(insn, mode, Class::Helper),
+        | M::Maskmovdqu => fpu_checked(insn, mode, offered, Class::Helper),
         M::Mov if touches_system_register(insn) => {
             if insn.op0_register().is_segment_register()
                 || insn.op0_register().is_cr()
@@ -310,8 +310,9 @@ pub fn classify(insn: &Instruction, mode: Mode, offered: &Offered) -> Class {
         | M::Clac
         | M::Xsetbv => Class::HelperEnd,
         M::Rsm | M::Vmcall | M::Vmmcall => Class::Raise(Exception::ud()),
+        M::Crc32 | M::Movnti if offered.semantics().fpu_is_asked_where_it_is_used() => Class::Copy,
         _ if is_plain(insn) => match uses_fpu(insn) {
-            Some(_) => fpu_checked(insn, mode, Class::CopyFpu),
+            Some(_) => fpu_checked(insn, mode, offered, Class::CopyFpu),
             None => Class::Copy,
         },
         _ => Class::Raise(Exception::ud()),
@@ -327,9 +328,10 @@ fn string(insn: &Instruction) -> Class {
 }
 
 /// #UD or #NM where CR0 and CR4 forbid the instruction (SDM vol. 3A, sections 2.5 and 13.1).
-fn fpu_checked(insn: &Instruction, mode: Mode, class: Class) -> Class {
+fn fpu_checked(insn: &Instruction, mode: Mode, offered: &Offered, class: Class) -> Class {
     let sse = uses_fpu(insn) == Some(true);
-    if sse && (mode.emulated_fpu() || !mode.sse()) {
+    let mmx = !sse && !is_x87(insn) && offered.semantics().fpu_is_asked_where_it_is_used();
+    if sse && !mode.sse() || (sse || mmx) && mode.emulated_fpu() {
         Class::Raise(Exception::ud())
     } else if mode.fpu_off() {
         Class::Raise(Exception::new(vector::NM))
@@ -407,6 +409,9 @@ pub mod shape {
     /// vol. 3A, section 6.15). One byte less of a long one, which begins with prefixes, still goes on.
     pub fn too_long(insn: &Instruction, bytes: &[u8], mode: Mode, offered: &Offered) -> bool {
         if !insn.is_invalid() || insn.len() != 15 || bytes.len() < 15 {
+            return false;
+        }
+        if offered.is_undefined_at_once(mode, bytes) {
             return false;
         }
         let mut decoder = offered.decoder(mode, &bytes[1..15], 0);

@@ -28,6 +28,7 @@ pub mod execute;
 pub mod fetch;
 mod flags;
 mod heat;
+mod host;
 mod inline;
 pub mod inputs;
 mod inspect;

@@ -19,7 +19,7 @@ const ENTRY: u64 = 0x10_0000;
 ///         nop
 ///         jmp   again
 /// ```
-const PROGRAM: [u8; 21] = [
+pub const PROGRAM: [u8; 21] = [
     0xf0, 0xff, 0x05, 0x00, 0x00, 0x20, 0x00, 0xa1, 0x00, 0x00, 0x20, 0x00, 0x01, 0x83, 0x00, 0x00,
     0x20, 0x00, 0x90, 0xeb, 0xeb,
 ];
@@ -81,6 +81,7 @@ pub fn record(path: &Path) {
 }
 
 /// Copies a trace, with its events changed.
+#[allow(dead_code)] // Not every test that shares this file rewrites traces.
 pub fn rewrite(from: &Path, to: &Path, change: impl FnOnce(&mut Vec<(u64, Event)>)) {
     let reader = TraceReader::open(from).expect("a trace");
     let mut events: Vec<_> = reader.stream().map(|e| e.expect("an event")).collect();

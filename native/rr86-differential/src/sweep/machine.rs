@@ -12,7 +12,7 @@ use crate::engine::NoBus;
 const MEMORY: u64 = 4 << 20;
 /// Where the encoding stands, and where most registers point to.
 const CODE: u64 = 0x8000;
-const DATA: u64 = 0x4000;
+const DATA: u64 = 0x2400;
 const STACK: u64 = 0x6000;
 const SYSTEM: u64 = 0x20_0000;
 const PML4: u64 = SYSTEM;
@@ -144,6 +144,8 @@ impl Machine {
             STACK_END | 0x18 << 32
         };
         self.put(TSS + 4, stack);
+        // No bitmap of ports.
+        self.write(TSS + 0x66, &[0xff, 0xff]);
         let stubs = self.stubs();
         self.write(stubs, &[0xf4; 32 * STUB_SIZE as usize]);
     }
@@ -246,7 +248,7 @@ fn start_state(mode: Mode) -> CpuState {
         Mode::Protected0 => (0x08, 0xc09b),
         Mode::Small3 => (0x48, 0x809b),
         Mode::Small0 => (0x50, 0x809b),
-        Mode::Real => (0, 0),
+        Mode::Real | Mode::Virtual8086 => (0, 0),
     };
     let table = |base: u64, limit: u16| TableRegister {
         base,
@@ -279,8 +281,19 @@ fn start_state(mode: Mode) -> CpuState {
     }
     cpu.cr0 |= 1;
     cpu.cpl = ring as u8;
-    cpu.seg = [data; 6];
-    cpu.seg[sreg::CS] = segment(selector, attr);
+    if mode == Mode::Virtual8086 {
+        // VM, and IOPL 3, so that little is asked of a monitor.
+        cpu.rflags |= 1 << 17 | 3 << 12;
+        cpu.seg = [Segment {
+            limit: 0xffff,
+            attr: 0xf3,
+            selector: 0,
+            base: 0,
+        }; 6];
+    } else {
+        cpu.seg = [data; 6];
+        cpu.seg[sreg::CS] = segment(selector, attr);
+    }
     cpu.tr = Segment {
         base: TSS,
         limit: 0x67,

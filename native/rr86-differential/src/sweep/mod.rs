@@ -27,10 +27,11 @@ pub enum Mode {
     Small3,
     Small0,
     Real,
+    Virtual8086,
 }
 
 impl Mode {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Long3,
         Self::Long0,
         Self::Compatible3,
@@ -39,14 +40,22 @@ impl Mode {
         Self::Small3,
         Self::Small0,
         Self::Real,
+        Self::Virtual8086,
     ];
+
+    /// The mode of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|mode| format!("{mode:?}").eq_ignore_ascii_case(name))
+    }
 
     /// Code size: 16, 32 or 64.
     pub fn bits(self) -> u32 {
         match self {
             Self::Long3 | Self::Long0 => 64,
             Self::Compatible3 | Self::Protected3 | Self::Protected0 => 32,
-            Self::Small3 | Self::Small0 | Self::Real => 16,
+            Self::Small3 | Self::Small0 | Self::Real | Self::Virtual8086 => 16,
         }
     }
 
@@ -54,7 +63,7 @@ impl Mode {
     pub fn user(self) -> bool {
         matches!(
             self,
-            Self::Long3 | Self::Compatible3 | Self::Protected3 | Self::Small3
+            Self::Long3 | Self::Compatible3 | Self::Protected3 | Self::Small3 | Self::Virtual8086
         )
     }
 }
@@ -92,6 +101,14 @@ impl Map {
         all.extend((1..=6).map(Self::Evex));
         all.extend((8..=10).map(Self::Xop));
         all
+    }
+
+    /// How many times as rarely its encodings are tried: those of the model's that it has none of.
+    fn thinned(self) -> usize {
+        match self {
+            Self::Vex2 | Self::Vex(_) | Self::Evex(_) | Self::Xop(_) => 61,
+            _ => 1,
+        }
     }
 
     /// The bytes that lead to the opcode, in each variant that the map has (vector length, W, implied prefix).
@@ -163,14 +180,15 @@ impl Part {
 
     /// The encodings of this part, each followed by zeros; of every `stride` ones, one.
     pub fn encodings(&self, stride: usize, seed: u64) -> impl Iterator<Item = [u8; 15]> + '_ {
-        let mut count = seed as usize % stride.max(1);
+        let stride = stride.max(1) * self.map.thinned();
+        let mut count = seed as usize % stride;
         let leads = self.map.leads();
         leads.into_iter().flat_map(move |lead| {
             let mut chosen = Vec::new();
             for opcode in 0..=255u8 {
                 for modrm in 0..=255u8 {
                     count += 1;
-                    if count % stride.max(1) != 0 {
+                    if count % stride != 0 {
                         continue;
                     }
                     let mut bytes = [0; 15];
@@ -417,20 +435,26 @@ pub fn apart(work: impl FnOnce(&mut dyn FnMut(&[u8; 15])) -> Summary) -> Summary
 }
 
 /// How the encodings of a sweep are chosen.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Of so many encodings one is tried.
     pub stride: usize,
     pub seed: u64,
     /// The host's CPU is asked too.
     pub host: bool,
+    pub modes: Vec<Mode>,
 }
 
 /// Sweeps over everything, each mode and map in a process of its own.
 pub fn sweep(options: Options, progress: &mut dyn FnMut(&str)) -> Summary {
-    let Options { stride, seed, host } = options;
+    let Options {
+        stride,
+        seed,
+        host,
+        modes,
+    } = options;
     let mut all = Summary::default();
-    let groups = Mode::ALL
+    let groups = modes
         .into_iter()
         .flat_map(|mode| Map::all().into_iter().map(move |map| (mode, map)));
     for (number, (mode, map)) in groups.enumerate() {

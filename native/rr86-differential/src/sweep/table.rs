@@ -26,11 +26,11 @@ pub fn decode(bytes: &[u8], mode: Mode) -> Instruction {
     Decoder::with_ip(mode.bits(), bytes, 0, options).decode()
 }
 
-/// Length of the encoding; 2 where there is none.
+/// Length of the encoding; all of the bytes where there is none.
 pub fn length(bytes: &[u8], mode: Mode) -> usize {
     let insn = decode(bytes, mode);
     if insn.is_invalid() {
-        2
+        bytes.len()
     } else {
         insn.len()
     }
@@ -41,7 +41,8 @@ pub fn describe(bytes: &[u8], mode: Mode) -> String {
     let insn = decode(bytes, mode);
     let mut text = String::new();
     IntelFormatter::new().format(&insn, &mut text);
-    format!("{} ({text})", hex(&bytes[..insn.len().max(2)]))
+    let shown = if insn.is_invalid() { 8 } else { insn.len() };
+    format!("{} ({text})", hex(&bytes[..shown]))
 }
 
 fn offered(feature: F) -> bool {
@@ -94,9 +95,12 @@ fn offered(feature: F) -> bool {
 /// 0F 0D and 0F 18 to 0F 1F, which do nothing on a processor that knows no better.
 pub fn is_hint(insn: &Instruction) -> bool {
     let op = insn.code().op_code();
+    // Of ENDBR, the ModRM byte belongs to the opcode.
+    let whole = op.op_code();
+    let first = if whole > 0xff { whole >> 8 } else { whole };
     op.encoding() == EncodingKind::Legacy
         && op.table() == OpCodeTableKind::T0F
-        && matches!(op.op_code(), 0x0d | 0x18..=0x1f)
+        && matches!(first, 0x0d | 0x18..=0x1f)
 }
 
 /// Whether the model has the instruction at all.
@@ -117,7 +121,7 @@ pub fn expected(bytes: &[u8], mode: Mode) -> Expected {
         M::Ud0 | M::Ud1 | M::Ud2 => true,
         // SDM vol. 2, "Real-Address Mode Exceptions" of each.
         M::Arpl | M::Lar | M::Lsl | M::Verr | M::Verw | M::Lldt | M::Sldt | M::Ltr | M::Str => {
-            mode == Mode::Real
+            matches!(mode, Mode::Real | Mode::Virtual8086)
         }
         M::Stac | M::Clac => mode.user(),
         M::Swapgs | M::Syscall | M::Sysret | M::Sysretq => mode.bits() != 64,

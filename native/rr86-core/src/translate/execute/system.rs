@@ -153,6 +153,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         M::Pause => c.flow = Flow::Pause,
         M::Mov => move_system(c)?,
         M::Lmsw => {
+            check_privilege_first(c)?;
             let value = c.read_operand(0, 2)? as u16;
             let effects = control::lmsw(c.cpu(), value)?;
             c.apply(effects);
@@ -288,6 +289,7 @@ fn tables(c: &mut Context<'_>) -> Result {
             c.save(at.wrapping_add(2), wide, table.base)
         }
         M::Lgdt | M::Lidt => {
+            check_privilege_first(c)?;
             let wide = if c.v.cpu.code64() { 8 } else { 4 };
             let at = c.address(2 + wide, AccessKind::Read)?;
             let limit = c.load(at, 2)? as u16;
@@ -351,6 +353,14 @@ fn tables(c: &mut Context<'_>) -> Result {
         }
         _ => Err(Exception::ud()),
     }
+}
+
+/// #GP(0) outside of ring 0, before the operand is read.
+fn check_privilege_first(c: &Context<'_>) -> Result {
+    if c.v.cpu.semantics.privilege_comes_before_memory() {
+        segment::require_ring0(&c.v.cpu)?;
+    }
+    Ok(())
 }
 
 /// Operand size of LGDT and LIDT, which decides how much of the base counts.
