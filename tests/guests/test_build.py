@@ -34,7 +34,7 @@ def test_guest_builds_as_a_multiboot_image(name: str, guest_image: Callable[[str
 
 def test_every_guest_source_is_in_the_manifest(guests: dict[str, Guest]) -> None:
     named = {source for guest in guests.values() for source in guest.sources}
-    assert {path.name for path in GUESTS.glob("*.c")} == named
+    assert {path.name for pattern in ("*.c", "*.S") for path in GUESTS.glob(pattern)} == named
 
 
 def test_a_second_build_is_taken_from_the_cache(guests: dict[str, Guest], tmp_path: Path) -> None:

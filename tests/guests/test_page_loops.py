@@ -10,7 +10,7 @@ import pytest
 from tests.guests.build import GUESTS, load_manifest, run, tool
 from tests.guests.machines import assert_same_run, record_guest, replay
 
-SOURCES = ("page-loops-host.c", "page-loops-code.S")
+SOURCES = ("host/page-loops.c", "page-loops-code.S")
 
 
 def lines_of_the_host(folder: Path) -> list[str]:

@@ -64,7 +64,7 @@ def idle(path: Path, append: str, smp: int = 1, until: str | None = None) -> Rec
     )
     with recorder:
         stop = recorder.run(until=until, limits=rr86.Limits(instructions=2_000_000))
-        result = outcome(stop, recorder.machine, bytes(console))
+        result = outcome(stop, recorder.machine, bytes(console), b"")
     return Recorded(path, result)
 
 
@@ -97,7 +97,7 @@ def test_a_machine_that_waits_for_ever_replays_from_older_traces(tmp_path: Path)
     )
     with recorder:
         stop = recorder.run()
-        recorded = Recorded(path, outcome(stop, recorder.machine, b""))
+        recorded = Recorded(path, outcome(stop, recorder.machine, b"", b""))
     assert recorded.outcome.reason == "deadlock"
     assert_state_is_equal(replay(recorded), recorded.outcome)
 
