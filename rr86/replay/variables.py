@@ -105,9 +105,10 @@ def check(conditions: Iterable[Condition], symbols: "GuestSymbols") -> None:
     lower(named, symbols)
     for each in named:
         linked = symbols.linked
-        if isinstance(each, WriteSymbol) and linked is not None:
-            if linked.is_per_cpu(linked.link_address(each.name) or 0):
-                raise _no_place(each)
+        if not isinstance(each, WriteSymbol) or linked is None:
+            continue
+        if linked.is_per_cpu(linked.link_address(each.name) or 0):
+            raise _no_place(each)
 
 
 def _no_place(condition: WriteSymbol) -> ConditionError:

@@ -89,7 +89,9 @@ def test_what_is_not_packed_stays_as_it_is() -> None:
 def test_damage_is_told_in_words(kind: str, place: int, value: int) -> None:
     data = bytearray(PACKED[kind])
     data[place % len(data)] ^= value
+    message = "kernel 'x' "
     try:
         unpacked(bytes(data), "kernel 'x'")
     except rr86.RecordingError as error:
-        assert str(error).startswith("kernel 'x' ")
+        message = str(error)
+    assert message.startswith("kernel 'x' ")

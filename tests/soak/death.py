@@ -90,7 +90,8 @@ def _in_child(folder: Path, body: Callable[[], int]) -> int:
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         # The parent's may be anywhere: a test runner captures them.
-        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
         status = body()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 0
