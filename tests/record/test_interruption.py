@@ -115,3 +115,30 @@ def test_a_run_without_end_can_be_interrupted(tmp_path: Path) -> None:
         assert run.run(tick=enough).reason == "interrupted"
     assert len(ticks) == 3
     assert rr86.open_trace(tmp_path / "guest.rr86").session().run().reason == "end"
+
+
+def test_a_block_that_ends_early_leaves_a_slice_nothing(tmp_path: Path) -> None:
+    """The first block of a slice runs whether it fits or not; what it has left over when it changes
+    itself is not the slice's, wherever the recording comes back."""
+    options = {"quantum": 1, "schedule": "pct"}
+    whole = record_in_steps("smc", tmp_path / "whole.rr86", None, **options)
+    for steps in (1, 13):
+        assert record_in_steps("smc", tmp_path / f"{steps}.rr86", steps, **options) == whole, steps
+
+
+def test_a_guest_that_ends_in_the_slice_of_its_last_line_has_ended(tmp_path: Path) -> None:
+    """Not at the limit that the same slice reaches; its replay says the same."""
+    ends = []
+    for limit in (None, 1000):
+        path = tmp_path / f"{limit}.rr86"
+        seen = bytearray()
+        guest = build(load_manifest()["hello"])
+        with rr86.start_recording(
+            guest, output=path, memory=64 << 20, quantum=10**8, console=seen.extend
+        ) as recorder:
+            stop = recorder.run(limits=rr86.Limits(instructions=limit))
+        assert seen
+        ends.append((stop.reason, stop.icount))
+        assert rr86.open_trace(path).replay().reason == stop.reason
+    assert ends[0] == ends[1]
+    assert ends[0][0] == "poweroff"

@@ -23,6 +23,13 @@ def test_hostile_code_is_recorded_and_replayed_alike(mode: str, tmp_path: Path) 
     assert code.main(arguments) == 0, reports(tmp_path)
 
 
+# A block's number that was kept over a flush of the cache; a slice that went on where it would have ended.
+@pytest.mark.parametrize(("mode", "seed"), [("16", 100_032), ("ring3", 200_687)])
+def test_seeds_that_have_found_something_stay_clean(mode: str, seed: int, tmp_path: Path) -> None:
+    arguments = ["--mode", mode, "--first", str(seed), "--seeds", "1", "--folder", str(tmp_path)]
+    assert code.main(arguments) == 0, reports(tmp_path)
+
+
 def test_hostile_device_accesses_are_recorded_and_replayed_alike(tmp_path: Path) -> None:
     arguments = ["--first", "0", "--seeds", str(SEEDS), "--folder", str(tmp_path)]
     assert devices.main(arguments) == 0, reports(tmp_path)

@@ -60,9 +60,10 @@ impl Names {
     }
 }
 
-/// Whether console output that waits to be taken, of which COM1 sent `serial`, has a whole line.
+/// Whether console output that waits to be taken, of which COM1 sent `serial`, has a whole line. Not when the machine has
+/// ended: that is what the call comes back with.
 pub(crate) fn completed_line(serial: &[u8], machine: &mut Machine) -> bool {
-    serial.contains(&b'\n') || machine.board().has_debugcon_line()
+    machine.ending().is_none() && (serial.contains(&b'\n') || machine.board().has_debugcon_line())
 }
 
 /// Writes a checkpoint of a machine that stands between two slices, and whose digests these are.

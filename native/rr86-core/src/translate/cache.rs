@@ -12,6 +12,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Index of a block in the cache.
 pub type BlockId = u32;
+
+/// The number of no block.
+pub const NO_BLOCK: BlockId = BlockId::MAX;
 const NONE: BlockId = BlockId::MAX;
 
 /// A translation block.

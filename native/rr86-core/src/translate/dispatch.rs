@@ -1,7 +1,7 @@
 //! The dispatcher: runs one vCPU from block to block until its budget is used up or something wants
 //! the machine.
 
-use super::cache::BlockId;
+use super::cache::{BlockId, NO_BLOCK};
 use super::classify::shape;
 use super::code::Code;
 use super::emit::{self, Request};
@@ -91,6 +91,7 @@ impl Engine {
             (*this).set_tsc_offset(&mut *vcpu);
             (*vcpu).run.budget = budget as i64;
             (*this).reserve = span.budget - budget;
+            (*this).lent = 0;
             (*this).beyond = span.beyond + (*this).reserve;
             let below = &mut (*vcpu).run.pause_below;
             *below = below.saturating_sub_unsigned((*this).reserve);
@@ -125,6 +126,7 @@ impl Engine {
                 let engine = &mut *this;
                 let v = &mut *vcpu;
                 engine.clear_exit_request(v);
+                engine.take_back(v);
                 engine.note_boundary(v);
                 engine.stand_between(Some(v.cpu.rip));
                 engine.stats.dispatches += 1;
@@ -387,6 +389,8 @@ impl Engine {
 
     fn deliver_at(&mut self, v: &mut Vcpu, event: Event, return_rip: u64) {
         sync_flags(v);
+        // The last block is over, and may be gone: what delivery writes hits no block that runs.
+        v.run.site_block = NO_BLOCK;
         let mut view = View {
             vcpu: v,
             engine: self,
@@ -869,8 +873,7 @@ impl Engine {
                 );
             }
             // A slice makes progress however short it is: this is its first block.
-            v.run.icount_base += count - v.run.budget;
-            v.run.budget = count;
+            self.lend(v, count - v.run.budget);
         }
         self.ensure_code(id);
         let block = self.blocks.get(id);
@@ -881,6 +884,24 @@ impl Engine {
             v.remember_jump(linear, rip, mode, code);
         }
         Some(code)
+    }
+
+    /// Raises the budget, so that the first block of a slice runs.
+    fn lend(&mut self, v: &mut Vcpu, instructions: i64) {
+        self.lent += instructions;
+        v.run.budget += instructions;
+        v.run.icount_base += instructions;
+    }
+
+    /// Takes back behind a block what the budget was raised by for it. The block may have ended early, and what it
+    /// has left over is not the slice's.
+    fn take_back(&mut self, v: &mut Vcpu) {
+        let lent = std::mem::take(&mut self.lent);
+        // In version 1, what follows a fault is part of the slice.
+        if v.cpu.semantics.faults_count() {
+            v.run.budget -= lent;
+            v.run.icount_base -= lent;
+        }
     }
 
     /// Host address of code for a part of a block, made for this one time.
@@ -902,8 +923,7 @@ impl Engine {
         }
         if run > v.run.budget {
             // The slice's first block, stopped inside; see `ready`.
-            v.run.icount_base += run - v.run.budget;
-            v.run.budget = run;
+            self.lend(v, run - v.run.budget);
         }
         let stop = resume.index + run as usize;
         loop {

@@ -297,6 +297,8 @@ pub struct Engine {
     pub(super) windows_open: bool,
     /// Instruction count at which the running slice began.
     pub slice_start: u64,
+    /// Instructions by which the budget was raised for the block that runs.
+    pub(super) lent: i64,
     /// The window in which the running vCPU is to be switched out.
     pub(super) in_window: Option<Window>,
     pub(super) under_way: Vec<UnderWay>,
@@ -406,6 +408,7 @@ impl Engine {
             windows: WindowPolicy::Closed,
             windows_open: false,
             slice_start: 0,
+            lent: 0,
             in_window: None,
             under_way: vec![UnderWay::default(); vcpus],
             left_behind: Vec::new(),

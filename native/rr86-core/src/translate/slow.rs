@@ -5,6 +5,7 @@
 //! the copied instruction runs on it, and `commit` then makes the store happen. So no instruction
 //! needs a second description for the special cases.
 
+use super::cache::NO_BLOCK;
 use super::classify::{needs_alignment, shape, waits};
 use super::coherence::Writer;
 use super::engine::{Agent, Engine};
@@ -552,7 +553,7 @@ impl Engine {
             agent: Agent::Vcpu(vcpu.cpu.id),
             source: Source::Helper,
             linear: Some(linear),
-            running: Some(vcpu.run.site_block),
+            running: Some(vcpu.run.site_block).filter(|&id| id != NO_BLOCK),
         };
         let left = self.string_left.filter(|_| whole);
         self.store_in_steps(&writer, page, paddr, data, left)
