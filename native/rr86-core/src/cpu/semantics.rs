@@ -98,6 +98,18 @@ impl Semantics {
         self < Self(2)
     }
 
+    /// Each iteration of a repeated string instruction has a moment of its own, for devices and in the trace. In
+    /// version 1, iterations had that of the first one since the code was entered.
+    pub fn iterations_have_moments(self) -> bool {
+        self >= Self(2)
+    }
+
+    /// A single-step trap follows a PAUSE whether or not the vCPU gives way there. In version 1 it did not where the
+    /// slice ended.
+    pub fn pauses_are_stepped(self) -> bool {
+        self >= Self(2)
+    }
+
     /// What a device asks of the machine between a fault and the first instruction of its handler is served behind
     /// that. In version 1 the slice could end in between, so that a replay, which counts instructions, raised the
     /// fault in a later one.

@@ -225,7 +225,10 @@ impl Engine {
 
                 let engine = &mut *this;
                 let v = &mut *vcpu;
-                if let Some(end) = engine.after(v) {
+                let end = engine.after(v);
+                // Whether a PAUSE ends the run is the scheduler's choice, so its trap cannot depend on that.
+                let paused = end == Some(RunEnd::Pause) && v.cpu.semantics.pauses_are_stepped();
+                if let (Some(end), false) = (end, paused) {
                     return end;
                 }
                 let retired = {
@@ -252,6 +255,9 @@ impl Engine {
                     if v.cpu.activity == Activity::Shutdown {
                         return RunEnd::TripleFault;
                     }
+                }
+                if let Some(end) = end {
+                    return end;
                 }
             }
         }

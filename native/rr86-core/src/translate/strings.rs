@@ -138,10 +138,15 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
         c.engine.plain_budget(c.v)
     };
     let allowed = budget.max(0) as u64 + 1;
+    let start = c.engine.icount();
+    let own_moments = c.v.cpu.semantics.iterations_have_moments();
     let mut done = 0u64;
     let mut finished = false;
     let mut fault = Ok(());
     while done < allowed {
+        if own_moments {
+            c.engine.set_icount(start + done);
+        }
         let count = part(c.v.cpu.gpr[gpr::RCX], shape.address);
         if count == 0 {
             finished = true;
