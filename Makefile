@@ -14,6 +14,10 @@ PYTHON := $(BIN)/python
 # One profile for everything that is run: the tests share the artefacts of the installed module.
 CARGO_FLAGS := --release --locked
 ARGS ?=
+# Of `make soak`: one of how many encodings, how many damaged traces, and what both are drawn from.
+SWEEP ?= 29
+INPUTS ?= 1000000
+SEED ?= 1
 
 MODULE_SOURCES := Cargo.toml Cargo.lock $(shell find native/rr86-core native/rr86-py -name '*.rs' -o -name Cargo.toml)
 
@@ -51,6 +55,8 @@ check-rust: install
 
 soak: install-dev
 	$(PYTHON) -m tests.soak $(ARGS)
+	cargo run $(CARGO_FLAGS) -p rr86-differential -- --sweep $(SWEEP) --seed $(SEED)
+	cargo run $(CARGO_FLAGS) -p rr86-fuzz -- --inputs $(INPUTS) --seed $(SEED) traces/*.rr86
 
 bench: install
 	$(PYTHON) -m bench $(ARGS)

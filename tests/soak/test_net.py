@@ -23,8 +23,8 @@ def test_hostile_code_is_recorded_and_replayed_alike(mode: str, tmp_path: Path) 
     assert code.main(arguments) == 0, reports(tmp_path)
 
 
-# A block's number kept over a flush of the cache; a slice that went on where it would have ended; moments in
-# repeated strings; a PAUSE with TF at the end of a slice.
+# A block's number kept over a flush of the cache; a slice that went on where it would have ended;
+# moments in repeated strings; a PAUSE with TF at the end of a slice.
 @pytest.mark.parametrize(
     ("mode", "seed"), [("16", 100_032), ("ring3", 200_687), ("ring0", 500_634), ("16", 500_926)]
 )
