@@ -117,7 +117,7 @@ impl Semantics {
         self >= Self(2)
     }
 
-    /// A trace tells of timers that fired after the last slice, when they left nobody able to run.
+    /// A trace tells of timers that fired after the last slice, when they left no vCPU able to run.
     pub fn last_timers_are_recorded(self) -> bool {
         self >= Self(2)
     }

@@ -1,6 +1,6 @@
 //! What timers can do while no vCPU runs.
 //!
-//! Nobody changes a device's registers then, so what comes of a timer's firing follows from the state of the
+//! No instruction changes a device's registers then, so what comes of a timer's firing follows from the state of the
 //! interrupt controllers, and is found by trying. A timer that leaves them as they are, and asks nothing of a
 //! vCPU, does so for ever unless another timer changes them. What they keep can only become more, so after some
 //! jumps either a vCPU wakes or no timer has an effect any more: then the machine sleeps for ever.

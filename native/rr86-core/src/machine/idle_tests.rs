@@ -51,7 +51,7 @@ fn only(which: Signal) -> impl Fn(&Signal) -> bool {
     move |signal| *signal == which
 }
 
-fn nobody(_: &Signal) -> bool {
+fn unmoved(_: &Signal) -> bool {
     false
 }
 
@@ -59,11 +59,11 @@ fn nobody(_: &Signal) -> bool {
 fn a_timer_whose_interrupt_waits_already_has_no_effect() {
     let mut board = board();
     start_lapic(&mut board, 1, 1 << 17 | 0x40, 1000);
-    let first = board.next_effect(&nobody);
+    let first = board.next_effect(&unmoved);
     assert_eq!(first, Some(1000));
     board.advance(1000);
     assert_eq!(board.next_deadline(), Some(2000));
-    assert_eq!(board.next_effect(&nobody), None);
+    assert_eq!(board.next_effect(&unmoved), None);
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_masked_timer_has_no_effect() {
     let mut board = board();
     start_lapic(&mut board, 0, 1 << 17 | 1 << 16 | 0x40, 1000);
     assert_eq!(board.next_deadline(), Some(1000));
-    assert_eq!(board.next_effect(&nobody), None);
+    assert_eq!(board.next_effect(&unmoved), None);
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn an_nmi_of_the_pit_has_an_effect_for_as_long_as_it_wakes() {
     start_pit(&mut board, 2, 1000);
     // The 8259 keeps an edge.
     board.advance(10_000_000);
-    assert_eq!(board.next_effect(&nobody), None);
+    assert_eq!(board.next_effect(&unmoved), None);
     route(&mut board, 2, 0x0100_0000_0000_0400);
     assert!(board.next_effect(&only(Signal::Nmi(1))).is_some());
     assert_eq!(board.next_effect(&only(Signal::Nmi(0))), None);
