@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rr86.cli.options import Argument, Option
+from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile
 from rr86.cli.status import ERROR, BadCall, Exit, never_met, of_stop, reporting_errors, say
 from rr86.cli.values import parse_moment, trace_or_newest
 
@@ -79,23 +80,9 @@ def command(
             "Exit status 1 if a cross-vCPU write is missing.",
         ),
     ] = False,
-    console: Annotated[
-        str | None,
-        Option("--console", metavar="FILE", help="The serial console's output into this file."),
-    ] = None,
-    debugcon: Annotated[
-        str | None,
-        Option(
-            "--debugcon",
-            metavar="FILE|-",
-            help="The debug console's output (ports 0xe9 and 0x402) into this file, or to stdout; "
-            "by default it is on the console until the guest uses its serial port.",
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool,
-        Option("--json", help="The report as one JSON object on stdout; the console on stderr."),
-    ] = False,
+    console: ConsoleFile = None,
+    debugcon: DebugconFile = None,
+    as_json: AsJson = False,
     stats: Annotated[bool, Option("--stats", help="Show counters at the end.")] = False,
     quiet: Annotated[
         bool, Option("-q", "--quiet", help="No console output and no report.")

@@ -38,7 +38,7 @@ def show_oracle(report: "OracleReport", inspector: "Inspector") -> None:
         f"that another wrote, {report.missing:,} not told by {report.hand_offs:,} hand-offs"
     )
     if report.unseen is not None:
-        tell(f"rr86: oracle: nobody was seen to write physical {report.unseen:#x}")
+        tell(f"rr86: oracle: no write was seen to physical {report.unseen:#x}")
     for gap in report.gaps[:_GAPS_SHOWN]:
         tell(f"  {gap.describe(inspector.symbolize)}")
     if len(report.gaps) > _GAPS_SHOWN:

@@ -119,7 +119,7 @@ def replay(run: Run, shortcuts_off: Sequence[str] = ()) -> None:
 
 def _same(replayed: Outcome, recorded: Outcome) -> None:
     if recorded.reason == "deadlock":
-        # The end of the trace, as behind a limit: nobody ended the guest.
+        # The end of the trace, as behind a limit: the guest did not end by itself.
         recorded = replace(recorded, reason="limit")
     try:
         assert_same_run(replayed, recorded)

@@ -478,7 +478,7 @@ impl Targets {
         }
     }
 
-    /// Events that nobody recorded, followed by a replay.
+    /// Made-up events, followed by a replay.
     fn replay(&self, rng: &mut Rng) {
         let file = self.events(rng, &self.own);
         let path = self.path();
@@ -493,7 +493,7 @@ impl Targets {
         let _ = replayer.run(STEPS, &mut Conditions::default());
     }
 
-    /// Inputs of a vCPU that nobody recorded, followed by a replay of it alone.
+    /// Made-up inputs of a vCPU, followed by a replay of it alone.
     fn alone(&self, rng: &mut Rng) {
         self.damage_expansion(rng);
         let reader = TraceReader::open(&self.path()).expect("a valid trace");

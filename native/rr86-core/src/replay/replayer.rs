@@ -74,7 +74,7 @@ pub struct Compared {
 /// What a replay goes on with.
 enum Next {
     Slice(Decision),
-    /// Nobody will ever run again, or the trace is at its end.
+    /// No vCPU will ever run again, or the trace is at its end.
     Nothing,
     /// Later: the call has lasted long enough.
     TimeUp,
@@ -400,7 +400,7 @@ impl Replayer {
     }
 
     /// Before the last digests of an older trace: has timers fire that had in the recording, of which it
-    /// does not tell when nobody could run any more.
+    /// does not tell when no vCPU could run any more.
     fn serve_unrecorded(&mut self) {
         let recorded = self.machine.semantics().last_timers_are_recorded();
         let next = self.events.upcoming();

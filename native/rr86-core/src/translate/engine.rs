@@ -760,7 +760,7 @@ impl Engine {
     pub fn ram_digest(&mut self) -> u64 {
         let digest = self.pages.digest(&self.ram);
         for &vcpu in &self.vcpus {
-            // SAFETY: the pointer is valid, no code runs, and between runs nobody else holds a reference.
+            // SAFETY: the pointer is valid, no code runs, and between runs nothing else holds a reference.
             unsafe { (*vcpu).tlb.protect_all() };
         }
         digest

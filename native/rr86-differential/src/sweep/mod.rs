@@ -398,7 +398,7 @@ pub fn apart(work: impl FnOnce(&mut dyn FnMut(&[u8; 15])) -> Summary) -> Summary
     };
     assert!(child >= 0, "a process");
     if child == 0 {
-        // SAFETY: the mapping has room for the bytes, and nobody else writes to it.
+        // SAFETY: the mapping has room for the bytes, and nothing else writes to it.
         let summary = work(&mut |bytes| unsafe { noted.write_volatile(*bytes) });
         // SAFETY: the descriptor is this process's own, and it ends here without running anything of its parent's.
         unsafe {

@@ -1,0 +1,23 @@
+"""Options of several commands about where a guest's output and a command's report go."""
+
+from typing import Annotated
+
+from rr86.cli.options import Option
+
+ConsoleFile = Annotated[
+    str | None,
+    Option("--console", metavar="FILE", help="The serial console's output into this file."),
+]
+DebugconFile = Annotated[
+    str | None,
+    Option(
+        "--debugcon",
+        metavar="FILE|-",
+        help="The debug console's output (ports 0xe9 and 0x402) into this file, or to stdout; "
+        "by default it is on the console until the guest uses its serial port.",
+    ),
+]
+AsJson = Annotated[
+    bool,
+    Option("--json", help="The report as one JSON object on stdout; the console on stderr."),
+]
