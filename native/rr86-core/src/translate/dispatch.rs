@@ -1,10 +1,8 @@
 //! The dispatcher: runs one vCPU from block to block until its budget is used up or something wants
 //! the machine.
 
-use super::cache::{BlockId, NO_BLOCK};
+use super::cache::BlockId;
 use super::classify::shape;
-use super::code::Code;
-use super::emit::{self, Request};
 use super::engine::{Engine, Resume, StopCause};
 use super::execute::Flow;
 use super::fetch::FetchPage;
@@ -13,19 +11,15 @@ use super::oracle::Seen;
 use super::signals;
 use super::slow::sync_flags;
 use super::stubs;
-use super::superblock::Superblock;
 use super::vcpu::{Exit, Vcpu, UNSTEPPED};
-use super::view::View;
 use super::windows::{Fetched, Window};
 use crate::cpu::exception::{Exception, DR6_BS};
-use crate::cpu::interrupt::{self, Event};
 use crate::cpu::memory::Privilege;
 use crate::cpu::paging::Access;
 use crate::cpu::state::{sreg, Activity, RFlags};
 use crate::host_time::Phase;
 use crate::memory::pages::{HandOffKind, PageFlags};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
-use std::ops::Range;
 
 /// Why a vCPU stopped running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -318,116 +312,6 @@ impl Engine {
             }
         }
         Ok(Some(code))
-    }
-
-    /// Delivers an NMI or interrupt that is due.
-    fn interrupts(&mut self, v: &mut Vcpu) -> Option<RunEnd> {
-        if v.cpu.shadow != 0 {
-            return None;
-        }
-        let index = usize::from(v.cpu.id);
-        // One at a time: after a stop right here, too, its handler's first block comes next.
-        let now = Some(self.icount());
-        if self.interrupted_at[index] == now {
-            return None;
-        }
-        if let Some(event) = self.played_delivery(v) {
-            self.interrupted_at[index] = now;
-            return self.deliver(v, event);
-        }
-        if v.cpu.nmi_pending != 0 && v.cpu.nmi_blocked == 0 {
-            v.cpu.nmi_pending = 0;
-            self.log_delivery(v, None);
-            self.interrupted_at[index] = now;
-            return self.deliver(v, Event::Nmi);
-        }
-        if v.cpu.rflags & RFlags::IF.bits() == 0 || !self.pending_interrupt(index) {
-            return None;
-        }
-        let number = self.bus.acknowledge_interrupt(index)?;
-        self.stats.interrupts += 1;
-        self.log_delivery(v, Some(number));
-        self.interrupted_at[index] = now;
-        let end = self.deliver(v, Event::External(number));
-        if end.is_none() && self.stop_vectors[usize::from(number >> 6)] >> (number & 63) & 1 != 0 {
-            return Some(RunEnd::Stopped(StopCause::Interrupt { vector: number }));
-        }
-        end
-    }
-
-    /// Whether an interrupt or NMI that could be delivered waits for the block that comes next.
-    fn waits_for_interrupt(&self, v: &Vcpu) -> bool {
-        let index = usize::from(v.cpu.id);
-        let open = v.cpu.rflags & RFlags::IF.bits() != 0;
-        self.interrupted_at[index] == Some(self.icount())
-            && v.cpu.semantics.waiting_interrupts_come_next()
-            && (open && self.pending_interrupt(index)
-                || v.cpu.nmi_pending != 0 && v.cpu.nmi_blocked == 0)
-    }
-
-    fn deliver(&mut self, v: &mut Vcpu, event: Event) -> Option<RunEnd> {
-        let rip = v.cpu.rip;
-        self.serialised[usize::from(v.cpu.id)] = Some(self.icount());
-        self.deliver_at(v, event, rip);
-        (v.cpu.activity == Activity::Shutdown).then_some(RunEnd::TripleFault)
-    }
-
-    /// Delivers a fault. It counts as an instruction: where each handler faults in its turn, there is nothing
-    /// else that time, slices and limits could go by.
-    fn deliver_fault(&mut self, v: &mut Vcpu, exception: Exception) {
-        self.faulted = true;
-        let counts = v.cpu.semantics.faults_count();
-        if !counts {
-            self.faulted_at = Some(self.icount());
-        }
-        self.deliver_exception(v, exception);
-        if counts && v.cpu.activity != Activity::Shutdown {
-            v.run.budget -= 1;
-            self.note_boundary(v);
-        }
-    }
-
-    fn deliver_exception(&mut self, v: &mut Vcpu, exception: Exception) {
-        self.stats.exceptions += 1;
-        let rip = v.cpu.rip;
-        self.deliver_at(v, Event::Exception(exception), rip);
-    }
-
-    fn deliver_at(&mut self, v: &mut Vcpu, event: Event, return_rip: u64) {
-        sync_flags(v);
-        // The last block is over, and may be gone: what delivery writes hits no block that runs.
-        v.run.site_block = NO_BLOCK;
-        let mut view = View {
-            vcpu: v,
-            engine: self,
-        };
-        match interrupt::deliver(&mut v.cpu, &mut view, event, return_rip) {
-            Ok(effects) => self.apply(v, effects),
-            Err(_) => v.cpu.activity = Activity::Shutdown,
-        }
-        v.run.flags_ax = super::slow::flags_to_ax(v.cpu.rflags);
-    }
-
-    /// The guest's execution breakpoints (SDM vol. 3B, section 17.3.1.1). True when #DB was delivered.
-    fn execution_breakpoint(&mut self, v: &mut Vcpu) -> bool {
-        if v.cpu.rflags & RFlags::RF.bits() != 0 {
-            v.cpu.rflags &= !RFlags::RF.bits();
-            return false;
-        }
-        let linear = self.fetch_address(v);
-        let hits: u64 = (0..4)
-            .filter(|n| {
-                v.cpu.dr[7] >> (2 * n) & 3 != 0
-                    && v.cpu.dr[7] >> (16 + 4 * n) & 3 == 0
-                    && v.cpu.dr[*n] == linear
-            })
-            .map(|n| 1 << n)
-            .sum();
-        if hits == 0 {
-            return false;
-        }
-        self.deliver_fault(v, Exception::db(hits));
-        true
     }
 
     /// What to do after code came back. `None` goes on.
@@ -727,140 +611,6 @@ impl Engine {
             count,
             icount: self.icount(),
         }))
-    }
-
-    /// Makes a block's code again, with its entry checked, and sends those who jump to its old code at
-    /// `old` there.
-    pub(super) fn redirect(&mut self, id: BlockId, old: usize) {
-        let count = usize::from(self.blocks.get(id).count);
-        let code = self.generate(id, 0, count, true);
-        if !self.replace(id, old, code) {
-            // All code goes, and comes back checked.
-            self.drop_code();
-        }
-    }
-
-    /// Gives a block other code, and sends those who jump to its old code at `old` there. False if there is no
-    /// room for it.
-    pub(super) fn replace(&mut self, id: BlockId, old: usize, code: Code) -> bool {
-        let Some(offset) = self.code.append(&code.bytes) else {
-            return false;
-        };
-        self.code.patch_jump(old, offset);
-        let address = self.code.address(offset);
-        // Jump caches too: when the block is removed, its new code alone is looked for there.
-        let (before, rip) = (self.blocks.get(id).code, self.blocks.get(id).rip);
-        for &vcpu in &self.vcpus {
-            // SAFETY: the pointer is valid. A caller may hold a reference to this vCPU, but none to its jump
-            // cache; see the top of `engine`.
-            unsafe { (*vcpu).move_jump(rip, before, address) };
-        }
-        self.code_map.insert(offset, id);
-        // Slots keep their numbers; links of the old code stay with the old code.
-        self.blocks
-            .replace_code(id, address, offset, code)
-            .apply(&mut self.code);
-        // A store under way may go back into code.
-        self.code.settle();
-        true
-    }
-
-    /// Makes sure that a block has host code.
-    fn ensure_code(&mut self, id: BlockId) {
-        if self.blocks.get(id).code != 0 {
-            return;
-        }
-        let block = self.blocks.get(id);
-        let (count, checked) = (usize::from(block.count), block.checked);
-        loop {
-            let mut made = self.made_ahead(id);
-            let mut code = match &mut made {
-                Some(made) => {
-                    let mut code = std::mem::take(&mut made.code);
-                    code.place(id, self.code.next_address());
-                    code
-                }
-                None => self.generate(id, 0, count, checked),
-            };
-            if let Some(offset) = self.code.append(&code.bytes) {
-                let address = self.code.address(offset);
-                let block = self.blocks.get_mut(id);
-                block.code = address;
-                block.code_offset = offset;
-                block.code_len = code.bytes.len() as u32;
-                block.slots = std::mem::take(&mut code.slots);
-                block.traps = std::mem::take(&mut code.traps);
-                self.code_map.insert(offset, id);
-                match made {
-                    Some(mut made) => {
-                        made.code = code;
-                        self.give_back_ahead(made);
-                    }
-                    None => {
-                        self.bench.bytes = code.bytes;
-                        self.bench.relocations = code.relocations;
-                    }
-                }
-                return;
-            }
-            self.drop_code();
-        }
-    }
-
-    /// Offset of the instruction whose code is so far into a block's code, and how many instructions of the block
-    /// are left there. Made out by translating the block again, so it is not known of a block with a superblock.
-    pub(super) fn instruction_of(&mut self, id: BlockId, at: usize) -> Option<(u16, u8)> {
-        let block = self.blocks.get(id);
-        let (count, checked, length) = (block.count, block.checked, block.code_len);
-        let code = self.generate(id, 0, usize::from(count), checked);
-        let starts = self.bench.starts();
-        let index = starts.partition_point(|&start| start as usize <= at);
-        if code.bytes.len() != length as usize || index == 0 || at >= code.split {
-            return None;
-        }
-        let decoded = self.bench.decode(self.blocks.get(id));
-        let first = decoded.insns[0].0.ip();
-        let offset = decoded.insns[index - 1].0.ip().wrapping_sub(first) as u16;
-        self.bench.give_decoded(decoded);
-        Some((offset, count - (index - 1) as u8))
-    }
-
-    fn generate(&mut self, id: BlockId, start: usize, stop: usize, checked: bool) -> Code {
-        self.generate_part(id, start..stop, checked, None)
-    }
-
-    /// Code for a block with a superblock before it.
-    pub(super) fn generate_with(&mut self, id: BlockId, superblock: &Superblock) -> Code {
-        let count = usize::from(self.blocks.get(id).count);
-        self.generate_part(id, 0..count, false, Some(superblock))
-    }
-
-    fn generate_part(
-        &mut self,
-        id: BlockId,
-        Range { start, end: stop }: Range<usize>,
-        checked: bool,
-        superblock: Option<&Superblock>,
-    ) -> Code {
-        let watch = self.spent.sample();
-        let block = self.blocks.get(id);
-        let decoded = self.bench.decode(block);
-        let request = Request {
-            mode: block.mode,
-            insns: &decoded.insns,
-            start,
-            stop,
-            hooks: &self.hooks,
-            checked: checked || start == 0 && self.oracle.is_some(),
-            tracking: self.tracking(),
-            shortcuts: self.shortcuts,
-            superblock,
-        };
-        let mut code = emit::translate(request, self.stubs, &mut self.bench);
-        self.bench.give_decoded(decoded);
-        code.place(id, self.code.next_address());
-        self.spent.add_sample(Phase::Translating, watch);
-        code
     }
 
     /// Host address to enter a block at, or `None` when the budget forbids it. With `exact`, as much of
