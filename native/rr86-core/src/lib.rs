@@ -11,4 +11,5 @@ pub mod record;
 pub mod replay;
 pub mod saved;
 pub mod schedule;
+pub mod trace;
 pub mod translate;

@@ -4,9 +4,10 @@ mod support;
 
 use std::path::Path;
 
-use rr86_core::record::{Event, Stop};
-use rr86_core::replay::{Divergence, ReplayError, Replayer, TraceReader};
+use rr86_core::record::Stop;
+use rr86_core::replay::{Divergence, ReplayError, Replayer};
 use rr86_core::schedule::Conditions;
+use rr86_core::trace::{Event, TraceReader};
 use support::{machine, record, rewrite};
 
 fn replay(path: &Path) -> Result<Stop, ReplayError> {

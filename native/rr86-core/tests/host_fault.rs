@@ -5,9 +5,10 @@ mod support;
 
 use std::path::Path;
 
-use rr86_core::record::{Event, Recorder, Stop};
-use rr86_core::replay::{Replayer, TraceReader};
+use rr86_core::record::{Recorder, Stop};
+use rr86_core::replay::Replayer;
 use rr86_core::schedule::{Conditions, Policy, Scheduler};
+use rr86_core::trace::{Event, TraceReader};
 use rr86_core::translate::signals::HostFault;
 use support::{machine, PROGRAM};
 

@@ -4,9 +4,10 @@ mod support;
 
 use std::path::Path;
 
-use rr86_core::record::{Event, Stop};
-use rr86_core::replay::{Replayer, TraceReader};
+use rr86_core::record::Stop;
+use rr86_core::replay::Replayer;
 use rr86_core::schedule::Conditions;
+use rr86_core::trace::{Event, TraceReader};
 use rr86_core::translate::oracle::Verdict;
 use support::{machine, record, rewrite};
 

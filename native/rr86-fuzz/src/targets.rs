@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use rr86_core::host_time::{Patience, PatienceLimit};
-use rr86_core::record::event::Kind;
-use rr86_core::record::format::{ChunkKind, Codec, CHUNK_HEADER, FILE_HEADER};
-use rr86_core::record::tail::{self, Record, RECORD};
-use rr86_core::record::{TraceError, TraceWriter};
-use rr86_core::replay::{survey, ExpansionReader, Replayer, Solo, TraceReader};
+use rr86_core::replay::{ExpansionReader, Replayer, Solo};
 use rr86_core::schedule::{CheckpointError, Conditions, Policy, Scheduler, Wait};
+use rr86_core::trace::event::Kind;
+use rr86_core::trace::format::{ChunkKind, Codec, CHUNK_HEADER, FILE_HEADER};
+use rr86_core::trace::tail::{self, Record, RECORD};
+use rr86_core::trace::{survey, TraceError, TraceReader, TraceWriter};
 use tempfile::TempDir;
 
 use crate::files::{self, Chunk};

@@ -3,7 +3,6 @@
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::PyErr;
-use rr86_core::record;
 use rr86_core::replay::ReplayError;
 use rr86_core::schedule;
 
@@ -52,7 +51,7 @@ pub fn machine(error: schedule::MachineError) -> PyErr {
     }
 }
 
-pub fn trace(error: record::TraceError) -> PyErr {
+pub fn trace(error: rr86_core::trace::TraceError) -> PyErr {
     TraceError::new_err(error.to_string())
 }
 

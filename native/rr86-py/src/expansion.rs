@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use rr86_core::memory::pages::DEVICE;
 use rr86_core::replay;
+use rr86_core::trace::TraceReader;
 
 use crate::errors;
 
@@ -28,7 +29,7 @@ impl ExpansionReader {
     /// The expansion of a trace, or None if there is no whole one.
     #[staticmethod]
     fn open(trace: &str, path: &str) -> PyResult<Option<Self>> {
-        let trace = replay::TraceReader::open(Path::new(trace)).map_err(errors::trace)?;
+        let trace = TraceReader::open(Path::new(trace)).map_err(errors::trace)?;
         let reader =
             replay::ExpansionReader::open(Path::new(path), &trace).map_err(errors::trace)?;
         Ok(reader.map(Self))

@@ -1,8 +1,8 @@
 //! What the engine observed, in the vocabulary of traces.
 
-use super::event::{Access, Block, Event, SliceEnd, NO_VCPU};
 use crate::memory::pages::{HandOffKind, DEVICE, NOBODY};
 use crate::schedule::{Ending, SliceStop};
+use crate::trace::{Access, Block, Event, SliceEnd, NO_VCPU};
 use crate::translate::engine::Observed;
 use crate::translate::windows::Window;
 

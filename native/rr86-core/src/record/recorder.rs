@@ -4,19 +4,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::event::Event;
 use super::observe;
-use super::{TraceError, TraceWriter};
 use crate::contents::Contents;
 use crate::host_time::{Cadence, HostTime, Phase, Spent, Stopwatch};
 use crate::schedule::{CheckpointError, Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
+use crate::trace::{Event, TraceError, TraceWriter, CONSOLE};
 use crate::translate::engine::StopCause;
 use crate::translate::windows::WindowPolicy;
 
 /// Instructions between two sets of digests, and the most that a chunk covers.
 pub const DIGEST_INTERVAL: u64 = 100_000_000;
-/// `Input.source` of the serial console.
-pub const CONSOLE: u8 = 0;
 
 /// Why a run came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,10 +5,10 @@
 
 use std::path::Path;
 
-use super::reader::TraceReader;
-use crate::record::format::ChunkKind;
-use crate::record::{write_checkpoint, TraceError, TraceWriter};
+use crate::record::write_checkpoint;
 use crate::schedule::Machine;
+use crate::trace::format::ChunkKind;
+use crate::trace::{TraceError, TraceReader, TraceWriter};
 
 /// A copy under way.
 pub struct Checkpointer {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::expansion::{ExpansionWriter, Part, Sync};
 use crate::cpu::save;
-use crate::record::error::TraceError;
 use crate::schedule::Machine;
+use crate::trace::TraceError;
 use crate::translate::inputs::{InputLog, Inputs};
 use crate::translate::storelog::StoreLog;
 

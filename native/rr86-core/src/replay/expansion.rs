@@ -14,11 +14,10 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::reader::TraceReader;
 use crate::memory::PAGE_SIZE;
-use crate::record::error::TraceError;
-use crate::record::format::{self, ChunkHeader, ChunkKind, Codec, CHUNK_HEADER};
-use crate::record::varint::{apply, delta, put, Cursor};
+use crate::trace::format::{self, ChunkHeader, ChunkKind, Codec, CHUNK_HEADER};
+use crate::trace::varint::{apply, delta, put, Cursor};
+use crate::trace::{TraceError, TraceReader};
 use crate::translate::inputs::{Acquired, Delivery, Tape};
 use crate::translate::storelog::StoreEntry;
 
@@ -546,7 +545,7 @@ mod tests {
     fn a_part_longer_than_a_chunk_comes_back_from_several() {
         let dir = tempfile::tempdir().expect("a directory");
         let (trace, path) = (dir.path().join("t.rr86"), dir.path().join("t.x"));
-        let writer = crate::record::TraceWriter::create(&trace, b"", &[]).expect("a trace");
+        let writer = crate::trace::TraceWriter::create(&trace, b"", &[]).expect("a trace");
         writer.finish(b"").expect("an end");
         let trace = TraceReader::open(&trace).expect("a trace");
         let mut long = sample();

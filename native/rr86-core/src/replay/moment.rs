@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::reader::TraceReader;
 use super::replayer::{ReplayError, Replayer};
 use crate::memory::PAGE_SIZE;
 use crate::schedule::{CheckpointError, Machine};
+use crate::trace::TraceReader;
 
 /// The pages that are not zero, by their number.
 pub(super) type KeptPages = BTreeMap<usize, Arc<[u8; PAGE_SIZE as usize]>>;
@@ -18,7 +18,7 @@ pub(super) type KeptPages = BTreeMap<usize, Arc<[u8; PAGE_SIZE as usize]>>;
 pub struct Moment {
     pub icount: u64,
     reader: TraceReader,
-    /// As [`super::EventStream::position`] has it.
+    /// As [`crate::trace::EventStream::position`] has it.
     position: (usize, usize),
     pages: KeptPages,
     state: Vec<u8>,

@@ -9,21 +9,21 @@ use std::thread::available_parallelism;
 use thiserror::Error;
 
 use super::checkpointer::Checkpointer;
-use super::checkpoints::CheckpointInfo;
 use super::expand::Expander;
 use super::expansion::ExpansionWriter;
 use super::moment::KeptPages;
-use super::reader::TraceReader;
-use super::stream::EventStream;
-use super::survey;
 use crate::host_time::{Phase, Spent, Stopwatch};
 use crate::memory::pages::DEVICE;
-use crate::memory::PAGE_SHIFT;
-use crate::record::{
-    completed_line, observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE, DEADLOCK,
-    NO_VCPU,
-};
+use crate::memory::ram::LINE_SHIFT;
+use crate::memory::{PAGE_SHIFT, PAGE_SIZE};
+use crate::record::{completed_line, observed_event, window, Stop};
 use crate::schedule::{CheckpointError, Conditions, Decision, Machine, SliceReport, Wait};
+use crate::trace::{format, survey};
+use crate::trace::{
+    Block, CheckpointInfo, Event, EventStream, SliceEnd, TraceError, TraceReader, CONSOLE,
+    DEADLOCK, NO_VCPU,
+};
+use crate::translate::ahead::Guess;
 use crate::translate::engine::StopCause;
 
 /// Instructions in a slice of a free run that the recording has no suggestion for.
@@ -52,6 +52,25 @@ fn shared_lines(
         .filter_map(|(page, lines)| Some((ram.page_index(page << PAGE_SHIFT)?, lines)))
         .collect())
 }
+
+/// A block that the trace tells of, as the thread that translates ahead wants it.
+fn guess(block: Block) -> Guess {
+    Guess {
+        serial: block.id,
+        linear: block.pc,
+        paddr: block.paddr,
+        len: block.len,
+        mode: block.mode,
+        digest: block.digest,
+    }
+}
+
+// The trace has its own, so that it needs no machine.
+const _: () = {
+    assert!(format::PAGE_SIZE as u64 == PAGE_SIZE);
+    assert!(format::PAGE_SHIFT == PAGE_SHIFT);
+    assert!(format::LINE_SHIFT == LINE_SHIFT);
+};
 
 /// Why a replay cannot go on.
 #[derive(Debug, Error)]
@@ -247,10 +266,12 @@ impl Replayer {
     /// Has the blocks that the trace tells of translated ahead. Not for the oracle, whose code is special; and
     /// not on a single processor, of which the thread would take more from the guest than it gives back.
     fn look_ahead(&mut self) {
-        if let Some(guesses) = self.events.take_guesses() {
+        if let Some(blocks) = self.events.take_blocks() {
             let single = available_parallelism().is_ok_and(|n| n.get() == 1);
             if !single && self.machine.engine.oracle_mut().is_none() {
-                self.machine.engine.translate_ahead(guesses);
+                self.machine
+                    .engine
+                    .translate_ahead(blocks.map(|next| next.map(guess)));
             }
         }
     }

@@ -8,16 +8,15 @@ use std::path::Path;
 
 use super::expansion::{ExpansionReader, Part};
 use super::replayer::{Divergence, ReplayError};
-use super::stream::EventStream;
-use super::TraceReader;
 use crate::cpu::save;
 use crate::cpu::semantics::Semantics;
 use crate::cpu::state::Activity;
 use crate::host_time::{Phase, Spent, Stopwatch};
 use crate::memory::pages::{HandOffKind, DEVICE};
 use crate::memory::PAGE_SHIFT;
-use crate::record::{Access, Event, SliceEnd, Stop, TraceError, NO_VCPU};
+use crate::record::Stop;
 use crate::schedule::Machine;
+use crate::trace::{Access, Event, EventStream, SliceEnd, TraceError, TraceReader, NO_VCPU};
 use crate::translate::dispatch::{RunEnd, Span};
 use crate::translate::inputs::Inputs;
 

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use rr86_core::cpu::semantics::Semantics;
-use rr86_core::record::{Event, Recorder, Stop, TraceWriter};
-use rr86_core::replay::TraceReader;
+use rr86_core::record::{Recorder, Stop};
 use rr86_core::schedule::{Conditions, Machine, MachineConfig, Policy, Scheduler};
+use rr86_core::trace::{Event, TraceReader, TraceWriter};
 use rr86_core::translate::engine::BlockLimits;
 use rr86_core::translate::protocol::Protocol;
 

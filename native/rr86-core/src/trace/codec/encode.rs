@@ -1,10 +1,10 @@
 //! Events into columns, and columns into a chunk.
 
-use super::{column, hand_off, page_slot, run, State, MAX_EVENTS, ORDER, TABLE};
-use crate::record::error::TraceError;
-use crate::record::event::{Access, Block, Event, Kind};
-use crate::record::format::{self, ChunkHeader, ChunkKind, Codec};
-use crate::record::varint::{delta, put};
+use super::columns::{column, hand_off, page_slot, run, State, COLUMNS, MAX_EVENTS, ORDER, TABLE};
+use crate::trace::error::TraceError;
+use crate::trace::event::{Access, Block, Event, Kind};
+use crate::trace::format::{self, ChunkHeader, ChunkKind, Codec};
+use crate::trace::varint::{delta, put};
 
 /// Raw bytes at which a chunk is full.
 const TARGET: usize = 1 << 20;
@@ -346,8 +346,8 @@ impl ChunkBuilder {
         for (at, (column, len)) in self.columns.iter().zip(&mut mark.lens).enumerate() {
             let new = &column[*len..];
             if !new.is_empty() {
-                out.push((at / super::COLUMNS) as u8);
-                out.push((at % super::COLUMNS) as u8);
+                out.push((at / COLUMNS) as u8);
+                out.push((at % COLUMNS) as u8);
                 put(&mut out, new.len() as u64);
                 out.extend_from_slice(new);
             }
@@ -378,8 +378,8 @@ impl ChunkBuilder {
             .filter(|(_, c)| !c.is_empty())
         {
             let stored = format::compress(compressor, raw, &mut payload)?;
-            table.push((at / super::COLUMNS) as u8);
-            table.push((at % super::COLUMNS) as u8);
+            table.push((at / COLUMNS) as u8);
+            table.push((at % COLUMNS) as u8);
             put(&mut table, raw.len() as u64);
             put(&mut table, stored as u64);
         }

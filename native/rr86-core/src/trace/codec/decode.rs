@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{column, hand_off, page_slot, run_lines, State, MAX_EVENTS, ORDER, TABLE, USED};
-use crate::record::event::{Access, Block, Event, Kind, SliceEnd, Value};
-use crate::record::format::{self, EventTable, MAX_RAW};
-use crate::record::varint::{apply, Cursor};
+use super::columns::{
+    column, hand_off, page_slot, run_lines, State, MAX_EVENTS, ORDER, TABLE, USED,
+};
+use crate::trace::event::{Access, Block, Event, Kind, SliceEnd, Value};
+use crate::trace::format::{self, EventTable, MAX_RAW};
+use crate::trace::varint::{apply, Cursor};
 
 /// Why a chunk cannot be decoded.
 type Malformed = &'static str;

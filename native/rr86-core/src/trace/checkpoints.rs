@@ -6,9 +6,9 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use super::error::TraceError;
+use super::format::{self, ChunkKind, PagesTable, StateTable};
 use super::scan::Located;
-use crate::record::error::TraceError;
-use crate::record::format::{self, ChunkKind, PagesTable, StateTable};
 
 /// A whole checkpoint of a trace.
 #[derive(Clone, Debug, PartialEq, Eq)]

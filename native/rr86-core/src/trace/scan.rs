@@ -9,8 +9,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::record::error::TraceError;
-use crate::record::format::{self, ChunkHeader, ChunkKind, CHUNK_HEADER, FILE_HEADER, TRAILER};
+use super::error::TraceError;
+use super::format::{self, ChunkHeader, ChunkKind, CHUNK_HEADER, FILE_HEADER, TRAILER};
 
 /// A chunk in the file, and its head as the file (or the index) has it.
 pub(super) struct Located {

@@ -5,15 +5,9 @@
 //! zstd then sees long runs of alike bytes. A chunk starts from a blank [`State`], so that each
 //! can be decoded alone. Both directions share the state; `docs/trace-format.md` states the rules.
 
-pub mod decode;
-pub mod encode;
-
 use std::sync::Arc;
 
-use super::event::{Block, Kind};
-
-pub use decode::decode;
-pub use encode::ChunkBuilder;
+use crate::trace::event::{Block, Kind};
 
 /// Columns that one kind may have in this version.
 pub(super) const COLUMNS: usize = 10;
@@ -130,7 +124,7 @@ pub(super) fn page_slot(page: u64) -> u16 {
 }
 
 /// Where the lines of a hand-off are one unbroken run, its first line and its length.
-fn run(lines: u64) -> Option<(u8, u8)> {
+pub(super) fn run(lines: u64) -> Option<(u8, u8)> {
     let start = lines.trailing_zeros();
     let length = lines.count_ones();
     (lines != 0 && (lines >> start) == u64::MAX >> (64 - length))
@@ -138,10 +132,7 @@ fn run(lines: u64) -> Option<(u8, u8)> {
 }
 
 /// The lines `start .. start + length`; `None` where they do not fit into a page.
-fn run_lines(start: u8, length: u8) -> Option<u64> {
+pub(super) fn run_lines(start: u8, length: u8) -> Option<u64> {
     ((1..=64).contains(&length) && start <= 64 - length)
         .then(|| (u64::MAX >> (64 - length)) << start)
 }
-
-#[cfg(test)]
-pub(crate) mod tests;

@@ -4,10 +4,9 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::record::codec::tests::event;
-use crate::record::event::{Block, Event, Kind, SliceEnd, NO_VCPU};
-use crate::record::format::{ChunkHeader, ChunkKind, Codec};
-use crate::record::{format, TraceError, TraceWriter};
+use crate::trace::codec::tests::event;
+use crate::trace::event::{Block, Event, Kind, SliceEnd, NO_VCPU};
+use crate::trace::format::{ChunkHeader, ChunkKind, Codec};
 
 /// A directory that goes away, and a path in it.
 fn place() -> (TempDir, PathBuf) {
@@ -490,8 +489,8 @@ fn a_chunk_that_declares_more_than_a_limit_is_refused_before_memory_is_taken() {
     let zeros = vec![0; 64 << 20];
     let packed = zstd::bulk::compress(&zeros, 3).expect("a frame");
     let mut table = vec![1, 1, 1, 0, 0];
-    crate::record::varint::put(&mut table, zeros.len() as u64);
-    crate::record::varint::put(&mut table, packed.len() as u64);
+    crate::trace::varint::put(&mut table, zeros.len() as u64);
+    crate::trace::varint::put(&mut table, packed.len() as u64);
     let sequence = TraceReader::open(&path)
         .expect("a reader")
         .summary()
@@ -666,5 +665,5 @@ proptest! {
     }
 }
 
-#[path = "tail_tests.rs"]
-mod tail;
+#[path = "side_file_tests.rs"]
+mod side_file;

@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
-use crate::record::event::{Access, Block, Event, SliceEnd, Value};
-use crate::record::{TraceWriter, NO_VCPU};
-use crate::replay::{Summary, TraceReader};
+use crate::trace::event::{Access, Block, Event, SliceEnd, Value};
+use crate::trace::{Summary, TraceReader};
+use crate::trace::{TraceWriter, NO_VCPU};
 
 /// A small generator of pseudo-random numbers (xorshift64*).
 struct Random(u64);
@@ -260,12 +260,12 @@ fn measure_a_boot() {
         summary.events, summary.event_raw_bytes, summary.file_bytes
     );
 
-    let mut builder = crate::record::codec::ChunkBuilder::new();
+    let mut builder = crate::trace::codec::ChunkBuilder::new();
     let start = std::time::Instant::now();
     for (icount, event) in &events {
         builder.push(*icount, event).expect("a push");
         if builder.is_full() {
-            builder = crate::record::codec::ChunkBuilder::new();
+            builder = crate::trace::codec::ChunkBuilder::new();
         }
     }
     println!(
@@ -290,7 +290,7 @@ fn measure_a_boot() {
     );
     for level in [1, 3, 6, 9] {
         let mut compressor = zstd::bulk::Compressor::new(level).expect("a compressor");
-        let mut builder = crate::record::codec::ChunkBuilder::new();
+        let mut builder = crate::trace::codec::ChunkBuilder::new();
         let (mut total, mut time) = (0, std::time::Duration::ZERO);
         for (icount, event) in &events {
             builder.push(*icount, event).expect("a push");
@@ -298,7 +298,7 @@ fn measure_a_boot() {
                 let start = std::time::Instant::now();
                 total += builder.to_chunk(0, &mut compressor).expect("a chunk").len();
                 time += start.elapsed();
-                builder = crate::record::codec::ChunkBuilder::new();
+                builder = crate::trace::codec::ChunkBuilder::new();
             }
         }
         println!("level {level}: {total} bytes, {time:?}");

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::error::TraceError;
+use super::event::{Block, Event, NO_VCPU};
 use super::reader::TraceReader;
-use crate::record::{Block, Event, TraceError, NO_VCPU};
 
 /// The lines that one agent wrote and another then got: a bit for each of the 64 lines of a page, by the
 /// page's number (physical address / 4096).
@@ -159,7 +160,7 @@ pub fn stale_blocks(trace: &TraceReader) -> Result<StaleBlocks, TraceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{SliceEnd, TraceWriter};
+    use crate::trace::{SliceEnd, TraceWriter};
 
     fn block(id: u64, vcpu: u8, paddr: u64) -> Block {
         Block {

@@ -1,9 +1,9 @@
 //! What a trace consists of, told from its chunk headers.
 
+use super::error::TraceError;
+use super::event::Kind;
+use super::format::{ChunkKind, EventTable};
 use super::scan::Located;
-use crate::record::error::TraceError;
-use crate::record::event::Kind;
-use crate::record::format::{ChunkKind, EventTable};
 
 /// The share of one kind of event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

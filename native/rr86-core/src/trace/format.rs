@@ -46,7 +46,13 @@ pub const CHECKPOINT_CHUNK: usize = 1 << 20;
 pub const MAX_STATE: u64 = 256 << 20;
 /// Pages that one chunk tells of.
 const PAGES_A_CHUNK: usize = 4096;
-const PAGE: usize = crate::memory::PAGE_SIZE as usize;
+
+/// Bytes of a page of RAM, as checkpoints and hand-offs count them.
+pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
+/// Bits of an address within a page.
+pub const PAGE_SHIFT: u32 = 12;
+/// Bits of an address within one of the lines that hand-offs tell of.
+pub const LINE_SHIFT: u32 = 6;
 
 /// What a chunk holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -356,7 +362,7 @@ impl PagesTable {
 
     /// Length that the payload must have.
     pub fn payload(&self) -> usize {
-        PAGE * self.pages.iter().filter(|(_, zero)| !zero).count()
+        PAGE_SIZE * self.pages.iter().filter(|(_, zero)| !zero).count()
     }
 }
 

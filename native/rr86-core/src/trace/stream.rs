@@ -3,11 +3,10 @@
 use std::sync::mpsc::{channel, sync_channel, Receiver, Sender, TryRecvError};
 use std::thread::JoinHandle;
 
+use super::error::TraceError;
+use super::event::{Block, Event};
 use super::reader::TraceReader;
 use crate::host_time::{HostTime, Stopwatch};
-use crate::record::error::TraceError;
-use crate::record::event::Event;
-use crate::translate::ahead::Guess;
 
 /// Chunks that may wait, decoded, for the consumer.
 const AHEAD: usize = 1;
@@ -22,7 +21,7 @@ pub struct EventStream {
     batches: Option<Receiver<Batch>>,
     thread: Option<JoinHandle<()>>,
     current: std::vec::IntoIter<(u64, Event)>,
-    guesses: Option<Guesses>,
+    blocks: Option<Upcoming>,
     /// Event chunks of the trace up to the one that is being given out.
     chunks: usize,
     error: Option<TraceError>,
@@ -31,19 +30,19 @@ pub struct EventStream {
 }
 
 /// The blocks of the chunks that have been decoded, for whoever translates them ahead.
-pub struct Guesses {
-    batches: Receiver<Vec<Guess>>,
-    current: std::vec::IntoIter<Guess>,
+pub struct Upcoming {
+    batches: Receiver<Vec<Block>>,
+    current: std::vec::IntoIter<Block>,
 }
 
-impl Iterator for Guesses {
+impl Iterator for Upcoming {
     /// `Some(None)` while the next chunk is not there.
-    type Item = Option<Guess>;
+    type Item = Option<Block>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some(guess) = self.current.next() {
-                return Some(Some(guess));
+            if let Some(block) = self.current.next() {
+                return Some(Some(block));
             }
             match self.batches.try_recv() {
                 Ok(batch) => self.current = batch.into_iter(),
@@ -55,45 +54,47 @@ impl Iterator for Guesses {
 }
 
 /// The blocks that come into being in a chunk.
-fn guesses(events: &[(u64, Event)]) -> Vec<Guess> {
-    let guess = |(_, event): &(u64, Event)| match event {
-        Event::Link(block) => Some(Guess {
-            serial: block.id,
-            linear: block.pc,
-            paddr: block.paddr,
-            len: block.len,
-            mode: block.mode,
-            digest: block.digest,
-        }),
+fn linked(events: &[(u64, Event)]) -> Vec<Block> {
+    let block = |(_, event): &(u64, Event)| match event {
+        Event::Link(block) => Some(*block),
         _ => None,
     };
-    events.iter().filter_map(guess).collect()
+    events.iter().filter_map(block).collect()
 }
 
-impl EventStream {
-    pub(super) fn new(reader: TraceReader, from: usize) -> Self {
-        Self::start(reader, from, None)
+impl TraceReader {
+    /// All events from the start, in the order of their pushes.
+    pub fn stream(&self) -> EventStream {
+        self.stream_from(0)
     }
 
-    /// A stream that also tells, a chunk or two ahead, which blocks will be.
-    pub(super) fn with_guesses(reader: TraceReader, from: usize) -> Self {
+    /// All events from event chunk `n` on.
+    pub fn stream_from(&self, n: usize) -> EventStream {
+        EventStream::start(self.clone(), n, None)
+    }
+
+    /// The same, for a replay that may have blocks translated ahead: the stream also gives, a chunk or two
+    /// ahead, the blocks that will be.
+    pub fn stream_for_replay(&self, n: usize) -> EventStream {
         let (sender, batches) = channel();
-        let mut stream = Self::start(reader, from, Some(sender));
-        stream.guesses = Some(Guesses {
+        let mut stream = EventStream::start(self.clone(), n, Some(sender));
+        stream.blocks = Some(Upcoming {
             batches,
             current: Vec::new().into_iter(),
         });
         stream
     }
+}
 
-    fn start(reader: TraceReader, from: usize, foretell: Option<Sender<Vec<Guess>>>) -> Self {
+impl EventStream {
+    fn start(reader: TraceReader, from: usize, foretell: Option<Sender<Vec<Block>>>) -> Self {
         let (sender, batches) = sync_channel(AHEAD);
         let decode_all = move || {
             for n in from..reader.chunk_count() {
                 let batch = reader.chunk(n).map(Some);
                 if let (Some(foretell), Ok(Some(events))) = (&foretell, &batch) {
-                    // Nobody need listen.
-                    let _ = foretell.send(guesses(events));
+                    // The replay may not want them.
+                    let _ = foretell.send(linked(events));
                 }
                 let last = batch.is_err();
                 if sender.send(batch).is_err() || last {
@@ -113,30 +114,30 @@ impl EventStream {
             batches: thread.is_some().then_some(batches),
             thread,
             current: Vec::new().into_iter(),
-            guesses: None,
+            blocks: None,
             chunks: from,
             waited: HostTime::default(),
         }
     }
 
     /// How long the consumer has waited so far.
-    pub(super) fn waited(&self) -> HostTime {
+    pub fn waited(&self) -> HostTime {
         self.waited
     }
 
-    /// What a stream made for it tells of blocks to come; once.
-    pub(super) fn take_guesses(&mut self) -> Option<Guesses> {
-        self.guesses.take()
+    /// The blocks to come, if the stream was made for a replay; once.
+    pub fn take_blocks(&mut self) -> Option<Upcoming> {
+        self.blocks.take()
     }
 
     /// Where the stream stands: how many event chunks of the trace it has begun to give out, and how many
     /// events of the last one are left.
-    pub(super) fn position(&self) -> (usize, usize) {
+    pub fn position(&self) -> (usize, usize) {
         (self.chunks, self.current.len())
     }
 
     /// The event after the last one that was given out, if it is in the same chunk.
-    pub(super) fn upcoming(&self) -> Option<&Event> {
+    pub fn upcoming(&self) -> Option<&Event> {
         self.current.as_slice().first().map(|(_, event)| event)
     }
 

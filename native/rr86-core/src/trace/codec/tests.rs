@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::record::event::{Access, Event, SliceEnd, Value};
-use crate::record::format::{ChunkHeader, EventTable, CHUNK_HEADER};
+use crate::trace::event::{Access, Block, Event, SliceEnd, Value};
+use crate::trace::format::{ChunkHeader, EventTable, CHUNK_HEADER};
 
 /// Numbers of every magnitude: small ones, neighbours of powers of two, any.
 fn number() -> impl Strategy<Value = u64> {
@@ -205,7 +205,7 @@ proptest! {
             counts,
             columns: columns
                 .iter()
-                .map(|(kind, column, bytes)| crate::record::format::Column {
+                .map(|(kind, column, bytes)| crate::trace::format::Column {
                     kind: *kind,
                     column: *column,
                     raw_len: bytes.len() as u32,
@@ -220,7 +220,7 @@ proptest! {
 
 #[test]
 fn kinds_and_columns_of_a_later_version_are_passed_over() {
-    use crate::record::format::Column;
+    use crate::trace::format::Column;
     // Slice, an event of kind 200, slice; kind 200 has a second column and slices have a ninth.
     let parts: [(u8, u8, &[u8]); 8] = [
         (0, 0, &[1, 200, 1]),

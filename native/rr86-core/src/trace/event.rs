@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 /// "No vCPU" where an event names one: a device's DMA, a loader, a page without an owner.
 pub const NO_VCPU: u8 = 0xff;
+/// `Input.source` of the serial console.
+pub const CONSOLE: u8 = 0;
 /// `Stop.reason` of a machine that waits for ever.
 pub const DEADLOCK: u8 = 8;
 

@@ -9,11 +9,11 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use super::codec::MAX_EVENTS;
+use super::format::{self, ChunkHeader, ChunkKind, Codec, CHUNK_HEADER};
 use super::scan::Located;
-use crate::record::codec::MAX_EVENTS;
-use crate::record::format::{self, ChunkHeader, ChunkKind, Codec, CHUNK_HEADER};
-use crate::record::tail::{self, Record, FILE_HEADER, RECORD};
-use crate::record::varint::{put, Cursor};
+use super::tail::{self, Record, FILE_HEADER, RECORD};
+use super::varint::{put, Cursor};
 
 /// The most bytes of a side file that are read; rr86 keeps it far below.
 const MOST: u64 = 1 << 30;

@@ -3,11 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::error::TraceError;
+use super::event::{Access, Event, Kind, NO_VCPU};
+use super::format::{LINE_SHIFT, PAGE_SHIFT};
 use super::reader::TraceReader;
-use crate::memory::ram::LINE_SHIFT;
-use crate::memory::PAGE_SHIFT;
-use crate::record::error::TraceError;
-use crate::record::event::{Access, Event, Kind, NO_VCPU};
 
 /// A hand-off as the trace has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

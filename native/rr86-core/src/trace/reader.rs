@@ -11,17 +11,15 @@ use std::sync::{Arc, Mutex};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::checkpoints::{self, CheckpointInfo};
+use super::codec;
+use super::error::TraceError;
+use super::event::{Event, Kind};
+use super::format::{self, ChunkHeader, ChunkKind, Codec, EventTable, PAGE_SIZE};
 use super::scan::{self, Located};
-use super::stream::EventStream;
+use super::side_file::{self, SideFile};
 use super::summary::Summary;
-use super::tail::{self, SideFile};
-use crate::record::codec;
-use crate::record::error::TraceError;
-use crate::record::event::{Event, Kind};
-use crate::record::format::{self, ChunkHeader, ChunkKind, Codec, EventTable};
-use crate::record::varint::Cursor;
-
-const PAGE: usize = crate::memory::PAGE_SIZE as usize;
+use super::tail;
+use super::varint::Cursor;
 
 /// An image that a trace holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +42,7 @@ pub struct ChunkInfo {
     pub stored_len: u64,
     pub events: u32,
     /// The lowest and the highest moment of its events, each an instruction count and a vCPU
-    /// ([`crate::record::NO_VCPU`] for an event of the whole machine). Moments may go back by up
+    /// ([`crate::trace::NO_VCPU`] for an event of the whole machine). Moments may go back by up
     /// to a slice within a chunk and from one chunk to the next.
     pub first: (u64, u8),
     pub last: (u64, u8),
@@ -309,21 +307,6 @@ impl TraceReader {
         codec::decode(&table, &payload).map_err(|why| chunk.malformed(why))
     }
 
-    /// All events from the start, in the order of their pushes.
-    pub fn stream(&self) -> EventStream {
-        self.stream_from(0)
-    }
-
-    /// All events from event chunk `n` on.
-    pub fn stream_from(&self, n: usize) -> EventStream {
-        EventStream::new(self.clone(), n)
-    }
-
-    /// The same, for a replay that may have blocks translated ahead.
-    pub fn stream_for_replay(&self, n: usize) -> EventStream {
-        EventStream::with_guesses(self.clone(), n)
-    }
-
     /// The whole checkpoints, in their order.
     pub fn checkpoints(&self) -> Result<Vec<CheckpointInfo>, TraceError> {
         checkpoints::list(&self.trace.chunks)
@@ -344,13 +327,13 @@ impl TraceReader {
     pub fn checkpoint_pages<E: From<TraceError>>(
         &self,
         info: &CheckpointInfo,
-        mut put: impl FnMut(usize, &[u8; PAGE]) -> Result<(), E>,
+        mut put: impl FnMut(usize, &[u8; PAGE_SIZE]) -> Result<(), E>,
     ) -> Result<(), E> {
         let chunks = &self.trace.chunks[..info.state.start];
         for (at, wanted) in checkpoints::newest_pages(chunks)? {
             let raw = self.trace.blob(&chunks[at])?;
             for (page, slot) in wanted {
-                let bytes = raw.get(slot * PAGE..).and_then(<[u8]>::first_chunk);
+                let bytes = raw.get(slot * PAGE_SIZE..).and_then(<[u8]>::first_chunk);
                 let bytes = bytes.ok_or_else(|| {
                     E::from(chunks[at].malformed("it has fewer pages than it says"))
                 })?;
@@ -387,7 +370,7 @@ impl Trace {
             // All events are in the trace.
             return;
         }
-        match tail::read(&self.path, &self.header, &self.chunks, offset) {
+        match side_file::read(&self.path, &self.header, &self.chunks, offset) {
             Ok(None) => {}
             Ok(Some((more, side))) => {
                 let from = self.chunks.len();
@@ -397,7 +380,7 @@ impl Trace {
             }
             Err(_) => {
                 self.side = Some(SideFile {
-                    path: crate::record::tail::beside(&self.path),
+                    path: tail::beside(&self.path),
                     events: 0,
                     left_out: Some("it cannot be read"),
                 });

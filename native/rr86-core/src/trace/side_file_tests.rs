@@ -1,7 +1,7 @@
 //! The side file of a trace that was cut off: what it adds, and when it is left out.
 
 use super::*;
-use crate::record::tail::{beside, file_header, FILE_HEADER};
+use crate::trace::tail::{beside, file_header, FILE_HEADER};
 
 /// Writes `chunks` and dies with the last of them under way: the trace's bytes and the side file's, as a
 /// killed recorder leaves them. `kept` events of the last chunk are in the side file.
