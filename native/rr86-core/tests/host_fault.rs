@@ -7,9 +7,9 @@ use std::path::Path;
 
 use rr86_core::record::{Recorder, Stop};
 use rr86_core::replay::Replayer;
+use rr86_core::runtime::signals::HostFault;
 use rr86_core::schedule::{Conditions, Policy, Scheduler};
 use rr86_core::trace::{Event, TraceReader};
-use rr86_core::translate::signals::HostFault;
 use support::{machine, PROGRAM};
 
 /// The fourth instruction of the program, `nop`, begins its second block.

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use rr86_core::record::Stop;
 use rr86_core::replay::Replayer;
+use rr86_core::runtime::oracle::Verdict;
 use rr86_core::schedule::Conditions;
 use rr86_core::trace::{Event, TraceReader};
-use rr86_core::translate::oracle::Verdict;
 use support::{machine, record, rewrite};
 
 fn verdict(path: &Path, verify: bool) -> Verdict {

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use super::observe;
 use crate::contents::Contents;
 use crate::host_time::{Cadence, HostTime, Phase, Spent, Stopwatch};
+use crate::runtime::engine::StopCause;
+use crate::runtime::windows::WindowPolicy;
 use crate::schedule::{CheckpointError, Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
 use crate::trace::{Event, TraceError, TraceWriter, CONSOLE};
-use crate::translate::engine::StopCause;
-use crate::translate::windows::WindowPolicy;
 
 /// Instructions between two sets of digests, and the most that a chunk covers.
 pub const DIGEST_INTERVAL: u64 = 100_000_000;
@@ -30,7 +30,7 @@ pub enum Stop {
     End,
     /// Every vCPU waits, and nothing but input could wake one.
     Deadlock,
-    /// Translated code failed on the host; see [`crate::translate::engine::Engine::host_fault`].
+    /// Translated code failed on the host; see [`crate::runtime::engine::Engine::host_fault`].
     Failed,
 }
 

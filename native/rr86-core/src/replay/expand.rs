@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use super::expansion::{ExpansionWriter, Part, Sync};
 use crate::cpu::save;
+use crate::runtime::inputs::{InputLog, Inputs};
+use crate::runtime::storelog::StoreLog;
 use crate::schedule::Machine;
 use crate::trace::TraceError;
-use crate::translate::inputs::{InputLog, Inputs};
-use crate::translate::storelog::StoreLog;
 
 pub struct Expander {
     writer: ExpansionWriter,

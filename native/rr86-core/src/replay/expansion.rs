@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::memory::PAGE_SIZE;
+use crate::runtime::inputs::{Acquired, Delivery, Tape};
+use crate::runtime::storelog::StoreEntry;
 use crate::trace::format::{self, ChunkHeader, ChunkKind, Codec, CHUNK_HEADER};
 use crate::trace::varint::{apply, delta, put, Cursor};
 use crate::trace::{TraceError, TraceReader};
-use crate::translate::inputs::{Acquired, Delivery, Tape};
-use crate::translate::storelog::StoreEntry;
 
 const MAGIC: [u8; 8] = *b"\x89RR86x\r\n";
 /// Raised with every change; there is no compatibility.

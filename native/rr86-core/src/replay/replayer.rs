@@ -1,7 +1,7 @@
 //! The replayer: a machine that is fed decisions and inputs from a trace, and compared with what the
 //! recorder saw.
 
-use crate::translate::windows::WindowPolicy;
+use crate::runtime::windows::WindowPolicy;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::thread::available_parallelism;
@@ -17,14 +17,14 @@ use crate::memory::pages::DEVICE;
 use crate::memory::ram::LINE_SHIFT;
 use crate::memory::{PAGE_SHIFT, PAGE_SIZE};
 use crate::record::{completed_line, observed_event, window, Stop};
+use crate::runtime::ahead::Guess;
+use crate::runtime::engine::StopCause;
 use crate::schedule::{CheckpointError, Conditions, Decision, Machine, SliceReport, Wait};
 use crate::trace::{format, survey};
 use crate::trace::{
     Block, CheckpointInfo, Event, EventStream, SliceEnd, TraceError, TraceReader, CONSOLE,
     DEADLOCK, NO_VCPU,
 };
-use crate::translate::ahead::Guess;
-use crate::translate::engine::StopCause;
 
 /// Instructions in a slice of a free run that the recording has no suggestion for.
 const FREE_SLICE: u64 = 10_000;

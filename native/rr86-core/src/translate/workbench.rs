@@ -7,36 +7,47 @@
 
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess};
 
-use super::cache::Block;
-use super::classify::{shape, Class};
-use super::code::{Relocation, Slot, Trap};
-use super::emit::{Fixup, Stream};
-use super::mode::Mode;
-use super::offered::Offered;
-use super::runs::{Second, Use};
+use crate::translate::code::{Relocation, Slot, Trap};
+use crate::translate::decode::classify::{shape, Class};
+use crate::translate::decode::offered::Offered;
+use crate::translate::lower::emit::{Fixup, Stream};
+use crate::translate::mode::Mode;
+use crate::translate::optimise::runs::{Second, Use};
+
+/// What a block is made from.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    pub bytes: &'a [u8],
+    pub rip: u64,
+    pub mode: Mode,
+    /// Its last instruction may reach into another page.
+    pub whole: bool,
+    /// Instructions.
+    pub count: usize,
+}
 
 /// What a thread needs to translate blocks.
 pub struct Workbench {
     offered: Offered,
-    pub(super) info: InstructionInfoFactory,
-    pub(super) encoder: Encoder,
+    pub(in crate::translate) info: InstructionInfoFactory,
+    pub(in crate::translate) encoder: Encoder,
     /// Host code to put in front of the instruction at this rip; for tests.
-    pub(super) planted: Option<(u64, Box<[u8]>)>,
+    pub planted: Option<(u64, Box<[u8]>)>,
     /// Where the code of each instruction of the last block begins.
-    pub(super) starts: Vec<u32>,
-    pub(super) hot: Vec<u8>,
-    pub(super) cold: Vec<u8>,
-    pub(super) fixups: Vec<Fixup>,
-    pub(super) notes: Vec<(Stream, usize)>,
-    pub(super) slots: Vec<Slot>,
-    pub(super) traps: Vec<Trap>,
-    pub(super) seconds: Vec<Second>,
+    pub(in crate::translate) starts: Vec<u32>,
+    pub(in crate::translate) hot: Vec<u8>,
+    pub(in crate::translate) cold: Vec<u8>,
+    pub(in crate::translate) fixups: Vec<Fixup>,
+    pub(in crate::translate) notes: Vec<(Stream, usize)>,
+    pub(in crate::translate) slots: Vec<Slot>,
+    pub(in crate::translate) traps: Vec<Trap>,
+    pub(in crate::translate) seconds: Vec<Second>,
     /// Offsets of a run's accesses, and what of it is written.
-    pub(super) offsets: Vec<Option<i64>>,
-    pub(super) written: Vec<(i64, i64)>,
+    pub(in crate::translate) offsets: Vec<Option<i64>>,
+    pub(in crate::translate) written: Vec<(i64, i64)>,
     /// Those of code that has been appended to the buffer.
-    pub(super) bytes: Vec<u8>,
-    pub(super) relocations: Vec<Relocation>,
+    pub bytes: Vec<u8>,
+    pub relocations: Vec<Relocation>,
     /// By the number of the instruction in the block.
     facts: Vec<Facts>,
     decoded: Decoded,
@@ -44,7 +55,7 @@ pub struct Workbench {
 
 /// The block that was decoded last: mostly one whose bytes have been fetched, and whose code is made next.
 #[derive(Default)]
-pub(super) struct Decoded {
+pub struct Decoded {
     pub insns: Vec<(Instruction, Class)>,
     /// What they follow from.
     bytes: Vec<u8>,
@@ -103,24 +114,24 @@ impl Workbench {
     }
 
     /// Forgets what is known about the instructions of the block before.
-    pub(super) fn begin(&mut self, instructions: usize) {
+    pub(in crate::translate) fn begin(&mut self, instructions: usize) {
         self.facts.clear();
         self.facts.resize(instructions, Facts::default());
         self.starts.clear();
     }
 
     /// Offset of the code of each instruction of the block that was translated last.
-    pub(super) fn starts(&self) -> &[u32] {
+    pub fn starts(&self) -> &[u32] {
         &self.starts
     }
 
     /// Takes what was decoded last; whoever takes it gives something back.
-    pub(super) fn take_decoded(&mut self) -> Decoded {
+    pub fn take_decoded(&mut self) -> Decoded {
         std::mem::take(&mut self.decoded)
     }
 
     /// Keeps instructions that were just decoded from these bytes.
-    pub(super) fn keep_decoded(
+    pub fn keep_decoded(
         &mut self,
         decoded: Decoded,
         bytes: &[u8],
@@ -139,23 +150,27 @@ impl Workbench {
     }
 
     /// Takes the instructions of a block, decoded anew if need be.
-    pub(super) fn decode(&mut self, block: &Block) -> Decoded {
+    pub fn decode(&mut self, source: &Source<'_>) -> Decoded {
+        let &Source {
+            bytes,
+            rip,
+            mode,
+            whole,
+            count,
+        } = source;
         let decoded = self.take_decoded();
-        let whole = block.second.is_some();
-        let count = usize::from(block.count);
-        if decoded.rip == block.rip
-            && decoded.mode == block.mode
+        if decoded.rip == rip
+            && decoded.mode == mode
             && decoded.whole == whole
             && decoded.insns.len() == count
-            && decoded.bytes[..] == block.bytes[..]
+            && decoded.bytes[..] == *bytes
         {
             return decoded;
         }
-        let (rip, mode) = (block.rip, block.mode);
         let mut decoded = decoded.emptied();
         let again = shape::cut_into(
             &mut decoded.insns,
-            &block.bytes,
+            bytes,
             rip,
             mode,
             &self.offered,
@@ -163,22 +178,29 @@ impl Workbench {
             whole,
         );
         assert!(again, "a block's own bytes make the block again");
-        self.keep_decoded(decoded, &block.bytes, rip, mode, whole);
+        self.keep_decoded(decoded, bytes, rip, mode, whole);
         self.take_decoded()
     }
 
     /// Gives back what was taken.
-    pub(super) fn give_decoded(&mut self, decoded: Decoded) {
+    pub fn give_decoded(&mut self, decoded: Decoded) {
         self.decoded = decoded;
     }
 
     /// What `Emitter::use_of` has said of the instruction with this number.
-    pub(super) fn used(&mut self, index: usize) -> &mut Option<Result<Option<Use>, ()>> {
+    pub(in crate::translate) fn used(
+        &mut self,
+        index: usize,
+    ) -> &mut Option<Result<Option<Use>, ()>> {
         &mut self.facts[index].used
     }
 
     /// How the instruction with this number uses its operands, in its general form.
-    pub(super) fn operands(&mut self, index: usize, general: &Instruction) -> [OpAccess; 5] {
+    pub(in crate::translate) fn operands(
+        &mut self,
+        index: usize,
+        general: &Instruction,
+    ) -> [OpAccess; 5] {
         if let Some(known) = self.facts[index].operands {
             return known;
         }
@@ -197,7 +219,7 @@ impl Workbench {
     }
 
     /// Bits of the general-purpose registers that the instruction with this number changes.
-    pub(super) fn changes(&mut self, index: usize, insn: &Instruction) -> u16 {
+    pub(in crate::translate) fn changes(&mut self, index: usize, insn: &Instruction) -> u16 {
         if let Some(known) = self.facts[index].changes {
             return known;
         }

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use rr86_core::cpu::semantics::Semantics;
 use rr86_core::record::{Recorder, Stop};
+use rr86_core::runtime::engine::BlockLimits;
+use rr86_core::runtime::protocol::Protocol;
 use rr86_core::schedule::{Conditions, Machine, MachineConfig, Policy, Scheduler};
 use rr86_core::trace::{Event, TraceReader, TraceWriter};
-use rr86_core::translate::engine::BlockLimits;
-use rr86_core::translate::protocol::Protocol;
 
 const ENTRY: u64 = 0x10_0000;
 /// Two vCPUs count together and note what they saw, each in a place of its own:
