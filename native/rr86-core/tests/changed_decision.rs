@@ -4,20 +4,18 @@ mod support;
 
 use std::path::Path;
 
-use rr86_core::record::Stop;
-use rr86_core::replay::{Divergence, ReplayError, Replayer};
-use rr86_core::schedule::Conditions;
+use rr86_core::session::{Conditions, Divergence, Session, SessionError, Stop};
 use rr86_core::trace::{Event, TraceReader};
 use support::{machine, record, rewrite};
 
-fn replay(path: &Path) -> Result<Stop, ReplayError> {
+fn replay(path: &Path) -> Result<Stop, SessionError> {
     let reader = TraceReader::open(path).expect("a trace");
-    Replayer::new(machine(false), reader.stream(), true).run(u64::MAX, &mut Conditions::default())
+    Session::replay(machine(false), reader.stream(), true).run(u64::MAX, &mut Conditions::default())
 }
 
 /// The divergence of a recording after `change`, which gets the position of the tenth slice, and that
 /// slice's moment.
-fn divergence(change: impl FnOnce(&mut Vec<(u64, Event)>, usize)) -> (Divergence, u64) {
+fn divergence(change: impl FnOnce(&mut Vec<(u64, Event)>, usize)) -> (Box<Divergence>, u64) {
     let folder = tempfile::tempdir().expect("a folder");
     let (good, bad) = (folder.path().join("good"), folder.path().join("bad"));
     record(&good);
@@ -33,7 +31,7 @@ fn divergence(change: impl FnOnce(&mut Vec<(u64, Event)>, usize)) -> (Divergence
         change(events, at);
     });
     match replay(&bad) {
-        Err(ReplayError::Divergence(divergence)) => (divergence, moment),
+        Err(SessionError::Divergence(divergence)) => (divergence, moment),
         other => panic!("no divergence: {other:?}"),
     }
 }

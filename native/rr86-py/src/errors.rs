@@ -3,8 +3,7 @@
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::PyErr;
-use rr86_core::replay::ReplayError;
-use rr86_core::schedule;
+use rr86_core::session::{self as schedule, SessionError};
 
 create_exception!(
     rr86._native,
@@ -62,10 +61,10 @@ pub fn checkpoint(error: schedule::CheckpointError) -> PyErr {
     }
 }
 
-pub fn replay(error: ReplayError) -> PyErr {
+pub fn session(error: SessionError) -> PyErr {
     match error {
-        ReplayError::Trace(e) => trace(e),
-        ReplayError::Divergence(e) => DivergenceError::new_err(e.to_string()),
-        ReplayError::Checkpoint(e) => checkpoint(e),
+        SessionError::Trace(e) => trace(e),
+        SessionError::Divergence(e) => DivergenceError::new_err(e.to_string()),
+        SessionError::Checkpoint(e) => checkpoint(e),
     }
 }

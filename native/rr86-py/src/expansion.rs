@@ -5,7 +5,7 @@ use std::path::Path;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use rr86_core::memory::pages::DEVICE;
-use rr86_core::replay;
+use rr86_core::session;
 use rr86_core::trace::TraceReader;
 
 use crate::errors;
@@ -22,7 +22,7 @@ type Store<'py> = (
 );
 
 #[pyclass(frozen, module = "rr86._native")]
-pub struct ExpansionReader(replay::ExpansionReader);
+pub struct ExpansionReader(session::ExpansionReader);
 
 #[pymethods]
 impl ExpansionReader {
@@ -31,7 +31,7 @@ impl ExpansionReader {
     fn open(trace: &str, path: &str) -> PyResult<Option<Self>> {
         let trace = TraceReader::open(Path::new(trace)).map_err(errors::trace)?;
         let reader =
-            replay::ExpansionReader::open(Path::new(path), &trace).map_err(errors::trace)?;
+            session::ExpansionReader::open(Path::new(path), &trace).map_err(errors::trace)?;
         Ok(reader.map(Self))
     }
 

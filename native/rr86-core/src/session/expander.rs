@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::expansion::{ExpansionWriter, Part, Sync};
+use super::machine::Machine;
 use crate::cpu::save;
 use crate::runtime::inputs::{InputLog, Inputs};
 use crate::runtime::storelog::StoreLog;
-use crate::schedule::Machine;
 use crate::trace::TraceError;
 
 pub struct Expander {

@@ -6,7 +6,7 @@
 
 use thiserror::Error;
 
-use super::machine::{Decision, SliceStop};
+use super::slice::{Decision, SliceStop};
 
 /// The policies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@ use std::any::Any;
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::slice::{Ending, Slice, Slices, Wait};
 use crate::contents::Contents;
 use crate::cpu::cpuid::{CpuidRow, CpuidTable};
 use crate::cpu::registers::{self, RegisterError};
@@ -18,9 +19,9 @@ use crate::cpu::state::{Activity, CpuState, RFlags};
 use crate::host_time::{Phase, Stopwatch};
 use crate::machine::fw_cfg_dma::Access;
 use crate::machine::{Board, BoardConfig, Signal};
-use crate::runtime::dispatch::{RunEnd, Span};
-use crate::runtime::engine::{Agent, BlockLimits, Engine, HostError, StopCause};
-use crate::runtime::windows::Window;
+use crate::runtime::dispatch::RunEnd;
+use crate::runtime::engine::{Agent, BlockLimits, Engine, HostError};
+use crate::runtime::windows::WindowPolicy;
 
 /// What a machine is made of.
 #[derive(Clone, Debug)]
@@ -41,10 +42,6 @@ pub struct MachineConfig {
     pub semantics: Semantics,
 }
 
-/// Instructions that a slice has before PAUSE gives way: vCPUs that wait for each other, or for the
-/// time, would otherwise take turns at every PAUSE, with a decision for each.
-const SPIN: u64 = 1_000;
-
 /// A machine that cannot be built or run.
 #[derive(Debug, Error)]
 pub enum MachineError {
@@ -62,79 +59,6 @@ pub enum MachineError {
     Register(#[from] RegisterError),
     #[error("blocks have 1 to 64 instructions, not {0}")]
     BlockLength(usize),
-}
-
-/// Which vCPU runs next, and for how many instructions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decision {
-    pub vcpu: usize,
-    pub budget: u64,
-}
-
-/// Why the machine ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    PowerOff,
-    Reset,
-    /// isa-debug-exit, with the exit status that QEMU would give.
-    DebugExit(u32),
-    /// A vCPU shut down after a triple fault.
-    TripleFault {
-        vcpu: usize,
-    },
-}
-
-/// What happens before the next slice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// Some vCPU can run.
-    Ready,
-    /// Virtual time jumped to this many nanoseconds, and now some vCPU can run, or has to wait on.
-    Skipped(u64),
-    /// Nobody can run and no timer is set: only input could wake the machine.
-    Deadlock,
-    Ended(Ending),
-}
-
-/// Why a slice ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SliceStop {
-    Quantum,
-    Pause,
-    Halt,
-    Deadline,
-    Ended(Ending),
-    /// Switched out between two steps of the block protocol.
-    Window(Window),
-}
-
-/// What became of a slice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SliceReport {
-    /// It is over.
-    Done {
-        vcpu: usize,
-        start: u64,
-        instructions: u64,
-        stop: SliceStop,
-    },
-    /// The debugger's stop inside the slice; `resume` goes on with it.
-    Stopped(StopCause),
-    /// Translated code failed on the host. The slice has no end, and nothing runs any more.
-    Failed,
-    /// The call has lasted long enough; `resume` goes on with the slice.
-    TimeUp,
-}
-
-/// A slice under way.
-#[derive(Clone, Copy, Debug)]
-struct Slice {
-    vcpu: usize,
-    start: u64,
-    /// Instructions that the decision still allows.
-    left: u64,
-    /// Why it ends when these are used up.
-    stop: SliceStop,
 }
 
 /// What could make a vCPU that does not run act.
@@ -156,17 +80,15 @@ impl Sleeper {
     }
 }
 
+/// A machine, between two slices or inside one.
 pub struct Machine {
     pub engine: Box<Engine>,
-    slice: Option<Slice>,
+    pub(super) slice: Option<Slice>,
     /// How the engine ended at a stop by instruction count, still to be acted upon.
-    after_stop: Option<RunEnd>,
-    ending: Option<Ending>,
-    /// Whether timers may cut slices short; a replayer's decisions are already cut.
-    pub cut_at_deadlines: bool,
-    /// Run decisions to the instruction; a recorded slice may end inside a block when the debugger
-    /// ended the recording there.
-    pub exact: bool,
+    pub(super) after_stop: Option<RunEnd>,
+    pub(super) ending: Option<Ending>,
+    /// Whether the slices that it is given are new or recorded.
+    pub slices: Slices,
     /// The debugger's icount stop.
     pub stop_at: Option<u64>,
 }
@@ -210,8 +132,7 @@ impl Machine {
             slice: None,
             after_stop: None,
             ending: None,
-            cut_at_deadlines: true,
-            exact: false,
+            slices: Slices::New,
             stop_at: None,
         })
     }
@@ -224,6 +145,12 @@ impl Machine {
     pub fn board(&mut self) -> &mut Board {
         let bus: &mut dyn Any = self.engine.bus.as_mut();
         bus.downcast_mut().expect("a machine's bus is its board")
+    }
+
+    /// Switches vCPUs in the windows of the block protocol, with a probability of `bias` in 65,536 each.
+    pub fn draw_windows(&mut self, seed: u64, bias: u32) {
+        let state = seed ^ 0xa5a5_5a5a_1234_5678;
+        self.engine.set_windows(WindowPolicy::Draw { state, bias });
     }
 
     // ---- before and between runs -----------------------------------------------------------------
@@ -381,7 +308,7 @@ impl Machine {
             .collect()
     }
 
-    fn others_can_run(&self, vcpu: usize) -> bool {
+    pub(super) fn others_can_run(&self, vcpu: usize) -> bool {
         (0..self.engine.vcpu_count())
             .any(|v| v != vcpu && self.engine.cpu(v).activity == Activity::Active)
     }
@@ -424,7 +351,7 @@ impl Machine {
     }
 
     /// Serves the board's signals and DMA. `hurried`: false is returned if the time is up before all is done.
-    fn serve(&mut self, hurried: bool) -> bool {
+    pub(super) fn serve(&mut self, hurried: bool) -> bool {
         while self.board().has_signals() {
             if !self.serve_dma(hurried) {
                 return false;
@@ -449,7 +376,7 @@ impl Machine {
     }
 
     /// Ends a vCPU's HLT when an interrupt or NMI is there for it.
-    fn wake(&mut self, v: usize) -> bool {
+    pub(super) fn wake(&mut self, v: usize) -> bool {
         let cpu = self.engine.cpu(v);
         if cpu.activity != Activity::Halted {
             return cpu.activity == Activity::Active;
@@ -461,35 +388,6 @@ impl Machine {
             self.engine.cpu_mut(v).activity = Activity::Active;
         }
         due
-    }
-
-    /// Starts a slice and runs it to its end or to a stop.
-    pub fn run_slice(&mut self, decision: Decision) -> SliceReport {
-        let now = self.engine.now();
-        let mut slice = Slice {
-            vcpu: decision.vcpu,
-            start: self.engine.icount(),
-            left: decision.budget,
-            stop: SliceStop::Quantum,
-        };
-        self.cut(&mut slice, now);
-        self.engine.begin_slice();
-        self.slice = Some(slice);
-        self.resume()
-    }
-
-    /// Shortens a slice so that it ends at the next timer.
-    fn cut(&mut self, slice: &mut Slice, now: u64) {
-        if !self.cut_at_deadlines {
-            return;
-        }
-        if let Some(at) = self.board().next_deadline() {
-            let until = at.saturating_sub(now).max(1);
-            if until < slice.left {
-                slice.left = until;
-                slice.stop = SliceStop::Deadline;
-            }
-        }
     }
 
     /// Stands between two slices, whatever was under way.
@@ -507,118 +405,5 @@ impl Machine {
     /// Whether a slice is under way, so that `resume` must be called before the next decision.
     pub fn inside_slice(&self) -> bool {
         self.slice.is_some()
-    }
-
-    /// Goes on with a slice that was stopped inside.
-    ///
-    /// # Panics
-    /// If no slice is under way.
-    pub fn resume(&mut self) -> SliceReport {
-        let mut slice = self.slice.take().expect("a slice is under way");
-        loop {
-            let before = self.engine.icount();
-            let (budget, exact) = match self.stop_at {
-                Some(at) if at >= before && at - before <= slice.left => (at - before, true),
-                _ => (slice.left, false),
-            };
-            let (count, end) = match self.after_stop.take() {
-                Some(end) => (0, Some(end)),
-                None if exact && budget == 0 => (0, None),
-                None => {
-                    let span = Span {
-                        budget,
-                        exact: exact || self.exact,
-                        beyond: slice.left.saturating_sub(budget),
-                        fitting: !self.exact,
-                        start: slice.start,
-                    };
-                    let others = self.others_can_run(slice.vcpu);
-                    // In terms of the slice, not of this call.
-                    let below = (budget + (before - slice.start)) as i64 - SPIN as i64 + 1;
-                    let yields = self.cut_at_deadlines && others;
-                    self.engine
-                        .set_pause_below(slice.vcpu, if yields { below } else { i64::MIN });
-                    self.engine.open_windows(others);
-                    let (count, end) = self.engine.run(slice.vcpu, span);
-                    (count, Some(end))
-                }
-            };
-            slice.left = slice.left.saturating_sub(count);
-            let (vcpu, start) = (slice.vcpu, slice.start);
-            let done = |machine: &Self, stop: SliceStop| SliceReport::Done {
-                vcpu,
-                start,
-                instructions: machine.engine.icount() - start,
-                stop,
-            };
-            let failed = end == Some(RunEnd::HostFault);
-            if exact && !failed && self.stop_at == Some(self.engine.icount()) {
-                // The moment has come, whatever else has; the slice goes on from here.
-                self.stop_at = None;
-                self.slice = Some(slice);
-                // With the slice used up to a block's end, going on would look for interrupts anew.
-                let over = slice.left == 0 && self.engine.inside_block(vcpu).is_none();
-                self.after_stop = end.filter(|&e| e != RunEnd::Budget || over);
-                return SliceReport::Stopped(StopCause::Moment);
-            }
-            let Some(end) = end else { continue };
-            match end {
-                RunEnd::Budget => return done(self, slice.stop),
-                RunEnd::Pause => {
-                    let spun = self.engine.icount() - slice.start >= SPIN;
-                    let yields = self.cut_at_deadlines && spun && self.others_can_run(slice.vcpu);
-                    if slice.left == 0 || yields {
-                        slice.left = 0;
-                        slice.stop = SliceStop::Pause;
-                    }
-                }
-                RunEnd::Halt | RunEnd::Signals if !self.serve(true) => {
-                    self.slice = Some(slice);
-                    self.after_stop = Some(end);
-                    return SliceReport::TimeUp;
-                }
-                RunEnd::Halt => {
-                    if let Some(ending) = self.ending {
-                        return done(self, SliceStop::Ended(ending));
-                    }
-                    if !self.wake(slice.vcpu) {
-                        return done(self, SliceStop::Halt);
-                    }
-                }
-                RunEnd::Signals => {
-                    if let Some(ending) = self.ending {
-                        return done(self, SliceStop::Ended(ending));
-                    }
-                    if self.engine.cpu(slice.vcpu).activity != Activity::Active {
-                        return done(self, SliceStop::Halt);
-                    }
-                    let now = self.engine.now();
-                    self.cut(&mut slice, now);
-                }
-                RunEnd::Stopped(cause) => {
-                    self.slice = Some(slice);
-                    return SliceReport::Stopped(cause);
-                }
-                RunEnd::HostFault => return SliceReport::Failed,
-                RunEnd::TimeUp => {
-                    self.slice = Some(slice);
-                    return SliceReport::TimeUp;
-                }
-                RunEnd::Window(window) => return done(self, SliceStop::Window(window)),
-                RunEnd::TripleFault => {
-                    let ending = Ending::TripleFault { vcpu: slice.vcpu };
-                    self.ending = Some(ending);
-                    return done(self, SliceStop::Ended(ending));
-                }
-            }
-            // Whether the decision had instructions left that the next block did not fit is not recorded. So
-            // what comes between two blocks is looked for at every end of a slice: the engine is asked once
-            // more, and says that the budget is used up.
-            let asked = self.semantics().interrupts_before_slice_ends();
-            // A recorded fetch window comes after all that the slice counts.
-            if slice.left == 0 && !asked && !self.engine.expects_fetch() {
-                return done(self, slice.stop);
-            }
-        }
     }
 }

@@ -1,14 +1,35 @@
-//! Adds checkpoints to a trace: a copy of it is written while it is replayed.
+//! Writes checkpoints; and adds them to a trace: a copy of it is written while it is replayed.
 //!
 //! A checkpoint can stand only between two event chunks, where the recorder took digests, so the copy
 //! has the chunks of the original as they are. Checkpoints that the original had are left out.
 
 use std::path::Path;
 
-use crate::record::write_checkpoint;
-use crate::schedule::Machine;
+use super::machine::Machine;
+use crate::host_time::{Phase, Stopwatch};
 use crate::trace::format::ChunkKind;
 use crate::trace::{TraceError, TraceReader, TraceWriter};
+
+/// Writes a checkpoint of a machine that stands between two slices, and whose digests these are.
+pub(super) fn write_checkpoint(
+    machine: &mut Machine,
+    writer: &mut TraceWriter,
+    digests: &[(String, u64)],
+) -> Result<(), TraceError> {
+    let watch = Stopwatch::start();
+    let waited = writer.waited();
+    let state = machine.save(digests);
+    let changed = machine.take_changed_pages();
+    let ram = &machine.engine.ram;
+    let pages = changed
+        .into_iter()
+        .map(|(page, zero)| (page, (!zero).then(|| ram.page(page))));
+    let written = writer.checkpoint(machine.engine.icount(), &state, pages);
+    let waiting = writer.waited().without(waited);
+    let own = watch.read().without(waiting);
+    machine.engine.spent.add(Phase::Checkpoints, own);
+    written
+}
 
 /// A copy under way.
 pub struct Checkpointer {

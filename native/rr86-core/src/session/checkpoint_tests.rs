@@ -6,7 +6,7 @@ use crate::cpu::semantics::Semantics;
 use crate::runtime::engine::BlockLimits;
 use crate::runtime::protocol::Protocol;
 use crate::runtime::windows::WindowPolicy;
-use crate::schedule::{MachineConfig, Policy, Scheduler, Wait};
+use crate::session::{MachineConfig, Policy, Scheduler, Wait};
 
 const ENTRY: u64 = 0x10_0000;
 /// ```text

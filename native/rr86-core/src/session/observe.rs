@@ -1,9 +1,9 @@
 //! What the engine observed, in the vocabulary of traces.
 
+use super::slice::{Ending, SliceStop};
 use crate::memory::pages::{HandOffKind, DEVICE, NOBODY};
 use crate::runtime::engine::Observed;
 use crate::runtime::windows::Window;
-use crate::schedule::{Ending, SliceStop};
 use crate::trace::{Access, Block, Event, SliceEnd, NO_VCPU};
 
 /// The event that tells of an observation.
