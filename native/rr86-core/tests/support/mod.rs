@@ -67,6 +67,7 @@ pub fn machine(oracle: bool) -> Machine {
 }
 
 /// Records some of the run.
+#[allow(dead_code)] // Not every test that shares this file wants just this.
 pub fn record(path: &Path) {
     let mut recorder = Session::record(machine(false), Scheduler::new(Policy::Uniform, 5, 1000));
     recorder
