@@ -10,7 +10,7 @@ use rr86_core::cpu::state::{sreg, CpuState, Segment, TableRegister, XsaveArea};
 use rr86_core::runtime::bus::Bus;
 use rr86_core::runtime::dispatch::{RunEnd, Span};
 use rr86_core::runtime::engine::{Agent, BlockLimits, Engine, HostError, Observed, StopCause};
-use rr86_core::translate::lower::emit::Hooks;
+use rr86_core::translate::lower::emitter::Hooks;
 use rr86_core::translate::shortcuts::Shortcuts;
 
 use crate::case::{

@@ -22,14 +22,15 @@ use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::runtime::cache::{Block, BlockId};
 use crate::runtime::codebuf::Room;
 use crate::runtime::engine::Engine;
+use crate::translate::block;
 use crate::translate::code::Code;
 use crate::translate::decode::classify::shape::{self, Shape};
 use crate::translate::decode::offered::Offered;
-use crate::translate::lower::emit::{self, Hooks, Request};
+use crate::translate::lower::emitter::{Hooks, Request};
 use crate::translate::lower::stubs::Stubs;
 use crate::translate::mode::Mode;
+use crate::translate::scratch::Scratch;
 use crate::translate::shortcuts::Shortcuts;
-use crate::translate::workbench::Workbench;
 
 /// Blocks that may lie on the shelf.
 const SHELF: usize = 4096;
@@ -173,7 +174,7 @@ fn translate(
     guess: &Guess,
     bytes: &[u8],
     settings: &Settings,
-    bench: &mut Workbench,
+    scratch: &mut Scratch,
 ) -> Option<Translation> {
     let (rip, mode, limit) = (guess.linear, Mode(guess.mode), settings.limit);
     // With something else behind them, the bytes are the same block only if it ends by itself.
@@ -212,7 +213,7 @@ fn translate(
         bytes: bytes.to_vec(),
         count: insns.len() as u8,
         closed,
-        code: emit::translate(request, settings.stubs, bench),
+        code: block::translate(request, settings.stubs, scratch),
     })
 }
 
@@ -233,7 +234,7 @@ struct Worker<G> {
 
 impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
     fn run(mut self) {
-        let mut bench = Workbench::new(self.settings.offered);
+        let mut scratch = Scratch::new(self.settings.offered);
         let mut bytes = [0; PAGE_SIZE as usize];
         let mut round = 0u32;
         let mut lead = 0;
@@ -260,7 +261,7 @@ impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
                 {
                     continue;
                 }
-                if let Some(made) = translate(&guess, here, &self.settings, &mut bench) {
+                if let Some(made) = translate(&guess, here, &self.settings, &mut scratch) {
                     self.shelf.put(Box::new(made));
                 }
                 // Running neck and neck with the engine would help nobody.

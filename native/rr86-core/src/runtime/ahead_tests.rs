@@ -64,8 +64,8 @@ fn after(
 }
 
 fn translated(bytes: &[u8]) -> Translation {
-    let mut bench = Workbench::default();
-    translate(&guess(3, bytes), bytes, &settings(), &mut bench).expect("a block")
+    let mut scratch = Scratch::default();
+    translate(&guess(3, bytes), bytes, &settings(), &mut scratch).expect("a block")
 }
 
 #[test]
@@ -229,9 +229,9 @@ fn run_with(bytes: &[u8]) -> (u64, u64) {
         mode: mode.0,
         ..guess(0, bytes)
     };
-    let mut bench = Workbench::default();
+    let mut scratch = Scratch::default();
     let shelf = shelf(0);
-    let made = translate(&guess, bytes, &settings, &mut bench).expect("a block");
+    let made = translate(&guess, bytes, &settings, &mut scratch).expect("a block");
     shelf.put(Box::new(made));
     engine.ahead = Some(Ahead {
         shelf,

@@ -3,9 +3,10 @@
 use crate::host_time::Phase;
 use crate::runtime::cache::BlockId;
 use crate::runtime::engine::Engine;
+use crate::translate::block;
 use crate::translate::code::Code;
-use crate::translate::lower::emit::{self, Request};
-use crate::translate::optimise::superblock::Superblock;
+use crate::translate::lower::emitter::Request;
+use crate::translate::path::Superblock;
 use std::ops::Range;
 
 impl Engine {
@@ -77,8 +78,8 @@ impl Engine {
                         self.give_back_ahead(made);
                     }
                     None => {
-                        self.bench.bytes = code.bytes;
-                        self.bench.relocations = code.relocations;
+                        self.scratch.bytes = code.bytes;
+                        self.scratch.relocations = code.relocations;
                     }
                 }
                 return;
@@ -97,15 +98,15 @@ impl Engine {
         let block = self.blocks.get(id);
         let (count, checked, length) = (block.count, block.checked, block.code_len);
         let code = self.generate(id, 0, usize::from(count), checked);
-        let starts = self.bench.starts();
+        let starts = self.scratch.starts();
         let index = starts.partition_point(|&start| start as usize <= at);
         if code.bytes.len() != length as usize || index == 0 || at >= code.split {
             return None;
         }
-        let decoded = self.bench.decode(&self.blocks.get(id).source());
+        let decoded = self.scratch.decode(&self.blocks.get(id).source());
         let first = decoded.insns[0].0.ip();
         let offset = decoded.insns[index - 1].0.ip().wrapping_sub(first) as u16;
-        self.bench.give_decoded(decoded);
+        self.scratch.give_decoded(decoded);
         Some((offset, count - (index - 1) as u8))
     }
 
@@ -138,7 +139,7 @@ impl Engine {
     ) -> Code {
         let watch = self.spent.sample();
         let block = self.blocks.get(id);
-        let decoded = self.bench.decode(&block.source());
+        let decoded = self.scratch.decode(&block.source());
         let request = Request {
             mode: block.mode,
             insns: &decoded.insns,
@@ -150,8 +151,8 @@ impl Engine {
             shortcuts: self.shortcuts,
             superblock,
         };
-        let mut code = emit::translate(request, self.stubs, &mut self.bench);
-        self.bench.give_decoded(decoded);
+        let mut code = block::translate(request, self.stubs, &mut self.scratch);
+        self.scratch.give_decoded(decoded);
         code.place(id, self.code.next_address());
         self.spent.add_sample(Phase::Translating, watch);
         code

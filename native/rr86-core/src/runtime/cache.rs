@@ -5,10 +5,10 @@
 //! debugger's stops change) without any effect on the guest.
 
 use crate::runtime::codebuf::CodeBuffer;
+use crate::translate::code::OWN_SLOTS;
 use crate::translate::code::{Code, Slot, Trap};
-use crate::translate::lower::emit::OWN_SLOTS;
 use crate::translate::mode::Mode;
-use crate::translate::workbench::Source;
+use crate::translate::scratch::Source;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Index of a block in the cache.

@@ -420,14 +420,14 @@ impl Engine {
         if let Some(id) = self.blocks.find(paddr, None, rip, mode) {
             return i64::from(self.blocks.get(id).count) <= budget;
         }
-        let mut decoded = self.bench.take_decoded().emptied();
+        let mut decoded = self.scratch.take_decoded().emptied();
         let limit = self.limits.instructions;
         let bytes = self.code_at(paddr);
         let offered = &self.offered;
         let inside = shape::cut_into(&mut decoded.insns, bytes, rip, mode, offered, limit, false);
         let fits = inside && decoded.insns.len() as i64 <= budget;
         // Forgotten as a block: nobody fetches these bytes now.
-        self.bench.give_decoded(decoded.emptied());
+        self.scratch.give_decoded(decoded.emptied());
         fits
     }
 
@@ -544,7 +544,7 @@ impl Engine {
             }));
         }
         let limit = self.limits.instructions;
-        let mut decoded = self.bench.take_decoded().emptied();
+        let mut decoded = self.scratch.take_decoded().emptied();
         let inside = !crosses
             && shape::cut_into(
                 &mut decoded.insns,
@@ -596,7 +596,7 @@ impl Engine {
             crossing.truncate(len);
             crossing
         };
-        self.bench
+        self.scratch
             .keep_decoded(decoded, &bytes, rip, mode, second.is_some());
         self.seen(v.cpu.id, Seen::Fetch, paddr, len.min(room));
         if let Some(second) = second {

@@ -35,8 +35,8 @@ use crate::runtime::bus::Bus;
 use crate::runtime::cache::{BlockId, Blocks};
 use crate::runtime::codebuf::{CodeBuffer, CodeMap};
 use crate::runtime::execute::{DecodedCache, Flow, HelperCounts};
-use crate::runtime::heat::HOT;
 use crate::runtime::host::check_host;
+use crate::runtime::hotness::HOT;
 use crate::runtime::inputs::Inputs;
 use crate::runtime::oracle::Oracle;
 use crate::runtime::protocol::Protocol;
@@ -47,11 +47,11 @@ use crate::runtime::writelog::WriteLog;
 use crate::translate::code::Trap;
 use crate::translate::decode::offered::Offered;
 use crate::translate::layout::Exit;
-use crate::translate::lower::emit::Hooks;
+use crate::translate::lower::emitter::Hooks;
 use crate::translate::lower::stubs::Stubs;
+use crate::translate::scratch::Scratch;
 use crate::translate::shortcuts::Shortcuts;
 use crate::translate::site::Site;
-use crate::translate::workbench::Workbench;
 
 /// Added to a budget to make the next block boundary come back to the dispatcher.
 const EXIT_REQUEST: i64 = 1 << 40;
@@ -228,7 +228,7 @@ pub struct Engine {
     pub(in crate::runtime) vcpus: Vec<*mut Vcpu>,
     pub(in crate::runtime) code: CodeBuffer,
     pub(in crate::runtime) stubs: Stubs,
-    pub(in crate::runtime) bench: Workbench,
+    pub(in crate::runtime) scratch: Scratch,
     pub(in crate::runtime) limits: BlockLimits,
     /// Retired instructions of all vCPUs at the last position that was noted.
     pub(in crate::runtime) icount: u64,
@@ -367,7 +367,7 @@ impl Engine {
             vcpus: Vec::new(),
             code,
             stubs,
-            bench: Workbench::new(offered),
+            scratch: Scratch::new(offered),
             limits,
             icount: 0,
             skipped_ns: 0,
@@ -470,7 +470,7 @@ impl Engine {
     /// Puts host code in front of the copy of the guest instruction at `rip` in all code that is made from now
     /// on, to try what becomes of code that fails.
     pub fn plant(&mut self, rip: u64, code: &[u8]) {
-        self.bench.planted = Some((rip, code.into()));
+        self.scratch.planted = Some((rip, code.into()));
         self.drop_code();
     }
 
@@ -551,7 +551,7 @@ impl Engine {
     pub fn set_semantics(&mut self, semantics: Semantics) {
         debug_assert!(self.blocks.is_empty());
         self.offered = Offered::of(&self.model, semantics);
-        self.bench = Workbench::new(self.offered);
+        self.scratch = Scratch::new(self.offered);
         for &vcpu in &self.vcpus {
             // SAFETY: the pointer is valid as long as the engine, and `&mut self` keeps code from running.
             let vcpu = unsafe { &mut *vcpu };

@@ -4,7 +4,7 @@
 use super::machine::Machine;
 use crate::cpu::exception::vector;
 use crate::runtime::engine::StopCause;
-use crate::translate::lower::emit::Hooks;
+use crate::translate::lower::emitter::Hooks;
 
 /// Data register of the console's serial port.
 const CONSOLE_PORT: u16 = 0x3f8;

@@ -7,6 +7,7 @@
 //! - `optimise` finds what needs fewer checks, and writes that.
 //! - `encode` writes host instructions.
 
+pub mod block;
 pub mod code;
 pub mod decode;
 pub mod encode;
@@ -14,6 +15,8 @@ pub mod layout;
 pub mod lower;
 pub mod mode;
 pub mod optimise;
+pub mod path;
+pub mod plan;
+pub mod scratch;
 pub mod shortcuts;
 pub mod site;
-pub mod workbench;

@@ -327,3 +327,8 @@ pub(in crate::translate) fn is_bit_test(insn: &Instruction) -> bool {
         Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
     )
 }
+
+/// Bytes that a stack instruction moves.
+pub(in crate::translate) fn operand_size(insn: &Instruction) -> usize {
+    insn.stack_pointer_increment().unsigned_abs() as usize
+}

@@ -8,7 +8,8 @@ use crate::translate::layout::LINE_SHIFT;
 use crate::translate::layout::{at, T0, T1};
 use crate::translate::layout::{MmuIndex, ENTRY_SHIFT, PIN_LIMIT, TABLES};
 use crate::translate::layout::{PAGE_SHIFT, PAGE_SIZE};
-use crate::translate::lower::emit::{Emitter, Flags, Label, Stream, COLD};
+use crate::translate::lower::emitter::Emitter;
+use crate::translate::lower::streams::{Flags, Label, Stream, COLD};
 use crate::translate::shortcuts::Shortcuts;
 use crate::translate::site::{AccessKind, Site};
 

@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
-use crate::translate::lower::emit::Emitter;
+use crate::translate::lower::emitter::Emitter;
 
 impl Emitter<'_> {
     pub(in crate::translate) fn branch(&mut self, insn: &Instruction) {

@@ -15,7 +15,8 @@ use crate::translate::encode::asm::{self, Reg, W16, W32, W64};
 use crate::translate::encode::encode;
 use crate::translate::layout::{at, GUEST_RAX, HOST, T0, T1};
 use crate::translate::lower::access::{Access, Sum};
-use crate::translate::lower::emit::{Emitter, Flags};
+use crate::translate::lower::emitter::Emitter;
+use crate::translate::lower::streams::Flags;
 use crate::translate::shortcuts::Shortcuts;
 use crate::translate::site::AccessKind;
 
@@ -52,7 +53,7 @@ impl Emitter<'_> {
         op.set_has_xacquire_prefix(false);
         op.set_has_xrelease_prefix(false);
         op.set_segment_prefix(Register::None);
-        let access = self.bench.operands(self.index, &op);
+        let access = self.scratch.operands(self.index, &op);
         let modified = modified_flags(&op);
         let needs_flags = needs_flags(&op);
         let fpu = matches!(
@@ -299,7 +300,7 @@ impl Emitter<'_> {
         if op.mnemonic() == Mnemonic::Xchg || is_bit_test(&op) && register {
             return MemoryUse::Special;
         }
-        let access = self.bench.operands(index, &op);
+        let access = self.scratch.operands(index, &op);
         MemoryUse::Plain {
             size: memory_bytes(&op),
             kind: kind_of(&op, access[i as usize]),
@@ -311,7 +312,7 @@ impl Emitter<'_> {
         if encode::common(&mut self.hot, op) {
             return;
         }
-        let encoder = &mut self.bench.encoder;
+        let encoder = &mut self.scratch.encoder;
         match encoder.encode(op, 0) {
             Ok(_) => {
                 let mut bytes = encoder.take_buffer();

@@ -9,7 +9,7 @@ use crate::translate::decode::classify::{repeated, Class};
 use crate::translate::decode::operands::number;
 use crate::translate::encode::asm::{self, Reg, W32, W64};
 use crate::translate::layout::{at, GUEST_RAX, T0, T1};
-use crate::translate::lower::emit::Emitter;
+use crate::translate::lower::emitter::Emitter;
 
 /// Instructions that end their block and mostly go on with the next one, so that their helper comes back
 /// when they do: moves, fills and searches of memory that are done, and reads of ports.

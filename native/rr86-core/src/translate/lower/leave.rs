@@ -1,12 +1,13 @@
 //! Ways out of a block: jumps to a known place, which are linked or asked of the jump cache, and jumps,
 //! calls and returns to what a register or memory says.
 
+use super::jump_cache::ask_jump_cache;
 use crate::translate::code::Slot;
-use crate::translate::encode::asm::Asm;
 use crate::translate::encode::asm::{cc, Reg, W32, W64};
 use crate::translate::layout::PAGE_SHIFT;
-use crate::translate::layout::{at, jump_index, Exit, GUEST_RSP, JUMP_HASH, JUMP_SHIFT, T0, T1};
-use crate::translate::lower::emit::{Emitter, Label, Stream};
+use crate::translate::layout::{at, jump_index, Exit, GUEST_RSP, T0, T1};
+use crate::translate::lower::emitter::Emitter;
+use crate::translate::lower::streams::{Label, Stream};
 use crate::translate::mode::Mode;
 
 impl Emitter<'_> {
@@ -191,17 +192,4 @@ impl Emitter<'_> {
             .push((Stream::Cold, back, Label::Hot(self.hot.len())));
         self.hot.store(W64, T0, at::TARGET_CODE);
     }
-}
-
-/// Asks the jump cache for the rip in a register: T0 becomes the index of its entry, T1 the entry's key. Returns
-/// the jump that is taken where there is none.
-pub(in crate::translate) fn ask_jump_cache(a: &mut Asm, target: Reg) -> usize {
-    // What `jump_index` computes.
-    a.rr(&[0x69], W32, T0, target); // imul r10d, target, imm32
-    a.u32(JUMP_HASH);
-    a.raw(&[0x41, 0xc1, 0xea, JUMP_SHIFT as u8]); // shr r10d, imm8
-    a.mov_rr(W64, T1, target);
-    a.gs(&[0x33], W64, T1, at::JUMP_KEY);
-    a.gs_scaled(&[0x3b], W64, T1, T0, at::JUMP);
-    a.jcc(cc::NE)
 }

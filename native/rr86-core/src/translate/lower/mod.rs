@@ -2,10 +2,12 @@
 
 pub mod access;
 pub mod across;
-pub mod branch;
-pub mod copy;
-pub mod emit;
+mod branch;
+mod copy;
+pub mod emitter;
 pub mod inline;
-pub mod leave;
-pub mod stack;
+mod jump_cache;
+mod leave;
+mod stack;
+pub mod streams;
 pub mod stubs;

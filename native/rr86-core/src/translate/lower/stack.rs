@@ -6,16 +6,11 @@
 use iced_x86::{Instruction, OpKind, Register};
 
 use crate::cpu::state::{gpr, sreg};
-use crate::translate::decode::operands::{number, segment_index};
+use crate::translate::decode::operands::{number, operand_size, segment_index};
 use crate::translate::encode::asm::{Reg, W16, W32, W64};
 use crate::translate::layout::{at, GUEST_RSP, HOST, T0, T1};
-use crate::translate::lower::emit::Emitter;
+use crate::translate::lower::emitter::Emitter;
 use crate::translate::site::AccessKind;
-
-/// Bytes that a stack instruction moves.
-pub(in crate::translate) fn operand_size(insn: &Instruction) -> usize {
-    insn.stack_pointer_increment().unsigned_abs() as usize
-}
 
 impl Emitter<'_> {
     /// T0 = linear address of the stack pointer plus `adjust`.

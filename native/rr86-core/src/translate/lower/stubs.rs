@@ -9,7 +9,7 @@ use crate::cpu::fpu::MXCSR_MASK;
 use crate::translate::encode::asm::{self, cc, Asm, W32, W64};
 use crate::translate::layout::{at, mapped, Exit, T0, T1};
 use crate::translate::lower::across::{self, Across};
-use crate::translate::lower::leave::ask_jump_cache;
+use crate::translate::lower::jump_cache::ask_jump_cache;
 
 /// Offset of MXCSR_MASK in an FXSAVE image (SDM vol. 1, table 10-2).
 const MASK: usize = 28;

@@ -9,23 +9,14 @@ use iced_x86::{Code, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::translate::decode::classify::Class;
 use crate::translate::layout::{MmuIndex, PINS, PIN_MARGIN};
-use crate::translate::lower::emit::Emitter;
-use crate::translate::optimise::runs::{constant_change, Key};
+use crate::translate::lower::emitter::Emitter;
+use crate::translate::optimise::runs::constant_change;
+use crate::translate::plan::SelfLoop;
 use crate::translate::shortcuts::Shortcuts;
-
-/// A block that jumps to its own start.
-#[derive(Default)]
-pub(in crate::translate) struct Circle {
-    /// Registers that move by a constant, and those that change otherwise.
-    moved: Vec<Register>,
-    changed: Vec<Register>,
-    /// Addresses that have a pin, in the order of their pins.
-    keys: Vec<Key>,
-}
 
 impl Emitter<'_> {
     /// Looks whether the block is a loop, and what moves in it.
-    pub(in crate::translate) fn find_circle(&mut self) {
+    pub(in crate::translate) fn find_self_loop(&mut self) {
         let insns = self.request.insns;
         let (last, class) = insns[insns.len() - 1];
         if class != Class::Branch
@@ -35,22 +26,22 @@ impl Emitter<'_> {
         {
             return;
         }
-        let mut circle = Circle::default();
+        let mut self_loop = SelfLoop::default();
         for (insn, _) in insns {
             let moved = (insn.op_count() > 0).then(|| insn.op0_register());
             let moved = moved.filter(|&r| constant_change(insn, r).is_some());
             if let Some(register) = moved {
-                circle.moved.push(register);
+                self_loop.moved.push(register);
             }
-            for used in self.bench.info.info(insn).used_registers() {
+            for used in self.scratch.info.info(insn).used_registers() {
                 let full = used.register().full_register();
                 let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
                 if written && full.is_gpr() && moved != Some(full) {
-                    circle.changed.push(full);
+                    self_loop.changed.push(full);
                 }
             }
         }
-        self.circle = Some(circle);
+        self.self_loop = Some(self_loop);
     }
 
     /// Whether the index of the current instruction was made from a byte just before, as one into a small table.
@@ -83,21 +74,21 @@ impl Emitter<'_> {
         if (base, index) == (Register::RSP, Register::None) {
             return Some(0);
         }
-        let circle = self.circle.as_mut()?;
-        if let Some(at) = circle.keys.iter().position(|known| *known == key) {
+        let self_loop = self.self_loop.as_mut()?;
+        if let Some(at) = self_loop.keys.iter().position(|known| *known == key) {
             return Some(at + 1);
         }
-        let moves = circle.moved.contains(&base) || circle.moved.contains(&index);
-        let changes = circle.changed.contains(&base) || circle.changed.contains(&index);
+        let moves = self_loop.moved.contains(&base) || self_loop.moved.contains(&index);
+        let changes = self_loop.changed.contains(&base) || self_loop.changed.contains(&index);
         let steady = base != Register::None
-            && !circle.moved.contains(&base)
-            && !circle.changed.contains(&base);
+            && !self_loop.moved.contains(&base)
+            && !self_loop.changed.contains(&base);
         let small = steady && self.is_narrow(index);
-        let circle = self.circle.as_mut()?;
-        if !(moves && !changes || small) || circle.keys.len() + 1 >= PINS {
+        let self_loop = self.self_loop.as_mut()?;
+        if !(moves && !changes || small) || self_loop.keys.len() + 1 >= PINS {
             return None;
         }
-        circle.keys.push(key);
-        Some(circle.keys.len())
+        self_loop.keys.push(key);
+        Some(self_loop.keys.len())
     }
 }

@@ -12,11 +12,13 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::translate::decode::classify::Class;
+use crate::translate::decode::operands::operand_size;
 use crate::translate::decode::operands::{address_size, in_host, only_moves, MemoryUse};
 use crate::translate::layout::{GUEST_RSP, HOST, T0};
 use crate::translate::lower::access::Sum;
-use crate::translate::lower::emit::{Emitter, Flags};
-use crate::translate::lower::stack::operand_size;
+use crate::translate::lower::emitter::Emitter;
+use crate::translate::lower::streams::Flags;
+use crate::translate::plan::{Key, Run, SlowCopy, Use};
 use crate::translate::shortcuts::Shortcuts;
 use crate::translate::site::AccessKind;
 
@@ -24,47 +26,6 @@ use crate::translate::site::AccessKind;
 const REACH: i64 = 512;
 /// Bytes that share a mark.
 const LINE: i64 = 1 << crate::translate::layout::LINE_SHIFT;
-
-/// What the addresses of a run have in common: base, index and scale.
-pub(in crate::translate) type Key = (Register, Register, u32);
-
-/// One access, its offset as seen from the key's registers when the instruction begins.
-#[derive(Clone, Copy)]
-pub(in crate::translate) struct Use {
-    key: Key,
-    offset: i64,
-    size: i64,
-    kind: AccessKind,
-}
-
-/// The run that is being emitted.
-pub(in crate::translate) struct Run {
-    /// Displacement from the checked address, for the instructions from `first` on.
-    displacements: Vec<Option<i32>>,
-    first: usize,
-    /// All lines have been marked at its head.
-    marked: bool,
-    /// What pushes and pops have still to add to the stack pointer, which nobody looks at meanwhile.
-    pub(in crate::translate) stack_shift: i32,
-}
-
-impl Run {
-    fn end(&self) -> usize {
-        self.first + self.displacements.len()
-    }
-}
-
-/// A run's second copy, which is still to be emitted.
-pub(in crate::translate) struct Second {
-    first: usize,
-    end: usize,
-    /// The fixup of the jump that leads to it.
-    from: usize,
-    fpu_loaded: bool,
-    /// Where it goes on, and where the flags have to be there.
-    back: usize,
-    flags: Flags,
-}
 
 /// A constant that is added to a 64-bit register.
 pub(in crate::translate) fn constant_change(insn: &Instruction, register: Register) -> Option<i64> {
@@ -157,11 +118,11 @@ impl Emitter<'_> {
         insn: &Instruction,
         class: Class,
     ) -> Result<Option<Use>, ()> {
-        if let Some(known) = *self.bench.used(index) {
+        if let Some(known) = *self.scratch.used(index) {
             return known;
         }
         let used = self.use_of(index, insn, class);
-        *self.bench.used(index) = Some(used);
+        *self.scratch.used(index) = Some(used);
         used
     }
 
@@ -193,7 +154,7 @@ impl Emitter<'_> {
                 return Some(by);
             }
         }
-        let changes = self.bench.changes(number, insn);
+        let changes = self.scratch.changes(number, insn);
         let changed = [base, index]
             .iter()
             .any(|r| *r != Register::None && changes >> r.number() & 1 != 0);
@@ -208,13 +169,13 @@ impl Emitter<'_> {
         {
             return;
         }
-        let mut offsets = std::mem::take(&mut self.bench.offsets);
-        let mut written = std::mem::take(&mut self.bench.written);
+        let mut offsets = std::mem::take(&mut self.scratch.offsets);
+        let mut written = std::mem::take(&mut self.scratch.written);
         offsets.clear();
         written.clear();
         self.begin_run_with(&mut offsets, &mut written);
-        self.bench.offsets = offsets;
-        self.bench.written = written;
+        self.scratch.offsets = offsets;
+        self.scratch.written = written;
     }
 
     fn begin_run_with(&mut self, offsets: &mut Vec<Option<i64>>, written: &mut Vec<(i64, i64)>) {
@@ -306,7 +267,7 @@ impl Emitter<'_> {
             stack_shift: 0,
         };
         let leaves = self.leaves_path(from);
-        let second = (!leaves).then_some(Second {
+        let second = (!leaves).then_some(SlowCopy {
             first,
             end: run.end(),
             from,
@@ -314,7 +275,7 @@ impl Emitter<'_> {
             back: 0,
             flags: Flags::Ax,
         });
-        self.seconds.extend(second);
+        self.slow_copies.extend(second);
         self.address_key = None;
         self.run = Some(run);
     }
@@ -397,14 +358,17 @@ impl Emitter<'_> {
             // Its second copy is the rest of the block.
             return;
         }
-        let second = self.seconds.last_mut().expect("a run has a second copy");
+        let second = self
+            .slow_copies
+            .last_mut()
+            .expect("a run has a second copy");
         second.back = back;
         second.flags = flags;
     }
 
     /// Emits the second copies of all runs, behind the block.
-    pub(in crate::translate) fn second_copies(&mut self) {
-        for second in std::mem::take(&mut self.seconds) {
+    pub(in crate::translate) fn emit_slow_copies(&mut self) {
+        for second in std::mem::take(&mut self.slow_copies) {
             self.land(second.from);
             self.flags = Flags::Ax;
             self.fpu_loaded = second.fpu_loaded;

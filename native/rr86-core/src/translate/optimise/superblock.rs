@@ -20,87 +20,10 @@ use crate::translate::decode::operands::only_moves;
 use crate::translate::encode::asm::{cc, W64};
 use crate::translate::layout::PAGE_SHIFT;
 use crate::translate::layout::{at, Exit};
-use crate::translate::lower::emit::{Emitter, Flags, Label, Stream, COLD};
-use crate::translate::optimise::lost::Setter;
+use crate::translate::lower::emitter::Emitter;
+use crate::translate::lower::streams::{Flags, Label, Stream, COLD};
+use crate::translate::path::{Member, Miss, Path, Piece, Superblock};
 use crate::translate::shortcuts::Shortcuts;
-
-/// A block of a superblock.
-pub struct Member {
-    pub id: BlockId,
-    pub insns: Vec<(Instruction, Class)>,
-}
-
-/// The blocks of a superblock, in their order.
-pub struct Superblock {
-    members: Vec<Member>,
-    /// Their instructions: what is not parted by a branch is one piece.
-    pieces: Vec<Piece>,
-}
-
-struct Piece {
-    insns: Vec<(Instruction, Class)>,
-    /// The member and the number of each instruction in it.
-    places: Vec<(usize, usize)>,
-}
-
-impl Superblock {
-    pub fn new(members: Vec<Member>) -> Self {
-        let mut pieces: Vec<Piece> = Vec::new();
-        let mut parted = true;
-        for (number, member) in members.iter().enumerate() {
-            if parted {
-                pieces.push(Piece {
-                    insns: Vec::new(),
-                    places: Vec::new(),
-                });
-            }
-            if let Some(piece) = pieces.last_mut() {
-                piece.insns.extend_from_slice(&member.insns);
-                let places = (0..member.insns.len()).map(|index| (number, index));
-                piece.places.extend(places);
-            }
-            parted = member.insns.last().is_some_and(|l| l.1 == Class::Branch);
-        }
-        Self { members, pieces }
-    }
-
-    /// Instructions from this member on.
-    fn count(&self, from: usize) -> i32 {
-        let members = self.members[from..].iter();
-        members.map(|member| member.insns.len() as i32).sum()
-    }
-}
-
-/// A jump for an access that needs Rust.
-#[derive(Clone, Copy)]
-struct Miss {
-    fixup: usize,
-    /// Where it comes from: the member, and the number of the instruction.
-    member: usize,
-    index: usize,
-    /// Flags that have to be made again.
-    lost: Option<Setter>,
-}
-
-/// What an emitter knows while it writes a superblock, or the rest of one of its blocks.
-#[derive(Default)]
-pub(in crate::translate) struct Path {
-    /// The block that is being written.
-    pub(in crate::translate) id: BlockId,
-    /// It is written as a part of the superblock; the number of the current instruction's block in it.
-    whole: bool,
-    member: usize,
-    /// The rip of that block, the number of the current instruction in it, and how many there are.
-    rip: u64,
-    place: usize,
-    length: usize,
-    /// What the flags come from, and what they have to be made from again because they are nowhere.
-    pub(in crate::translate) setter: Option<Setter>,
-    pub(in crate::translate) lost: Option<Setter>,
-    misses: Vec<Miss>,
-    /// The exits.
-    slots: Vec<Slot>,
-}
 
 /// Whether an instruction can be part of a superblock: it runs as it is, and raises nothing once its
 /// operand is there.
@@ -168,9 +91,10 @@ impl<'a> Emitter<'a> {
     pub(in crate::translate) fn superblock(&mut self, superblock: &'a Superblock) {
         let total = superblock.count(0);
         self.hot.gs_alu_imm(5, W64, at::BUDGET, total);
-        let poor = self.hot.jcc(cc::S);
+        let over_budget = self.hot.jcc(cc::S);
         let back = self.cold.len();
-        self.fixups.push((Stream::Hot, poor, Label::Cold(back)));
+        self.fixups
+            .push((Stream::Hot, over_budget, Label::Cold(back)));
         self.cold.gs_alu_imm(0, W64, at::BUDGET, total);
         let ordinary = self.cold.jmp();
         let ordinary = self.fixup(Stream::Cold, ordinary);
@@ -186,7 +110,7 @@ impl<'a> Emitter<'a> {
         self.outside = self.path.take();
         self.land(ordinary);
         self.request = request;
-        self.bench.begin(request.insns.len());
+        self.scratch.begin(request.insns.len());
         self.index = request.start;
         self.flags = Flags::Ax;
         self.fpu_loaded = false;
@@ -222,7 +146,7 @@ impl<'a> Emitter<'a> {
                 _ => self.instruction(&insn, class),
             }
             self.end_run();
-            self.note_setter(&insn, class);
+            self.note_flag_source(&insn, class);
         }
     }
 
@@ -230,7 +154,7 @@ impl<'a> Emitter<'a> {
         self.request.insns = insns;
         self.request.start = 0;
         self.request.stop = insns.len();
-        self.bench.begin(insns.len());
+        self.scratch.begin(insns.len());
     }
 
     /// The end of a block that another one follows.
@@ -311,7 +235,7 @@ impl<'a> Emitter<'a> {
                     fixup,
                     member: path.member,
                     index,
-                    lost: path.lost,
+                    deferred: path.deferred,
                 });
                 true
             }
@@ -334,10 +258,10 @@ impl<'a> Emitter<'a> {
         }
         misses.sort_by_key(|miss| miss.index);
         path.whole = false;
-        (path.setter, path.lost) = (None, None);
+        (path.flag_source, path.deferred) = (None, None);
         let exits = path.slots.len();
         self.path = Some(path);
-        self.circle = None;
+        self.self_loop = None;
         // A run could begin before the place where a rest is entered.
         self.request.shortcuts = self.request.shortcuts.less(Shortcuts::RUNS);
         let mut done: Vec<BlockId> = Vec::new();
@@ -379,8 +303,8 @@ impl<'a> Emitter<'a> {
             }
             while let Some(miss) = misses.next_if(|miss| miss.index == index) {
                 self.fixups[miss.fixup].2 = Label::Cold(self.cold.len());
-                if let Some(setter) = &miss.lost {
-                    self.revive_flags(setter);
+                if let Some(flag_source) = &miss.deferred {
+                    self.recompute_flags(flag_source);
                 }
                 let rest = superblock.count(miss.member + 1);
                 self.cold.gs_alu_imm(0, W64, at::BUDGET, rest);

@@ -10,28 +10,12 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 use crate::translate::decode::classify::Class;
 use crate::translate::decode::flags::{modified_flags, needs_flags, STATUS};
 use crate::translate::decode::operands::{general_form, implicit_rax, number};
-use crate::translate::encode::asm::{Asm, Reg, Width, W32, W64};
+use crate::translate::encode::asm::{Asm, W32, W64};
 use crate::translate::layout::HOST;
-use crate::translate::lower::emit::Emitter;
+use crate::translate::lower::emitter::Emitter;
+use crate::translate::path::{FlagSource, Source};
 
-/// How to make an instruction's flags again once it has run.
-#[derive(Clone, Copy)]
-pub(in crate::translate) struct Setter {
-    mnemonic: Mnemonic,
-    width: Width,
-    target: Reg,
-    source: Source,
-    /// Bits of the guest's registers that this takes.
-    registers: u16,
-}
-
-#[derive(Clone, Copy)]
-enum Source {
-    Register(Reg),
-    Immediate(i32),
-}
-
-impl Setter {
+impl FlagSource {
     /// `None` for an instruction whose flags cannot be made again.
     fn of(insn: &Instruction) -> Option<Self> {
         use Mnemonic as M;
@@ -87,23 +71,23 @@ fn overwrites(insn: &Instruction) -> bool {
 
 impl Emitter<'_> {
     /// Keeps track of what the flags come from, behind an instruction of a superblock.
-    pub(in crate::translate) fn note_setter(&mut self, insn: &Instruction, class: Class) {
+    pub(in crate::translate) fn note_flag_source(&mut self, insn: &Instruction, class: Class) {
         let copied = matches!(class, Class::Copy | Class::CopyFpu);
-        let changes = self.bench.changes(self.index, insn);
+        let changes = self.scratch.changes(self.index, insn);
         let Some(path) = &mut self.path else { return };
         if copied && overwrites(insn) {
-            path.lost = None;
-            path.setter = Setter::of(insn);
+            path.deferred = None;
+            path.flag_source = FlagSource::of(insn);
         } else if copied && modified_flags(&general_form(insn)) != 0
-            || path.setter.is_some_and(|s| s.registers & changes != 0)
+            || path.flag_source.is_some_and(|s| s.registers & changes != 0)
         {
-            path.setter = None;
+            path.flag_source = None;
         }
     }
 
     /// Whether flags that are in the host alone need not be saved before the current instruction's check.
-    pub(in crate::translate) fn lose_flags(&mut self) -> bool {
-        let Some(setter) = self.path.as_ref().and_then(|path| path.setter) else {
+    pub(in crate::translate) fn defer_flags(&mut self) -> bool {
+        let Some(flag_source) = self.path.as_ref().and_then(|path| path.flag_source) else {
             return false;
         };
         let insns = self.request.insns;
@@ -116,7 +100,7 @@ impl Emitter<'_> {
                     }
                     if overwrites(insn) {
                         if let Some(path) = &mut self.path {
-                            path.lost = Some(setter);
+                            path.deferred = Some(flag_source);
                         }
                         return true;
                     }
@@ -128,7 +112,7 @@ impl Emitter<'_> {
                 Class::Call | Class::Jump => {}
                 _ => return false,
             }
-            if self.bench.changes(index, insn) & setter.registers != 0 {
+            if self.scratch.changes(index, insn) & flag_source.registers != 0 {
                 return false;
             }
         }
@@ -136,15 +120,15 @@ impl Emitter<'_> {
     }
 
     /// Makes lost flags again, into AX, off the path.
-    pub(in crate::translate) fn revive_flags(&mut self, setter: &Setter) {
+    pub(in crate::translate) fn recompute_flags(&mut self, flag_source: &FlagSource) {
         use Mnemonic as M;
-        let &Setter {
+        let &FlagSource {
             mnemonic,
             width,
             target,
             source,
             ..
-        } = setter;
+        } = flag_source;
         let a = &mut self.cold;
         // By the numbers of the 0x81 group.
         let alu = |a: &mut Asm, number: u8| match source {

@@ -1,4 +1,4 @@
-//! Loops of one block, without checks: which can be, and what they need. `turns` writes their code.
+//! Loops of one block, without checks: which can be, and what they need. `loop_code` writes their code.
 //!
 //! A block that jumps to its own start reads and writes, turn after turn, at addresses that stand still or
 //! move by a constant. So when it comes back to its start, what the next turns will touch is known: it is
@@ -22,8 +22,9 @@ use crate::translate::decode::operands::{
 use crate::translate::encode::asm::{self, Reg};
 use crate::translate::layout::LINE_SHIFT;
 use crate::translate::layout::{HOST, LOOP_AREAS, LOOP_GROUPS, T0, T1};
-use crate::translate::lower::emit::Emitter;
-use crate::translate::optimise::runs::{constant_change, Key};
+use crate::translate::lower::emitter::Emitter;
+use crate::translate::optimise::runs::constant_change;
+use crate::translate::plan::Key;
 use crate::translate::shortcuts::Shortcuts;
 use crate::translate::site::AccessKind;
 
@@ -104,7 +105,7 @@ impl Changes {
                 all.by[guest] = all.by[guest].and_then(|sum| sum.checked_add(by));
             }
             let own = by.map_or(0, |(register, _)| 1 << number(register));
-            let others = emitter.bench.changes(index, insn) & !own;
+            let others = emitter.scratch.changes(index, insn) & !own;
             for (guest, by) in all.by.iter_mut().enumerate() {
                 if others >> guest & 1 != 0 {
                     *by = None;
@@ -385,7 +386,7 @@ impl Emitter<'_> {
         op.set_has_xacquire_prefix(false);
         op.set_has_xrelease_prefix(false);
         op.set_segment_prefix(Register::None);
-        let access = self.bench.operands(index, &op);
+        let access = self.scratch.operands(index, &op);
         let memory = (0..op.op_count()).any(|i| op.op_kind(i) == OpKind::Memory);
         if memory && class == Class::Lea {
             for (register, set) in [

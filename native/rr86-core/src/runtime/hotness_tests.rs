@@ -16,7 +16,7 @@ use crate::runtime::dispatch::{RunEnd, Span};
 use crate::runtime::engine::{Agent, BlockLimits, StopCause};
 use crate::runtime::entry::place_stubs;
 use crate::runtime::protocol::Protocol;
-use crate::translate::lower::emit::Hooks;
+use crate::translate::lower::emitter::Hooks;
 
 const MEMORY: u64 = 0x40000;
 const PML4: u64 = 0x1000;

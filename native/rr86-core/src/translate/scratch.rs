@@ -10,9 +10,9 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory, InstructionInfoOpti
 use crate::translate::code::{Relocation, Slot, Trap};
 use crate::translate::decode::classify::{shape, Class};
 use crate::translate::decode::offered::Offered;
-use crate::translate::lower::emit::{Fixup, Stream};
+use crate::translate::lower::streams::{Fixup, Stream};
 use crate::translate::mode::Mode;
-use crate::translate::optimise::runs::{Second, Use};
+use crate::translate::plan::{SlowCopy, Use};
 
 /// What a block is made from.
 #[derive(Clone, Copy)]
@@ -27,7 +27,7 @@ pub struct Source<'a> {
 }
 
 /// What a thread needs to translate blocks.
-pub struct Workbench {
+pub struct Scratch {
     offered: Offered,
     pub(in crate::translate) info: InstructionInfoFactory,
     pub(in crate::translate) encoder: Encoder,
@@ -41,7 +41,7 @@ pub struct Workbench {
     pub(in crate::translate) notes: Vec<(Stream, usize)>,
     pub(in crate::translate) slots: Vec<Slot>,
     pub(in crate::translate) traps: Vec<Trap>,
-    pub(in crate::translate) seconds: Vec<Second>,
+    pub(in crate::translate) slow_copies: Vec<SlowCopy>,
     /// Offsets of a run's accesses, and what of it is written.
     pub(in crate::translate) offsets: Vec<Option<i64>>,
     pub(in crate::translate) written: Vec<(i64, i64)>,
@@ -81,14 +81,14 @@ struct Facts {
     used: Option<Result<Option<Use>, ()>>,
 }
 
-impl Default for Workbench {
+impl Default for Scratch {
     /// One for machines without a CPU model.
     fn default() -> Self {
         Self::new(Offered::default())
     }
 }
 
-impl Workbench {
+impl Scratch {
     /// One for machines that offer this.
     pub fn new(offered: Offered) -> Self {
         Self {
@@ -103,7 +103,7 @@ impl Workbench {
             notes: Vec::new(),
             slots: Vec::new(),
             traps: Vec::new(),
-            seconds: Vec::new(),
+            slow_copies: Vec::new(),
             offsets: Vec::new(),
             written: Vec::new(),
             bytes: Vec::new(),

@@ -8,10 +8,11 @@ use crate::memory::PAGE_MASK;
 use crate::runtime::cache::BlockId;
 use crate::runtime::engine::Engine;
 use crate::runtime::vcpu::Vcpu;
+use crate::translate::code::OWN_SLOTS;
 use crate::translate::decode::classify::{shape, Class};
-use crate::translate::lower::emit::OWN_SLOTS;
 use crate::translate::mode::Mode;
-use crate::translate::optimise::superblock::{may_end, may_join, Member, Superblock};
+use crate::translate::optimise::superblock::{may_end, may_join};
+use crate::translate::path::{Member, Superblock};
 use crate::translate::shortcuts::Shortcuts;
 use iced_x86::Instruction;
 
@@ -182,5 +183,5 @@ impl Engine {
 }
 
 #[cfg(test)]
-#[path = "heat_tests.rs"]
+#[path = "hotness_tests.rs"]
 mod tests;

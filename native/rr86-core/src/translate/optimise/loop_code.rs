@@ -11,8 +11,9 @@ use crate::translate::encode::asm::{self, cc, Reg, W32, W64};
 use crate::translate::layout::LINE_SHIFT;
 use crate::translate::layout::PAGE_SIZE;
 use crate::translate::layout::{at, HOST, T0, T1};
-use crate::translate::lower::emit::{Emitter, Flags, Label, Stream};
-use crate::translate::optimise::loops::{Clock, Group, Loop, ALIGNMENT};
+use crate::translate::lower::emitter::Emitter;
+use crate::translate::lower::streams::{Flags, Label, Stream};
+use crate::translate::optimise::loop_plan::{Clock, Group, Loop, ALIGNMENT};
 use crate::translate::site::AccessKind;
 
 /// Turns without anything that moves.
@@ -239,9 +240,9 @@ impl Emitter<'_> {
         self.hot.u32(count as u32);
         self.hot.alu_imm(5, W64, T1, count);
         self.hot.gs(&[0x3b], W64, T1, at::BUDGET);
-        let poor = self.hot.jcc(cc::G);
+        let over_budget = self.hot.jcc(cc::G);
         let back = self.hot.len();
-        self.budget_turns(poor, back, count);
+        self.budget_turns(over_budget, back, count);
         self.hot.alu_imm(7, W64, T0, FEW);
         refused.push(self.hot.jcc(cc::L));
         match plan.clock {
@@ -265,10 +266,11 @@ impl Emitter<'_> {
         self.hot.store(W64, T0, at::LOOP_LAST);
     }
 
-    /// Behind the jump `poor`: how many turns the budget allows, in T0.
-    fn budget_turns(&mut self, poor: usize, back: usize, count: i32) {
+    /// Behind the jump `over_budget`: how many turns the budget allows, in T0.
+    fn budget_turns(&mut self, over_budget: usize, back: usize, count: i32) {
         let here = self.cold.len();
-        self.fixups.push((Stream::Hot, poor, Label::Cold(here)));
+        self.fixups
+            .push((Stream::Hot, over_budget, Label::Cold(here)));
         let a = &mut self.cold;
         a.load(W64, T0, at::BUDGET);
         a.lea(T0, T0, count);
