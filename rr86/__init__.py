@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 # Importing the package `rr86.record` sets the attribute of that name on this one. It has to happen
 # before the function `record` is defined below, or the package would replace it later.
 import rr86.record  # noqa: F401
+from rr86.version import __version__
 
 if TYPE_CHECKING:
     from rr86._native import DivergenceError, EngineError, HostError, NativeError, TraceError
@@ -28,13 +29,15 @@ if TYPE_CHECKING:
         TraceContentError,
     )
     from rr86.machine.spec import BoardSpec, SpecError
-    from rr86.record.recorder import Limits, Recorder, Recording, record
+    from rr86.record.recorder import Recorder, Recording, record
     from rr86.record.recorder import start as start_recording
-    from rr86.replay.conditions import Condition
-    from rr86.replay.conditions import parse as parse_condition
     from rr86.replay.session import ReplaySession
-    from rr86.replay.stop import Stop
-    from rr86.replay.trace import Event, Trace, open_trace
+    from rr86.replay.trace import Trace, open_trace
+    from rr86.session.conditions import Condition
+    from rr86.session.conditions import parse as parse_condition
+    from rr86.session.limits import Limits
+    from rr86.session.stop import Stop
+    from rr86.trace.events import Event
 
 else:
 
@@ -43,18 +46,16 @@ else:
         return import_module("rr86.record.recorder").record(*args, **options)
 
 
-__version__ = "0.1.0"
-
 _HOMES = {
     "BoardSpec": "rr86.machine.spec",
-    "Condition": "rr86.replay.conditions",
+    "Condition": "rr86.session.conditions",
     "ConditionError": "rr86.errors",
     "DivergenceError": "rr86._native",
     "EngineError": "rr86._native",
-    "Event": "rr86.replay.trace",
+    "Event": "rr86.trace.events",
     "HostError": "rr86._native",
     "KernelImageError": "rr86.errors",
-    "Limits": "rr86.record.recorder",
+    "Limits": "rr86.session.limits",
     "NativeError": "rr86._native",
     "Recorder": "rr86.record.recorder",
     "Recording": "rr86.record.recorder",
@@ -62,7 +63,7 @@ _HOMES = {
     "ReplaySession": "rr86.replay.session",
     "Rr86Error": "rr86.errors",
     "SpecError": "rr86.machine.spec",
-    "Stop": "rr86.replay.stop",
+    "Stop": "rr86.session.stop",
     "Symbol": "rr86.cpu.symbols",
     "SymbolTable": "rr86.cpu.symbols",
     "SymbolsError": "rr86.errors",
@@ -70,7 +71,7 @@ _HOMES = {
     "TraceContentError": "rr86.errors",
     "TraceError": "rr86._native",
     "open_trace": "rr86.replay.trace",
-    "parse_condition": "rr86.replay.conditions:parse",
+    "parse_condition": "rr86.session.conditions:parse",
     "start_recording": "rr86.record.recorder:start",
 }
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from rr86.cli import COMMANDS
+from rr86.cli.commands import COMMANDS
 from rr86.cli.options import Argument, declaration
 from rr86.cli.status import EPILOG, BadCall, say
 
@@ -28,7 +28,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from rr86 import __version__
+        from rr86.version import __version__
 
         typer.echo(f"rr86 {__version__}")
         raise typer.Exit

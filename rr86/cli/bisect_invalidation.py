@@ -31,9 +31,9 @@ def _run(
 
     from rr86.cli.bisect_report import show
     from rr86.cli.progress import Steps
-    from rr86.record.files import is_trace
     from rr86.replay.bisect import Choice, bisect_invalidation
     from rr86.replay.trace import open_trace
+    from rr86.trace.place import is_trace
 
     recorded = open_trace(trace_or_newest(trace))
     if html is not None:

@@ -8,7 +8,7 @@ from rr86.cli.status import Exit, reporting_errors, say
 from rr86.cli.values import parse_count, trace_or_newest
 
 if TYPE_CHECKING:
-    from rr86.replay.stop import Stop
+    from rr86.session.stop import Stop
 
 
 @reporting_errors

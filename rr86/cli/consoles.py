@@ -120,7 +120,7 @@ class Consoles:
 
 def _opened(path: Path, taken: list[Path]) -> int:
     """A descriptor of a file that may be written to; its content stays for now."""
-    from rr86.record.files import is_trace
+    from rr86.trace.place import is_trace
 
     for each in taken:
         if each == path or (path.exists() and each.exists() and path.samefile(each)):

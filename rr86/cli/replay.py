@@ -9,11 +9,11 @@ from rr86.cli.status import ERROR, BadCall, Exit, never_met, of_stop, reporting_
 from rr86.cli.values import parse_moment, trace_or_newest
 
 if TYPE_CHECKING:
-    from rr86.replay.conditions import Condition
     from rr86.replay.oracle import OracleReport
     from rr86.replay.session import ReplaySession
-    from rr86.replay.stop import Stop
     from rr86.replay.trace import Trace
+    from rr86.session.conditions import Condition
+    from rr86.session.stop import Stop
 
 
 def _beginning(began: int, first: int) -> str:
@@ -106,9 +106,9 @@ def command(
     from rr86.cli.info import side_file_text
     from rr86.cli.progress import Progress
     from rr86.cli.terminal import Interruption
-    from rr86.record.metadata import this_host
-    from rr86.replay.conditions import Icount, as_conditions
     from rr86.replay.trace import open_trace
+    from rr86.session.conditions import Icount, as_conditions
+    from rr86.trace.metadata import this_host
 
     lone = parallel or vcpu is not None
     if parallel and vcpu is not None:
@@ -217,7 +217,7 @@ class _Done:
     def report(self, speed: str) -> None:
         """For people, on stderr."""
         from rr86.cli.show import show_stop
-        from rr86.replay.conditions import Int3
+        from rr86.session.conditions import Int3
 
         show_stop(self.stop, self.session.inspector)
         if self.int3 is not None:

@@ -11,7 +11,7 @@ from rr86.cli.values import parse_moment, trace_or_newest
 
 if TYPE_CHECKING:
     from rr86.cpu.physical import PhysicalNames
-    from rr86.replay.sharing import SharedLine, SharedPage, Sharing
+    from rr86.trace.sharing import SharedLine, SharedPage, Sharing
 
 # Symbols of a page that are named.
 _NAMES_SHOWN = 3

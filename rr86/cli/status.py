@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
 if TYPE_CHECKING:
-    from rr86.replay.conditions import Condition
-    from rr86.replay.stop import Stop
+    from rr86.session.conditions import Condition
+    from rr86.session.stop import Stop
 
 OK = 0
 ERROR = 1

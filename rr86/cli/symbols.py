@@ -23,7 +23,7 @@ def command(
     """
     import json
 
-    from rr86.cpu.symbols import GuestSymbols
+    from rr86.cpu.guest_symbols import GuestSymbols
     from rr86.cpu.vmlinux import is_bzimage
     from rr86.record.files import read_image
     from rr86.record.packed import is_packed, unpacked

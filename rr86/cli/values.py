@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rr86.cli.status import BadCall, fail, say
-from rr86.replay.units import COUNT_UNITS, count_of, scaled
+from rr86.session.units import COUNT_UNITS, count_of, scaled
 
 _TIME_UNITS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
 _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}

@@ -9,9 +9,9 @@ from rr86.cli.values import parse_moment
 
 if TYPE_CHECKING:
     from rr86.replay.places import Located, Place
-    from rr86.replay.stop import Stop
     from rr86.replay.trace import Trace
     from rr86.replay.writers import WriteRecord
+    from rr86.session.stop import Stop
 
 FOUND, NOBODY, FAILED = 0, 1, 2
 _MOST_BYTES_SHOWN = 32

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rr86.errors import RecordingError
+from rr86.trace.place import refuse_foreign
 
 _MOST_NUMBERED = 100_000
-# What a trace begins with; see docs/trace-format.md.
-_MAGIC = b"\x89RR86\r\n\x1a"
 
 
 def read_image(path: str | Path, what: str) -> bytes:
@@ -93,34 +92,6 @@ def reserved(output: Path | None, kernel: str | Path, inputs: Iterable[Path]) ->
         if created:
             path.unlink(missing_ok=True)
         raise
-
-
-def is_trace(path: Path) -> bool:
-    """Whether there is a trace at `path`."""
-    try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
-    except OSError:
-        return False
-
-
-def refuse_foreign(output: Path) -> None:
-    """Raise `RecordingError` if there is a file at `output` that is no trace, and not empty."""
-    try:
-        if not output.exists():
-            return
-        if not output.is_file():
-            raise RecordingError(f"cannot write the trace '{output}': it is not a regular file")
-        with output.open("rb") as file:
-            head = file.read(len(_MAGIC))
-    except OSError as error:
-        raise RecordingError(f"cannot write the trace '{output}': {error.strerror}") from None
-    if not _MAGIC.startswith(head):
-        raise RecordingError(
-            f"'{output}' is not a trace, and is left as it is: remove it, or choose another name"
-        )
 
 
 def _reserve(output: Path | None, kernel: str | Path, inputs: Iterable[Path]) -> tuple[Path, bool]:

@@ -13,51 +13,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
-from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import RecordingError
 from rr86.record.files import read_image, reserved
-from rr86.record.metadata import COUNTERS, Footer, Header, this_host
 from rr86.record.packed import unpacked
-from rr86.replay.conditions import Condition, as_conditions
-from rr86.replay.execution import DebugSink, Execution, Tick
-from rr86.replay.stop import Stop
-from rr86.replay.variables import check
+from rr86.session.conditions import Condition, as_conditions
+from rr86.session.console import DebugSink
+from rr86.session.execution import Execution, Tick
+from rr86.session.limits import Limits
+from rr86.session.stop import Stop
+from rr86.session.variables import check
+from rr86.trace.metadata import COUNTERS, Footer, Header, this_host
+from rr86.version import __version__
 
 if TYPE_CHECKING:
     from rr86._native import Machine
     from rr86.machine.spec import BoardSpec
 
 Until = str | Condition | Iterable[str | Condition] | None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds of a recording; None is unlimited.
-
-    `instructions` counts all vCPUs, `time_ns` is virtual time, `trace_bytes` the file's size. The
-    last two are looked at between slices, so a run may go a little beyond them.
-    """
-
-    instructions: int | None = None
-    time_ns: int | None = None
-    trace_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("instructions", "time_ns", "trace_bytes"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise RecordingError(f"the limit '{name}' must be positive, not {value}")
-
-    def reached(self, stop: Stop, trace_bytes: int) -> str | None:
-        """Which limit this moment has reached, in words."""
-        if self.instructions is not None and stop.icount >= self.instructions:
-            return f"{self.instructions:,} instructions"
-        if self.time_ns is not None and stop.time_ns >= self.time_ns:
-            return f"{self.time_ns / 1e9:g} s of virtual time"
-        if self.trace_bytes is not None and trace_bytes >= self.trace_bytes:
-            return f"a trace of {self.trace_bytes:,} bytes"
-        return None
 
 
 @dataclass(frozen=True)
@@ -121,11 +95,10 @@ class Recorder:
 
         `images` are "kernel" and maybe "initrd", "module0"…; `file_names` says what to call them
         in the trace. `console` gets the bytes that the guest sends to its serial console,
-        `debugcon` those to its debug consoles (`rr86.replay.execution.DebugSink`).
+        `debugcon` those to its debug consoles (`rr86.session.console.DebugSink`).
         `checkpoints` asks for a checkpoint after every so many instructions.
         """
-        from rr86 import __version__
-        from rr86.record.power import switch_on
+        from rr86.session.power import switch_on
 
         self.spec = spec
         self.path = Path(output)
@@ -372,7 +345,7 @@ def record(
 
     `memory` is bytes or text like "512M"; `output` defaults to the next free name in the current
     folder; `until` takes conditions as in `--until`; `console` gets the guest's console bytes, and
-    `debugcon` those of its debug consoles (`rr86.replay.execution.DebugSink`);
+    `debugcon` those of its debug consoles (`rr86.session.console.DebugSink`);
     `checkpoints` asks for a checkpoint after every so many instructions (`Trace.session(at=…)`);
     `more` are fields of `BoardSpec` such as `quantum` or `max_block`. When the call is
     interrupted (Ctrl-C), the trace is finished before the exception goes on.

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
-from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import Rr86Error
-from rr86.replay.conditions import Condition, as_conditions
-from rr86.replay.execution import DebugSink, Execution, Tick
-from rr86.replay.stop import Stop
+from rr86.session.conditions import Condition, as_conditions
+from rr86.session.console import DebugSink, Heard, HeardDebug
+from rr86.session.execution import Execution, Tick
+from rr86.session.stop import Stop
 
 if TYPE_CHECKING:
     from rr86._native import Events, Machine, Moment
@@ -17,38 +18,8 @@ if TYPE_CHECKING:
     from rr86.cpu.disassembly import Instruction
     from rr86.cpu.physical import PhysicalNames
     from rr86.machine.spec import BoardSpec
-    from rr86.replay.checkpoints import Checkpoint
     from rr86.replay.oracle import OracleReport
-
-
-class _Console:
-    """Remembers what the guest says, and hands it on.
-
-    An object of its own, so that a session does not refer to itself: its machine is hundreds of
-    megabytes, which have to go with the last reference, and not when the collector comes by.
-    """
-
-    def __init__(self, sink: Callable[[bytes], None] | None) -> None:
-        self.heard = bytearray()
-        self._sink = sink
-
-    def __call__(self, data: bytes) -> None:
-        self.heard += data
-        if self._sink is not None:
-            self._sink(data)
-
-
-class _Debugcon:
-    """The same for the debug consoles."""
-
-    def __init__(self, sink: DebugSink | None) -> None:
-        self.heard = bytearray()
-        self._sink = sink
-
-    def __call__(self, data: bytes, alone: int) -> None:
-        self.heard += data
-        if self._sink is not None:
-            self._sink(data, alone)
+    from rr86.trace.checkpoint import Checkpoint
 
 
 class ReplaySession:
@@ -71,7 +42,7 @@ class ReplaySession:
         debugcon: DebugSink | None = None,
         names: "Callable[[], PhysicalNames] | None" = None,
     ) -> None:
-        from rr86.record.power import switch_on
+        from rr86.session.power import switch_on
 
         self.machine: Machine = switch_on(spec, images, oracle)
         self.machine.take_ram(touched)
@@ -91,8 +62,8 @@ class ReplaySession:
         self.inspector = Inspector(
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
-        self._console = _Console(console)
-        self._debugcon = _Debugcon(debugcon)
+        self._console = Heard(console)
+        self._debugcon = HeardDebug(debugcon)
         self._execution = Execution(
             self.machine,
             self.inspector,

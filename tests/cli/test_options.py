@@ -11,8 +11,8 @@ import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rr86.cli import COMMANDS
 from rr86.cli.app import app, for_typer
+from rr86.cli.commands import COMMANDS
 from rr86.cli.options import understood
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import rr86
 from rr86.record.files import ReadAhead, next_free_name
-from rr86.record.metadata import Footer, Header, Host, this_host
+from rr86.trace.metadata import Footer, Header, Host, this_host
 from tests.fake_core import FakeCore, NativeError, Step
 from tests.images import elf
 
@@ -77,9 +77,9 @@ def test_limits_end_a_recording(
     icount: int,
     words: str,
 ) -> None:
-    monkeypatch.setattr("rr86.replay.execution._FIRST_SLICE", 1)
-    monkeypatch.setattr("rr86.replay.execution._SHORTEST_SLICE", 1)
-    monkeypatch.setattr("rr86.replay.execution._LONGEST_SLICE", 1)
+    monkeypatch.setattr("rr86.session.execution._FIRST_SLICE", 1)
+    monkeypatch.setattr("rr86.session.execution._SHORTEST_SLICE", 1)
+    monkeypatch.setattr("rr86.session.execution._LONGEST_SLICE", 1)
     stop = rr86.record(kernel, limits=limits).stop
     assert stop is not None
     assert (stop.reason, stop.icount) == ("limit", icount)

@@ -14,7 +14,8 @@ import pytest
 import rr86
 from rr86.errors import RecordingError
 from rr86.replay.bisect import bisect_invalidation
-from rr86.replay.checkpoints import Checkpoint, add_checkpoints, nearest
+from rr86.replay.checkpoints import add_checkpoints
+from rr86.trace.checkpoint import Checkpoint, nearest
 from tests.guests.build import load_manifest
 from tests.guests.machines import Recorded, finished, record_guest, replay
 from tests.guests.test_guests import short

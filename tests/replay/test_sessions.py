@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import rr86
-from rr86.replay.conditions import AtSymbol, Console, End, Int3
+from rr86.session.conditions import AtSymbol, Console, End, Int3
 from tests.fake_core import DivergenceError, FakeCore, Guest, Step
 from tests.images import elf, kallsyms, vmlinux
 

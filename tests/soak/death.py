@@ -108,7 +108,7 @@ def _command(words: Sequence[str], notes: Path | None = None) -> Callable[[], in
 
     def body() -> int:
         from rr86.cli import main
-        from rr86.replay.execution import Execution
+        from rr86.session.execution import Execution
 
         if notes is not None:
             log = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -24,8 +24,8 @@ import msgpack
 
 from rr86.errors import Rr86Error
 from rr86.machine.spec import SpecError
-from rr86.record.metadata import Header
 from rr86.replay.trace import Trace
+from rr86.trace.metadata import Header
 from tests.demo import record_demo
 
 _EXPECTED = (Rr86Error, SpecError)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from rr86.cpu.symbols import GuestSymbols
+from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.errors import ConditionError
-from rr86.replay.units import count_of
+from rr86.session.units import count_of
 
 VALID = (
     "int3 | any-int3 | stale-int3 | stale | panic | rip=ADDR | symbol=NAME | icount=N "

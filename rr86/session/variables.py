@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from rr86.errors import ConditionError
-from rr86.replay.conditions import AtSymbol, Condition, WriteSymbol, lower
+from rr86.session.conditions import AtSymbol, Condition, WriteSymbol, lower
 
 if TYPE_CHECKING:
+    from rr86.cpu.guest_symbols import GuestSymbols
     from rr86.cpu.inspection import Inspector
     from rr86.cpu.physical import PhysicalNames
-    from rr86.cpu.symbols import GuestSymbols
 
 
 # CR0.PG.

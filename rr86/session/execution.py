@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from rr86.cpu.inspection import Inspector
 from rr86.cpu.kaslr import ENTRY_SYMBOL, entry_candidates
-from rr86.replay.conditions import Condition, End, Lowered, lower
-from rr86.replay.stop import Stop, from_native
-from rr86.replay.variables import Variables
+from rr86.session.conditions import Condition, End, Lowered, lower
+from rr86.session.console import DebugSink
+from rr86.session.stop import Stop, from_native
+from rr86.session.variables import Variables
 
 if TYPE_CHECKING:
     from rr86._native import Machine
@@ -31,9 +32,6 @@ _SLICE_SECONDS = 0.03
 # While the kernel's place is looked for, vCPUs are asked this often.
 _WAITING_SLICE = 5_000_000
 
-# Gets what the guest has sent to its debug consoles, and how many bytes of that it sent before it
-# used its serial console.
-DebugSink = Callable[[bytes, int], None]
 # Called after each slice with the moment reached; a true answer interrupts the run.
 Tick = Callable[[Stop], bool | None]
 
