@@ -42,8 +42,9 @@ from bench.programs.build import build
 from bench.programs.guest import APPEND, Markers, initramfs
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
+from rr86.errors import SpecError
 from rr86.guests import demo_folder
-from rr86.machine.spec import SpecError, parse_size
+from rr86.machine.spec import parse_size
 from rr86.record.recorder import board_spec
 from rr86.session.conditions import as_conditions
 from rr86.session.execution import Execution

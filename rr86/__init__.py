@@ -18,17 +18,27 @@ import rr86.record  # noqa: F401
 from rr86.version import __version__
 
 if TYPE_CHECKING:
-    from rr86._native import DivergenceError, EngineError, HostError, NativeError, TraceError
     from rr86.cpu.symbols import Symbol, SymbolTable
     from rr86.errors import (
+        AddressError,
         ConditionError,
+        DivergenceError,
+        EngineError,
+        Error,
+        ExpansionError,
+        GuestImageError,
+        HostError,
         KernelImageError,
+        NativeError,
         RecordingError,
-        Rr86Error,
+        SpecError,
         SymbolsError,
         TraceContentError,
+        TraceError,
+        UsageError,
     )
-    from rr86.machine.spec import BoardSpec, SpecError
+    from rr86.errors import Error as Rr86Error
+    from rr86.machine.spec import BoardSpec
     from rr86.record.recorder import Recorder, Recording, record
     from rr86.record.recorder import start as start_recording
     from rr86.replay.session import ReplaySession
@@ -47,41 +57,50 @@ else:
 
 
 _HOMES = {
+    "AddressError": "rr86.errors",
     "BoardSpec": "rr86.machine.spec",
     "Condition": "rr86.session.conditions",
     "ConditionError": "rr86.errors",
-    "DivergenceError": "rr86._native",
-    "EngineError": "rr86._native",
+    "DivergenceError": "rr86.errors",
+    "EngineError": "rr86.errors",
+    "Error": "rr86.errors",
     "Event": "rr86.trace.events",
-    "HostError": "rr86._native",
+    "ExpansionError": "rr86.errors",
+    "GuestImageError": "rr86.errors",
+    "HostError": "rr86.errors",
     "KernelImageError": "rr86.errors",
     "Limits": "rr86.session.limits",
-    "NativeError": "rr86._native",
+    "NativeError": "rr86.errors",
     "Recorder": "rr86.record.recorder",
     "Recording": "rr86.record.recorder",
     "RecordingError": "rr86.errors",
     "ReplaySession": "rr86.replay.session",
-    "Rr86Error": "rr86.errors",
-    "SpecError": "rr86.machine.spec",
+    "Rr86Error": "rr86.errors:Error",
+    "SpecError": "rr86.errors",
     "Stop": "rr86.session.stop",
     "Symbol": "rr86.cpu.symbols",
     "SymbolTable": "rr86.cpu.symbols",
     "SymbolsError": "rr86.errors",
     "Trace": "rr86.replay.trace",
     "TraceContentError": "rr86.errors",
-    "TraceError": "rr86._native",
+    "TraceError": "rr86.errors",
+    "UsageError": "rr86.errors",
     "open_trace": "rr86.replay.trace",
     "parse_condition": "rr86.session.conditions:parse",
     "start_recording": "rr86.record.recorder:start",
 }
 
 __all__ = [
+    "AddressError",
     "BoardSpec",
     "Condition",
     "ConditionError",
     "DivergenceError",
     "EngineError",
+    "Error",
     "Event",
+    "ExpansionError",
+    "GuestImageError",
     "HostError",
     "KernelImageError",
     "Limits",
@@ -99,6 +118,7 @@ __all__ = [
     "Trace",
     "TraceContentError",
     "TraceError",
+    "UsageError",
     "__version__",
     "open_trace",
     "parse_condition",

@@ -21,7 +21,7 @@ Uses = dict[str, set[str]]
 # Below all rooms: the errors, the version, and the typed face of the core.
 PYTHON_GROUND = {"errors", "version", "_native"}
 PYTHON = {
-    "cli": {"record", "replay", "session", "trace", "machine", "translate", "cpu"},
+    "cli": {"record", "replay", "session", "trace", "translate", "cpu"},
     "record": {"session", "trace", "machine", "cpu"},
     "replay": {"session", "trace", "machine", "translate", "cpu"},
     "session": {"machine", "cpu"},

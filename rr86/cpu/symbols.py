@@ -79,7 +79,9 @@ class SymbolTable:
 
             near = difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.75)
             hint = f"; near names: {', '.join(near)}" if near else ""
-            raise SymbolsError(f"the guest's kernel has no symbol {name!r}{hint}")
+            raise SymbolsError(
+                f"the guest's kernel has no symbol {name!r}{hint}", symbol=name, near=tuple(near)
+            )
         return self.runtime_address(symbol)
 
     def resolve(self, address: int) -> tuple[Symbol, int] | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
-from rr86.errors import RecordingError
+from rr86.errors import RecordingError, UsageError
 from rr86.record.files import read_image, reserved
 from rr86.record.packed import unpacked
 from rr86.session.conditions import Condition, as_conditions
@@ -56,7 +56,10 @@ def board_spec(
     kernel_name: str = "kernel",
     **more: int | str | bool,
 ) -> "BoardSpec":
-    """A board from options as the command line has them; `more` are fields of `BoardSpec`."""
+    """A board from options as the command line has them; `more` are fields of `BoardSpec`.
+
+    Raises `SpecError` where they make no sense.
+    """
     from rr86.machine.spec import SEMANTICS, BoardSpec, parse_size
 
     # What is not given is as in a board of today; `from_dict` alone would take it for that of an
@@ -97,6 +100,10 @@ class Recorder:
         in the trace. `console` gets the bytes that the guest sends to its serial console,
         `debugcon` those to its debug consoles (`rr86.session.console.DebugSink`).
         `checkpoints` asks for a checkpoint after every so many instructions.
+
+        Raises `GuestImageError` if the kernel cannot be booted, `SpecError` or `UsageError` if an
+        option makes no sense, `HostError` if this host lacks what the CPU model needs, and
+        `TraceError` if the trace cannot be written.
         """
         from rr86.session.power import switch_on
 
@@ -110,7 +117,7 @@ class Recorder:
             host=this_host(),
         )
         if checkpoints is not None and checkpoints <= 0:
-            raise RecordingError(
+            raise UsageError(
                 f"checkpoints need a distance of at least 1 instruction, not {checkpoints}"
             )
         self.machine.record_to(str(self.path), header.pack(), list(images.items()), checkpoints)
@@ -167,6 +174,10 @@ class Recorder:
 
         `tick` is called between slices with the moment reached; if it returns true, the run is
         interrupted there. Call `run` again to go on.
+
+        Raises `ConditionError` or `SymbolsError` for a condition that cannot be watched for,
+        `RecordingError` after `finish`, `TraceError` if the trace cannot be written, and
+        `EngineError` if translated code fails on the host.
         """
         if self._recording is not None:
             raise RecordingError("this recording is finished")
@@ -201,7 +212,10 @@ class Recorder:
         return stop
 
     def send(self, data: bytes) -> None:
-        """Type into the guest's serial console; becomes part of the recording."""
+        """Type into the guest's serial console; becomes part of the recording.
+
+        Raises `NativeError` after `finish`.
+        """
         if data:
             self.machine.console_input(data)
 
@@ -228,6 +242,8 @@ class Recorder:
 
         A slice in which a condition stopped the run is completed first, so look at the guest
         before. The trace then reaches a little beyond the stop, and a replay can stop there too.
+
+        Raises `TraceError` if the trace cannot be written.
         """
         if self._recording is None:
             from rr86._native import TraceReader
@@ -294,6 +310,11 @@ def start(
     zstd or xz) is unpacked; the trace holds what it was unpacked to. Conditions that the recording
     is going to be run with can be named in `until`: what is wrong with them is then raised before
     there is a trace.
+
+    Raises `GuestImageError` if an image cannot be read or booted, `SpecError` or `UsageError` if an
+    option makes no sense, `ConditionError` or `SymbolsError` for a condition that cannot be watched
+    for, `RecordingError` or `TraceError` if the trace cannot be written, and `HostError` if this
+    host lacks what the CPU model needs.
     """
     files = {"kernel": Path(kernel)}
     if initrd is not None:
@@ -349,6 +370,8 @@ def record(
     `checkpoints` asks for a checkpoint after every so many instructions (`Trace.session(at=…)`);
     `more` are fields of `BoardSpec` such as `quantum` or `max_block`. When the call is
     interrupted (Ctrl-C), the trace is finished before the exception goes on.
+
+    Raises what `rr86.start_recording` and `Recorder.run` raise.
     """
     conditions = as_conditions(until)
     recorder = start(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rr86.cpu.inspection import Inspector
-from rr86.errors import ExpansionError, TraceContentError
+from rr86.errors import ExpansionError, TraceError, UsageError
 from rr86.replay import expansion
 from rr86.session.execution import Tick
 from rr86.session.stop import Stop, from_native
@@ -113,10 +113,10 @@ class ParallelReplay:
 
 
 def check_vcpu(trace: "RecordedRun", vcpu: int) -> None:
-    """Raise `TraceContentError` unless the recorded machine has this vCPU."""
+    """Raise `UsageError` unless the recorded machine has this vCPU."""
     count = trace.spec.vcpus
     if not 0 <= vcpu < count:
-        raise TraceContentError(f"there is no vCPU {vcpu}: the trace has 0 to {count - 1}")
+        raise UsageError(f"there is no vCPU {vcpu}: the trace has 0 to {count - 1}")
 
 
 class _blaming:
@@ -129,12 +129,11 @@ class _blaming:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from rr86._native import TraceError
-
         if isinstance(error, TraceError):
             raise ExpansionError(
                 f"'{self._trace.path}' or its expansion '{self._path}' is damaged: {error}; delete "
-                "the expansion, and it is made again"
+                "the expansion, and it is made again",
+                path=self._path,
             ) from None
 
 

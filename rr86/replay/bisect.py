@@ -92,7 +92,7 @@ class _Search:
 
     def _keep(self) -> None:
         """Keep this moment, so that the proof can begin here."""
-        from rr86._native import NativeError
+        from rr86.errors import NativeError
 
         del self.keeping[0]
         try:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from rr86.errors import RecordingError
+from rr86.errors import RecordingError, UsageError
 from rr86.replay.recorded import RecordedRun
 from rr86.trace.place import refuse_foreign
 
@@ -37,7 +37,7 @@ def add_checkpoints(
     `tick` is called on the way with the moment reached; if it returns true, nothing is changed.
     """
     if every <= 0:
-        raise RecordingError(f"checkpoints need a distance of at least 1, not {every}")
+        raise UsageError(f"checkpoints need a distance of at least 1, not {every}")
     # Whoever only looks for checkpoints, as each replay does, has no use for it.
     import tempfile
 
@@ -48,7 +48,9 @@ def add_checkpoints(
     try:
         handle, name = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
     except OSError as error:
-        raise RecordingError(f"cannot write the trace '{place}': {error.strerror}") from None
+        raise RecordingError(
+            f"cannot write the trace '{place}': {error.strerror}", path=place
+        ) from None
     os.close(handle)
     try:
         session.machine.make_checkpoints(str(trace.path), name, every)

@@ -73,7 +73,8 @@ def expand(
     except OSError as error:
         raise ExpansionError(
             f"the expansion '{place}' cannot be written ({error.strerror}); name another place for "
-            "it with --expansion PATH"
+            "it with --expansion PATH",
+            path=place,
         ) from None
     try:
         _make(trace, unfinished, stores, tick)
@@ -102,7 +103,8 @@ def _refuse_foreign(place: Path) -> None:
     except OSError as error:
         raise ExpansionError(
             f"the expansion '{place}' cannot be read ({error.strerror}); name another place for it "
-            "with --expansion PATH"
+            "with --expansion PATH",
+            path=place,
         ) from None
     if head and head != _MAGIC:
-        raise ExpansionError(f"'{place}' is not an expansion, and is left as it is")
+        raise ExpansionError(f"'{place}' is not an expansion, and is left as it is", path=place)

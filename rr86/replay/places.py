@@ -88,7 +88,7 @@ def _symbol(trace: "RecordedRun", place: Place, name: str, tick: Tick | None) ->
     symbols = trace.symbols()
     linked = symbols.linked
     if linked is None:
-        raise SymbolsError(f"{name!r} cannot be looked up: {symbols.problem}")
+        raise SymbolsError(f"{name!r} cannot be looked up: {symbols.problem}", symbol=name)
     # Misspelt names fail before anything is replayed.
     linked.address(name)
     names = trace.names()
@@ -139,7 +139,7 @@ def _translated(session: "ReplaySession", vcpu: int, address: int, size: int) ->
         paddr = session.machine.translate(vcpu, at)
         if paddr is None:
             raise AddressError(
-                f"vCPU {vcpu} does not map {at:#x} at instruction {session.icount:,}"
+                f"vCPU {vcpu} does not map {at:#x} at instruction {session.icount:,}", address=at
             )
         if ranges and sum(ranges[-1]) == paddr:
             ranges[-1] = (ranges[-1][0], ranges[-1][1] + length)

@@ -23,8 +23,12 @@ class RecordedRun(TraceFile):
 
     @cached_property
     def spec(self) -> "BoardSpec":
-        """The board that was recorded."""
-        from rr86.machine.spec import BoardSpec, SpecError
+        """The board that was recorded.
+
+        Raises `TraceContentError` if it makes no sense.
+        """
+        from rr86.errors import SpecError
+        from rr86.machine.spec import BoardSpec
 
         try:
             return BoardSpec.from_dict(self.header.spec)
@@ -32,7 +36,10 @@ class RecordedRun(TraceFile):
             raise TraceContentError(f"the trace's board makes no sense: {error}") from None
 
     def retired(self) -> list[int]:
-        """Instructions that each vCPU retired."""
+        """Instructions that each vCPU retired.
+
+        Raises `TraceError` where the file is damaged.
+        """
         found = self._reader.retired()
         return [found.get(vcpu, 0) for vcpu in range(self.spec.vcpus)]
 
@@ -53,6 +60,11 @@ class RecordedRun(TraceFile):
         trace holds every cross-vCPU write: `ReplaySession.oracle_report` says what was found.
         `console` gets what the guest sends to its serial console, `debugcon` what it sends to its
         debug consoles (`rr86.session.console.DebugSink`).
+
+        Raises `TraceError` if what it begins with is damaged, `TraceContentError` if the oracle is
+        asked and the trace has no cross-vCPU writes, `GuestImageError` if the kernel cannot be
+        booted, `HostError` if this host lacks what the guest's CPU model needs, and `SpecError` if
+        `RR86_DISABLE` makes no sense.
         """
         if oracle and not self.spec.cross_writes:
             raise TraceContentError("the trace was recorded without cross-vCPU writes")
@@ -83,5 +95,8 @@ class RecordedRun(TraceFile):
         verify: bool = True,
         console: Callable[[bytes], None] | None = None,
     ) -> Stop:
-        """Replay from power-on until a condition holds or the trace ends."""
+        """Replay from power-on until a condition holds or the trace ends.
+
+        Raises what `session` and `ReplaySession.run` raise.
+        """
         return self.session(verify, console).run(until)

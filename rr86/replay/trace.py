@@ -25,7 +25,11 @@ class Trace(RecordedRun):
         tick: "Tick | None" = None,
     ) -> "AloneSession":
         """A replay of one vCPU without the others, at power-on. Needs the trace's expansion, which
-        is made beside it (or at `expansion`) if there is none; `tick` watches that."""
+        is made beside it (or at `expansion`) if there is none; `tick` watches that.
+
+        Raises `UsageError` if the trace has no such vCPU, `ExpansionError` if it cannot have an
+        expansion or that cannot be written, and what `session` and `ReplaySession.run` raise.
+        """
         from rr86.replay.alone import alone
 
         return alone(self, vcpu, verify, None if expansion is None else Path(expansion), tick)
@@ -36,7 +40,10 @@ class Trace(RecordedRun):
         verify: bool = True,
         expansion: str | Path | None = None,
     ) -> "ParallelReplay":
-        """Replay every vCPU alone, several at a time; see `rr86.replay.alone.replay_parallel`."""
+        """Replay every vCPU alone, several at a time; see `rr86.replay.alone.replay_parallel`.
+
+        Raises what `alone` raises, and the first `DivergenceError` of any vCPU.
+        """
         from rr86.replay.alone import replay_parallel
 
         return replay_parallel(self, jobs, verify, None if expansion is None else Path(expansion))
@@ -49,12 +56,20 @@ class Trace(RecordedRun):
         expansion: str | Path | None = None,
     ) -> "list[WriteRecord]":
         """The last writes to bytes of physical memory before a moment (None: the trace's end). For
-        many questions, `rr86.replay.WriteHistory` keeps what they share."""
+        many questions, `rr86.replay.WriteHistory` keeps what they share.
+
+        Raises `AddressError` if that is not all RAM, and what `session` and `ReplaySession.run`
+        raise.
+        """
         from rr86.replay.writers import who_wrote
 
         return who_wrote(self, paddr, size, at, expansion)
 
 
 def open_trace(path: str | Path) -> Trace:
-    """Open a trace file."""
+    """Open a trace file.
+
+    Raises `TraceError` if there is none, or it is of another version, and `TraceContentError` if
+    its header makes no sense.
+    """
     return Trace(path)

@@ -192,7 +192,7 @@ class WriteHistory:
         ram = MemoryMap(self.trace.spec.memory)
         ranges = ((0, ram.low), (HIGH_RAM_BASE, HIGH_RAM_BASE + ram.high))
         if not any(start <= paddr and paddr + size <= end for start, end in ranges):
-            raise AddressError(f"{paddr:#x} to {paddr + size - 1:#x} is not all RAM")
+            raise AddressError(f"{paddr:#x} to {paddr + size - 1:#x} is not all RAM", address=paddr)
 
     def _from_log(self, answers: _Answers, moment: int) -> None:
         """Answer what the log knows, and leave the rest open."""

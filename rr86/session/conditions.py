@@ -161,7 +161,9 @@ class End(Condition):
 
 def _fail(text: str, position: int, problem: str) -> ConditionError:
     return ConditionError(
-        f"condition {text!r}: {problem} at character {position + 1} (valid: {VALID})"
+        f"condition {text!r}: {problem} at character {position + 1} (valid: {VALID})",
+        condition=text,
+        position=position,
     )
 
 
@@ -192,7 +194,10 @@ def _number(text: str, start: int, value: str, what: str, highest: int) -> int:
 
 
 def parse(text: str) -> Condition:
-    """Understand one condition; `ConditionError` says where and what else it could be."""
+    """Understand one condition.
+
+    Raises `ConditionError`, which says where it is wrong and what else it could be.
+    """
     kind, equals, value = text.partition("=")
     start = len(kind) + 1
     plain: dict[str, Condition] = {
@@ -351,5 +356,7 @@ def _check_symbol(condition: Condition, symbols: GuestSymbols, name: str) -> Non
     """Misspelt names fail at once, not after the kernel is placed."""
     linked = symbols.linked
     if linked is None:
-        raise ConditionError(f"condition '{condition}': {symbols.problem}")
+        raise ConditionError(
+            f"condition '{condition}': {symbols.problem}", condition=str(condition)
+        )
     linked.address(name)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rr86.errors import RecordingError
+from rr86.errors import UsageError
 from rr86.session.stop import Stop
 
 
@@ -22,7 +22,7 @@ class Limits:
         for name in ("instructions", "time_ns", "trace_bytes"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise RecordingError(f"the limit '{name}' must be positive, not {value}")
+                raise UsageError(f"the limit '{name}' must be positive, not {value}")
 
     def reached(self, stop: Stop, trace_bytes: int) -> str | None:
         """Which limit this moment has reached, in words."""

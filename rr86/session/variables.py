@@ -114,7 +114,8 @@ def check(conditions: Iterable[Condition], symbols: "GuestSymbols") -> None:
 def _no_place(condition: WriteSymbol) -> ConditionError:
     return ConditionError(
         f"condition '{condition}': {condition.name} is a per-CPU variable, of which only a "
-        "finished recording tells where it is"
+        "finished recording tells where it is",
+        condition=str(condition),
     )
 
 

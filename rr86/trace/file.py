@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rr86.cpu.guest_symbols import GuestSymbols
-from rr86.errors import TraceContentError
+from rr86.errors import TraceContentError, TraceError, UsageError
 from rr86.trace.checkpoint import Checkpoint
 from rr86.trace.events import Event
 from rr86.trace.metadata import Footer, Header
@@ -51,6 +51,11 @@ class TraceFile:
     """
 
     def __init__(self, path: str | Path) -> None:
+        """Open the file at `path`.
+
+        Raises `TraceError` if there is none, or it is of another version, and `TraceContentError`
+        if its header makes no sense.
+        """
         from rr86._native import TraceReader
 
         self.path = Path(path)
@@ -58,15 +63,20 @@ class TraceFile:
             with self.path.open("rb"):
                 pass
         except FileNotFoundError:
-            raise TraceContentError(f"trace '{path}' does not exist") from None
+            raise TraceError(f"trace '{path}' does not exist", path=self.path) from None
         except OSError as error:
-            raise TraceContentError(f"trace '{path}' cannot be read: {error.strerror}") from None
+            raise TraceError(
+                f"trace '{path}' cannot be read: {error.strerror}", path=self.path
+            ) from None
         self._reader = TraceReader(str(self.path))
         self.header = Header.unpack(self._reader.header())
 
     @cached_property
     def footer(self) -> Footer | None:
-        """What was noted at the end; None if the recording was not finished properly."""
+        """What was noted at the end; None if the recording was not finished properly.
+
+        Raises `TraceContentError` if it makes no sense.
+        """
         raw = self._reader.footer()
         return None if raw is None else Footer.unpack(raw)
 
@@ -83,14 +93,20 @@ class TraceFile:
     @property
     def side_file(self) -> SideFile | None:
         """What was found beside a trace that was cut off: its recorder kept there what was not yet
-        in a whole chunk. Events and replays include what could be taken from it."""
+        in a whole chunk. Events and replays include what could be taken from it.
+
+        Raises `TraceError` where the file is damaged.
+        """
         found = self._reader.side_file()
         return None if found is None else SideFile(Path(found[0]), *found[1:])
 
     @cached_property
     def stale_int3s(self) -> int:
         """How many INT3s were executed that memory did not hold; at least so many, if the
-        recording was not finished properly."""
+        recording was not finished properly.
+
+        Raises `TraceError` where the file is damaged.
+        """
         counted = self.footer.statistics.get("stale_int3s", 0) if self.footer is not None else 0
         if counted or not self.summary().get("stale_events"):
             return counted
@@ -99,22 +115,34 @@ class TraceFile:
         return sum(event.fields["what"] == STALE_INT3 for event in self.events(("stale",)))
 
     def summary(self) -> dict[str, int]:
-        """Sizes, number of chunks and of events by kind, last moment."""
+        """Sizes, number of chunks and of events by kind, last moment.
+
+        Raises `TraceError` where the file is damaged.
+        """
         return self._reader.summary()
 
     def images(self) -> list[ImageInfo]:
-        """The images stored in the trace."""
+        """The images stored in the trace.
+
+        Raises `TraceError` where the file is damaged.
+        """
         return [
             ImageInfo(name, self.header.images.get(name, name), length, digest)
             for name, length, digest in self._reader.images()
         ]
 
     def image(self, name: str) -> bytes:
-        """The bytes of an image, by role ("kernel", "initrd", "module0"…)."""
+        """The bytes of an image, by role ("kernel", "initrd", "module0"…).
+
+        Raises `TraceError` if there is none of that name, or it is damaged.
+        """
         return self._reader.image(name)
 
     def all_images(self) -> dict[str, bytes]:
-        """All images by role, with what a machine needs at least: a kernel."""
+        """All images by role, with what a machine needs at least: a kernel.
+
+        Raises `TraceError` if one is damaged, and `TraceContentError` if there is no kernel.
+        """
         return dict(self._images)
 
     @cached_property
@@ -127,18 +155,28 @@ class TraceFile:
 
     def shared_lines(self) -> dict[int, int]:
         """The 64-byte lines that one agent wrote and another then got: a bit for each line of a
-        page, by the page's number (physical address / 4096)."""
+        page, by the page's number (physical address / 4096).
+
+        Raises `TraceError` where the file is damaged.
+        """
         return self._reader.shared_lines()
 
     @property
     def stale_executions(self) -> int:
-        """How many blocks were executed that memory did not hold."""
+        """How many blocks were executed that memory did not hold.
+
+        Raises `TraceError` where the file is damaged.
+        """
         if not self.summary().get("stale_events"):
             return 0
         return sum(event.fields["what"] == STALE_ENTRY for event in self.events(("stale",)))
 
     def symbols(self) -> GuestSymbols:
-        """The kernel's symbols, placed where the recording found them."""
+        """The kernel's symbols, placed where the recording found them.
+
+        Raises `TraceError` if the kernel image is damaged; what is wrong with the symbols
+        themselves is raised when they are asked for.
+        """
         return self._symbols_in(self.image("kernel"))
 
     def _symbols_in(self, kernel: bytes) -> GuestSymbols:
@@ -146,7 +184,10 @@ class TraceFile:
         return GuestSymbols(kernel, footer.kaslr_offset, footer.lstar)
 
     def names(self) -> "PhysicalNames":
-        """Names for physical addresses of the kernel, if the recording noted where that was."""
+        """Names for physical addresses of the kernel, if the recording noted where that was.
+
+        Raises `TraceError` if the kernel image is damaged.
+        """
         from rr86.cpu.physical import Mapped, PhysicalNames
 
         footer = self.footer or Footer()
@@ -169,13 +210,18 @@ class TraceFile:
 
         Limited to moments from `first` to `last`, to those that `vcpu` made or saw, and to physical
         `ranges` (address, length). Only what is needed of the trace is read.
+
+        Raises `TraceError` where the file is damaged.
         """
         from rr86.trace.sharing import cross_writes
 
         yield from cross_writes(self._reader.hand_offs, first, last, vcpu, ranges)
 
     def sharing(self, first: int = 0, last: int = _LAST, top: int = 20) -> "Sharing":
-        """Which pages and 64-byte lines changed hands most from moment `first` to `last`."""
+        """Which pages and 64-byte lines changed hands most from moment `first` to `last`.
+
+        Raises `TraceError` where the file is damaged.
+        """
         from rr86.trace.sharing import Sharing
 
         return Sharing.from_native(self._reader.sharing(first, last, top))
@@ -190,11 +236,14 @@ class TraceFile:
         """Events in the order of the run; `first` and `last` bound the instruction count.
 
         A slice's moment is its start, but it follows the events inside it.
+
+        Raises `UsageError` for a kind that does not exist, and `TraceError` at a damaged chunk,
+        after the events before it.
         """
         wanted = None if kinds is None else frozenset(kinds)
         if wanted is not None and not wanted <= frozenset(EVENT_KINDS):
             unknown = ", ".join(sorted(wanted - frozenset(EVENT_KINDS)))
-            raise TraceContentError(
+            raise UsageError(
                 f"no such kind of event: {unknown} (there are: {', '.join(EVENT_KINDS)})"
             )
         only = None if wanted is None else sorted(wanted)
@@ -205,14 +254,20 @@ class TraceFile:
                     yield Event(kind, icount, None if where == NO_VCPU else where, fields)
 
     def stale_blocks(self) -> "StaleBlocks":
-        """The blocks that memory did not hold any more, as the recording noticed them."""
+        """The blocks that memory did not hold any more, as the recording noticed them.
+
+        Raises `TraceError` where the file is damaged.
+        """
         from rr86.trace.survey import Candidate, StaleBlocks
 
         born, survived, executed = self._reader.stale_blocks()
         return StaleBlocks(born, survived, [Candidate(*row) for row in executed])
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The moments from which a replay can begin, besides power-on."""
+        """The moments from which a replay can begin, besides power-on.
+
+        Raises `TraceError` where the file is damaged.
+        """
         return [
             Checkpoint(number, icount, stored, pages)
             for number, (icount, stored, pages) in enumerate(self._reader.checkpoints())

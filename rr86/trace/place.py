@@ -25,12 +25,17 @@ def refuse_foreign(output: Path) -> None:
         if not output.exists():
             return
         if not output.is_file():
-            raise RecordingError(f"cannot write the trace '{output}': it is not a regular file")
+            raise RecordingError(
+                f"cannot write the trace '{output}': it is not a regular file", path=output
+            )
         with output.open("rb") as file:
             head = file.read(len(_MAGIC))
     except OSError as error:
-        raise RecordingError(f"cannot write the trace '{output}': {error.strerror}") from None
+        raise RecordingError(
+            f"cannot write the trace '{output}': {error.strerror}", path=output
+        ) from None
     if not _MAGIC.startswith(head):
         raise RecordingError(
-            f"'{output}' is not a trace, and is left as it is: remove it, or choose another name"
+            f"'{output}' is not a trace, and is left as it is: remove it, or choose another name",
+            path=output,
         )

@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rr86.cli.app import app
+from rr86.errors import HostError
 from rr86.record.recorder import Recorder
 from rr86.trace.metadata import Host
-from tests import fake_core
 from tests.fake_core import FakeCore, Guest, Step
 from tests.images import elf
 
@@ -298,7 +298,7 @@ def test_a_host_that_lacks_something_is_one_line(
     core: FakeCore, kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise fake_core.HostError("this host's processor lacks BMI2")
+        raise HostError("this host's processor lacks BMI2")
 
     monkeypatch.setattr("rr86.machine.board.power_on", refuse)
     assert_one_line_error(rr86("record", str(kernel)), 1, "lacks BMI2")

@@ -317,7 +317,7 @@ class Deaths:
         try:
             opened = rr86.open_trace(trace)
             opened.all_images()
-        except (rr86.TraceError, rr86.TraceContentError):
+        except rr86.TraceError:
             return 50
         last = max((e.icount + _instructions(e) for e in opened.events(("slice",))), default=0)
         for begin in (None, 1 << 60):
