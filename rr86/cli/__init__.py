@@ -1,17 +1,12 @@
 """The `rr86` command.
 
-One module per command. What a call does not need is not imported: not the other commands, not what
-a command works with before its options are read, and not typer where there is nothing to say about
-the call itself.
+One module per command. What a call does not need is not imported: not the other commands, and not
+what a command works with before its options are read (docs/decisions/start-up.md).
 """
 
 import gc
 import os
 import sys
-from importlib import import_module
-
-from rr86.cli.commands import COMMANDS
-from rr86.cli.status import BadCall
 
 
 def _open_standard_streams() -> None:
@@ -31,20 +26,6 @@ def main() -> None:
     _open_standard_streams()
     # What is imported stays, and the collector need not look at it two dozen times meanwhile.
     gc.set_threshold(20_000)
-    from rr86.cli.options import understood
-
-    name, arguments = "".join(sys.argv[1:2]), sys.argv[2:]
-    if name in COMMANDS:
-        command = import_module(COMMANDS[name][0]).command
-        values = understood(command, arguments)
-        if values is not None:
-            try:
-                command(**values)
-            except BadCall as error:
-                from rr86.cli.app import end_by
-
-                end_by(error, f"rr86 {name}")
-            sys.exit()
     from rr86.cli.app import run
 
     run()

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rr86.cli.options import Argument, Option
+from typer import Argument, Option
+
 from rr86.cli.status import Exit, reporting_errors, say
 from rr86.cli.values import parse_count, trace_or_newest
 

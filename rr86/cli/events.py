@@ -6,7 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
-from rr86.cli.options import Argument, Option
+from typer import Argument, Option
+
 from rr86.cli.status import fail, reporting_errors, say
 from rr86.cli.terminal import fitted, line_width
 from rr86.cli.values import parse_moment, trace_or_newest

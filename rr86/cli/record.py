@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rr86.cli.options import Argument, Option
+from typer import Argument, Option
+
 from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile
 from rr86.cli.status import OK, Exit, never_met, of_stop, reporting_errors, say
 from rr86.cli.values import parse_bytes, parse_count, parse_duration

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rr86.cli.options import Argument, Option
+from typer import Argument, BadParameter, Option
+
 from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile
-from rr86.cli.status import ERROR, BadCall, Exit, never_met, of_stop, reporting_errors, say
+from rr86.cli.status import ERROR, Exit, never_met, of_stop, reporting_errors, say
 from rr86.cli.values import parse_moment, trace_or_newest
 
 if TYPE_CHECKING:
@@ -112,14 +113,16 @@ def command(
 
     lone = parallel or vcpu is not None
     if parallel and vcpu is not None:
-        raise BadCall("--vcpu and --parallel exclude each other")
+        raise BadParameter("--vcpu and --parallel exclude each other")
     whole: list[tuple[str, object]] = [("--until", until), ("--from", first), ("--oracle", oracle)]
     whole += [("--console", console), ("--debugcon", debugcon)]
     if lone and any(value not in (None, False) for _, value in whole):
         name = next(name for name, value in whole if value not in (None, False))
-        raise BadCall(f"{name} needs the whole machine: it does not go with --vcpu or --parallel")
+        raise BadParameter(
+            f"{name} needs the whole machine: it does not go with --vcpu or --parallel"
+        )
     if expansion is not None and not lone:
-        raise BadCall("--expansion is for --vcpu and --parallel")
+        raise BadParameter("--expansion is for --vcpu and --parallel")
     conditions = as_conditions(until)
     recorded = open_trace(trace_or_newest(trace))
     if not recorded.complete and not quiet:
@@ -204,7 +207,7 @@ class _Done:
         stop: "Stop",
         conditions: "list[Condition]",
     ) -> None:
-        from rr86.replay.int3 import explain
+        from rr86.session.int3 import explain
 
         self.trace = trace
         self.session = session

@@ -34,10 +34,6 @@ class Exit(SystemExit):
     """The end of a command, with its status."""
 
 
-class BadCall(UsageError):
-    """A command was called in a way that makes no sense; the message says why."""
-
-
 class Failure(Exit):
     """The end of a command by an error, which has been told."""
 
@@ -107,9 +103,6 @@ def reporting_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise Exit(141) from None
         except KeyboardInterrupt:
             raise Exit(130) from None
-        except BadCall:
-            # What is said of it names the command.
-            raise
         except BaseException as error:
             if type(error).__name__ == "PanicException":
                 # The core has told about its bug in a line of its own.

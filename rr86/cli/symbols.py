@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-from rr86.cli.options import Argument, Option
+from typer import Argument, Option
+
 from rr86.cli.status import fail, reporting_errors, say
 
 
