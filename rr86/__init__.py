@@ -43,10 +43,11 @@ if TYPE_CHECKING:
     from rr86.record.recorder import start as start_recording
     from rr86.replay.session import ReplaySession
     from rr86.replay.trace import Trace, open_trace
-    from rr86.session.conditions import Condition
+    from rr86.session.conditions import Condition, Every, asked_at
     from rr86.session.conditions import parse as parse_condition
     from rr86.session.limits import Limits
     from rr86.session.stop import Stop
+    from rr86.session.view import GuestView
     from rr86.trace.events import Event
 
 else:
@@ -64,9 +65,11 @@ _HOMES = {
     "DivergenceError": "rr86.errors",
     "EngineError": "rr86.errors",
     "Error": "rr86.errors",
+    "Every": "rr86.session.conditions",
     "Event": "rr86.trace.events",
     "ExpansionError": "rr86.errors",
     "GuestImageError": "rr86.errors",
+    "GuestView": "rr86.session.view",
     "HostError": "rr86.errors",
     "KernelImageError": "rr86.errors",
     "Limits": "rr86.session.limits",
@@ -85,6 +88,7 @@ _HOMES = {
     "TraceContentError": "rr86.errors",
     "TraceError": "rr86.errors",
     "UsageError": "rr86.errors",
+    "asked_at": "rr86.session.conditions",
     "open_trace": "rr86.replay.trace",
     "parse_condition": "rr86.session.conditions:parse",
     "start_recording": "rr86.record.recorder:start",
@@ -99,8 +103,10 @@ __all__ = [
     "EngineError",
     "Error",
     "Event",
+    "Every",
     "ExpansionError",
     "GuestImageError",
+    "GuestView",
     "HostError",
     "KernelImageError",
     "Limits",
@@ -120,6 +126,7 @@ __all__ = [
     "TraceError",
     "UsageError",
     "__version__",
+    "asked_at",
     "open_trace",
     "parse_condition",
     "record",

@@ -7,7 +7,7 @@ TRACE.tail.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from rr86.cpu.inspection import Inspector
 from rr86.errors import RecordingError, UsageError
 from rr86.record.files import read_image, reserved
 from rr86.record.packed import unpacked
-from rr86.session.conditions import Condition, as_conditions
+from rr86.session.conditions import Until, as_conditions
 from rr86.session.console import DebugSink
 from rr86.session.execution import Execution, Tick
 from rr86.session.limits import Limits
@@ -30,8 +30,6 @@ from rr86.version import __version__
 if TYPE_CHECKING:
     from rr86._native import Machine
     from rr86.machine.spec import BoardSpec
-
-Until = str | Condition | Iterable[str | Condition] | None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """A trace that can be run again: the file, the board that it was recorded on, and replays of it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from rr86.errors import TraceContentError
 from rr86.replay.session import ReplaySession
-from rr86.session.conditions import Condition
+from rr86.session.conditions import Until
 from rr86.session.stop import Stop
 from rr86.trace.checkpoint import nearest
 from rr86.trace.file import TraceFile
@@ -91,7 +91,7 @@ class RecordedRun(TraceFile):
 
     def replay(
         self,
-        until: str | Condition | Iterable[str | Condition] | None = None,
+        until: Until = None,
         verify: bool = True,
         console: Callable[[bytes], None] | None = None,
     ) -> Stop:

@@ -1,13 +1,13 @@
 """A replay under way: run to a moment, look around, run on."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
 from rr86.errors import UsageError
-from rr86.session.conditions import Condition, as_conditions
+from rr86.session.conditions import Until, as_conditions
 from rr86.session.console import DebugSink, Heard, HeardDebug
 from rr86.session.execution import Execution, Tick
 from rr86.session.stop import Stop
@@ -98,7 +98,7 @@ class ReplaySession:
 
     def run(
         self,
-        until: str | Condition | Iterable[str | Condition] | None = None,
+        until: Until = None,
         max_instructions: int | None = None,
         tick: Tick | None = None,
     ) -> Stop:

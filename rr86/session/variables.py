@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from rr86.errors import ConditionError
-from rr86.session.conditions import AtSymbol, Condition, WriteSymbol, lower
+from rr86.session.conditions import AtSymbol, Condition, WriteSymbol
+from rr86.session.lowering import all_known, lower
 
 if TYPE_CHECKING:
     from rr86.cpu.guest_symbols import GuestSymbols
@@ -100,8 +101,8 @@ class Variables:
 
 def check(conditions: Iterable[Condition], symbols: "GuestSymbols") -> None:
     """Raise what `lower` would raise for a recording, before there is one: `ConditionError` or
-    `SymbolsError` for names that it could not watch for."""
-    named = [each for each in conditions if isinstance(each, AtSymbol | WriteSymbol)]
+    `SymbolsError` for what it could not watch for."""
+    named = [each for each in all_known(conditions) if isinstance(each, AtSymbol | WriteSymbol)]
     lower(named, symbols)
     for each in named:
         linked = symbols.linked

@@ -23,9 +23,9 @@ from rr86.session.conditions import (
     Write,
     WriteSymbol,
     as_conditions,
-    lower,
     parse,
 )
+from rr86.session.lowering import lower
 from tests.images import elf
 
 
