@@ -2,6 +2,11 @@
 
 A vmlinux is entered through the 64-bit boot protocol as a bzImage is, only that it is unpacked
 already: its entry point `startup_64` gets `boot_params` in RSI.
+
+The file is read here, and not by pyelftools (as in `rr86/cpu/elf.py`), because this is on the way
+to the guest's first instruction, and importing that takes as long as all else on it; and because
+every field decides what goes into guest memory, so each is checked, and what is wrong is said in a
+loader's words.
 """
 
 import struct
