@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING
 
 from rr86.cpu.inspection import Inspector
 from rr86.cpu.kaslr import ENTRY_SYMBOL, entry_candidates
-from rr86.replay.conditions import Condition, End, Lowered, lower
-from rr86.replay.stop import Stop, from_native
-from rr86.replay.variables import Variables
+from rr86.session.conditions import Condition, End
+from rr86.session.console import DebugSink
+from rr86.session.int3 import look
+from rr86.session.lowering import Lowered, is_asked, lower
+from rr86.session.stop import Stop, from_native
+from rr86.session.variables import Variables
+from rr86.session.view import GuestView
 
 if TYPE_CHECKING:
     from rr86._native import Machine
@@ -30,10 +34,9 @@ _LONGEST_SLICE = 200_000_000
 _SLICE_SECONDS = 0.03
 # While the kernel's place is looked for, vCPUs are asked this often.
 _WAITING_SLICE = 5_000_000
+# While conditions are asked and say no, whoever watches the run is told at least this often.
+_TOLD_SECONDS = 0.05
 
-# Gets what the guest has sent to its debug consoles, and how many bytes of that it sent before it
-# used its serial console.
-DebugSink = Callable[[bytes, int], None]
 # Called after each slice with the moment reached; a true answer interrupts the run.
 Tick = Callable[[Stop], bool | None]
 
@@ -95,17 +98,28 @@ class Execution:
             self._variables.look()
             lowered = self._lower(conditions)
         last = None if max_instructions is None else self._icount + max_instructions
+        told = time.monotonic()
         while True:
-            stop = self._one_slice(lowered, last)
+            stop, index = self._one_slice(lowered, last)
+            owner = self._owner(lowered, index, stop)
+            placed = None
             if lowered.waiting and not stop.over:
-                placed = self._look_for_kernel(stop, conditions)
-                if placed is not None:
-                    lowered = placed
-                    here = _already_there(lowered, stop)
-                    if here is not None:
-                        stop = here
-                    elif stop.reason == "condition" and stop.condition is None:
+                placed = self._look_for_kernel(stop, index, conditions)
+            if placed is not None:
+                lowered = placed
+                if stop.reason == "condition" and index is None:
+                    owner = self._owner(lowered, _already_there(lowered, stop), stop)
+            elif lowered.moving and stop.reason == "condition":
+                lowered = self._lower(conditions)
+            stop = replace(stop, condition=owner)
+            if stop.reason == "condition" and owner is None:
+                if last is None or stop.icount < last:
+                    # Whoever was asked said no.
+                    if time.monotonic() - told < _TOLD_SECONDS:
                         continue
+                    stop = replace(stop, reason="time-up")
+                else:
+                    stop = replace(stop, reason="limit")
             if stop.over and any(isinstance(each, End) for each in conditions):
                 stop = replace(stop, condition=End())
             self.stop = stop
@@ -113,13 +127,26 @@ class Execution:
                 stop.reason != "limit" or (last is not None and stop.icount >= last)
             ):
                 return stop
+            told = time.monotonic()
             if tick is not None and tick(stop):
                 self.stop = replace(stop, reason="interrupted")
                 return self.stop
 
     def _lower(self, conditions: Sequence[Condition]) -> Lowered:
         symbols = self.inspector.symbols
-        return lower(conditions, symbols, self._stale_int3, self._variables.ranges)
+        return lower(conditions, symbols, self._stale_int3, self._variables.ranges, self._icount)
+
+    def _owner(self, lowered: Lowered, index: int | None, stop: Stop) -> Condition | None:
+        """The condition that holds at a stop, of those that the core's entry stands for."""
+        if index is None:
+            return None
+        owner = lowered.owners[index]
+        if not is_asked(owner):
+            return owner
+        int3 = look(self.machine, stop.vcpu)
+        view = GuestView(stop.vcpu, stop.icount, stop.time_ns, stop.rip, self.inspector)
+        candidates = lowered.at(index, None if int3 is None else int3.stale)
+        return next((each for each in candidates if not is_asked(each) or each.holds(view)), None)
 
     def _entries(self) -> list[int]:
         """Where the kernel's first C function is, or can be."""
@@ -140,7 +167,8 @@ class Execution:
             if info["reason"] != "time-up":
                 return from_native(info, None)
 
-    def _one_slice(self, lowered: Lowered, last: int | None) -> Stop:
+    def _one_slice(self, lowered: Lowered, last: int | None) -> tuple[Stop, int | None]:
+        """Where the core came back, and the entry of `lowered` that it stopped for."""
         length = self._slice
         native = lowered.native
         if lowered.waiting:
@@ -157,8 +185,8 @@ class Execution:
         self._icount = info["icount"]
         self._adapt(info["icount"] - before, time.monotonic() - started)
         index = info["condition"]
-        owner = lowered.owners[index] if 0 <= index < len(lowered.owners) else None
-        return from_native(info, owner)
+        stop = from_native(info, None)
+        return stop, index if 0 <= index < len(lowered.owners) else None
 
     def _adapt(self, instructions: int, seconds: float) -> None:
         """Choose the next slice's length so that it takes about `_SLICE_SECONDS`."""
@@ -168,14 +196,16 @@ class Execution:
         bounded = min(max(wanted, self._slice // 4), self._slice * 4)
         self._slice = min(max(bounded, _SHORTEST_SLICE), _LONGEST_SLICE)
 
-    def _look_for_kernel(self, stop: Stop, conditions: Sequence[Condition]) -> Lowered | None:
+    def _look_for_kernel(
+        self, stop: Stop, index: int | None, conditions: Sequence[Condition]
+    ) -> Lowered | None:
         """The conditions lowered anew, if this stop tells where the kernel is."""
         symbols = self.inspector.symbols
         linked = symbols.linked
         if linked is None:
             return None
         entry = linked.link_address(ENTRY_SYMBOL)
-        if stop.reason == "condition" and stop.condition is None and entry is not None:
+        if stop.reason == "condition" and index is None and entry is not None:
             symbols.offset = stop.rip - entry
             self._variables.look()
         elif self.inspector.locate_kernel() is None:
@@ -186,11 +216,9 @@ class Execution:
         return self._lower(conditions)
 
 
-def _already_there(lowered: Lowered, stop: Stop) -> Stop | None:
-    """The stop as a condition's own, if a condition newly placed is exactly where it is."""
-    if stop.reason != "condition" or stop.condition is not None:
-        return None
-    for (kind, address, _), owner in zip(lowered.native, lowered.owners, strict=True):
+def _already_there(lowered: Lowered, stop: Stop) -> int | None:
+    """The entry of a condition newly placed that is exactly where the stop is."""
+    for index, (kind, address, _) in enumerate(lowered.native):
         if kind == "rip" and address == stop.rip:
-            return replace(stop, condition=owner)
+            return index
     return None

@@ -1,38 +1,58 @@
-"""Stop conditions: what `--until` understands, and how it is put to the native core.
+"""Stop conditions: what `--until` understands, and what users add to it (docs/conditions.md).
 
-A condition is parsed without a guest. It is lowered for a run when the guest's symbols, and with
-KASLR their offset, are known; `Lowered.waiting` says that some symbol is not placed yet.
+A condition is parsed without a guest; `rr86.session.lowering` puts it to the native core.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import ConditionError
-from rr86.replay.units import count_of
+from rr86.session.units import count_of
+
+if TYPE_CHECKING:
+    from rr86.session.view import GuestView
 
 VALID = (
     "int3 | any-int3 | stale-int3 | stale | panic | rip=ADDR | symbol=NAME | icount=N "
     "| console=TEXT | write=PADDR[:LEN] | write=SYMBOL[:LEN] | irq=N | end"
 )
-PANIC_TEXT = b"Kernel panic"
 _U64 = 1 << 64
 # No processor has more physical address lines.
 _PHYSICAL_END = 1 << 52
 
 
-@dataclass(frozen=True)
 class Condition:
-    """Something that stops a run."""
+    """Something that stops a run.
 
-    kind: ClassVar[str]
+    To make one, derive from it: `places` says where the guest is to be looked at, `holds` whether
+    the run stops there.
+    """
+
+    kind: ClassVar[str] = "condition"
 
     def __str__(self) -> str:
         return self.kind
 
+    def places(self) -> "Until":
+        """Where to ask `holds`: text as for `--until`, conditions of rr86's own, or several.
 
+        Raises `ConditionError` here, since the core knows nothing of this condition.
+        """
+        raise ConditionError(
+            f"condition '{self}' ({type(self).__name__}) cannot be watched for: it does not say "
+            "where it wants to be asked (define places(), or decorate a function with "
+            "rr86.asked_at)",
+            condition=str(self),
+        )
+
+    def holds(self, stop: "GuestView") -> bool:
+        """Whether the run stops here, at one of its `places`. It may look, and change nothing."""
+        return True
+
+
+@dataclass(frozen=True)
 class Int3(Condition):
     """The INT3 that matters: in a replay of a trace in which INT3s were executed that memory did
     not hold (`Trace.stale_int3s`), before such a one; otherwise as `AnyInt3`."""
@@ -40,6 +60,7 @@ class Int3(Condition):
     kind = "int3"
 
 
+@dataclass(frozen=True)
 class AnyInt3(Condition):
     """Before an INT3 (CC) or INT 3 (CD 03) executes on any vCPU, or the handler of an interrupt
     that came with vector 3."""
@@ -47,18 +68,21 @@ class AnyInt3(Condition):
     kind = "any-int3"
 
 
+@dataclass(frozen=True)
 class StaleInt3(Condition):
     """Before an INT3 or INT 3 executes that is in a stale block, and not in memory."""
 
     kind = "stale-int3"
 
 
+@dataclass(frozen=True)
 class Stale(Condition):
     """Before a block executes whose source bytes memory no longer holds."""
 
     kind = "stale"
 
 
+@dataclass(frozen=True)
 class Panic(Condition):
     """On entry to the kernel's panic(); without symbols, when the console says so."""
 
@@ -153,6 +177,46 @@ class Irq(Condition):
         return f"irq={self.vector}"
 
 
+@dataclass(frozen=True)
+class Every(Condition):
+    """Before every instruction whose number, counted over all vCPUs, is a multiple of `count`."""
+
+    kind = "every"
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConditionError(f"condition '{self}': there is no such multiple")
+
+    def __str__(self) -> str:
+        return f"every {self.count} instructions"
+
+
+@dataclass(frozen=True)
+class Asked(Condition):
+    """A function that is asked at some places whether to stop there; see `asked_at`."""
+
+    kind = "asked"
+    function: "Question"
+    at: tuple[Condition, ...]
+
+    def __str__(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+    def __call__(self, stop: "GuestView") -> bool:
+        """What the function says."""
+        return self.function(stop)
+
+    def places(self) -> "Until":
+        """See `Condition.places`."""
+        return self.at
+
+    def holds(self, stop: "GuestView") -> bool:
+        """See `Condition.holds`."""
+        return self.function(stop)
+
+
+@dataclass(frozen=True)
 class End(Condition):
     """The end of the run; it is where every run without other conditions stops."""
 
@@ -161,7 +225,9 @@ class End(Condition):
 
 def _fail(text: str, position: int, problem: str) -> ConditionError:
     return ConditionError(
-        f"condition {text!r}: {problem} at character {position + 1} (valid: {VALID})"
+        f"condition {text!r}: {problem} at character {position + 1} (valid: {VALID})",
+        condition=text,
+        position=position,
     )
 
 
@@ -192,7 +258,10 @@ def _number(text: str, start: int, value: str, what: str, highest: int) -> int:
 
 
 def parse(text: str) -> Condition:
-    """Understand one condition; `ConditionError` says where and what else it could be."""
+    """Understand one condition.
+
+    Raises `ConditionError`, which says where it is wrong and what else it could be.
+    """
     kind, equals, value = text.partition("=")
     start = len(kind) + 1
     plain: dict[str, Condition] = {
@@ -247,109 +316,53 @@ def _write(text: str, start: int, value: str) -> Condition:
     return WriteSymbol(name, offset, size)
 
 
-def as_conditions(until: "str | Condition | Iterable[str | Condition] | None") -> list[Condition]:
-    """Conditions from whatever a caller finds handy: text, objects, several, or none."""
+Question = Callable[["GuestView"], bool]
+Until = str | Condition | Iterable[str | Condition] | None
+"""Conditions as a caller finds them handy: text, objects, several, or none."""
+
+
+def as_conditions(until: Until) -> list[Condition]:
+    """Conditions as a list.
+
+    Raises `ConditionError` for text that is none, and for what is neither text nor condition.
+    """
     if until is None:
         return []
     if isinstance(until, str | Condition):
         until = [until]
-    return [each if isinstance(each, Condition) else parse(each) for each in until]
+    elif not isinstance(until, Iterable):
+        raise _no_condition(until)
+    return [_as_condition(each) for each in until]
 
 
-@dataclass
-class Lowered:
-    """Conditions in the native core's terms."""
-
-    native: list[tuple[str, int, int]] = field(default_factory=list)
-    patterns: list[bytes] = field(default_factory=list)
-    # The condition that each entry of `native` stands for.
-    owners: list[Condition] = field(default_factory=list)
-    # Symbols that cannot be placed before the kernel's offset is known.
-    waiting: bool = False
-
-    def _add(self, owner: Condition, kind: str, a: int = 0, b: int = 0) -> None:
-        self.native.append((kind, a, b))
-        self.owners.append(owner)
-
-    def _add_console(self, owner: Condition, pattern: bytes) -> None:
-        self._add(owner, "console", len(self.patterns))
-        self.patterns.append(pattern)
+def _as_condition(each: object) -> Condition:
+    if isinstance(each, Condition):
+        return each
+    if isinstance(each, str):
+        return parse(each)
+    raise _no_condition(each)
 
 
-# The physical ranges of a symbol of the kernel's; None before the kernel has placed itself.
-Places = Callable[[WriteSymbol], Sequence[tuple[int, int]] | None]
+def _no_condition(each: object) -> ConditionError:
+    if callable(each):
+        name = getattr(each, "__name__", repr(each))
+        return ConditionError(
+            f"{name} cannot be a condition as it is: say where it is to be asked, with "
+            f"rr86.asked_at('symbol=…')({name})",
+            condition=name,
+        )
+    return ConditionError(f"{each!r} is no condition", condition=repr(each))
 
 
-def lower(
-    conditions: Sequence[Condition],
-    symbols: GuestSymbols,
-    stale_int3: bool = False,
-    places: Places | None = None,
-) -> Lowered:
-    """Put conditions into native terms, as far as symbols are placed already.
+def asked_at(*places: str | Condition) -> Callable[[Question], Asked]:
+    """Make a function into a condition that is asked at these places.
 
-    `stale_int3` says that there are stale INT3s to come, which `Int3` is then for. `places` finds
-    symbols in physical memory.
+    `places` are text as for `--until`, or conditions of rr86's own (`Every(n)` for every n
+    instructions). The function gets a `GuestView`, and a true answer stops the run there.
+
+    Raises `ConditionError` if there is no place, or text that is none.
     """
-    out = Lowered()
-    for condition in conditions:
-        match condition:
-            case Int3():
-                out._add(condition, "stale-int3" if stale_int3 else "int3")
-            case AnyInt3():
-                out._add(condition, "int3")
-            case StaleInt3():
-                out._add(condition, "stale-int3")
-            case Stale():
-                out._add(condition, "stale")
-            case Rip(address):
-                out._add(condition, "rip", address)
-            case Icount(count):
-                out._add(condition, "icount", count)
-            case Write(paddr, length):
-                out._add(condition, "write", paddr, length)
-            case WriteSymbol():
-                _lower_write(out, condition, symbols, places)
-            case Irq(vector):
-                out._add(condition, "irq", vector)
-            case Console(text):
-                out._add_console(condition, text.encode())
-            case AtSymbol(name, offset):
-                _lower_symbol(out, condition, symbols, name, offset)
-            case Panic():
-                linked = symbols.linked
-                if linked is None or linked.link_address("panic") is None:
-                    out._add_console(condition, PANIC_TEXT)
-                else:
-                    _lower_symbol(out, condition, symbols, "panic", 0)
-    return out
-
-
-def _lower_symbol(
-    out: Lowered, condition: Condition, symbols: GuestSymbols, name: str, offset: int
-) -> None:
-    _check_symbol(condition, symbols, name)
-    table = symbols.table
-    if table is None:
-        out.waiting = True
-    else:
-        out._add(condition, "rip", table.address(name) + offset)
-
-
-def _lower_write(
-    out: Lowered, condition: WriteSymbol, symbols: GuestSymbols, places: Places | None
-) -> None:
-    _check_symbol(condition, symbols, condition.name)
-    ranges = None if places is None else places(condition)
-    if ranges is None:
-        out.waiting = True
-    for start, length in ranges or ():
-        out._add(condition, "write", start, length)
-
-
-def _check_symbol(condition: Condition, symbols: GuestSymbols, name: str) -> None:
-    """Misspelt names fail at once, not after the kernel is placed."""
-    linked = symbols.linked
-    if linked is None:
-        raise ConditionError(f"condition '{condition}': {symbols.problem}")
-    linked.address(name)
+    at = tuple(as_conditions(places))
+    if not at:
+        raise ConditionError("asked_at needs a place, such as 'symbol=panic' or Every(1000)")
+    return lambda function: Asked(function, at)

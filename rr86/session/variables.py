@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from rr86.errors import ConditionError
-from rr86.replay.conditions import AtSymbol, Condition, WriteSymbol, lower
+from rr86.session.conditions import AtSymbol, Condition, WriteSymbol
+from rr86.session.lowering import all_known, lower
 
 if TYPE_CHECKING:
+    from rr86.cpu.guest_symbols import GuestSymbols
     from rr86.cpu.inspection import Inspector
     from rr86.cpu.physical import PhysicalNames
-    from rr86.cpu.symbols import GuestSymbols
 
 
 # CR0.PG.
@@ -100,8 +101,8 @@ class Variables:
 
 def check(conditions: Iterable[Condition], symbols: "GuestSymbols") -> None:
     """Raise what `lower` would raise for a recording, before there is one: `ConditionError` or
-    `SymbolsError` for names that it could not watch for."""
-    named = [each for each in conditions if isinstance(each, AtSymbol | WriteSymbol)]
+    `SymbolsError` for what it could not watch for."""
+    named = [each for each in all_known(conditions) if isinstance(each, AtSymbol | WriteSymbol)]
     lower(named, symbols)
     for each in named:
         linked = symbols.linked
@@ -114,7 +115,8 @@ def check(conditions: Iterable[Condition], symbols: "GuestSymbols") -> None:
 def _no_place(condition: WriteSymbol) -> ConditionError:
     return ConditionError(
         f"condition '{condition}': {condition.name} is a per-CPU variable, of which only a "
-        "finished recording tells where it is"
+        "finished recording tells where it is",
+        condition=str(condition),
     )
 
 

@@ -7,7 +7,7 @@ At a stop before an instruction, its bytes in the block and in memory decide.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rr86.replay.conditions import AnyInt3, Condition, Int3, StaleInt3
+from rr86.session.conditions import AnyInt3, Condition, Int3, StaleInt3
 
 if TYPE_CHECKING:
     from rr86._native import Machine

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rr86.replay.vocabulary import NO_VCPU
+from rr86.trace.vocabulary import NO_VCPU
 
 if TYPE_CHECKING:
     from rr86._native import SharingRows, _SharedLineRow, _SharedPageRow

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rr86.replay.conditions import Condition
+from rr86.session.conditions import Condition
 
 if TYPE_CHECKING:
     from rr86._native import StopInfo
