@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from rr86.cli.options import Argument, Option
-from rr86.cli.status import BadCall, Exit, Failure, fail, reporting_errors, say
+from typer import Argument, BadParameter, Option
+
+from rr86.cli.status import Exit, Failure, fail, reporting_errors, say
 from rr86.cli.values import parse_moment, trace_or_newest
 
 FOUND, NOTHING_STALE, FAILED = 0, 1, 2
@@ -15,7 +16,7 @@ def _address(text: str) -> int:
     try:
         return int(text, 16)
     except ValueError:
-        raise BadCall(f"{text!r} is not an address") from None
+        raise BadParameter(f"{text!r} is not an address") from None
 
 
 @reporting_errors
@@ -31,9 +32,9 @@ def _run(
 
     from rr86.cli.bisect_report import show
     from rr86.cli.progress import Steps
-    from rr86.record.files import is_trace
     from rr86.replay.bisect import Choice, bisect_invalidation
     from rr86.replay.trace import open_trace
+    from rr86.trace.place import is_trace
 
     recorded = open_trace(trace_or_newest(trace))
     if html is not None:

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rr86.cli.options import Argument, Option
+from typer import Argument, Option
+
 from rr86.cli.status import Exit, reporting_errors, say
 from rr86.cli.values import parse_count, trace_or_newest
 
 if TYPE_CHECKING:
-    from rr86.replay.stop import Stop
+    from rr86.session.stop import Stop
 
 
 @reporting_errors

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rr86.cli.options import Argument, Option
+from typer import Argument, Option
+
 from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile
 from rr86.cli.status import OK, Exit, never_met, of_stop, reporting_errors, say
 from rr86.cli.values import parse_bytes, parse_count, parse_duration
@@ -12,9 +13,10 @@ if TYPE_CHECKING:
     from rr86.cli.consoles import Consoles
     from rr86.cli.progress import Progress
     from rr86.cli.terminal import Input, Interruption
-    from rr86.record.recorder import Limits, Recorder, Recording
-    from rr86.replay.conditions import Condition
-    from rr86.replay.stop import Stop
+    from rr86.record.recorder import Recorder, Recording
+    from rr86.session.conditions import Condition
+    from rr86.session.limits import Limits
+    from rr86.session.stop import Stop
 
 _INTERACTIVE_WAIT = 0.5
 
@@ -146,8 +148,9 @@ def command(
     from rr86.cli.consoles import Consoles
     from rr86.cli.progress import Progress
     from rr86.cli.terminal import HELP, Input, Interruption
-    from rr86.record.recorder import Limits, start
-    from rr86.replay.conditions import as_conditions
+    from rr86.record.recorder import start
+    from rr86.session.conditions import as_conditions
+    from rr86.session.limits import Limits
 
     conditions = as_conditions(until)
     limits = Limits(limit_instructions, limit_virtual_time, limit_trace_size)

@@ -3,15 +3,16 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rr86.cli.options import Argument, Option
-from rr86.cli.status import BadCall, Exit, Failure, reporting_errors, say
+from typer import Argument, BadParameter, Option
+
+from rr86.cli.status import Exit, Failure, reporting_errors, say
 from rr86.cli.values import parse_moment
 
 if TYPE_CHECKING:
     from rr86.replay.places import Located, Place
-    from rr86.replay.stop import Stop
     from rr86.replay.trace import Trace
     from rr86.replay.writers import WriteRecord
+    from rr86.session.stop import Stop
 
 FOUND, NOBODY, FAILED = 0, 1, 2
 _MOST_BYTES_SHOWN = 32
@@ -89,7 +90,7 @@ def _run(
 
     place = parse_place(address)
     if vcpu is not None and not virtual:
-        raise BadCall("--vcpu says who maps a linear address: it needs --virtual")
+        raise BadParameter("--vcpu says who maps a linear address: it needs --virtual")
     recorded = open_trace(trace)
     with interruptible() as interruption:
         if expand:

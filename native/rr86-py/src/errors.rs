@@ -1,43 +1,15 @@
 //! Errors of the core as Python exceptions; the messages are the core's own.
 
-use pyo3::create_exception;
-use pyo3::exceptions::PyException;
+use pyo3::import_exception;
 use pyo3::PyErr;
-use rr86_core::record;
-use rr86_core::replay::ReplayError;
-use rr86_core::schedule;
+use rr86_core::session::{self as schedule, SessionError};
 
-create_exception!(
-    rr86._native,
-    NativeError,
-    PyException,
-    "Any failure of the core."
-);
-create_exception!(
-    rr86._native,
-    TraceError,
-    NativeError,
-    "A trace file that cannot be read."
-);
-create_exception!(
-    rr86._native,
-    DivergenceError,
-    NativeError,
-    "A replay left the recorded path."
-);
-create_exception!(
-    rr86._native,
-    HostError,
-    NativeError,
-    "The host lacks something."
-);
-
-create_exception!(
-    rr86._native,
-    EngineError,
-    NativeError,
-    "Translated code failed on the host."
-);
+// The classes are Python's, so that all errors of rr86 have one root and typed attributes.
+import_exception!(rr86.errors, NativeError);
+import_exception!(rr86.errors, TraceError);
+import_exception!(rr86.errors, DivergenceError);
+import_exception!(rr86.errors, HostError);
+import_exception!(rr86.errors, EngineError);
 
 /// What has failed, as the engine has it.
 pub fn host_fault(machine: &schedule::Machine) -> PyErr {
@@ -52,7 +24,7 @@ pub fn machine(error: schedule::MachineError) -> PyErr {
     }
 }
 
-pub fn trace(error: record::TraceError) -> PyErr {
+pub fn trace(error: rr86_core::trace::TraceError) -> PyErr {
     TraceError::new_err(error.to_string())
 }
 
@@ -63,10 +35,10 @@ pub fn checkpoint(error: schedule::CheckpointError) -> PyErr {
     }
 }
 
-pub fn replay(error: ReplayError) -> PyErr {
+pub fn session(error: SessionError) -> PyErr {
     match error {
-        ReplayError::Trace(e) => trace(e),
-        ReplayError::Divergence(e) => DivergenceError::new_err(e.to_string()),
-        ReplayError::Checkpoint(e) => checkpoint(e),
+        SessionError::Trace(e) => trace(e),
+        SessionError::Divergence(e) => DivergenceError::new_err(e.to_string()),
+        SessionError::Checkpoint(e) => checkpoint(e),
     }
 }

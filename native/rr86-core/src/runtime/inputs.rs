@@ -2,7 +2,7 @@
 //! have written.
 //!
 //! In an ordinary run these come from the bus and from RAM. A replay can *log* them, vCPU by vCPU, and
-//! then one vCPU can be run alone, with its inputs *played* back ([`crate::replay::solo`]). This works
+//! then one vCPU can be run alone, with its inputs *played* back (`session::alone`). This works
 //! because a page that others have written is never touched without being acquired first: whatever a
 //! vCPU can see of the others has passed through [`Engine::acquire`].
 
