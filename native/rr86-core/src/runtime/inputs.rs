@@ -312,10 +312,7 @@ impl Engine {
         };
         for page in stores.pages() {
             self.pages.info[page].flags |= PageFlags::LOGGED;
-            for &vcpu in &self.vcpus {
-                // SAFETY: only the TLB is touched; no code runs.
-                unsafe { (*vcpu).tlb.protect_page(page) };
-            }
+            self.vcpus.mmus().for_each(|mmu| mmu.tlb.protect_page(page));
         }
         log.stores = Some(stores);
     }
