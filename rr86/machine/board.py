@@ -76,7 +76,7 @@ class Placement:
             "fw_cfg_files": self.fw_cfg_files,
             "max_block": spec.max_block,
             "block_capacity": spec.block_capacity,
-            "block_protocol": spec.protocol,
+            "block_protocol": spec.block_protocol.properties(),
             "window_bias": spec.window_bias,
             "schedule": spec.schedule,
             "cross_writes": spec.cross_writes,

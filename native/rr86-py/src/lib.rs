@@ -7,6 +7,7 @@ mod expansion;
 mod machine;
 mod oracle;
 mod panics;
+mod protocol;
 mod trace;
 
 use pyo3::prelude::*;
@@ -17,7 +18,9 @@ mod _native {
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 
     #[pymodule_export]
-    use super::machine::{block_protocols, disable_shortcuts};
+    use super::machine::disable_shortcuts;
+    #[pymodule_export]
+    use super::protocol::block_protocols;
 
     #[pymodule_export]
     use super::expansion::ExpansionReader;

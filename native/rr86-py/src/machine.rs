@@ -19,7 +19,7 @@ use rr86_core::memory::PAGE_SHIFT;
 use rr86_core::record::{Recorder, Stop};
 use rr86_core::replay::{self, Checkpointer, Replayer, Solo, TraceReader};
 use rr86_core::runtime::engine::BlockLimits;
-use rr86_core::runtime::protocol::{Protocol, PROTOCOLS};
+use rr86_core::runtime::protocol;
 use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
 use rr86_core::translate::layout::Exit;
 use rr86_core::translate::shortcuts::Shortcuts;
@@ -28,6 +28,7 @@ use crate::blocks;
 use crate::bytes::Slice;
 use crate::errors::{self, NativeError};
 use crate::oracle;
+use crate::protocol::BlockProtocol;
 use crate::trace::Events;
 
 /// A moment of a replay, for other replays of its trace.
@@ -161,7 +162,7 @@ impl Machine {
     #[new]
     #[pyo3(signature = (*, memory, vcpus, cpuid, msrs=Vec::new(), seed=0, quantum=100_000,
         start_time=1_700_000_000, fw_cfg=Vec::new(), fw_cfg_files=Vec::new(), max_block=64,
-        block_capacity=262_144, block_protocol="precise", window_bias=8192, schedule="uniform",
+        block_capacity=262_144, block_protocol=None, window_bias=8192, schedule="uniform",
         cross_writes=true, semantics=2))]
     #[allow(clippy::too_many_arguments)]
     fn new(
@@ -176,16 +177,13 @@ impl Machine {
         fw_cfg_files: Vec<(String, Vec<u8>)>,
         max_block: usize,
         block_capacity: usize,
-        block_protocol: &str,
+        block_protocol: Option<BlockProtocol>,
         window_bias: u32,
         schedule: &str,
         cross_writes: bool,
         semantics: u32,
     ) -> PyResult<Self> {
         let policy = Policy::named(schedule).map_err(|e| NativeError::new_err(e.to_string()))?;
-        let protocol = Protocol::named(block_protocol).ok_or_else(|| {
-            NativeError::new_err(format!("there is no block protocol {block_protocol:?}"))
-        })?;
         let semantics =
             Semantics::new(semantics).map_err(|e| NativeError::new_err(e.to_string()))?;
         let cpuid = cpuid
@@ -214,7 +212,7 @@ impl Machine {
             blocks: BlockLimits {
                 instructions: max_block,
                 capacity: block_capacity.max(1),
-                protocol,
+                protocol: block_protocol.map_or(protocol::PRECISE, Into::into),
             },
             tracking: cross_writes,
             semantics,
@@ -766,12 +764,6 @@ impl Machine {
         }
         Ok(stats)
     }
-}
-
-/// Names of the block protocols, `precise` first.
-#[pyfunction]
-pub fn block_protocols() -> Vec<&'static str> {
-    PROTOCOLS.iter().map(|p| p.name).collect()
 }
 
 /// Switches shortcuts of translated code off for machines that are made from now on, and all others on.

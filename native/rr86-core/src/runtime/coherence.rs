@@ -13,7 +13,7 @@ use crate::runtime::engine::{Agent, Engine, Observed, Resume, StopCause};
 use crate::runtime::oracle::Seen;
 use crate::runtime::protocol::Source;
 use crate::runtime::vcpu::Vcpu;
-use crate::runtime::windows::{Fetched, Uncommitted, Unguard};
+use crate::runtime::windows::{Fetched, Unchecked, Uncommitted, Unguard};
 use crate::runtime::writelog::{Commit, Passage};
 use crate::translate::code::Trap;
 use xxhash_rust::xxh3::xxh3_64;
@@ -41,7 +41,18 @@ pub struct Written {
 impl Engine {
     /// Marks a block's bytes as code, so that every write to their pages comes here.
     pub(in crate::runtime) fn guard(&mut self, id: BlockId) {
-        for (at, len) in self.tracked_ranges(id).into_iter().flatten() {
+        self.guard_ranges(self.tracked_ranges(id));
+    }
+
+    /// Marks the bytes that a fetch under way has read as code, if the protocol does so before it reads them.
+    pub(in crate::runtime) fn guard_fetch(&mut self, fetched: &Fetched) {
+        if self.protocol.guard_first {
+            self.guard_ranges(self.tracked(fetched.ranges()));
+        }
+    }
+
+    fn guard_ranges(&mut self, ranges: [Option<(u64, u64)>; 2]) {
+        for (at, len) in ranges.into_iter().flatten() {
             let Some(page) = self.ram.page_index(at) else {
                 continue;
             };
@@ -63,7 +74,10 @@ impl Engine {
     pub(in crate::runtime) fn tracked_ranges(&self, id: BlockId) -> [Option<(u64, u64)>; 2] {
         let mut ranges = self.blocks.get(id).ranges();
         let first = ranges.next();
-        let second = ranges.next();
+        self.tracked([first, ranges.next()])
+    }
+
+    fn tracked(&self, [first, second]: [Option<(u64, u64)>; 2]) -> [Option<(u64, u64)>; 2] {
         [
             first,
             second.filter(|_| !self.protocol.second_page_untracked),
@@ -148,15 +162,14 @@ impl Engine {
         }
         if self.protocol.store_waits {
             // The lock makes the store wait until a block under way is linked, and then it is
-            // removed; the same as if it had not been fetched.
+            // removed; the same as if it had not been fetched. Where the guard comes last, a store to the
+            // second page has none to see.
+            let guarded = if self.protocol.guard_first { 2 } else { 1 };
             for steps in &mut self.under_way {
-                if steps
-                    .fetched
-                    .as_ref()
-                    .is_some_and(|f| f.paddr & !PAGE_MASK == paddr & !PAGE_MASK)
-                {
-                    steps.fetched = None;
-                }
+                steps.fetched.take_if(|f| {
+                    let mut ranges = f.ranges().into_iter().take(guarded).flatten();
+                    ranges.any(|(at, _)| at & !PAGE_MASK == paddr & !PAGE_MASK)
+                });
             }
         }
         let stop = self.invalidate(&writer, page, paddr, len);
@@ -311,6 +324,14 @@ impl Engine {
         let mut lines = 0;
         for &id in self.blocks.in_page(page) {
             for (at, len) in self.blocks.get(id).ranges() {
+                if at & !PAGE_MASK == start {
+                    lines |= line_mask(at, len);
+                }
+            }
+        }
+        if self.protocol.guard_first {
+            let fetches = self.under_way.iter().filter_map(|s| s.fetched.as_ref());
+            for (at, len) in fetches.flat_map(Fetched::ranges).flatten() {
                 if at & !PAGE_MASK == start {
                     lines |= line_mask(at, len);
                 }
@@ -619,6 +640,28 @@ impl Engine {
                 };
                 self.drop_guard(v, unguard);
             }
+        }
+    }
+
+    /// Looks for the blocks that a store made wrong before its vCPU was switched out.
+    pub(in crate::runtime) fn check_late(&mut self, v: &mut Vcpu, store: &Unchecked) {
+        let writer = Writer {
+            agent: Agent::Vcpu(v.cpu.id),
+            source: store.source,
+            linear: Some(store.linear),
+            running: None,
+        };
+        let checked = self.check(writer, store.paddr, store.len);
+        if !checked.emptied || !self.protocol.unguard_window {
+            return;
+        }
+        if let Some(page) = self.ram.page_index(store.paddr) {
+            let unguard = Unguard {
+                linear: store.linear,
+                mmu: store.mmu,
+                page,
+            };
+            self.drop_guard(v, unguard);
         }
     }
 

@@ -507,6 +507,7 @@ impl Engine {
             self.icount() != self.slice_start && self.faulted_at != Some(self.icount());
         if self.protocol.fetch_window && progressed && self.switch_in(Window::Fetch, v.run.budget) {
             self.note_fetch(v.cpu.id, &fetched, None);
+            self.guard_fetch(&fetched);
             self.under_way[usize::from(v.cpu.id)].fetched = Some(fetched);
             return Ok(None);
         }

@@ -706,6 +706,12 @@ impl Engine {
         self.left_behind.clear();
         self.overrun = None;
         self.leaky.clear();
+        for vcpu in 0..self.under_way.len() {
+            if let Some(fetched) = self.under_way[vcpu].fetched.take() {
+                self.guard_fetch(&fetched);
+                self.under_way[vcpu].fetched = Some(fetched);
+            }
+        }
         self.forget_code();
     }
 

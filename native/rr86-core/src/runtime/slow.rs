@@ -20,7 +20,7 @@ use crate::runtime::engine::{Agent, Engine};
 use crate::runtime::oracle::Seen;
 use crate::runtime::protocol::Source;
 use crate::runtime::vcpu::Vcpu;
-use crate::runtime::windows::{Uncommitted, Unguard, Window};
+use crate::runtime::windows::{Unchecked, Uncommitted, Unguard, Window};
 use crate::runtime::writelog::{Commit, Passage};
 use crate::translate::decode::classify::{needs_alignment, shape, waits};
 use crate::translate::layout::Exit;
@@ -311,13 +311,32 @@ impl Engine {
             .running
             .map_or(MmuIndex::Supervisor, |id| self.blocks.get(id).mode.mmu());
         let passage = self.passage(writer.source, page);
+        let windowed = passage == Passage::Checked && self.protocol.store_window;
+        if windowed && self.protocol.commit_first {
+            // Without a switch in between, the order of the two shows nowhere.
+            if left.is_some_and(|left| self.switch_in(Window::Store, left)) {
+                let commit = Commit {
+                    agent: writer.agent,
+                    linear: writer.linear,
+                    late: None,
+                    passage,
+                };
+                self.commit(&commit, paddr, data);
+                self.under_way[vcpu].unchecked = Some(Unchecked {
+                    paddr,
+                    linear,
+                    mmu,
+                    len: data.len(),
+                    source: writer.source,
+                });
+                self.in_window = Some(Window::Store);
+                return true;
+            }
+        }
         let checked = self.check(*writer, paddr, data.len());
         let emptied = checked.emptied && self.protocol.unguard_window;
         if let Some(left) = left {
-            if passage == Passage::Checked
-                && self.protocol.store_window
-                && self.switch_in(Window::Store, left)
-            {
+            if windowed && !self.protocol.commit_first && self.switch_in(Window::Store, left) {
                 self.checked_stores[vcpu] = (self.icount(), self.position_rip().unwrap_or(0));
                 self.under_way[vcpu].uncommitted = Some(Uncommitted {
                     paddr,

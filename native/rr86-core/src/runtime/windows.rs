@@ -5,9 +5,12 @@
 //! draws it, the replayer knows it.
 
 use crate::memory::tlb::MmuIndex;
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::runtime::engine::Engine;
+use crate::runtime::protocol::Source;
 use crate::runtime::vcpu::Vcpu;
 use crate::translate::mode::Mode;
+use std::fmt;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The windows.
@@ -15,7 +18,8 @@ use xxhash_rust::xxh3::xxh3_64;
 pub enum Window {
     /// The block's bytes have been read; it is not linked, its page not guarded for it.
     Fetch,
-    /// The store has been checked; its data is not in memory.
+    /// One of the two steps of a store has been made: the check, or under protocols that commit
+    /// first, the commit.
     Store,
     /// The store has emptied the page; its guard has not been dropped.
     Unguard,
@@ -33,6 +37,16 @@ pub struct Fetched {
     pub count: u8,
     /// Moment of the fetch.
     pub icount: u64,
+}
+
+impl Fetched {
+    /// The physical ranges of the bytes, one for each page.
+    pub fn ranges(&self) -> [Option<(u64, u64)>; 2] {
+        let len = self.bytes.len() as u64;
+        let here = len.min(PAGE_SIZE - (self.paddr & PAGE_MASK));
+        let next = self.second.map(|at| (at, len - here));
+        [Some((self.paddr, here)), next]
+    }
 }
 
 /// A store that has been checked and not committed.
@@ -54,17 +68,46 @@ pub struct Unguard {
     pub page: usize,
 }
 
+/// A store whose data is in memory, and that has not been checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Unchecked {
+    pub paddr: u64,
+    pub linear: u64,
+    pub mmu: MmuIndex,
+    pub len: usize,
+    pub source: Source,
+}
+
 /// What a vCPU has under way.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct UnderWay {
     pub fetched: Option<Fetched>,
     pub uncommitted: Option<Uncommitted>,
     pub unguard: Option<Unguard>,
+    /// Under protocols that commit first.
+    pub unchecked: Option<Unchecked>,
+}
+
+impl fmt::Debug for UnderWay {
+    /// Digests are made of this text, so what only some protocols have is there only if they have it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = f.debug_struct("UnderWay");
+        text.field("fetched", &self.fetched)
+            .field("uncommitted", &self.uncommitted)
+            .field("unguard", &self.unguard);
+        if self.unchecked.is_some() {
+            text.field("unchecked", &self.unchecked);
+        }
+        text.finish()
+    }
 }
 
 impl UnderWay {
     pub fn is_empty(&self) -> bool {
-        self.fetched.is_none() && self.uncommitted.is_none() && self.unguard.is_none()
+        self.fetched.is_none()
+            && self.uncommitted.is_none()
+            && self.unguard.is_none()
+            && self.unchecked.is_none()
     }
 }
 
@@ -152,9 +195,13 @@ impl Engine {
             fetched,
             uncommitted,
             unguard,
+            unchecked,
         } = std::mem::take(&mut self.under_way[index]);
         if let Some(store) = uncommitted {
             self.commit_late(v, &store);
+        }
+        if let Some(store) = unchecked {
+            self.check_late(v, &store);
         }
         if let Some(unguard) = unguard {
             self.drop_guard(v, unguard);
