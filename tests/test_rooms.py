@@ -45,13 +45,10 @@ CORE = {
 }
 # What is still otherwise: rooms that are to go, and uses that are. An empty table is the aim.
 CORE_STILL = {
-    "replay": {"record", "schedule", "runtime", "memory", "cpu"},
-    "record": {"schedule", "runtime", "memory"},
-    "schedule": {"machine", "runtime", "translate", "memory", "cpu"},
     "translate": {"memory"},
 }
 # How many files of a room are in circles at most; a room that is not here has none.
-CORE_CIRCLES = {"runtime": 17, "machine": 6, "replay": 4, "cpu": 2}
+CORE_CIRCLES = {"runtime": 17, "machine": 6, "cpu": 2}
 
 
 # -- the package -----------------------------------------------------------------------------------

@@ -2,9 +2,7 @@
 
 use pyo3::import_exception;
 use pyo3::PyErr;
-use rr86_core::record;
-use rr86_core::replay::ReplayError;
-use rr86_core::schedule;
+use rr86_core::session::{self as schedule, SessionError};
 
 // The classes are Python's, so that all errors of rr86 have one root and typed attributes.
 import_exception!(rr86.errors, NativeError);
@@ -26,7 +24,7 @@ pub fn machine(error: schedule::MachineError) -> PyErr {
     }
 }
 
-pub fn trace(error: record::TraceError) -> PyErr {
+pub fn trace(error: rr86_core::trace::TraceError) -> PyErr {
     TraceError::new_err(error.to_string())
 }
 
@@ -37,10 +35,10 @@ pub fn checkpoint(error: schedule::CheckpointError) -> PyErr {
     }
 }
 
-pub fn replay(error: ReplayError) -> PyErr {
+pub fn session(error: SessionError) -> PyErr {
     match error {
-        ReplayError::Trace(e) => trace(e),
-        ReplayError::Divergence(e) => DivergenceError::new_err(e.to_string()),
-        ReplayError::Checkpoint(e) => checkpoint(e),
+        SessionError::Trace(e) => trace(e),
+        SessionError::Divergence(e) => DivergenceError::new_err(e.to_string()),
+        SessionError::Checkpoint(e) => checkpoint(e),
     }
 }
