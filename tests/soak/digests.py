@@ -28,8 +28,8 @@ from tests.guests.build import build, load_manifest
 from tests.guests.machines import record_guest
 
 APPEND = "console=ttyS0 panic=-1"
-LIMIT = 60_000_000_000
-"""Instructions; far beyond any boot."""
+LIMIT = 4_000_000_000
+"""Instructions of a boot that a protocol leads astray."""
 MANY_VCPUS = 4
 ASTRAY = 20_000_000
 """Instructions of a guest that a protocol leads astray."""

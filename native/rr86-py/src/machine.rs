@@ -16,8 +16,8 @@ use rr86_core::cpu::semantics::Semantics;
 use rr86_core::host_time::{Patience, PatienceLimit, Phase};
 use rr86_core::memory::ram::REGION;
 use rr86_core::memory::PAGE_SHIFT;
-use rr86_core::runtime::engine::BlockLimits;
 use rr86_core::runtime::protocol;
+use rr86_core::runtime::translator::BlockLimits;
 use rr86_core::session::{
     self as schedule, Alone, Checkpointer, Condition, Conditions, Diversion, Ending, MachineConfig,
     Policy, Recording, Replay, Scheduler, Session, Stop,
@@ -223,7 +223,7 @@ impl Machine {
         })
         .map_err(errors::machine)?;
         let mut recorder = Session::record(machine, Scheduler::new(policy, seed, quantum));
-        recorder.machine.engine.patience = Patience::new(PatienceLimit::Time(PATIENCE));
+        recorder.machine.engine.slice.patience = Patience::new(PatienceLimit::Time(PATIENCE));
         recorder.machine.draw_windows(seed, window_bias);
         Ok(Self {
             driver: Mutex::new(Driver::Record(Box::new(recorder))),
@@ -277,7 +277,7 @@ impl Machine {
     }
 
     fn set_patience(&mut self, steps: u32) -> PyResult<()> {
-        self.driver().machine()?.engine.patience = Patience::new(PatienceLimit::Steps(steps));
+        self.driver().machine()?.engine.slice.patience = Patience::new(PatienceLimit::Steps(steps));
         Ok(())
     }
 
@@ -423,7 +423,7 @@ impl Machine {
 
     /// A bit for each 2 MiB of RAM, lowest first: whether the guest has touched them.
     fn touched_ram<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let pages = &self.driver().machine()?.engine.pages;
+        let pages = &self.driver().machine()?.engine.memory.pages;
         let bits = pages.touched(REGION >> PAGE_SHIFT);
         let byte = |eight: &[bool]| {
             (0..8)
@@ -437,7 +437,12 @@ impl Machine {
     /// Takes RAM from the host ahead of the guest, as `touched_ram` told of an earlier run.
     fn take_ram(&mut self, touched: &[u8]) -> PyResult<()> {
         let regions = (0..touched.len() * 8).filter(|n| touched[n / 8] >> (n % 8) & 1 != 0);
-        self.driver().machine()?.engine.ram.take_ahead(regions);
+        self.driver()
+            .machine()?
+            .engine
+            .memory
+            .ram
+            .take_ahead(regions);
         Ok(())
     }
 
@@ -581,13 +586,13 @@ impl Machine {
         length: usize,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let machine = self.driver().machine()?;
-        if length as u64 > machine.engine.ram.size() {
+        if length as u64 > machine.engine.memory.ram.size() {
             return Err(NativeError::new_err(format!(
                 "{length} bytes are more than the RAM has"
             )));
         }
         let mut bytes = vec![0; length];
-        machine.engine.ram.read(paddr, &mut bytes);
+        machine.engine.memory.ram.read(paddr, &mut bytes);
         Ok(PyBytes::new(py, &bytes))
     }
 
@@ -610,7 +615,7 @@ impl Machine {
             let n = room.min(length - bytes.len());
             let start = bytes.len();
             bytes.resize(start + n, 0);
-            machine.engine.ram.read(paddr, &mut bytes[start..]);
+            machine.engine.memory.ram.read(paddr, &mut bytes[start..]);
         }
         Ok(PyBytes::new(py, &bytes))
     }
@@ -722,7 +727,7 @@ impl Machine {
             Driver::Replay(r) => r.spent(),
             Driver::Solo(s) => s.spent(),
             Driver::Diversion(d) => d.spent(),
-            Driver::Gone => self.driver().machine()?.engine.spent,
+            Driver::Gone => self.driver().machine()?.engine.observers.spent,
         };
         let phases = Phase::ALL.map(|p| (p.name(), spent.on(p)));
         let all = [("whole", spent.whole), ("guest", spent.rest())];
@@ -743,13 +748,13 @@ impl Machine {
             _ => None,
         };
         let engine = &self.driver().machine()?.engine;
-        let s = engine.stats;
+        let s = engine.observers.stats;
         let stats = PyDict::new(py);
         for (name, value) in [
             ("instructions", engine.icount()),
-            ("skipped_ns", engine.skipped_ns),
+            ("skipped_ns", engine.clock.skipped_ns),
             ("slices", slices),
-            ("blocks", engine.blocks.len() as u64),
+            ("blocks", engine.cache.blocks.len() as u64),
             ("blocks_translated", s.blocks_translated),
             ("instructions_translated", s.instructions_translated),
             ("blocks_invalidated", s.blocks_invalidated),
@@ -781,7 +786,7 @@ impl Machine {
         for (name, count) in Exit::NAMES.iter().zip(s.exits) {
             stats.set_item(format!("exits_{name}"), count)?;
         }
-        for (mnemonic, calls) in engine.helpers.sorted() {
+        for (mnemonic, calls) in engine.observers.helpers.sorted() {
             stats.set_item(format!("helper_{mnemonic}"), calls)?;
         }
         Ok(stats)
@@ -804,7 +809,7 @@ pub fn disable_shortcuts(names: Vec<String>) -> PyResult<()> {
 
 /// Where a linear address lies, without setting accessed bits.
 fn peek(machine: &schedule::Machine, vcpu: usize, address: u64) -> Option<u64> {
-    let ram = &machine.engine.ram;
+    let ram = &machine.engine.memory.ram;
     let mut read = |paddr: u64, size: usize| {
         let mut bytes = [0; 8];
         ram.read(paddr, &mut bytes[..size]);

@@ -21,7 +21,7 @@ pub enum Source {
 }
 
 /// What a protocol does otherwise than `precise`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protocol {
     /// The source bytes are read before the page is guarded, and other vCPUs may run in between
     /// (W1, W1′).

@@ -4,14 +4,12 @@
 //! it runs again, before anything else. Whether to switch is a decision like any other: the recorder
 //! draws it, the replayer knows it.
 
+use super::protocol::{Protocol, Source};
 use crate::memory::tlb::MmuIndex;
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
-use crate::runtime::engine::Engine;
-use crate::runtime::protocol::Source;
-use crate::runtime::vcpu::Vcpu;
 use crate::translate::mode::Mode;
+use std::collections::BTreeSet;
 use std::fmt;
-use xxhash_rust::xxh3::xxh3_64;
 
 /// The windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +122,7 @@ pub enum WindowPolicy {
 }
 
 impl WindowPolicy {
-    fn draw(&mut self, window: Window) -> bool {
+    pub(in crate::runtime) fn draw(&mut self, window: Window) -> bool {
         match self {
             Self::Draw { state, bias } => {
                 *state = state
@@ -141,97 +139,31 @@ impl WindowPolicy {
     }
 }
 
-impl Engine {
-    /// Whether to switch in a window that has been reached, with `left` instructions of the budget
-    /// still unused. A budget that ends at a debugger's stop is not the slice's.
-    pub(in crate::runtime) fn switch_in(&mut self, window: Window, left: i64) -> bool {
-        let left = left.saturating_add_unsigned(self.beyond);
-        match &mut self.windows {
-            WindowPolicy::Closed => false,
-            WindowPolicy::Expect(expected) => {
-                if *expected == Some(window) && left == 0 {
-                    *expected = None;
-                    true
-                } else {
-                    false
-                }
-            }
-            policy => self.windows_open && policy.draw(window),
-        }
-    }
+/// How blocks and memory are kept in step in this machine, and what that has led to.
+pub struct Coherence {
+    pub(in crate::runtime) protocol: Protocol,
+    /// Blocks are compared with memory wherever the protocol may have let them go stale.
+    pub(in crate::runtime) detects: bool,
+    pub(in crate::runtime) windows: WindowPolicy,
+    pub(in crate::runtime) windows_open: bool,
+    /// The window in which the running vCPU is to be switched out.
+    pub(in crate::runtime) in_window: Option<Window>,
+    /// Pages with code to which some vCPU can write unchecked.
+    pub(in crate::runtime) unguarded: BTreeSet<usize>,
+    /// Serial number of a block whose bytes are to be fetched anew.
+    pub(in crate::runtime) refetched: Option<u64>,
+}
 
-    /// Whether the replayer has to stop in a fetch window at the end of the budget.
-    pub fn expects_fetch(&self) -> bool {
-        self.beyond == 0 && matches!(self.windows, WindowPolicy::Expect(Some(Window::Fetch)))
-    }
-
-    /// Says who decides about windows.
-    pub fn set_windows(&mut self, policy: WindowPolicy) {
-        self.windows = policy;
-    }
-
-    /// Says whether a switch could let anybody else run.
-    pub fn open_windows(&mut self, open: bool) {
-        self.windows_open = open;
-    }
-
-    /// Has blocks at a physical address whose bytes have been read, and that are not linked, be fetched
-    /// anew.
-    pub(in crate::runtime) fn forget_fetches(&mut self, paddr: u64) {
-        for steps in &mut self.under_way {
-            if steps.fetched.as_ref().is_some_and(|f| f.paddr == paddr) {
-                steps.fetched = None;
-            }
+impl Coherence {
+    pub(in crate::runtime) fn new(protocol: Protocol) -> Self {
+        Self {
+            protocol,
+            detects: protocol.can_be_stale(),
+            windows: WindowPolicy::Closed,
+            windows_open: false,
+            in_window: None,
+            unguarded: BTreeSet::new(),
+            refetched: None,
         }
-    }
-
-    /// Finishes what a vCPU had under way when it was switched out.
-    pub(in crate::runtime) fn finish_steps(&mut self, v: &mut Vcpu) {
-        let index = usize::from(v.cpu.id);
-        if self.under_way[index].is_empty() {
-            return;
-        }
-        let UnderWay {
-            fetched,
-            uncommitted,
-            unguard,
-            unchecked,
-        } = std::mem::take(&mut self.under_way[index]);
-        if let Some(store) = uncommitted {
-            self.commit_late(v.cpu.id, &store);
-        }
-        if let Some(store) = unchecked {
-            self.check_late(v.cpu.id, &store);
-        }
-        if let Some(unguard) = unguard {
-            self.drop_guard(v.cpu.id, unguard);
-        }
-        if let Some(fetched) = fetched {
-            if self.refetched == Some(self.blocks.next_serial()) {
-                self.refetched = None;
-                self.forget_fetches(fetched.paddr);
-            } else {
-                self.link(v.cpu.id, &fetched);
-            }
-        }
-    }
-
-    /// Whether any vCPU has something under way.
-    pub fn has_under_way(&self) -> bool {
-        self.under_way.iter().any(|steps| !steps.is_empty())
-    }
-
-    /// Digest of everything that is under way.
-    pub fn windows_digest(&self) -> u64 {
-        let mut text = String::new();
-        for (n, steps) in self
-            .under_way
-            .iter()
-            .enumerate()
-            .filter(|(_, s)| !s.is_empty())
-        {
-            text += &format!("{n}: {steps:?}\n");
-        }
-        xxh3_64(text.as_bytes())
     }
 }

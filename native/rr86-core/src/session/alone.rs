@@ -75,7 +75,7 @@ struct Bounds {
 impl Recorded {
     /// Takes the next interval's inputs from the expansion.
     fn load(&mut self, machine: &mut Machine) -> Result<(), TraceError> {
-        let pages = machine.engine.ram.pages();
+        let pages = machine.engine.memory.ram.pages();
         let mut part = match self.parts.pop() {
             Some(n) => self.expansion.part(n, pages)?,
             None => Part::default(),
@@ -146,7 +146,7 @@ impl Alone {
             }
             Event::TimeSkip { to_ns } => {
                 let engine = &mut machine.engine;
-                engine.skipped_ns = to_ns.saturating_sub(engine.icount());
+                engine.clock.skipped_ns = to_ns.saturating_sub(engine.icount());
             }
             Event::HandOff {
                 page, to, access, ..
@@ -187,7 +187,7 @@ impl Alone {
         let count = self.handed.iter().take_while(|h| h.icount < before).count();
         for h in self.handed.drain(..count) {
             let engine = &mut machine.engine;
-            if let Some(page) = engine.ram.page_index(h.page << PAGE_SHIFT) {
+            if let Some(page) = engine.memory.ram.page_index(h.page << PAGE_SHIFT) {
                 engine.lose_page(h.to, page, h.kind);
             }
         }
@@ -247,9 +247,9 @@ impl Alone {
                 start,
             };
             let (count, ended) = machine.engine.run(vcpu, span);
-            machine.engine.observed.clear();
+            machine.engine.observers.events.clear();
             self.instructions += count;
-            if let Some((icount, what)) = machine.engine.take_astray() {
+            if let Some((icount, what)) = machine.engine.take_divergence() {
                 return Err(self.astray(&self.name(), icount, what));
             }
             let now = machine.engine.icount();

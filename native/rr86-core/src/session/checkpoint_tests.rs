@@ -3,8 +3,8 @@
 
 use super::*;
 use crate::cpu::semantics::Semantics;
-use crate::runtime::engine::BlockLimits;
 use crate::runtime::protocol::Protocol;
+use crate::runtime::translator::BlockLimits;
 use crate::runtime::windows::WindowPolicy;
 use crate::session::{MachineConfig, Policy, Scheduler, Wait};
 
@@ -103,7 +103,7 @@ struct Saved {
 fn take(machine: &mut Machine) -> Saved {
     let digests = machine.digests();
     let state = machine.save(&digests);
-    let ram = &machine.engine.ram;
+    let ram = &machine.engine.memory.ram;
     let pages = (0..ram.pages())
         .filter(|&page| ram.page(page).iter().any(|&b| b != 0))
         .map(|page| (page, Box::new(*ram.page(page).first_chunk().unwrap())))
@@ -160,7 +160,7 @@ fn restores_under(protocol: Protocol) {
         inside += (0..2)
             .filter(|&v| original.engine.inside_block(v).is_some())
             .count();
-        let blocks = original.engine.blocks.iter_live();
+        let blocks = original.engine.cache.blocks.iter_live();
         stale += blocks.iter().filter(|b| b.marked).count();
         put(&mut other, &saved.pages);
         other.restore(&saved.state).expect("a whole checkpoint");
@@ -170,11 +170,14 @@ fn restores_under(protocol: Protocol) {
         let policy = draw_windows(77);
         original.engine.set_windows(policy.clone());
         other.engine.set_windows(policy);
-        original.engine.observed.clear();
+        original.engine.observers.events.clear();
         let mut same = scheduler.clone();
         run(&mut original, &mut scheduler, 5);
         run(&mut other, &mut same, 5);
-        assert_eq!(original.engine.observed, other.engine.observed);
+        assert_eq!(
+            original.engine.observers.events,
+            other.engine.observers.events
+        );
         assert_eq!(original.digests(), other.digests());
     }
     assert!(

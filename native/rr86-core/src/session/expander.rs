@@ -35,7 +35,7 @@ impl Expander {
         stores: Option<BTreeMap<usize, u64>>,
     ) -> Self {
         let count = machine.engine.vcpu_count();
-        let log = InputLog::new(count, &machine.engine);
+        let log = InputLog::new(count, &machine.engine.memory);
         machine.engine.inputs = Inputs::Logged(Box::new(log));
         if let Some(lines) = stores {
             machine.engine.log_stores(StoreLog::new(lines));

@@ -59,7 +59,7 @@ fn shared_lines(
     trace: &TraceReader,
     machine: &Machine,
 ) -> Result<BTreeMap<usize, u64>, TraceError> {
-    let ram = &machine.engine.ram;
+    let ram = &machine.engine.memory.ram;
     let all = survey::shared_lines(trace)?;
     Ok(all
         .into_iter()
@@ -237,7 +237,7 @@ impl Replay {
 
     /// Compares what the engine has observed in a slice with what was recorded of it.
     fn check_observations(&mut self, machine: &mut Machine) -> Result<(), SessionError> {
-        let mut observed = std::mem::take(&mut machine.engine.observed);
+        let mut observed = std::mem::take(&mut machine.engine.observers.events);
         let recorded = std::mem::take(&mut self.observations);
         if self.verify {
             let mut recorded = recorded.iter();
@@ -254,7 +254,7 @@ impl Replay {
         }
         // Keep the allocation.
         observed.clear();
-        machine.engine.observed = observed;
+        machine.engine.observers.events = observed;
         Ok(())
     }
 
