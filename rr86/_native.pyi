@@ -27,14 +27,33 @@ __all__ = [
 
 VERSION: str
 
-def block_protocols() -> list[str]:
-    """Names of the block protocols, "precise" first."""
+def block_protocols() -> list[tuple[str, BlockProtocol]]:
+    """The block protocols that the core knows by name, "precise" first. Machines are made from the
+    table in `rr86.translate.protocols`, which is held against this one."""
 
 def disable_shortcuts(names: Sequence[str]) -> None:
     """Switch shortcuts of translated code off for machines made from now on, and all others on.
 
     Raises ValueError at an unknown name. See docs/performance.md.
     """
+
+@type_check_only
+class BlockProtocol(TypedDict):
+    """What a block protocol does otherwise than "precise"; see `rr86_core::runtime::protocol`."""
+
+    fetch_window: bool
+    guard_first: bool
+    store_waits: bool
+    store_window: bool
+    commit_first: bool
+    unguard_window: bool
+    second_page_untracked: bool
+    dma_unchecked: bool
+    helper_unchecked: bool
+    virtual_keyed: bool
+    chain_kept: bool
+    same_block_ignored: bool
+    walk_unchecked: bool
 
 @type_check_only
 class StopInfo(TypedDict):
@@ -170,7 +189,7 @@ class Machine(MachineView):
         fw_cfg_files: Sequence[tuple[str, bytes]] = ...,
         max_block: int = 64,
         block_capacity: int = 262_144,
-        block_protocol: str = "precise",
+        block_protocol: BlockProtocol | None = None,
         cross_writes: bool = True,
         semantics: int = 2,
     ) -> Self:
@@ -179,7 +198,8 @@ class Machine(MachineView):
         reset) for every vCPU; an index that the core does not know otherwise is a read-only
         register.
 
-        `memory` in bytes; `start_time` is what the RTC shows at power-on, in Unix seconds (UTC).
+        `block_protocol` None is "precise". `memory` in bytes; `start_time` is what the RTC shows at
+        power-on, in Unix seconds (UTC).
         """
     def load(self, paddr: int, data: bytes | memoryview) -> None:
         """Write an image into guest RAM (through the one write function). A view has to show one

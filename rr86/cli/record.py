@@ -67,7 +67,9 @@ def command(
     block_protocol: Annotated[
         str,
         Option(
-            "--block-protocol", metavar="NAME", help="Order of a block's steps; see rr86 protocols."
+            "--block-protocol",
+            metavar="NAME[=STEPS]",
+            help="Order of a block's steps; see rr86 protocols.",
         ),
     ] = "precise",
     window_bias: Annotated[
@@ -158,7 +160,6 @@ def command(
         "quantum": quantum,
         "max_block": max_block,
         "schedule": schedule,
-        "protocol": block_protocol,
         "window_bias": window_bias,
         "cross_writes": cross_writes,
     }
@@ -178,6 +179,7 @@ def command(
             modules=module or (),
             append=append,
             seed=seed,
+            protocol=block_protocol,
             output=output,
             console=heard,
             debugcon=debug_heard,

@@ -74,7 +74,7 @@ class Placement:
             "fw_cfg_files": self.fw_cfg_files,
             "max_block": spec.max_block,
             "block_capacity": spec.block_capacity,
-            "block_protocol": spec.protocol,
+            "block_protocol": spec.block_protocol.properties(),
             "cross_writes": spec.cross_writes,
             "semantics": spec.semantics,
         }

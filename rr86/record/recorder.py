@@ -30,6 +30,7 @@ from rr86.version import __version__
 if TYPE_CHECKING:
     from rr86._native import Recording as NativeRecording
     from rr86.machine.spec import BoardSpec
+    from rr86.translate.protocols import Protocol
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,12 @@ def board_spec(
     append: str = "",
     seed: int = 0,
     kernel_name: str = "kernel",
+    protocol: "str | Protocol" = "precise",
     **more: int | str | bool,
 ) -> "BoardSpec":
     """A board from options as the command line has them; `more` are fields of `BoardSpec`.
 
-    Raises `SpecError` where they make no sense.
+    Raises `SpecError` or `UsageError` where they make no sense.
     """
     from rr86.machine.spec import SEMANTICS, BoardSpec, parse_size
 
@@ -70,9 +72,26 @@ def board_spec(
         "seed": seed,
         "kernel_name": kernel_name,
         "semantics": SEMANTICS,
+        **_protocol_settings(protocol),
         **more,
     }
     return BoardSpec.from_dict(values)
+
+
+def _protocol_settings(protocol: "str | Protocol") -> dict[str, object]:
+    """The settings of a board for a block protocol, which may be named or described."""
+    from rr86.translate.protocols import described
+
+    if isinstance(protocol, str):
+        name, described_as, steps = (part.strip() for part in protocol.partition("="))
+        if not described_as:
+            return {"protocol": name}
+        protocol = described(name, steps)
+    if protocol.built_in:
+        return {"protocol": protocol.name}
+    # Whatever else it is, it must not be taken for the one of this name.
+    described(protocol.name, protocol.text)
+    return {"protocol": protocol.name, "protocol_steps": protocol.text}
 
 
 class Recorder:
@@ -294,6 +313,7 @@ def start(
     modules: Sequence[str | Path] = (),
     append: str = "",
     seed: int = 0,
+    protocol: "str | Protocol" = "precise",
     output: str | Path | None = None,
     console: Callable[[bytes], None] | None = None,
     checkpoints: int | None = None,
@@ -324,6 +344,7 @@ def start(
         append=append,
         seed=seed,
         kernel_name=files["kernel"].name,
+        protocol=protocol,
         **more,
     )
     images = {name: read(path, name) for name, path in files.items()}
@@ -352,6 +373,7 @@ def record(
     modules: Sequence[str | Path] = (),
     append: str = "",
     seed: int = 0,
+    protocol: "str | Protocol" = "precise",
     output: str | Path | None = None,
     until: Until = None,
     limits: Limits | None = None,
@@ -366,6 +388,7 @@ def record(
     folder; `until` takes conditions as in `--until`; `console` gets the guest's console bytes, and
     `debugcon` those of its debug consoles (`rr86.session.console.DebugSink`);
     `checkpoints` asks for a checkpoint after every so many instructions (`Trace.session(at=…)`);
+    `protocol` is the name of a block protocol or a `Protocol`, which may be of your own;
     `more` are fields of `BoardSpec` such as `quantum` or `max_block`. When the call is
     interrupted (Ctrl-C), the trace is finished before the exception goes on.
 
@@ -380,6 +403,7 @@ def record(
         modules=modules,
         append=append,
         seed=seed,
+        protocol=protocol,
         output=output,
         console=console,
         checkpoints=checkpoints,

@@ -261,7 +261,7 @@ def bisect_invalidation(
         executed=len(found.candidates),
         seconds=seconds,
     )
-    _name_places(finding, search.session)
+    _name_places(trace, finding, search.session)
     writes, moment = search.writes, search.moment_before(victim)
     # Before the next machine is made this one goes: each has RAM of its own.
     del search
@@ -274,12 +274,13 @@ def bisect_invalidation(
     return finding
 
 
-def _name_places(finding: Finding, session: "ReplaySession") -> None:
+def _name_places(trace: RecordedRun, finding: Finding, session: "ReplaySession") -> None:
     victim, write = finding.victim, finding.write
     finding.victim_symbol = session.symbolize(victim.pc)
     finding.address_symbol = session.symbolize(finding.execution.address)
     if write is not None:
-        finding.window, finding.window_text = staleness.window(finding.protocol, victim, write)
+        protocol = trace.spec.block_protocol
+        finding.window, finding.window_text = staleness.window(protocol, victim, write)
         finding.writer_symbol = None if write.rip is None else session.symbolize(write.rip)
 
 

@@ -136,7 +136,7 @@ impl Translated {
     /// Builds the machine.
     pub fn new(setup: Setup) -> Result<Self, SubjectError> {
         let limits = BlockLimits {
-            protocol: rr86_core::runtime::protocol::PROTOCOLS[0],
+            protocol: rr86_core::runtime::protocol::PRECISE,
             instructions: setup.block_length,
             capacity: 4096,
         };

@@ -15,6 +15,7 @@ mod machine;
 mod moment;
 mod oracle;
 mod panics;
+mod protocol;
 mod recording;
 mod replay;
 mod trace;
@@ -28,7 +29,9 @@ mod _native {
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 
     #[pymodule_export]
-    use super::machine::{block_protocols, disable_shortcuts};
+    use super::machine::disable_shortcuts;
+    #[pymodule_export]
+    use super::protocol::block_protocols;
 
     #[pymodule_export]
     use super::alone::Alone;

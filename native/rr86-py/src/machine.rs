@@ -10,14 +10,15 @@ use rr86_core::contents::Contents;
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::semantics::Semantics;
 use rr86_core::host_time::{Patience, PatienceLimit};
+use rr86_core::runtime::protocol;
 use rr86_core::runtime::translator::BlockLimits;
-use rr86_core::runtime::protocol::{Protocol, PROTOCOLS};
 use rr86_core::session::{self, MachineConfig};
 use rr86_core::translate::shortcuts::Shortcuts;
 
 use crate::bytes::Slice;
 use crate::errors::{self, NativeError};
 use crate::face::looking;
+use crate::protocol::BlockProtocol;
 
 /// After this long, a call of `run` comes back at the next opportunity, so that it lasts no more than a twentieth
 /// of a second.
@@ -51,7 +52,7 @@ looking! { Machine {
     #[new]
     #[pyo3(signature = (*, memory, vcpus, cpuid, msrs=Vec::new(),
         start_time=1_700_000_000, fw_cfg=Vec::new(), fw_cfg_files=Vec::new(), max_block=64,
-        block_capacity=262_144, block_protocol="precise", cross_writes=true, semantics=2))]
+        block_capacity=262_144, block_protocol=None, cross_writes=true, semantics=2))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         memory: u64,
@@ -63,13 +64,10 @@ looking! { Machine {
         fw_cfg_files: Vec<(String, Vec<u8>)>,
         max_block: usize,
         block_capacity: usize,
-        block_protocol: &str,
+        block_protocol: Option<BlockProtocol>,
         cross_writes: bool,
         semantics: u32,
     ) -> PyResult<Self> {
-        let protocol = Protocol::named(block_protocol).ok_or_else(|| {
-            NativeError::new_err(format!("there is no block protocol {block_protocol:?}"))
-        })?;
         let semantics =
             Semantics::new(semantics).map_err(|e| NativeError::new_err(e.to_string()))?;
         let cpuid = cpuid
@@ -98,7 +96,7 @@ looking! { Machine {
             blocks: BlockLimits {
                 instructions: max_block,
                 capacity: block_capacity.max(1),
-                protocol,
+                protocol: block_protocol.map_or(protocol::PRECISE, Into::into),
             },
             tracking: cross_writes,
             semantics,
@@ -141,12 +139,6 @@ looking! { Machine {
         Ok(())
     }
 } }
-
-/// Names of the block protocols, `precise` first.
-#[pyfunction]
-pub fn block_protocols() -> Vec<&'static str> {
-    PROTOCOLS.iter().map(|p| p.name).collect()
-}
 
 /// Switches shortcuts of translated code off for machines that are made from now on, and all others on.
 #[pyfunction]

@@ -14,8 +14,9 @@ use crate::runtime::cache::{Block, BlockId};
 use crate::runtime::engine::Engine;
 use crate::runtime::guest_memory::line_mask;
 use crate::runtime::progress::Resume;
+use crate::runtime::protocol::Source;
 use crate::runtime::translator::DecodedCache;
-use crate::runtime::windows::{Fetched, Uncommitted, UnderWay, Unguard};
+use crate::runtime::windows::{Fetched, Unchecked, Uncommitted, UnderWay, Unguard};
 use crate::saved::{LoadError, Reader, Writer};
 use crate::translate::decode::classify::shape::{self, Shape};
 use crate::translate::decode::offered::Offered;
@@ -204,6 +205,41 @@ fn save_under_way(w: &mut Writer, steps: &UnderWay) {
     }
 }
 
+/// Only protocols that commit first have it.
+fn save_unchecked(w: &mut Writer, unchecked: Option<&Unchecked>) {
+    w.bool(unchecked.is_some());
+    if let Some(store) = unchecked {
+        w.varint(store.paddr);
+        w.u64(store.linear);
+        w.u8(store.mmu as u8);
+        w.varint(store.len as u64);
+        w.u8(store.source as u8);
+    }
+}
+
+fn load_unchecked(r: &mut Reader<'_>) -> Result<Option<Unchecked>, LoadError> {
+    if !r.bool()? {
+        return Ok(None);
+    }
+    let paddr = r.varint()?;
+    let store = Unchecked {
+        paddr,
+        linear: r.u64()?,
+        mmu: mmu(r)?,
+        len: r.index("length of a store that is not checked", WIDEST + 1)?,
+        source: match r.u8()? {
+            0 => Source::Store,
+            1 => Source::Modify,
+            2 => Source::Helper,
+            other => return bad("origin of a store that is not checked", other.into()),
+        },
+    };
+    if paddr >= MOST_ADDRESS || (paddr & PAGE_MASK) + store.len as u64 > PAGE_SIZE {
+        return bad("store that is not checked", paddr);
+    }
+    Ok(Some(store))
+}
+
 fn load_under_way(
     r: &mut Reader<'_>,
     pages: usize,
@@ -284,6 +320,9 @@ impl Engine {
             w.varint(checked);
             w.u64(rip);
             save_under_way(w, &self.progress[n].under_way);
+            if self.coherence.protocol.commit_first {
+                save_unchecked(w, self.progress[n].under_way.unchecked.as_ref());
+            }
             let inside = self.inside_block(n);
             w.bool(inside.is_some());
             if let Some((serial, index)) = inside {
@@ -364,6 +403,9 @@ impl Engine {
             &self.translator.offered,
             self.translator.limits.instructions,
         )?;
+        if self.coherence.protocol.commit_first {
+            self.progress[n].under_way.unchecked = load_unchecked(r)?;
+        }
         if r.bool()? {
             let serial = r.varint()?;
             let index = r.varint()?;

@@ -17,7 +17,7 @@ use crate::runtime::observers::Observed;
 use crate::runtime::oracle::Seen;
 use crate::runtime::progress::Resume;
 use crate::runtime::protocol::Source;
-use crate::runtime::windows::{Fetched, Uncommitted, Unguard};
+use crate::runtime::windows::{Fetched, Unchecked, Uncommitted, Unguard};
 use crate::runtime::writelog::{Commit, Passage};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -33,7 +33,18 @@ pub struct Written {
 impl Engine {
     /// Marks a block's bytes as code, so that every write to their pages comes here.
     pub(in crate::runtime) fn guard(&mut self, id: BlockId) {
-        for (at, len) in self.tracked_ranges(id).into_iter().flatten() {
+        self.guard_ranges(self.tracked_ranges(id));
+    }
+
+    /// Marks the bytes that a fetch under way has read as code, if the protocol does so before it reads them.
+    pub(in crate::runtime) fn guard_fetch(&mut self, fetched: &Fetched) {
+        if self.coherence.protocol.guard_first {
+            self.guard_ranges(self.tracked(fetched.ranges()));
+        }
+    }
+
+    fn guard_ranges(&mut self, ranges: [Option<(u64, u64)>; 2]) {
+        for (at, len) in ranges.into_iter().flatten() {
             let Some(page) = self.memory.ram.page_index(at) else {
                 continue;
             };
@@ -51,7 +62,10 @@ impl Engine {
     pub(in crate::runtime) fn tracked_ranges(&self, id: BlockId) -> [Option<(u64, u64)>; 2] {
         let mut ranges = self.cache.blocks.get(id).ranges();
         let first = ranges.next();
-        let second = ranges.next();
+        self.tracked([first, ranges.next()])
+    }
+
+    fn tracked(&self, [first, second]: [Option<(u64, u64)>; 2]) -> [Option<(u64, u64)>; 2] {
         [
             first,
             second.filter(|_| !self.coherence.protocol.second_page_untracked),
@@ -136,16 +150,18 @@ impl Engine {
         }
         if self.coherence.protocol.store_waits {
             // The lock makes the store wait until a block under way is linked, and then it is
-            // removed; the same as if it had not been fetched.
+            // removed; the same as if it had not been fetched. Where the guard comes last, a store to the
+            // second page has none to see.
+            let guarded = if self.coherence.protocol.guard_first {
+                2
+            } else {
+                1
+            };
             for each in &mut self.progress {
-                let steps = &mut each.under_way;
-                if steps
-                    .fetched
-                    .as_ref()
-                    .is_some_and(|f| f.paddr & !PAGE_MASK == paddr & !PAGE_MASK)
-                {
-                    steps.fetched = None;
-                }
+                each.under_way.fetched.take_if(|f| {
+                    let mut ranges = f.ranges().into_iter().take(guarded).flatten();
+                    ranges.any(|(at, _)| at & !PAGE_MASK == paddr & !PAGE_MASK)
+                });
             }
         }
         let stop = self.invalidate(&writer, page, paddr, len);
@@ -288,6 +304,17 @@ impl Engine {
         let mut lines = 0;
         for &id in self.cache.blocks.in_page(page) {
             for (at, len) in self.cache.blocks.get(id).ranges() {
+                if at & !PAGE_MASK == start {
+                    lines |= line_mask(at, len);
+                }
+            }
+        }
+        if self.coherence.protocol.guard_first {
+            let fetches = self
+                .progress
+                .iter()
+                .filter_map(|p| p.under_way.fetched.as_ref());
+            for (at, len) in fetches.flat_map(Fetched::ranges).flatten() {
                 if at & !PAGE_MASK == start {
                     lines |= line_mask(at, len);
                 }
@@ -588,6 +615,28 @@ impl Engine {
                 };
                 self.drop_guard(vcpu, unguard);
             }
+        }
+    }
+
+    /// Looks for the blocks that a store made wrong before its vCPU was switched out.
+    pub(in crate::runtime) fn check_late(&mut self, vcpu: u8, store: &Unchecked) {
+        let writer = Writer {
+            agent: Agent::Vcpu(vcpu),
+            source: store.source,
+            linear: Some(store.linear),
+            running: None,
+        };
+        let checked = self.check(writer, store.paddr, store.len);
+        if !checked.emptied || !self.coherence.protocol.unguard_window {
+            return;
+        }
+        if let Some(page) = self.memory.ram.page_index(store.paddr) {
+            let unguard = Unguard {
+                linear: store.linear,
+                mmu: store.mmu,
+                page,
+            };
+            self.drop_guard(vcpu, unguard);
         }
     }
 

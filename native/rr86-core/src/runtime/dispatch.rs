@@ -512,6 +512,7 @@ impl Engine {
             && self.switch_in(Window::Fetch, v.run.budget)
         {
             self.note_fetch(v.cpu.id, &fetched, None);
+            self.guard_fetch(&fetched);
             self.progress[usize::from(v.cpu.id)].under_way.fetched = Some(fetched);
             return Ok(None);
         }

@@ -247,6 +247,12 @@ impl Engine {
         self.cache.retired.clear();
         self.cache.overrun = None;
         self.coherence.unguarded.clear();
+        for vcpu in 0..self.progress.len() {
+            if let Some(fetched) = self.progress[vcpu].under_way.fetched.take() {
+                self.guard_fetch(&fetched);
+                self.progress[vcpu].under_way.fetched = Some(fetched);
+            }
+        }
         self.forget_code();
     }
 

@@ -23,7 +23,7 @@ use crate::runtime::oracle::Seen;
 use crate::runtime::protocol::Source;
 use crate::runtime::vcpu::PendingAccess;
 use crate::runtime::vcpu::Vcpu;
-use crate::runtime::windows::{Uncommitted, Unguard, Window};
+use crate::runtime::windows::{Unchecked, Uncommitted, Unguard, Window};
 use crate::runtime::writelog::{Commit, Passage};
 use crate::translate::decode::classify::{needs_alignment, shape, waits};
 use crate::translate::layout::Exit;
@@ -287,13 +287,33 @@ impl Engine {
             self.cache.blocks.get(id).mode.mmu()
         });
         let passage = self.passage(writer.source, page);
+        let windowed = passage == Passage::Checked && self.coherence.protocol.store_window;
+        let commit_first = self.coherence.protocol.commit_first;
+        if windowed && commit_first {
+            // Without a switch in between, the order of the two shows nowhere.
+            if left.is_some_and(|left| self.switch_in(Window::Store, left)) {
+                let commit = Commit {
+                    agent: writer.agent,
+                    linear: writer.linear,
+                    late: None,
+                    passage,
+                };
+                self.commit(&commit, paddr, data);
+                self.progress[vcpu].under_way.unchecked = Some(Unchecked {
+                    paddr,
+                    linear,
+                    mmu,
+                    len: data.len(),
+                    source: writer.source,
+                });
+                self.coherence.in_window = Some(Window::Store);
+                return true;
+            }
+        }
         let checked = self.check(*writer, paddr, data.len());
         let emptied = checked.emptied && self.coherence.protocol.unguard_window;
         if let Some(left) = left {
-            if passage == Passage::Checked
-                && self.coherence.protocol.store_window
-                && self.switch_in(Window::Store, left)
-            {
+            if windowed && !commit_first && self.switch_in(Window::Store, left) {
                 self.progress[vcpu].checked_store =
                     (self.icount(), self.position_rip().unwrap_or(0));
                 self.progress[vcpu].under_way.uncommitted = Some(Uncommitted {

@@ -64,9 +64,13 @@ impl Engine {
             fetched,
             uncommitted,
             unguard,
+            unchecked,
         } = std::mem::take(&mut self.progress[index].under_way);
         if let Some(store) = uncommitted {
             self.commit_late(v.cpu.id, &store);
+        }
+        if let Some(store) = unchecked {
+            self.check_late(v.cpu.id, &store);
         }
         if let Some(unguard) = unguard {
             self.drop_guard(v.cpu.id, unguard);

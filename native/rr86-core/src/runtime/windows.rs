@@ -4,17 +4,20 @@
 //! it runs again, before anything else. Whether to switch is a decision like any other: the recorder
 //! draws it, the replayer knows it.
 
-use super::protocol::Protocol;
+use super::protocol::{Protocol, Source};
 use crate::memory::tlb::MmuIndex;
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::translate::mode::Mode;
 use std::collections::BTreeSet;
+use std::fmt;
 
 /// The windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Window {
     /// The block's bytes have been read; it is not linked, its page not guarded for it.
     Fetch,
-    /// The store has been checked; its data is not in memory.
+    /// One of the two steps of a store has been made: the check, or under protocols that commit
+    /// first, the commit.
     Store,
     /// The store has emptied the page; its guard has not been dropped.
     Unguard,
@@ -32,6 +35,16 @@ pub struct Fetched {
     pub count: u8,
     /// Moment of the fetch.
     pub icount: u64,
+}
+
+impl Fetched {
+    /// The physical ranges of the bytes, one for each page.
+    pub fn ranges(&self) -> [Option<(u64, u64)>; 2] {
+        let len = self.bytes.len() as u64;
+        let here = len.min(PAGE_SIZE - (self.paddr & PAGE_MASK));
+        let next = self.second.map(|at| (at, len - here));
+        [Some((self.paddr, here)), next]
+    }
 }
 
 /// A store that has been checked and not committed.
@@ -53,17 +66,46 @@ pub struct Unguard {
     pub page: usize,
 }
 
+/// A store whose data is in memory, and that has not been checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Unchecked {
+    pub paddr: u64,
+    pub linear: u64,
+    pub mmu: MmuIndex,
+    pub len: usize,
+    pub source: Source,
+}
+
 /// What a vCPU has under way.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct UnderWay {
     pub fetched: Option<Fetched>,
     pub uncommitted: Option<Uncommitted>,
     pub unguard: Option<Unguard>,
+    /// Under protocols that commit first.
+    pub unchecked: Option<Unchecked>,
+}
+
+impl fmt::Debug for UnderWay {
+    /// Digests are made of this text, so what only some protocols have is there only if they have it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = f.debug_struct("UnderWay");
+        text.field("fetched", &self.fetched)
+            .field("uncommitted", &self.uncommitted)
+            .field("unguard", &self.unguard);
+        if self.unchecked.is_some() {
+            text.field("unchecked", &self.unchecked);
+        }
+        text.finish()
+    }
 }
 
 impl UnderWay {
     pub fn is_empty(&self) -> bool {
-        self.fetched.is_none() && self.uncommitted.is_none() && self.unguard.is_none()
+        self.fetched.is_none()
+            && self.uncommitted.is_none()
+            && self.unguard.is_none()
+            && self.unchecked.is_none()
     }
 }
 

@@ -38,6 +38,10 @@ fn draw_windows(state: u64) -> WindowPolicy {
 }
 
 fn machine() -> Machine {
+    machine_under(Protocol::named("qemu-7.2").expect("a protocol"))
+}
+
+fn machine_under(protocol: Protocol) -> Machine {
     let mut machine = Machine::new(MachineConfig {
         memory: 4 << 20,
         vcpus: 2,
@@ -50,7 +54,7 @@ fn machine() -> Machine {
         blocks: BlockLimits {
             instructions: 8,
             capacity: 64,
-            protocol: Protocol::named("qemu-7.2").expect("a protocol"),
+            protocol,
         },
         tracking: true,
     })
@@ -132,9 +136,22 @@ fn checkpoints() -> Vec<Saved> {
 
 #[test]
 fn a_restored_machine_goes_on_like_the_one_that_was_saved() {
-    let mut original = machine();
+    restores_under(Protocol::named("qemu-7.2").expect("a protocol"));
+}
+
+#[test]
+fn a_machine_under_another_order_of_the_steps_goes_on_too() {
+    restores_under(Protocol {
+        guard_first: true,
+        commit_first: true,
+        ..Protocol::named("qemu-7.2").expect("a protocol")
+    });
+}
+
+fn restores_under(protocol: Protocol) {
+    let mut original = machine_under(protocol);
     let mut scheduler = Scheduler::new(Policy::Random, 9, 40);
-    let mut other = machine();
+    let mut other = machine_under(protocol);
     let (mut windows, mut inside, mut stale) = (0, 0, 0);
     for _ in 0..200 {
         run(&mut original, &mut scheduler, 1);

@@ -79,7 +79,7 @@ pub struct Machine {
 impl Machine {
     pub fn new(mode: Mode) -> Self {
         let limits = BlockLimits {
-            protocol: rr86_core::runtime::protocol::PROTOCOLS[0],
+            protocol: rr86_core::runtime::protocol::PRECISE,
             instructions: 64,
             capacity: 4096,
         };
