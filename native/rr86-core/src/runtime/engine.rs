@@ -29,7 +29,7 @@ use crate::runtime::codebuf::{CodeBuffer, CodeMap};
 use crate::runtime::execute::{DecodedCache, Flow, HelperCounts};
 use crate::runtime::host::check_host;
 use crate::runtime::hotness::HOT;
-use crate::runtime::inputs::Inputs;
+use crate::runtime::inputs::{InputDivergence, Inputs};
 use crate::runtime::oracle::Oracle;
 use crate::runtime::protocol::Protocol;
 use crate::runtime::signals::HostFault;
@@ -239,7 +239,7 @@ pub struct Engine {
     pub(in crate::runtime) helper_stop: bool,
     /// Where vCPUs' inputs come from.
     pub inputs: Inputs,
-    pub(in crate::runtime) astray: Option<(u64, String)>,
+    pub(in crate::runtime) diverged: Option<(u64, InputDivergence)>,
     /// Code has failed on the host; nothing runs any more.
     pub(in crate::runtime) host_fault: Option<Box<HostFault>>,
     /// INITs of each vCPU.
@@ -365,7 +365,7 @@ impl Engine {
             string_left: None,
             helper_stop: false,
             inputs: Inputs::Live,
-            astray: None,
+            diverged: None,
             host_fault: None,
             inits: vec![0; vcpus],
             tracking: true,

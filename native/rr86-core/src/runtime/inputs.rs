@@ -156,6 +156,32 @@ fn differences(old: &PageBytes, new: &PageBytes) -> Vec<(u16, Vec<u8>)> {
         .collect()
 }
 
+/// A page of RAM that a vCPU acquires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acquisition {
+    /// RAM page index.
+    pub page: usize,
+    pub write: bool,
+}
+
+impl Acquisition {
+    fn new(page: usize, write: bool) -> Self {
+        Self { page, write }
+    }
+}
+
+/// What a vCPU that runs alone did otherwise than logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputDivergence {
+    /// It asked a device for more than was answered.
+    Answer,
+    /// It acquired a page where the log has another acquisition, at that moment, or none.
+    Page {
+        logged: Option<(u64, Acquisition)>,
+        found: Acquisition,
+    },
+}
+
 /// Where a vCPU's inputs come from.
 #[derive(Default)]
 pub enum Inputs {
@@ -174,7 +200,7 @@ impl Engine {
             return match tape.answers.pop_front() {
                 Some(answer) => answer,
                 None => {
-                    self.astray("it asks a device for more than was answered");
+                    self.diverge(InputDivergence::Answer);
                     Some(0)
                 }
             };
@@ -191,9 +217,9 @@ impl Engine {
     }
 
     /// Notes that a vCPU that runs alone does something else than was logged.
-    fn astray(&mut self, what: &str) {
-        if self.astray.is_none() {
-            self.astray = Some((self.icount(), what.to_string()));
+    fn diverge(&mut self, what: InputDivergence) {
+        if self.diverged.is_none() {
+            self.diverged = Some((self.icount(), what));
         }
     }
 
@@ -367,10 +393,9 @@ impl Engine {
                 self.put_foreign(agent, page, at + u64::from(offset), &bytes);
             }
         } else if self.pages.info[page].writer != NOBODY {
-            let due = due.map(|d| (d.icount, d.page, d.write));
-            self.astray(&format!(
-                "it acquires page {page:#x} (write: {write}), the log has (moment, page, write) {due:x?}"
-            ));
+            let logged = due.map(|d| (d.icount, Acquisition::new(d.page as usize, d.write)));
+            let found = Acquisition::new(page, write);
+            self.diverge(InputDivergence::Page { logged, found });
         }
     }
 
@@ -398,8 +423,8 @@ impl Engine {
     }
 
     /// What a vCPU that runs alone did otherwise than logged, and when.
-    pub fn take_astray(&mut self) -> Option<(u64, String)> {
-        self.astray.take()
+    pub fn take_divergence(&mut self) -> Option<(u64, InputDivergence)> {
+        self.diverged.take()
     }
 }
 
