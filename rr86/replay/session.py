@@ -125,7 +125,10 @@ class ReplaySession:
     def divert(self) -> "Diversion":
         """Leave the recording here: nothing is compared any more, and its slices and inputs are
         suggestions. `run` goes on with the diversion, and needs a limit, because such a run need
-        not end. What only a replay can do raises `NativeError` from here on.
+        not end.
+
+        Raises `NativeError` if this replay was left already; what only a replay can do raises it
+        from here on.
         """
         diversion = self.machine.divert()
         self._execution.hand_over(diversion)
