@@ -16,7 +16,7 @@ use crate::cpu::save;
 use crate::cpu::semantics::Semantics;
 use crate::cpu::state::{Activity, CpuState, RFlags};
 use crate::host_time::{Phase, Stopwatch};
-use crate::machine::fw_cfg_dma::Access;
+use crate::machine::dma::DmaAccess;
 use crate::machine::{Board, BoardConfig, Signal};
 use crate::translate::dispatch::{RunEnd, Span};
 use crate::translate::engine::{Agent, BlockLimits, Engine, HostError, StopCause};
@@ -78,6 +78,8 @@ pub enum Ending {
     Reset,
     /// isa-debug-exit, with the exit status that QEMU would give.
     DebugExit(u32),
+    /// A device could not do its work.
+    DeviceFailed,
     /// A vCPU shut down after a triple fault.
     TripleFault {
         vcpu: usize,
@@ -370,7 +372,7 @@ impl Machine {
             Signal::Nmi(v) => !sleepers[v].has_nmi,
             Signal::Interrupt(v) => sleepers[v].open,
             Signal::DeadlineChanged => false,
-            Signal::PowerOff | Signal::Reset | Signal::DebugExit(_) => true,
+            Signal::PowerOff | Signal::Reset | Signal::DebugExit(_) | Signal::DeviceFailed => true,
         })
     }
 
@@ -394,22 +396,23 @@ impl Machine {
                 return false;
             }
             self.engine.patience.step();
+            let now = self.engine.now();
             match access {
-                Access::Read { paddr, length } => {
+                DmaAccess::Read { paddr, length } => {
                     let mut bytes = vec![0; length];
                     let inside = self.is_ram(paddr, length);
                     if inside {
                         self.engine.read_physical(paddr, &mut bytes);
                     }
-                    self.board().dma_done(inside.then_some(&bytes));
+                    self.board().dma_done(inside.then_some(&bytes), now);
                 }
-                Access::Write { paddr, data } => {
+                DmaAccess::Write { paddr, data } => {
                     let inside = self.is_ram(paddr, data.len());
                     if inside {
                         self.engine
                             .write_physical(Agent::Device, paddr, &data, None);
                     }
-                    self.board().dma_done(inside.then_some(&[]));
+                    self.board().dma_done(inside.then_some(&[]), now);
                 }
             }
         }
@@ -441,6 +444,9 @@ impl Machine {
                     Signal::Reset => self.ending = self.ending.or(Some(Ending::Reset)),
                     Signal::DebugExit(code) => {
                         self.ending = self.ending.or(Some(Ending::DebugExit(code)));
+                    }
+                    Signal::DeviceFailed => {
+                        self.ending = self.ending.or(Some(Ending::DeviceFailed));
                     }
                 }
             }
