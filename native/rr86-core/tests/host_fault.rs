@@ -7,8 +7,8 @@ use std::path::Path;
 
 use rr86_core::record::{Event, Recorder, Stop};
 use rr86_core::replay::{Replayer, TraceReader};
+use rr86_core::runtime::signals::HostFault;
 use rr86_core::schedule::{Conditions, Policy, Scheduler};
-use rr86_core::translate::signals::HostFault;
 use support::{machine, PROGRAM};
 
 /// The fourth instruction of the program, `nop`, begins its second block.

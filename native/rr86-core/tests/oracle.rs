@@ -6,8 +6,8 @@ use std::path::Path;
 
 use rr86_core::record::{Event, Stop};
 use rr86_core::replay::{Replayer, TraceReader};
+use rr86_core::runtime::oracle::Verdict;
 use rr86_core::schedule::Conditions;
-use rr86_core::translate::oracle::Verdict;
 use support::{machine, record, rewrite};
 
 fn verdict(path: &Path, verify: bool) -> Verdict {

@@ -7,10 +7,10 @@
 
 use rr86_core::cpu::cpuid::CpuidTable;
 use rr86_core::cpu::state::{sreg, CpuState, Segment, TableRegister, XsaveArea};
-use rr86_core::translate::bus::Bus;
-use rr86_core::translate::dispatch::{RunEnd, Span};
-use rr86_core::translate::emit::Hooks;
-use rr86_core::translate::engine::{Agent, BlockLimits, Engine, HostError, Observed, StopCause};
+use rr86_core::runtime::bus::Bus;
+use rr86_core::runtime::dispatch::{RunEnd, Span};
+use rr86_core::runtime::engine::{Agent, BlockLimits, Engine, HostError, Observed, StopCause};
+use rr86_core::translate::lower::emitter::Hooks;
 use rr86_core::translate::shortcuts::Shortcuts;
 
 use crate::case::{
@@ -131,7 +131,7 @@ impl Translated {
     /// Builds the machine.
     pub fn new(setup: Setup) -> Result<Self, SubjectError> {
         let limits = BlockLimits {
-            protocol: rr86_core::translate::protocol::PROTOCOLS[0],
+            protocol: rr86_core::runtime::protocol::PROTOCOLS[0],
             instructions: setup.block_length,
             capacity: 4096,
         };

@@ -4,7 +4,7 @@
 use std::arch::x86_64::__cpuid;
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
-use rr86_core::translate::classify::is_x87;
+use rr86_core::translate::decode::classify::is_x87;
 
 use crate::case::{Case, Outcome};
 use crate::compare::{decode, fpu_counts};

@@ -4,7 +4,7 @@
 
 use iced_x86::code_asm::*;
 use iced_x86::IcedError;
-use rr86_core::translate::engine::Observed;
+use rr86_core::runtime::engine::Observed;
 use rr86_core::translate::shortcuts::Shortcuts;
 use rr86_differential::case::{layout, Case, Entry, Outcome, Subject};
 use rr86_differential::compare::{compare, Verdict};

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use iced_x86::code_asm::*;
 use iced_x86::IcedError;
-use rr86_core::translate::engine::Observed;
+use rr86_core::runtime::engine::Observed;
+use rr86_core::translate::layout::Exit;
 use rr86_core::translate::shortcuts::Shortcuts;
-use rr86_core::translate::vcpu::Exit;
 use rr86_differential::case::{layout, Case, Entry, Outcome, Subject};
 use rr86_differential::compare::{compare, Verdict};
 use rr86_differential::engine::{Setup, Translated};

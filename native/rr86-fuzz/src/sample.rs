@@ -5,9 +5,9 @@ use std::path::Path;
 use rr86_core::cpu::semantics::Semantics;
 use rr86_core::record::Recorder;
 use rr86_core::replay::{Replayer, TraceReader};
+use rr86_core::runtime::engine::BlockLimits;
+use rr86_core::runtime::protocol::Protocol;
 use rr86_core::schedule::{Conditions, Machine, MachineConfig, Policy, Scheduler};
-use rr86_core::translate::engine::BlockLimits;
-use rr86_core::translate::protocol::Protocol;
 
 const ENTRY: u64 = 0x10_0000;
 /// ```text

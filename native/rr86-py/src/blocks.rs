@@ -2,9 +2,9 @@
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
-use rr86_core::translate::cache::BlockId;
-use rr86_core::translate::engine::{Agent, Engine};
-use rr86_core::translate::writelog::Logged;
+use rr86_core::runtime::cache::BlockId;
+use rr86_core::runtime::engine::{Agent, Engine};
+use rr86_core::runtime::writelog::Logged;
 
 /// What there is to know about a block.
 pub fn describe<'py>(

@@ -18,11 +18,11 @@ use rr86_core::memory::ram::REGION;
 use rr86_core::memory::PAGE_SHIFT;
 use rr86_core::record::{Recorder, Stop};
 use rr86_core::replay::{self, Checkpointer, Replayer, Solo, TraceReader};
+use rr86_core::runtime::engine::BlockLimits;
+use rr86_core::runtime::protocol::{Protocol, PROTOCOLS};
 use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
-use rr86_core::translate::engine::BlockLimits;
-use rr86_core::translate::protocol::{Protocol, PROTOCOLS};
+use rr86_core::translate::layout::Exit;
 use rr86_core::translate::shortcuts::Shortcuts;
-use rr86_core::translate::vcpu::Exit;
 
 use crate::blocks;
 use crate::bytes::Slice;

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use rr86_core::memory::pages::DEVICE;
-use rr86_core::translate::oracle::Verdict;
+use rr86_core::runtime::oracle::Verdict;
 
 fn agent(number: u8) -> Option<u8> {
     (number != DEVICE).then_some(number)

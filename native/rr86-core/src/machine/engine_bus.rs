@@ -1,7 +1,7 @@
 //! The board as the engine reaches it.
 
 use super::board::Board;
-use crate::translate::bus::Bus;
+use crate::runtime::bus::Bus;
 
 impl Bus for Board {
     fn io_read(&mut self, vcpu: usize, port: u16, size: usize, now: u64) -> u32 {

@@ -2,9 +2,9 @@
 
 use super::event::{Access, Block, Event, SliceEnd, NO_VCPU};
 use crate::memory::pages::{HandOffKind, DEVICE, NOBODY};
+use crate::runtime::engine::Observed;
+use crate::runtime::windows::Window;
 use crate::schedule::{Ending, SliceStop};
-use crate::translate::engine::Observed;
-use crate::translate::windows::Window;
 
 /// The event that tells of an observation.
 pub fn event(observed: &Observed) -> Event {

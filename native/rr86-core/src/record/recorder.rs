@@ -9,9 +9,9 @@ use super::observe;
 use super::{TraceError, TraceWriter};
 use crate::contents::Contents;
 use crate::host_time::{Cadence, HostTime, Phase, Spent, Stopwatch};
+use crate::runtime::engine::StopCause;
+use crate::runtime::windows::WindowPolicy;
 use crate::schedule::{CheckpointError, Conditions, Ending, Machine, Scheduler, SliceReport, Wait};
-use crate::translate::engine::StopCause;
-use crate::translate::windows::WindowPolicy;
 
 /// Instructions between two sets of digests, and the most that a chunk covers.
 pub const DIGEST_INTERVAL: u64 = 100_000_000;
@@ -33,7 +33,7 @@ pub enum Stop {
     End,
     /// Every vCPU waits, and nothing but input could wake one.
     Deadlock,
-    /// Translated code failed on the host; see [`crate::translate::engine::Engine::host_fault`].
+    /// Translated code failed on the host; see [`crate::runtime::engine::Engine::host_fault`].
     Failed,
 }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use super::expansion::{ExpansionWriter, Part, Sync};
 use crate::cpu::save;
 use crate::record::error::TraceError;
+use crate::runtime::inputs::{InputLog, Inputs};
+use crate::runtime::storelog::StoreLog;
 use crate::schedule::Machine;
-use crate::translate::inputs::{InputLog, Inputs};
-use crate::translate::storelog::StoreLog;
 
 pub struct Expander {
     writer: ExpansionWriter,

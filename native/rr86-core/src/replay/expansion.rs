@@ -19,8 +19,8 @@ use crate::memory::PAGE_SIZE;
 use crate::record::error::TraceError;
 use crate::record::format::{self, ChunkHeader, ChunkKind, Codec, CHUNK_HEADER};
 use crate::record::varint::{apply, delta, put, Cursor};
-use crate::translate::inputs::{Acquired, Delivery, Tape};
-use crate::translate::storelog::StoreEntry;
+use crate::runtime::inputs::{Acquired, Delivery, Tape};
+use crate::runtime::storelog::StoreEntry;
 
 const MAGIC: [u8; 8] = *b"\x89RR86x\r\n";
 /// Raised with every change; there is no compatibility.

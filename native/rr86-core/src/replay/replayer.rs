@@ -1,7 +1,7 @@
 //! The replayer: a machine that is fed decisions and inputs from a trace, and compared with what the
 //! recorder saw.
 
-use crate::translate::windows::WindowPolicy;
+use crate::runtime::windows::WindowPolicy;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::thread::available_parallelism;
@@ -23,8 +23,8 @@ use crate::record::{
     completed_line, observed_event, window, Event, SliceEnd, Stop, TraceError, CONSOLE, DEADLOCK,
     NO_VCPU,
 };
+use crate::runtime::engine::StopCause;
 use crate::schedule::{CheckpointError, Conditions, Decision, Machine, SliceReport, Wait};
-use crate::translate::engine::StopCause;
 
 /// Instructions in a slice of a free run that the recording has no suggestion for.
 const FREE_SLICE: u64 = 10_000;

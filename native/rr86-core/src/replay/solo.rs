@@ -17,9 +17,9 @@ use crate::host_time::{Phase, Spent, Stopwatch};
 use crate::memory::pages::{HandOffKind, DEVICE};
 use crate::memory::PAGE_SHIFT;
 use crate::record::{Access, Event, SliceEnd, Stop, TraceError, NO_VCPU};
+use crate::runtime::dispatch::{RunEnd, Span};
+use crate::runtime::inputs::Inputs;
 use crate::schedule::Machine;
-use crate::translate::dispatch::{RunEnd, Span};
-use crate::translate::inputs::Inputs;
 
 /// No run has so many instructions: at a billion a second it would take a century.
 const FARTHEST: u64 = 1 << 62;

@@ -7,7 +7,7 @@ use super::reader::TraceReader;
 use crate::host_time::{HostTime, Stopwatch};
 use crate::record::error::TraceError;
 use crate::record::event::Event;
-use crate::translate::ahead::Guess;
+use crate::runtime::ahead::Guess;
 
 /// Chunks that may wait, decoded, for the consumer.
 const AHEAD: usize = 1;

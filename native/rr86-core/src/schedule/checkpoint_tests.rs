@@ -3,10 +3,10 @@
 
 use super::*;
 use crate::cpu::semantics::Semantics;
+use crate::runtime::engine::BlockLimits;
+use crate::runtime::protocol::Protocol;
+use crate::runtime::windows::WindowPolicy;
 use crate::schedule::{MachineConfig, Policy, Scheduler, Wait};
-use crate::translate::engine::BlockLimits;
-use crate::translate::protocol::Protocol;
-use crate::translate::windows::WindowPolicy;
 
 const ENTRY: u64 = 0x10_0000;
 /// ```text

@@ -3,8 +3,8 @@
 
 use super::machine::Machine;
 use crate::cpu::exception::vector;
-use crate::translate::emit::Hooks;
-use crate::translate::engine::StopCause;
+use crate::runtime::engine::StopCause;
+use crate::translate::lower::emitter::Hooks;
 
 /// Data register of the console's serial port.
 const CONSOLE_PORT: u16 = 0x3f8;

@@ -18,9 +18,9 @@ use crate::cpu::state::{Activity, CpuState, RFlags};
 use crate::host_time::{Phase, Stopwatch};
 use crate::machine::dma::DmaAccess;
 use crate::machine::{Board, BoardConfig, Signal};
-use crate::translate::dispatch::{RunEnd, Span};
-use crate::translate::engine::{Agent, BlockLimits, Engine, HostError, StopCause};
-use crate::translate::windows::Window;
+use crate::runtime::dispatch::{RunEnd, Span};
+use crate::runtime::engine::{Agent, BlockLimits, Engine, HostError, StopCause};
+use crate::runtime::windows::Window;
 
 /// What a machine is made of.
 #[derive(Clone, Debug)]

@@ -3,6 +3,12 @@
 //! Two things in the code of a block depend on more than what was translated: the distance to the stubs and
 //! the number of the block. Their places are kept, so that code made by whom and when ever is the same.
 
+/// A block's number in the cache.
+pub type BlockId = u32;
+
+/// Slots that a block without a superblock has at most.
+pub const OWN_SLOTS: usize = 2;
+
 /// A patchable jump to another block.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Slot {
@@ -71,13 +77,14 @@ impl Code {
 
 #[cfg(test)]
 mod tests {
-    use super::super::classify::shape::{self, Shape};
-    use super::super::emit::{translate, Hooks, Request};
-    use super::super::mode::Mode;
-    use super::super::offered::Offered;
-    use super::super::shortcuts::Shortcuts;
-    use super::super::stubs::Stubs;
-    use super::super::workbench::Workbench;
+    use crate::translate::block::translate;
+    use crate::translate::decode::classify::shape::{self, Shape};
+    use crate::translate::decode::offered::Offered;
+    use crate::translate::lower::emitter::{Hooks, Request};
+    use crate::translate::lower::stubs::Stubs;
+    use crate::translate::mode::Mode;
+    use crate::translate::scratch::Scratch;
+    use crate::translate::shortcuts::Shortcuts;
     use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 
     /// What a block that calls a helper calls, and the immediates that it stores, when it is placed.
@@ -109,7 +116,7 @@ mod tests {
             shortcuts: Shortcuts::ALL,
             superblock: None,
         };
-        let mut code = translate(request, stubs, &mut Workbench::default());
+        let mut code = translate(request, stubs, &mut Scratch::default());
         code.place(id, address);
         let all: Vec<_> = Decoder::with_ip(64, &code.bytes, address, DecoderOptions::NONE)
             .into_iter()

@@ -1,63 +1,22 @@
-//! The translator: guest blocks become host code that runs on the host's CPU, instruction by
-//! instruction as the guest wrote them.
+//! The translator: guest blocks become host code that runs on the host's CPU, instruction by instruction as the guest
+//! wrote them. It is pure. Code follows from bytes, an address, a mode and options; what generated code needs of the
+//! world around it is in `layout`. So it can be tested with bytes alone, and runs on any thread.
 //!
-//! `classify` decides how an instruction is translated and where a block ends; `emit` and its families
-//! (`access`, `copy`, `stack`, `branch`, `leave`) write the code; `cache` knows the blocks; `slow` is every access that
-//! is not plain RAM; `execute` is every instruction that is not copied; `engine` owns it all and
-//! `dispatch` runs it.
+//! - `decode` says what an instruction is, what it touches, and where a block ends.
+//! - `lower` writes the code of each family of instructions.
+//! - `optimise` finds what needs fewer checks, and writes that.
+//! - `encode` writes host instructions.
 
-mod access;
-mod acquire;
-mod across;
-pub mod ahead;
-pub mod asm;
-mod block_code;
-mod branch;
-pub mod bus;
-pub mod cache;
-mod checkpoint;
-pub mod classify;
+pub mod block;
 pub mod code;
-pub mod codebuf;
-mod coherence;
-mod copy;
-mod delivery;
-pub mod dispatch;
-pub mod emit;
-mod encode;
-pub mod engine;
-pub mod execute;
-pub mod fetch;
-mod flags;
-mod heat;
-mod host;
-mod inline;
-pub mod inputs;
-mod inspect;
-mod leave;
-mod loops;
-mod lost;
+pub mod decode;
+pub mod encode;
+pub mod layout;
+pub mod lower;
 pub mod mode;
-pub mod offered;
-mod operands;
-pub mod oracle;
-mod pins;
-pub mod protocol;
-mod runs;
+pub mod optimise;
+pub mod path;
+pub mod plan;
+pub mod scratch;
 pub mod shortcuts;
-pub mod signals;
 pub mod site;
-pub mod slow;
-mod stack;
-pub mod storelog;
-mod strings;
-pub mod stubs;
-pub mod superblock;
-mod turns;
-pub mod vcpu;
-pub mod view;
-pub mod windows;
-pub mod workbench;
-pub mod writelog;
-
-pub use operands::address_size;

@@ -1,7 +1,7 @@
 //! What a block depends on besides its bytes and its address.
 
 use crate::cpu::state::{sreg, CpuState, Cr0, Cr4, RFlags, Segment};
-use crate::memory::tlb::MmuIndex;
+use crate::translate::layout::MmuIndex;
 
 /// The execution mode of a block, as bits. Two blocks made from the same bytes at the same address in
 /// the same mode are the same block.

@@ -59,7 +59,7 @@ impl Shortcuts {
     }
 
     /// All of these but one.
-    pub(super) fn less(self, one: Self) -> Self {
+    pub(in crate::translate) fn less(self, one: Self) -> Self {
         Self(self.0 & !one.0)
     }
 

@@ -3,8 +3,8 @@
 
 use rr86_core::cpu::cpuid::{CpuidRow, CpuidTable};
 use rr86_core::cpu::state::{sreg, CpuState, Segment, TableRegister};
-use rr86_core::translate::dispatch::{RunEnd, Span};
-use rr86_core::translate::engine::{Agent, BlockLimits, Engine};
+use rr86_core::runtime::dispatch::{RunEnd, Span};
+use rr86_core::runtime::engine::{Agent, BlockLimits, Engine};
 
 use super::Mode;
 use crate::engine::NoBus;
@@ -77,7 +77,7 @@ pub struct Machine {
 impl Machine {
     pub fn new(mode: Mode) -> Self {
         let limits = BlockLimits {
-            protocol: rr86_core::translate::protocol::PROTOCOLS[0],
+            protocol: rr86_core::runtime::protocol::PROTOCOLS[0],
             instructions: 64,
             capacity: 4096,
         };

@@ -1,0 +1,422 @@
+//! Translating blocks before the guest gets to them, on a thread of its own.
+//!
+//! Whoever knows which blocks will come, as a replay does, gives *guesses*: number, address, mode and digest
+//! of the bytes. The thread looks whether memory holds such bytes already, translates them, and puts the
+//! code on a shelf, where the engine takes it instead of translating itself.
+//!
+//! Nothing depends on the thread. It only reads guest RAM, and may see anything there while the guest runs;
+//! but code is a pure function of the bytes and of what else is compared here, and the engine uses it only for
+//! a block whose bytes it has fetched itself and found to be the same. A guess that is wrong, or comes too
+//! late, costs nothing but the thread's time, and nobody waits for it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::memory::ram::RamReader;
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
+use crate::runtime::cache::{Block, BlockId};
+use crate::runtime::codebuf::Room;
+use crate::runtime::engine::Engine;
+use crate::translate::block;
+use crate::translate::code::Code;
+use crate::translate::decode::classify::shape::{self, Shape};
+use crate::translate::decode::offered::Offered;
+use crate::translate::lower::emitter::{Hooks, Request};
+use crate::translate::lower::stubs::Stubs;
+use crate::translate::mode::Mode;
+use crate::translate::scratch::Scratch;
+use crate::translate::shortcuts::Shortcuts;
+
+/// Blocks that may lie on the shelf.
+const SHELF: usize = 4096;
+/// Guesses whose bytes are looked for all the time. The others are looked for once in `FAR` rounds: most of
+/// them are of code that the guest has not loaded yet.
+const NEAR: usize = 256;
+const FAR: u32 = 16;
+/// How long to leave the processor alone when there is nothing to do.
+const REST: Duration = Duration::from_millis(1);
+/// Bytes of the code buffer for which memory is taken from the host at once.
+const STEP: usize = 1 << 20;
+/// Most blocks that are left to the engine because it will be there first.
+const LEAD: u64 = 256;
+
+/// A block that will probably be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Guess {
+    /// Serial number of the block.
+    pub serial: u64,
+    /// Linear address of its first instruction.
+    pub linear: u64,
+    pub paddr: u64,
+    pub len: u16,
+    pub mode: u32,
+    /// Of its bytes, as in [`crate::runtime::engine::Observed`].
+    pub digest: u32,
+}
+
+impl Guess {
+    /// Whether this module deals with it. Where code does not start at linear address 0, the guess does not
+    /// tell the rip; and of a block in two pages, it tells only one.
+    fn is_plain(&self) -> bool {
+        let mode = Mode(self.mode);
+        let room = PAGE_SIZE - (self.paddr & PAGE_MASK);
+        mode.is_possible()
+            && mode.code_flat()
+            && (mode.code64() || self.linear >> 32 == 0)
+            && (1..=room).contains(&u64::from(self.len))
+            && self.paddr & PAGE_MASK == self.linear & PAGE_MASK
+    }
+}
+
+/// What all translations of one thread have in common.
+#[derive(Clone, Copy)]
+struct Settings {
+    stubs: Stubs,
+    tracking: bool,
+    shortcuts: Shortcuts,
+    offered: Offered,
+    /// Most instructions in a block.
+    limit: usize,
+}
+
+/// A block that was translated ahead.
+pub(in crate::runtime) struct Translation {
+    pub serial: u64,
+    pub paddr: u64,
+    pub rip: u64,
+    pub mode: Mode,
+    pub bytes: Vec<u8>,
+    /// Instructions.
+    pub count: u8,
+    /// The block ends here whatever bytes follow.
+    pub closed: bool,
+    pub code: Code,
+}
+
+struct Shelf {
+    /// A translation lies at its serial number modulo the size, until the thread has another for the place. Used
+    /// ones come back: the thread has made them, so freeing them costs it least.
+    places: Vec<Mutex<Option<Box<Translation>>>>,
+    /// How much of the code buffer is in use.
+    used: AtomicUsize,
+    /// Serial number of the next block that the engine will ask for.
+    next: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Shelf {
+    fn new(next: u64) -> Self {
+        Self {
+            places: (0..SHELF).map(|_| Mutex::new(None)).collect(),
+            used: AtomicUsize::new(0),
+            next: AtomicU64::new(next),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    fn put(&self, translation: Box<Translation>) {
+        let place = &self.places[translation.serial as usize % SHELF];
+        // Whoever held it when they panicked has left a whole value.
+        let mut place = place.lock().unwrap_or_else(|e| e.into_inner());
+        let old = place.replace(translation);
+        drop(place);
+        drop(old);
+    }
+
+    /// What lies there for a block. Never waits.
+    fn take(&self, serial: u64) -> Option<Box<Translation>> {
+        let mut place = self.places[serial as usize % SHELF].try_lock().ok()?;
+        place.take_if(|t| t.serial == serial)
+    }
+
+    /// Puts what has been used back.
+    fn give_back(&self, used: Box<Translation>) {
+        if let Ok(mut place) = self.places[used.serial as usize % SHELF].try_lock() {
+            place.get_or_insert(used);
+        }
+    }
+}
+
+/// The thread, as the engine knows it.
+pub(in crate::runtime) struct Ahead {
+    shelf: Arc<Shelf>,
+    settings: Settings,
+    thread: JoinHandle<()>,
+    /// What was taken from the shelf last.
+    taken: Option<Box<Translation>>,
+}
+
+impl Ahead {
+    /// What there is for the block with this number, which is being made.
+    fn look(&mut self, serial: u64) -> Option<&Translation> {
+        if self.taken.as_ref().is_none_or(|t| t.serial != serial) {
+            self.shelf.next.store(serial + 1, Ordering::Relaxed);
+            self.taken = self.shelf.take(serial);
+        }
+        self.taken.as_deref().filter(|t| t.serial == serial)
+    }
+
+    fn stop(self) {
+        self.shelf.stop.store(true, Ordering::Relaxed);
+        self.thread.thread().unpark();
+        // A panic over there has nothing to say about the guest.
+        let _ = self.thread.join();
+    }
+}
+
+/// Decodes and translates what a guess is about, if these are its bytes.
+fn translate(
+    guess: &Guess,
+    bytes: &[u8],
+    settings: &Settings,
+    scratch: &mut Scratch,
+) -> Option<Translation> {
+    let (rip, mode, limit) = (guess.linear, Mode(guess.mode), settings.limit);
+    // With something else behind them, the bytes are the same block only if it ends by itself.
+    let followed = [bytes, &[0x90; 15]].concat();
+    let cut = |bytes: &[u8]| match shape::cut(bytes, rip, mode, &settings.offered, limit, false) {
+        Shape::Block(insns) => {
+            let len: usize = insns.iter().map(|(i, _)| i.len().max(1)).sum();
+            Some((insns, len))
+        }
+        Shape::Crosses => None,
+    };
+    let (mut insns, mut len) = cut(&followed)?;
+    let closed = len == bytes.len();
+    if !closed {
+        (insns, len) = cut(bytes)?;
+    }
+    if len != bytes.len() {
+        return None;
+    }
+    let request = Request {
+        mode,
+        insns: &insns,
+        start: 0,
+        stop: insns.len(),
+        hooks: &Hooks::default(),
+        checked: false,
+        tracking: settings.tracking,
+        shortcuts: settings.shortcuts,
+        superblock: None,
+    };
+    Some(Translation {
+        serial: guess.serial,
+        paddr: guess.paddr,
+        rip,
+        mode,
+        bytes: bytes.to_vec(),
+        count: insns.len() as u8,
+        closed,
+        code: block::translate(request, settings.stubs, scratch),
+    })
+}
+
+/// The thread's side.
+struct Worker<G> {
+    guesses: G,
+    ram: RamReader,
+    /// Where code goes, and up to where the host has given memory for it.
+    room: Room,
+    populated: usize,
+    settings: Settings,
+    shelf: Arc<Shelf>,
+    /// Guesses that have not come true yet, in the order of their numbers.
+    waiting: VecDeque<Guess>,
+    /// The next one, when it has to wait for room on the shelf.
+    held: Option<Guess>,
+}
+
+impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
+    fn run(mut self) {
+        let mut scratch = Scratch::new(self.settings.offered);
+        let mut bytes = [0; PAGE_SIZE as usize];
+        let mut round = 0u32;
+        let mut lead = 0;
+        while !self.shelf.stop.load(Ordering::Relaxed) {
+            let next = self.shelf.next.load(Ordering::Relaxed);
+            while self.waiting.front().is_some_and(|g| g.serial < next) {
+                self.waiting.pop_front();
+            }
+            self.make_room();
+            let new = self.waiting.len();
+            if !self.collect(next) && self.waiting.is_empty() {
+                return;
+            }
+            round = round.wrapping_add(1);
+            let all = round % FAR == 0;
+            let mut done = false;
+            for n in (0..self.waiting.len()).filter(|&n| all || n < NEAR || n >= new) {
+                let guess = self.waiting[n];
+                let here = &mut bytes[..usize::from(guess.len)];
+                let next = self.shelf.next.load(Ordering::Relaxed);
+                if guess.serial < next + lead
+                    || !self.ram.read(guess.paddr, here)
+                    || xxh3_64(here) as u32 != guess.digest
+                {
+                    continue;
+                }
+                if let Some(made) = translate(&guess, here, &self.settings, &mut scratch) {
+                    self.shelf.put(Box::new(made));
+                }
+                // Running neck and neck with the engine would help nobody.
+                lead = if guess.serial < self.shelf.next.load(Ordering::Relaxed) {
+                    (2 * lead + 8).min(LEAD)
+                } else {
+                    lead.saturating_sub(1)
+                };
+                // No other bytes will have this digest.
+                self.waiting[n].len = 0;
+                done = true;
+            }
+            self.waiting.retain(|g| g.len != 0);
+            if !done {
+                std::thread::park_timeout(REST);
+            }
+        }
+    }
+
+    /// Takes memory for the next code from the host.
+    fn make_room(&mut self) {
+        // What lies before `used` has its memory already.
+        let used = self.shelf.used.load(Ordering::Relaxed);
+        self.populated = self.populated.max(used);
+        if self.populated < used + STEP {
+            self.room.populate(self.populated, STEP);
+            self.populated += STEP;
+        }
+    }
+
+    /// Takes guesses for which there is room on the shelf. Tells whether there can be more.
+    fn collect(&mut self, next: u64) -> bool {
+        loop {
+            let guess = match self.held.take() {
+                Some(guess) => guess,
+                None => match self.guesses.next() {
+                    Some(Some(guess)) => guess,
+                    Some(None) => return true,
+                    None => return false,
+                },
+            };
+            if guess.serial >= next.saturating_add(SHELF as u64) {
+                self.held = Some(guess);
+                return true;
+            }
+            if guess.serial >= next && guess.is_plain() {
+                self.waiting.push_back(guess);
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// Has blocks translated on another thread before they are needed. `guesses` gives `Some(None)` while the
+    /// next is not known yet, and must not wait.
+    pub fn translate_ahead(
+        &mut self,
+        guesses: impl Iterator<Item = Option<Guess>> + Send + 'static,
+    ) {
+        self.end_ahead();
+        if !self.shortcuts.has(Shortcuts::AHEAD) {
+            return;
+        }
+        let settings = Settings {
+            stubs: self.stubs,
+            tracking: self.tracking(),
+            shortcuts: self.shortcuts,
+            offered: self.offered,
+            limit: self.limits.instructions,
+        };
+        let shelf = Arc::new(Shelf::new(self.blocks.next_serial()));
+        let worker = Worker {
+            guesses,
+            ram: self.ram.reader(),
+            room: self.code.room(),
+            populated: self.code.used(),
+            settings,
+            shelf: shelf.clone(),
+            waiting: VecDeque::new(),
+            held: None,
+        };
+        let thread = std::thread::Builder::new().name("rr86-ahead".into());
+        // Without the thread, the engine translates everything.
+        self.ahead = thread.spawn(|| worker.run()).ok().map(|thread| Ahead {
+            shelf,
+            settings,
+            thread,
+            taken: None,
+        });
+    }
+
+    /// Ends what `translate_ahead` began.
+    pub(in crate::runtime) fn end_ahead(&mut self) {
+        if let Some(ahead) = self.ahead.take() {
+            ahead.stop();
+        }
+    }
+
+    /// Bytes and number of instructions of the next block, if it was translated ahead, is at this place, and is
+    /// what memory holds.
+    pub(in crate::runtime) fn foreseen(
+        &mut self,
+        paddr: u64,
+        rip: u64,
+        mode: Mode,
+    ) -> Option<(Vec<u8>, u8)> {
+        let serial = self.blocks.next_serial();
+        let made = self.ahead.as_mut()?.look(serial)?;
+        if !made.closed || made.paddr != paddr || made.rip != rip || made.mode != mode {
+            return None;
+        }
+        let page = self.ram.page(self.ram.page_index(paddr)?);
+        let bytes = page[(paddr & PAGE_MASK) as usize..].get(..made.bytes.len())?;
+        (bytes == made.bytes).then(|| (bytes.to_vec(), made.count))
+    }
+
+    /// The translation of a whole block, if it was made ahead and nothing about the block is special.
+    pub(in crate::runtime) fn made_ahead(&mut self, block: BlockId) -> Option<Box<Translation>> {
+        let ahead = self.ahead.as_mut()?;
+        let block = self.blocks.get(block);
+        let plain = self.hooks == Hooks::default()
+            && self.oracle.is_none()
+            && ahead.settings.tracking == self.tracking
+            && ahead.settings.shortcuts == self.shortcuts
+            && ahead.settings.offered == self.offered
+            && !block.checked
+            && block.second.is_none();
+        if !plain || block.serial + 1 != self.blocks.next_serial() {
+            return None;
+        }
+        ahead.look(block.serial)?;
+        let made = ahead.taken.take_if(|t| t.is_of(block))?;
+        self.stats.blocks_ahead += 1;
+        Some(made)
+    }
+
+    /// Gives back a translation whose code has been placed.
+    pub(in crate::runtime) fn give_back_ahead(&self, made: Box<Translation>) {
+        if let Some(ahead) = &self.ahead {
+            ahead.shelf.used.store(self.code.used(), Ordering::Relaxed);
+            ahead.shelf.give_back(made);
+        }
+    }
+}
+
+impl Translation {
+    /// Whether the code is what the block's would be.
+    fn is_of(&self, block: &Block) -> bool {
+        self.rip == block.rip
+            && self.mode == block.mode
+            && self.count == block.count
+            && *self.bytes == *block.bytes
+    }
+}
+
+#[cfg(test)]
+#[path = "ahead_tests.rs"]
+mod tests;

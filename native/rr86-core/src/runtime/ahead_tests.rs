@@ -1,0 +1,256 @@
+//! Guesses that come true, come too late or are wrong.
+
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::cpu::semantics::Semantics;
+use crate::memory::ram::GuestRam;
+use crate::runtime::cache::Blocks;
+use crate::runtime::codebuf::CodeBuffer;
+use crate::runtime::engine::{BlockLimits, Engine};
+use crate::runtime::protocol::Protocol;
+use crate::schedule::{Conditions, Machine, MachineConfig, Policy, Scheduler};
+
+/// 64-bit code of the kernel.
+const MODE: Mode = Mode(0x08b2);
+const ENTRY: u64 = 0x10_0000;
+/// add eax, 1; ret
+const BYTES: [u8; 4] = [0x83, 0xc0, 0x01, 0xc3];
+
+fn guess(serial: u64, bytes: &[u8]) -> Guess {
+    Guess {
+        serial,
+        linear: ENTRY,
+        paddr: ENTRY,
+        len: bytes.len() as u16,
+        mode: MODE.0,
+        digest: xxh3_64(bytes) as u32,
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        stubs: Stubs::default(),
+        tracking: true,
+        shortcuts: Shortcuts::ALL,
+        offered: Offered::default(),
+        limit: 64,
+    }
+}
+
+fn shelf(next: u64) -> Arc<Shelf> {
+    Arc::new(Shelf::new(next))
+}
+
+/// What lies on the shelf for block 3 after the worker has seen these guesses.
+fn after(
+    ram: &GuestRam,
+    next: u64,
+    guesses: impl Iterator<Item = Option<Guess>>,
+) -> Option<Box<Translation>> {
+    let shelf = shelf(next);
+    let worker = Worker {
+        guesses,
+        ram: ram.reader(),
+        room: CodeBuffer::new(1 << 20).unwrap().room(),
+        populated: 1 << 20,
+        settings: settings(),
+        shelf: shelf.clone(),
+        waiting: VecDeque::new(),
+        held: None,
+    };
+    worker.run();
+    shelf.take(3)
+}
+
+fn translated(bytes: &[u8]) -> Translation {
+    let mut scratch = Scratch::default();
+    translate(&guess(3, bytes), bytes, &settings(), &mut scratch).expect("a block")
+}
+
+#[test]
+fn a_block_whose_bytes_are_there_is_translated() {
+    let mut ram = GuestRam::new(2 << 20).unwrap();
+    ram.page_mut(0x100)[..4].copy_from_slice(&BYTES);
+    let made = after(&ram, 0, [Some(guess(3, &BYTES))].into_iter()).expect("a translation");
+    assert_eq!((made.count, made.closed), (2, true));
+    assert_eq!(made.bytes, BYTES);
+}
+
+#[test]
+fn a_block_is_translated_once_its_bytes_are_there() {
+    let ram = Arc::new(Mutex::new(GuestRam::new(2 << 20).unwrap()));
+    let (reader, mut asked) = (ram.lock().unwrap().reader(), 0);
+    let writer = ram.clone();
+    let guesses = std::iter::from_fn(move || {
+        asked += 1;
+        match asked {
+            1 => Some(Some(guess(3, &BYTES))),
+            2..5 => Some(None),
+            5 => {
+                writer.lock().unwrap().page_mut(0x100)[..4].copy_from_slice(&BYTES);
+                Some(None)
+            }
+            _ => None,
+        }
+    });
+    let shelf = shelf(0);
+    let worker = Worker {
+        guesses,
+        ram: reader,
+        room: CodeBuffer::new(1 << 20).unwrap().room(),
+        populated: 1 << 20,
+        settings: settings(),
+        shelf: shelf.clone(),
+        waiting: VecDeque::new(),
+        held: None,
+    };
+    worker.run();
+    assert!(shelf.take(3).is_some());
+}
+
+#[test]
+fn a_guess_that_comes_too_late_is_dropped() {
+    let mut ram = GuestRam::new(2 << 20).unwrap();
+    ram.page_mut(0x100)[..4].copy_from_slice(&BYTES);
+    assert!(after(&ram, 4, [Some(guess(3, &BYTES))].into_iter()).is_none());
+}
+
+#[test]
+fn guesses_that_make_no_sense_are_dropped() {
+    let ram = GuestRam::new(2 << 20).unwrap();
+    let good = guess(3, &BYTES);
+    let bad = [
+        Guess { len: 0, ..good },
+        Guess { len: 4097, ..good },
+        Guess {
+            mode: u32::MAX,
+            ..good
+        },
+        Guess {
+            paddr: ENTRY + 4094,
+            linear: ENTRY + 4094,
+            ..good
+        },
+        Guess {
+            linear: ENTRY + 1,
+            ..good
+        },
+        // 32-bit code does not lie above 4 GiB.
+        Guess {
+            mode: 0x831,
+            linear: 1 << 32,
+            paddr: 0,
+            ..good
+        },
+    ];
+    assert!(after(&ram, 0, bad.into_iter().map(Some)).is_none());
+}
+
+#[test]
+fn only_a_block_that_ends_by_itself_is_closed() {
+    assert!(translated(&BYTES).closed);
+    assert!(!translated(&BYTES[..3]).closed);
+    // Sixty-four instructions are a whole block.
+    assert!(translated(&[0x90; 64]).closed);
+}
+
+#[test]
+fn code_is_for_a_block_of_the_same_bytes_place_and_mode_only() {
+    let made = translated(&BYTES);
+    let mut blocks = Blocks::new(1);
+    let mut is_of = |rip, mode, bytes: &[u8], count| {
+        let id = blocks.insert(rip, ENTRY, None, mode, bytes, count, std::iter::empty());
+        made.is_of(blocks.get(id))
+    };
+    assert!(is_of(ENTRY, MODE, &BYTES, 2));
+    assert!(!is_of(ENTRY + 4096, MODE, &BYTES, 2));
+    assert!(!is_of(ENTRY, MODE.with_ac(true), &BYTES, 2));
+    assert!(!is_of(ENTRY, MODE, &[0x83, 0xc0, 0x02, 0xc3], 2));
+    assert!(!is_of(ENTRY, MODE, &BYTES[..3], 1));
+}
+
+/// A machine that adds 1 to EAX and stops, about whose first block the shelf has this.
+fn run_with(bytes: &[u8]) -> (u64, u64) {
+    let mut machine = Machine::new(MachineConfig {
+        memory: 16 << 20,
+        vcpus: 1,
+        cpuid: Vec::new(),
+        msrs: Vec::new(),
+        start_time: 0,
+        semantics: Semantics::CURRENT,
+        fw_cfg: Vec::new(),
+        fw_cfg_files: Vec::new(),
+        tracking: true,
+        blocks: BlockLimits {
+            instructions: 64,
+            capacity: 64,
+            protocol: Protocol::named("precise").expect("a protocol"),
+        },
+    })
+    .expect("a machine");
+    // add eax, 1; hlt
+    machine.load(ENTRY, &[0x83, 0xc0, 0x01, 0xf4]).expect("RAM");
+    for (name, value) in [
+        ("cs", 8),
+        ("cs_base", 0),
+        ("cs_limit", 0xffff_ffff),
+        ("cs_attr", 0xc09b),
+        ("ss", 16),
+        ("ss_base", 0),
+        ("ss_limit", 0xffff_ffff),
+        ("ss_attr", 0xc093),
+        ("ds", 16),
+        ("ds_base", 0),
+        ("ds_limit", 0xffff_ffff),
+        ("ds_attr", 0xc093),
+        ("es", 16),
+        ("es_base", 0),
+        ("es_limit", 0xffff_ffff),
+        ("es_attr", 0xc093),
+        ("cr0", 0x11),
+        ("rflags", 2),
+        ("rip", ENTRY),
+        ("rax", 0),
+        ("activity", 0),
+    ] {
+        machine.set_register(0, name, value).expect(name);
+    }
+    let mode = Mode::of(machine.engine.cpu(0));
+    let engine: &mut Engine = &mut machine.engine;
+    let settings = Settings {
+        stubs: engine.stubs,
+        tracking: engine.tracking(),
+        shortcuts: engine.shortcuts,
+        offered: engine.offered,
+        limit: 64,
+    };
+    let guess = Guess {
+        mode: mode.0,
+        ..guess(0, bytes)
+    };
+    let mut scratch = Scratch::default();
+    let shelf = shelf(0);
+    let made = translate(&guess, bytes, &settings, &mut scratch).expect("a block");
+    shelf.put(Box::new(made));
+    engine.ahead = Some(Ahead {
+        shelf,
+        settings,
+        thread: std::thread::spawn(|| ()),
+        taken: None,
+    });
+    let mut recorder =
+        crate::record::Recorder::new(machine, Scheduler::new(Policy::Uniform, 5, 1000));
+    recorder
+        .run(1000, &mut Conditions::default())
+        .expect("a run");
+    let engine = &recorder.machine.engine;
+    (engine.cpu(0).gpr[0], engine.stats.blocks_ahead)
+}
+
+#[test]
+fn code_of_other_bytes_is_not_used() {
+    assert_eq!(run_with(&[0x83, 0xc0, 0x01, 0xf4]), (1, 1));
+    assert_eq!(run_with(&[0x83, 0xc0, 0x02, 0xf4]), (1, 0));
+    assert_eq!(run_with(&[0x83, 0xc0, 0x01]), (1, 0));
+}

@@ -1,0 +1,160 @@
+//! The host code of a block: making it when it is first needed, and another one for the block later.
+
+use crate::host_time::Phase;
+use crate::runtime::cache::BlockId;
+use crate::runtime::engine::Engine;
+use crate::translate::block;
+use crate::translate::code::Code;
+use crate::translate::lower::emitter::Request;
+use crate::translate::path::Superblock;
+use std::ops::Range;
+
+impl Engine {
+    /// Makes a block's code again, with its entry checked, and sends those who jump to its old code at
+    /// `old` there.
+    pub(in crate::runtime) fn redirect(&mut self, id: BlockId, old: usize) {
+        let count = usize::from(self.blocks.get(id).count);
+        let code = self.generate(id, 0, count, true);
+        if !self.replace(id, old, code) {
+            // All code goes, and comes back checked.
+            self.drop_code();
+        }
+    }
+
+    /// Gives a block other code, and sends those who jump to its old code at `old` there. False if there is no
+    /// room for it.
+    pub(in crate::runtime) fn replace(&mut self, id: BlockId, old: usize, code: Code) -> bool {
+        let Some(offset) = self.code.append(&code.bytes) else {
+            return false;
+        };
+        self.code.patch_jump(old, offset);
+        let address = self.code.address(offset);
+        // Jump caches too: when the block is removed, its new code alone is looked for there.
+        let (before, rip) = (self.blocks.get(id).code, self.blocks.get(id).rip);
+        for &vcpu in &self.vcpus {
+            // SAFETY: the pointer is valid. A caller may hold a reference to this vCPU, but none to its jump
+            // cache; see the top of `engine`.
+            unsafe { (*vcpu).move_jump(rip, before, address) };
+        }
+        self.code_map.insert(offset, id);
+        // Slots keep their numbers; links of the old code stay with the old code.
+        self.blocks
+            .replace_code(id, address, offset, code)
+            .apply(&mut self.code);
+        // A store under way may go back into code.
+        self.code.settle();
+        true
+    }
+
+    /// Makes sure that a block has host code.
+    pub(in crate::runtime) fn ensure_code(&mut self, id: BlockId) {
+        if self.blocks.get(id).code != 0 {
+            return;
+        }
+        let block = self.blocks.get(id);
+        let (count, checked) = (usize::from(block.count), block.checked);
+        loop {
+            let mut made = self.made_ahead(id);
+            let mut code = match &mut made {
+                Some(made) => {
+                    let mut code = std::mem::take(&mut made.code);
+                    code.place(id, self.code.next_address());
+                    code
+                }
+                None => self.generate(id, 0, count, checked),
+            };
+            if let Some(offset) = self.code.append(&code.bytes) {
+                let address = self.code.address(offset);
+                let block = self.blocks.get_mut(id);
+                block.code = address;
+                block.code_offset = offset;
+                block.code_len = code.bytes.len() as u32;
+                block.slots = std::mem::take(&mut code.slots);
+                block.traps = std::mem::take(&mut code.traps);
+                self.code_map.insert(offset, id);
+                match made {
+                    Some(mut made) => {
+                        made.code = code;
+                        self.give_back_ahead(made);
+                    }
+                    None => {
+                        self.scratch.bytes = code.bytes;
+                        self.scratch.relocations = code.relocations;
+                    }
+                }
+                return;
+            }
+            self.drop_code();
+        }
+    }
+
+    /// Offset of the instruction whose code is so far into a block's code, and how many instructions of the block
+    /// are left there. Made out by translating the block again, so it is not known of a block with a superblock.
+    pub(in crate::runtime) fn instruction_of(
+        &mut self,
+        id: BlockId,
+        at: usize,
+    ) -> Option<(u16, u8)> {
+        let block = self.blocks.get(id);
+        let (count, checked, length) = (block.count, block.checked, block.code_len);
+        let code = self.generate(id, 0, usize::from(count), checked);
+        let starts = self.scratch.starts();
+        let index = starts.partition_point(|&start| start as usize <= at);
+        if code.bytes.len() != length as usize || index == 0 || at >= code.split {
+            return None;
+        }
+        let decoded = self.scratch.decode(&self.blocks.get(id).source());
+        let first = decoded.insns[0].0.ip();
+        let offset = decoded.insns[index - 1].0.ip().wrapping_sub(first) as u16;
+        self.scratch.give_decoded(decoded);
+        Some((offset, count - (index - 1) as u8))
+    }
+
+    pub(in crate::runtime) fn generate(
+        &mut self,
+        id: BlockId,
+        start: usize,
+        stop: usize,
+        checked: bool,
+    ) -> Code {
+        self.generate_part(id, start..stop, checked, None)
+    }
+
+    /// Code for a block with a superblock before it.
+    pub(in crate::runtime) fn generate_with(
+        &mut self,
+        id: BlockId,
+        superblock: &Superblock,
+    ) -> Code {
+        let count = usize::from(self.blocks.get(id).count);
+        self.generate_part(id, 0..count, false, Some(superblock))
+    }
+
+    fn generate_part(
+        &mut self,
+        id: BlockId,
+        Range { start, end: stop }: Range<usize>,
+        checked: bool,
+        superblock: Option<&Superblock>,
+    ) -> Code {
+        let watch = self.spent.sample();
+        let block = self.blocks.get(id);
+        let decoded = self.scratch.decode(&block.source());
+        let request = Request {
+            mode: block.mode,
+            insns: &decoded.insns,
+            start,
+            stop,
+            hooks: &self.hooks,
+            checked: checked || start == 0 && self.oracle.is_some(),
+            tracking: self.tracking(),
+            shortcuts: self.shortcuts,
+            superblock,
+        };
+        let mut code = block::translate(request, self.stubs, &mut self.scratch);
+        self.scratch.give_decoded(decoded);
+        code.place(id, self.code.next_address());
+        self.spent.add_sample(Phase::Translating, watch);
+        code
+    }
+}

@@ -1,0 +1,520 @@
+//! The engine's part of a checkpoint: vCPUs and what they have under way, translations, pages, blocks.
+//!
+//! Host code, chains, jump caches and counters are not state and are not kept; host addresses are
+//! computed anew. A block's source bytes are kept only where memory no longer holds them.
+//!
+//! What is restored may come from a hostile trace. So every index is checked, and every block is cut
+//! again from its bytes, which is what later steps rely on.
+
+use crate::cpu::{check, save};
+use crate::memory::pages::PageFlags;
+use crate::memory::tlb::MmuIndex;
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
+use crate::runtime::cache::{Block, BlockId};
+use crate::runtime::coherence::line_mask;
+use crate::runtime::engine::{Engine, Resume};
+use crate::runtime::execute::DecodedCache;
+use crate::runtime::windows::{Fetched, Uncommitted, UnderWay, Unguard};
+use crate::saved::{LoadError, Reader, Writer};
+use crate::translate::decode::classify::shape::{self, Shape};
+use crate::translate::decode::offered::Offered;
+use crate::translate::mode::Mode;
+
+/// Instruction counts and nanoseconds stay below this, so that sums of them cannot overflow.
+const MOST_TIME: u64 = 1 << 62;
+/// Physical addresses stay below this (SDM vol. 3A, section 4.1.4).
+const MOST_ADDRESS: u64 = 1 << 52;
+/// Bytes of the longest instruction.
+const LONGEST: usize = 15;
+/// Bytes of the largest store.
+const WIDEST: usize = 64;
+
+const MARKED: u8 = 1;
+const CHECKED: u8 = 2;
+const ENTERED_STALE: u8 = 4;
+const OWN_BYTES: u8 = 8;
+const STALE_INT3: u8 = 16;
+
+fn bad<T>(field: &'static str, value: u64) -> Result<T, LoadError> {
+    Err(LoadError::BadValue { field, value })
+}
+
+fn moment(r: &mut Reader<'_>) -> Result<u64, LoadError> {
+    match r.varint()? {
+        at if at < MOST_TIME => Ok(at),
+        at => bad("moment", at),
+    }
+}
+
+fn maybe(w: &mut Writer, value: Option<u64>) {
+    w.bool(value.is_some());
+    if let Some(value) = value {
+        w.varint(value);
+    }
+}
+
+fn maybe_moment(r: &mut Reader<'_>) -> Result<Option<u64>, LoadError> {
+    r.bool()?.then(|| moment(r)).transpose()
+}
+
+fn mmu(r: &mut Reader<'_>) -> Result<MmuIndex, LoadError> {
+    Ok(match r.u8()? {
+        0 => MmuIndex::Supervisor,
+        1 => MmuIndex::User,
+        2 => MmuIndex::SupervisorAc,
+        other => return bad("kind of access", other.into()),
+    })
+}
+
+/// Where a block is and what it looks like, apart from its bytes.
+struct Place {
+    rip: u64,
+    paddr: u64,
+    second: Option<u64>,
+    mode: Mode,
+    len: usize,
+    count: u8,
+}
+
+impl From<&Block> for Place {
+    fn from(block: &Block) -> Self {
+        Self {
+            rip: block.rip,
+            paddr: block.paddr,
+            second: block.second,
+            mode: block.mode,
+            len: block.bytes.len(),
+            count: block.count,
+        }
+    }
+}
+
+impl Place {
+    fn save(&self, w: &mut Writer, before: &Self) {
+        w.delta(before.rip, self.rip);
+        let bias = |p: &Self| p.paddr.wrapping_sub(p.rip);
+        w.delta(bias(before), bias(self));
+        maybe(w, self.second);
+        w.varint(u64::from(self.mode.0));
+        w.varint(self.len as u64);
+        w.u8(self.count);
+    }
+
+    fn load(r: &mut Reader<'_>, before: &Self) -> Result<Self, LoadError> {
+        let rip = r.delta(before.rip)?;
+        let bias = r.delta(before.paddr.wrapping_sub(before.rip))?;
+        let second = r.bool()?.then(|| r.varint()).transpose()?;
+        let place = Self {
+            rip,
+            paddr: rip.wrapping_add(bias),
+            second,
+            mode: Mode(r.varint()?.try_into().unwrap_or(u32::MAX)),
+            len: r.index("length of a block", PAGE_SIZE as usize + LONGEST)?,
+            count: r.u8()?,
+        };
+        place.check()?;
+        Ok(place)
+    }
+
+    /// What precedes the first block.
+    const START: Self = Self {
+        rip: 0,
+        paddr: 0,
+        second: None,
+        mode: Mode(0),
+        len: 0,
+        count: 0,
+    };
+
+    /// Whether a block can be here at all.
+    fn check(&self) -> Result<(), LoadError> {
+        let room = (PAGE_SIZE - (self.paddr & PAGE_MASK)) as usize;
+        let fits = match self.second {
+            None => self.len <= room,
+            Some(second) => {
+                let beyond = self.len.saturating_sub(room);
+                second < MOST_ADDRESS && second & PAGE_MASK == 0 && (1..=LONGEST).contains(&beyond)
+            }
+        };
+        if self.len == 0 || !fits || self.paddr >= MOST_ADDRESS {
+            return bad("place of a block", self.paddr);
+        }
+        let top = if self.mode.code64() {
+            u64::MAX
+        } else {
+            u64::from(u32::MAX)
+        };
+        if self.rip > top || self.rip.checked_add(self.len as u64 - 1).is_none() {
+            return bad("address of a block", self.rip);
+        }
+        if !self.mode.is_possible() {
+            return bad("mode of a block", u64::from(self.mode.0));
+        }
+        Ok(())
+    }
+
+    /// Whether these bytes make a block of this many instructions; gives their lengths.
+    fn cut(&self, bytes: &[u8], offered: &Offered, limit: usize) -> Result<Vec<usize>, LoadError> {
+        let whole = self.second.is_some();
+        let count = usize::from(self.count);
+        if count <= limit {
+            if let Shape::Block(insns) =
+                shape::cut(bytes, self.rip, self.mode, offered, count, whole)
+            {
+                let lengths: Vec<usize> = insns.iter().map(|(i, _)| i.len().max(1)).collect();
+                if lengths.len() == count && lengths.iter().sum::<usize>() == bytes.len() {
+                    return Ok(lengths);
+                }
+            }
+        }
+        bad("number of instructions in a block", self.count.into())
+    }
+}
+
+fn save_under_way(w: &mut Writer, steps: &UnderWay) {
+    w.bool(steps.fetched.is_some());
+    if let Some(f) = &steps.fetched {
+        let place = Place {
+            rip: f.rip,
+            paddr: f.paddr,
+            second: f.second,
+            mode: f.mode,
+            len: f.bytes.len(),
+            count: f.count,
+        };
+        place.save(w, &Place::START);
+        w.u64(f.linear);
+        w.bytes(&f.bytes);
+        w.varint(f.icount);
+    }
+    w.bool(steps.uncommitted.is_some());
+    if let Some(store) = &steps.uncommitted {
+        w.varint(store.paddr);
+        w.u64(store.linear);
+        w.u8(store.mmu as u8);
+        w.bytes(&store.data);
+        w.bool(store.emptied);
+    }
+    w.bool(steps.unguard.is_some());
+    if let Some(unguard) = &steps.unguard {
+        w.u64(unguard.linear);
+        w.u8(unguard.mmu as u8);
+        w.varint(unguard.page as u64);
+    }
+}
+
+fn load_under_way(
+    r: &mut Reader<'_>,
+    pages: usize,
+    offered: &Offered,
+    limit: usize,
+) -> Result<UnderWay, LoadError> {
+    let mut steps = UnderWay::default();
+    if r.bool()? {
+        let place = Place::load(r, &Place::START)?;
+        let linear = r.u64()?;
+        let bytes = r.bytes()?;
+        place.cut(&bytes, offered, limit)?;
+        steps.fetched = Some(Fetched {
+            rip: place.rip,
+            linear,
+            paddr: place.paddr,
+            second: place.second,
+            mode: place.mode,
+            bytes,
+            count: place.count,
+            icount: moment(r)?,
+        });
+    }
+    if r.bool()? {
+        let paddr = r.varint()?;
+        let store = Uncommitted {
+            paddr,
+            linear: r.u64()?,
+            mmu: mmu(r)?,
+            data: r.bytes()?,
+            emptied: r.bool()?,
+        };
+        let end = (paddr & PAGE_MASK) + store.data.len() as u64;
+        if paddr >= MOST_ADDRESS || store.data.len() > WIDEST || end > PAGE_SIZE {
+            return bad("store that is not committed", paddr);
+        }
+        steps.uncommitted = Some(store);
+    }
+    if r.bool()? {
+        steps.unguard = Some(Unguard {
+            linear: r.u64()?,
+            mmu: mmu(r)?,
+            page: r.index("page to be unguarded", pages)?,
+        });
+    }
+    Ok(steps)
+}
+
+impl Engine {
+    /// Why checkpoints of this engine would not hold all of its state, if that is so.
+    pub fn keeps_more(&self) -> Option<&'static str> {
+        self.protocol
+            .chain_kept
+            .then_some("the block protocol chain-kept makes state of jumps between blocks")
+    }
+
+    /// Writes the state. The engine does not run, and digests have just been taken.
+    pub fn save(&self, w: &mut Writer) {
+        w.varint(self.icount());
+        w.varint(self.skipped_ns);
+        maybe(w, self.faulted_at);
+        w.u8(self.current_vcpu);
+        self.pages.save(w, &self.ram);
+        self.save_blocks(w);
+        w.varint(self.leaky.len() as u64);
+        for &page in &self.leaky {
+            w.varint(page as u64);
+        }
+        for (n, &vcpu) in self.vcpus.iter().enumerate() {
+            w.bytes(&save::save(self.cpu(n)));
+            // SAFETY: the pointer is valid as long as the engine, and `&self` keeps code from running.
+            let vcpu = unsafe { &*vcpu };
+            vcpu.tlb.save(w);
+            vcpu.save_fetches(w);
+            maybe(w, self.interrupted_at[n]);
+            maybe(w, self.serialised[n]);
+            let (checked, rip) = self.checked_stores[n];
+            w.varint(checked);
+            w.u64(rip);
+            save_under_way(w, &self.under_way[n]);
+            let inside = self.inside_block(n);
+            w.bool(inside.is_some());
+            if let Some((serial, index)) = inside {
+                w.varint(serial);
+                w.varint(index as u64);
+            }
+        }
+    }
+
+    /// Replaces the state. RAM has its content already. After an error the engine must not be used.
+    ///
+    /// # Errors
+    /// For a state that no engine like this one can have.
+    pub fn restore(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
+        self.empty();
+        let vcpus = self.vcpus.len();
+        self.icount = moment(r)?;
+        self.skipped_ns = moment(r)?;
+        self.faulted_at = maybe_moment(r)?;
+        self.current_vcpu = r.u8()?;
+        self.pages.load(r, &mut self.ram, vcpus)?;
+        self.load_blocks(r)?;
+        let pages = self.ram.pages();
+        for _ in 0..r.count("number of unguarded pages", pages)? {
+            self.leaky.insert(r.index("unguarded page", pages)?);
+        }
+        for n in 0..vcpus {
+            self.load_vcpu(r, n)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets everything but RAM and what the debugger wants.
+    fn empty(&mut self) {
+        self.blocks.clear();
+        self.resume.fill(None);
+        self.left_behind.clear();
+        self.overrun = None;
+        self.leaky.clear();
+        self.forget_code();
+        self.under_way.fill(UnderWay::default());
+        self.observed.clear();
+        self.in_window = None;
+        self.stopped = None;
+        self.passed_hook = None;
+        self.refetched = None;
+        self.decoded = DecodedCache::new();
+        self.position = (BlockId::MAX, 0);
+    }
+
+    fn load_vcpu(&mut self, r: &mut Reader<'_>, n: usize) -> Result<(), LoadError> {
+        let pages = self.ram.pages();
+        let semantics = self.cpu(n).semantics;
+        let state = save::restore(&r.bytes()?, semantics).map_err(|_| LoadError::BadValue {
+            field: "vCPU",
+            value: n as u64,
+        })?;
+        if let Err(field) = check::plausible(&state, n, self.model.xcr0_mask) {
+            return bad(field, n as u64);
+        }
+        let mode = Mode::of(&state);
+        let rip = state.rip;
+        *self.cpu_mut(n) = state;
+        let ram = &self.ram;
+        // SAFETY: the pointer is valid as long as the engine, no code runs, and no other reference to
+        // the vCPU exists.
+        let vcpu = unsafe { &mut *self.vcpus[n] };
+        vcpu.tlb
+            .load(r, pages, |page| ram.page_pointer(page) as u64)?;
+        vcpu.load_fetches(r)?;
+        self.interrupted_at[n] = maybe_moment(r)?;
+        self.serialised[n] = maybe_moment(r)?;
+        self.checked_stores[n] = (moment(r)?, r.u64()?);
+        self.under_way[n] = load_under_way(r, pages, &self.offered, self.limits.instructions)?;
+        if r.bool()? {
+            let serial = r.varint()?;
+            let index = r.varint()?;
+            self.resume[n] = Some(self.resume_in(serial, index, rip, mode)?);
+        }
+        Ok(())
+    }
+
+    /// The place in a block where a vCPU goes on; it must be where its rip is, in its mode.
+    fn resume_in(
+        &self,
+        serial: u64,
+        index: u64,
+        rip: u64,
+        mode: Mode,
+    ) -> Result<Resume, LoadError> {
+        let Some(id) = self.blocks.with_serial(serial) else {
+            return bad("block that a vCPU is in", serial);
+        };
+        let block = self.blocks.get(id);
+        let lengths =
+            Place::from(block).cut(&block.bytes, &self.offered, self.limits.instructions)?;
+        let inside = usize::try_from(index)
+            .ok()
+            .filter(|index| (1..lengths.len()).contains(index))
+            .filter(|&index| {
+                let offset: usize = lengths[..index].iter().sum();
+                block.rip.wrapping_add(offset as u64) == rip
+            })
+            .filter(|_| block.mode.0 & !Mode::ONE == mode.0 & !Mode::ONE);
+        match inside {
+            Some(index) => Ok(Resume { block: id, index }),
+            None => bad("place of a vCPU in a block", index),
+        }
+    }
+
+    fn save_blocks(&self, w: &mut Writer) {
+        let blocks = self.blocks.iter_live();
+        w.varint(self.blocks.next_serial());
+        w.varint(blocks.len() as u64);
+        let (mut serial, mut linked) = (0, 0);
+        let mut before = Place::START;
+        for block in blocks {
+            w.delta(serial, block.serial);
+            serial = block.serial;
+            let place = Place::from(block);
+            place.save(w, &before);
+            before = place;
+            w.u8(block.made_by);
+            w.delta(linked, block.fetched_at);
+            w.delta(block.fetched_at, block.linked_at);
+            linked = block.linked_at;
+            let own = self.differs(block);
+            let flags = [
+                (block.marked, MARKED),
+                (block.checked, CHECKED),
+                (block.entered_stale, ENTERED_STALE),
+                (own, OWN_BYTES),
+                (block.stale_int3, STALE_INT3),
+            ];
+            w.u8(flags.iter().map(|&(on, bit)| u8::from(on) * bit).sum());
+            if own {
+                w.bytes(&block.bytes);
+            }
+        }
+    }
+
+    fn load_blocks(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
+        let next = r.varint()?;
+        let (mut serial, mut linked) = (0, 0);
+        let mut before = Place::START;
+        let count = r.count("number of blocks", self.limits.capacity)?;
+        for n in 0..count {
+            let last = serial;
+            serial = r.delta(last)?;
+            if serial >= next || n > 0 && serial <= last {
+                return bad("serial number of a block", serial);
+            }
+            let place = Place::load(r, &before)?;
+            let made_by = r.u8()?;
+            let fetched_at = r.delta(linked)?;
+            let linked_at = r.delta(fetched_at)?;
+            linked = linked_at;
+            let flags = r.u8()?;
+            let bytes = if flags & OWN_BYTES != 0 {
+                r.bytes()?
+            } else {
+                self.source(&place)
+            };
+            if bytes.len() != place.len
+                || usize::from(made_by) >= self.vcpus.len()
+                || flags >> 5 != 0
+                || fetched_at.max(linked_at) >= MOST_TIME
+            {
+                return bad("block", serial);
+            }
+            place.cut(&bytes, &self.offered, self.limits.instructions)?;
+            let Place {
+                rip,
+                paddr,
+                second,
+                mode,
+                count,
+                ..
+            } = place;
+            if self.blocks.find(paddr, second, rip, mode).is_some() {
+                return bad("second block of one place", paddr);
+            }
+            let tracked = second.filter(|_| !self.protocol.second_page_untracked);
+            let pages: Vec<usize> = std::iter::once(paddr)
+                .chain(tracked)
+                .filter_map(|at| self.ram.page_index(at))
+                .collect();
+            self.blocks.set_next_serial(serial);
+            let id = self
+                .blocks
+                .insert(rip, paddr, second, mode, &bytes, count, pages.into_iter());
+            let block = self.blocks.get_mut(id);
+            block.made_by = made_by;
+            block.fetched_at = fetched_at;
+            block.linked_at = linked_at;
+            block.marked = flags & MARKED != 0;
+            block.checked = flags & CHECKED != 0;
+            block.entered_stale = flags & ENTERED_STALE != 0;
+            block.stale_int3 = flags & STALE_INT3 != 0;
+            if !self.is_guarded(id) {
+                return bad("block on a page without code", serial);
+            }
+            before = place;
+        }
+        self.blocks.set_next_serial(next);
+        Ok(())
+    }
+
+    /// The bytes that memory holds where a block was made from.
+    fn source(&self, place: &Place) -> Vec<u8> {
+        let mut bytes = vec![0; place.len];
+        let room = (PAGE_SIZE - (place.paddr & PAGE_MASK)) as usize;
+        let (first, rest) = bytes.split_at_mut(room.min(place.len));
+        self.ram.read(place.paddr, first);
+        if let Some(second) = place.second {
+            self.ram.read(second, rest);
+        }
+        bytes
+    }
+
+    fn differs(&self, block: &Block) -> bool {
+        self.source(&Place::from(block)) != *block.bytes
+    }
+
+    /// Whether the pages of a block say that they have code where it is.
+    fn is_guarded(&self, id: BlockId) -> bool {
+        self.tracked_ranges(id).iter().flatten().all(|&(at, len)| {
+            self.ram.page_index(at).is_none_or(|page| {
+                let info = &self.pages.info[page];
+                let lines = line_mask(at, len);
+                info.flags.contains(PageFlags::CODE) && info.code_lines & lines == lines
+            })
+        })
+    }
+}

@@ -1,0 +1,710 @@
+//! The dispatcher: runs one vCPU from block to block until its budget is used up or something wants
+//! the machine.
+
+use super::entry;
+use crate::cpu::exception::{Exception, DR6_BS};
+use crate::cpu::memory::Privilege;
+use crate::cpu::paging::Access;
+use crate::cpu::state::{sreg, Activity, RFlags};
+use crate::host_time::Phase;
+use crate::memory::pages::{HandOffKind, PageFlags};
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
+use crate::runtime::cache::BlockId;
+use crate::runtime::engine::{Engine, Resume, StopCause};
+use crate::runtime::execute::Flow;
+use crate::runtime::fetch::FetchPage;
+use crate::runtime::oracle::Seen;
+use crate::runtime::signals;
+use crate::runtime::slow::sync_flags;
+use crate::runtime::vcpu::{Vcpu, UNSTEPPED};
+use crate::runtime::windows::{Fetched, Window};
+use crate::translate::decode::classify::shape;
+use crate::translate::layout::Exit;
+use crate::translate::mode::Mode;
+
+/// Why a vCPU stopped running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunEnd {
+    /// The next block does not fit the budget.
+    Budget,
+    Pause,
+    /// HLT: the vCPU waits for an interrupt.
+    Halt,
+    /// The bus has signals for the machine; the vCPU can go on afterwards.
+    Signals,
+    /// The debugger's stop, exact to the instruction.
+    Stopped(StopCause),
+    TripleFault,
+    /// Switched out between two steps of the block protocol.
+    Window(Window),
+    /// The code failed on the host; see [`Engine::host_fault`].
+    HostFault,
+    /// The call has lasted long enough; the vCPU can go on.
+    TimeUp,
+}
+
+/// Instructions that a run is given at a time, so that code that needs nothing from the dispatcher comes back
+/// to look at the clock. Most slices are shorter.
+const PORTION: u64 = 200_000;
+
+/// How far a vCPU runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Instructions, counted in whole blocks.
+    pub budget: u64,
+    /// To the instruction, if need be into a block.
+    pub exact: bool,
+    /// Instructions that the slice has left after the budget: it is the debugger who stops there.
+    pub beyond: u64,
+    /// The slice ends before a block that does not fit all of this; otherwise its length is known to
+    /// be right.
+    pub fitting: bool,
+    /// Instruction count at which the slice began; its first block runs whether it fits or not.
+    pub start: u64,
+}
+
+impl Engine {
+    /// Runs a vCPU. Returns the instructions retired and why it stopped.
+    ///
+    /// Where a slice ends does not depend on the number of calls that it takes, so that the
+    /// debugger's stops do not move it.
+    pub fn run(&mut self, index: usize, span: Span) -> (u64, RunEnd) {
+        let budget = if self.comes_back_unseen(self.cpu(index)) {
+            span.budget.min(PORTION)
+        } else {
+            span.budget
+        };
+        let this: *mut Self = self;
+        let vcpu = self.vcpus[index];
+        self.enter_thread(vcpu);
+        // SAFETY: both are valid for the engine's life. What is called from code uses the engine through a
+        // pointer that comes from `self` here, and `self` itself is not used until that has ended. Of the
+        // vCPU, references overlap as described at the top of `engine`.
+        unsafe {
+            (*vcpu).pending.engine = this;
+            (*vcpu).run.icount_base = (*this).icount() as i64 + budget as i64;
+            (*this).set_tsc_offset(&mut *vcpu);
+            (*vcpu).run.budget = budget as i64;
+            (*this).reserve = span.budget - budget;
+            (*this).lent = 0;
+            (*this).beyond = span.beyond + (*this).reserve;
+            let below = &mut (*vcpu).run.pause_below;
+            *below = below.saturating_sub_unsigned((*this).reserve);
+            if !std::mem::take(&mut (*this).time_up) {
+                // Another vCPU may see another page there.
+                (*this).link = None;
+            }
+            (*vcpu).run.flags_ax = crate::runtime::slow::flags_to_ax((*vcpu).cpu.rflags);
+            let start = (*this).icount();
+            (*this).current_vcpu = (*vcpu).cpu.id;
+            (*this).finish_steps(&mut *vcpu);
+            let end = Self::dispatch(this, vcpu, span);
+            (*this).end_overrun(index);
+            (*this).clear_exit_request(&mut *vcpu);
+            (*this).note_boundary(&*vcpu);
+            sync_flags(&mut *vcpu);
+            (*this).leave_thread();
+            ((*this).icount() - start, end)
+        }
+    }
+
+    /// The loop of `run`; `progress` says that this slice has run something before.
+    ///
+    /// # Safety
+    /// Both pointers are valid, and the GS base points to `vcpu`.
+    unsafe fn dispatch(this: *mut Self, vcpu: *mut Vcpu, span: Span) -> RunEnd {
+        let exact = span.exact;
+        // SAFETY: (all of this function) the pointers are valid by its contract. `engine` and `v` are made anew
+        // after code has run; what overlaps while helpers run is described at the top of `engine`.
+        unsafe {
+            loop {
+                let engine = &mut *this;
+                let v = &mut *vcpu;
+                engine.clear_exit_request(v);
+                engine.take_back(v);
+                engine.note_boundary(v);
+                engine.stand_between(Some(v.cpu.rip));
+                engine.stats.dispatches += 1;
+                if let Some(window) = engine.in_window.take() {
+                    return RunEnd::Window(window);
+                }
+                if let Some(cause) = engine.stopped.take() {
+                    return RunEnd::Stopped(cause);
+                }
+                if engine.reserve > 0 && v.run.budget < engine.limits.instructions as i64 {
+                    engine.take_portion(v);
+                }
+                let index = usize::from(v.cpu.id);
+                let resume = engine.resume[index];
+                engine.end_overrun(index);
+                // Inside a block only a debugger stops; what else there is waits for its end. Behind a fault
+                // it waits for an instruction, since the slice may end there: see below.
+                let faulted = engine.faulted_at == Some(engine.icount());
+                let waits = faulted && v.cpu.semantics.signals_wait_behind_faults();
+                if resume.is_none() && !waits && engine.has_signals() {
+                    return RunEnd::Signals;
+                }
+                if resume.is_none() {
+                    if let Some(end) = engine.interrupts(v) {
+                        return end;
+                    }
+                }
+                // A block that a slice has entered belongs to it, and a fetch window comes after all
+                // that the slice counts.
+                if v.run.budget <= 0
+                    && (exact || resume.is_none())
+                    && (resume.is_some() || !engine.expects_fetch())
+                {
+                    return RunEnd::Budget;
+                }
+                if engine.patience.is_over() {
+                    engine.time_up = true;
+                    return RunEnd::TimeUp;
+                }
+                engine.patience.step();
+                let mode = Mode::of(&v.cpu);
+                v.run.jump_key = mode.key();
+                let single = match resume {
+                    None => mode.one(),
+                    Some(resume) => engine.blocks.get(resume.block).mode.one(),
+                };
+                let stepping = v.cpu.rflags & RFlags::TF.bits() != 0;
+                let armed = v.cpu.dr[7] & 0xff != 0 && !v.cpu.holds_debug();
+                if single && armed && resume.is_none() && engine.execution_breakpoint(v) {
+                    continue;
+                }
+                if span.fitting && resume.is_none() {
+                    let now = engine.icount();
+                    // A fault that does not count is part of the slice in which it was raised only if an
+                    // instruction follows: a decision counts instructions, and cannot tell otherwise.
+                    let must = now == span.start || engine.faulted_at == Some(now);
+                    if !must && !engine.fits(v, mode, engine.beyond) {
+                        return RunEnd::Budget;
+                    }
+                }
+                let code = match resume {
+                    Some(resume) => {
+                        engine.link = None;
+                        engine.partial(v, resume, exact)
+                    }
+                    None => match engine
+                        .known_code(v, mode)
+                        .map_or_else(|| engine.enter(v, mode, exact), |code| Ok(Some(Some(code))))
+                    {
+                        Ok(None) => return RunEnd::Window(Window::Fetch),
+                        Ok(Some(code)) => code,
+                        Err(fault) => {
+                            engine.link = None;
+                            engine.deliver_fault(v, fault);
+                            if v.cpu.activity == Activity::Shutdown {
+                                return RunEnd::TripleFault;
+                            }
+                            continue;
+                        }
+                    },
+                };
+                let Some(code) = code else {
+                    return RunEnd::Budget;
+                };
+                let (shadow, held) = (v.cpu.shadow, v.cpu.held_debug());
+                v.cpu.shadow = 0;
+                v.cpu.rflags &= !RFlags::RF.bits();
+                engine.resume[index] = None;
+                v.pending.debug_hits = 0;
+                let before = engine.plain_budget(v);
+                engine.faulted = false;
+                engine.stand_between(None);
+                engine.code.settle();
+                let stubs = engine.stubs;
+                entry::enter(&stubs, vcpu, code);
+
+                let engine = &mut *this;
+                let v = &mut *vcpu;
+                let end = engine.after(v);
+                // Whether a PAUSE ends the run is the scheduler's choice, so its trap cannot depend on that.
+                let paused = end == Some(RunEnd::Pause) && v.cpu.semantics.pauses_are_stepped();
+                if let (Some(end), false) = (end, paused) {
+                    return end;
+                }
+                let retired = {
+                    engine.clear_exit_request(v);
+                    v.run.budget < before && !engine.faulted
+                };
+                if held != 0 && !retired && engine.resume[index].is_some() {
+                    // A debugger stopped before the instruction, which is still to come.
+                    v.cpu.shadow = shadow;
+                }
+                // Traps after the instruction (SDM vol. 3B, section 17.3.1).
+                let hits = v.pending.debug_hits;
+                let step = stepping && hits & UNSTEPPED == 0;
+                let dr6 = hits & !UNSTEPPED | held | if step { DR6_BS } else { 0 };
+                if (single || hits & DR6_BS != 0) && retired && dr6 != 0 {
+                    if v.cpu.holds_debug() {
+                        v.cpu.hold_debug(dr6);
+                        continue;
+                    }
+                    if !v.cpu.semantics.faults_count() {
+                        engine.faulted_at = Some(engine.icount());
+                    }
+                    engine.deliver_exception(v, Exception::db(dr6));
+                    if v.cpu.activity == Activity::Shutdown {
+                        return RunEnd::TripleFault;
+                    }
+                }
+                if let Some(end) = end {
+                    return end;
+                }
+            }
+        }
+    }
+
+    /// Gives a run more of what its slice allows.
+    fn take_portion(&mut self, v: &mut Vcpu) {
+        let more = self.reserve.min(PORTION);
+        self.reserve -= more;
+        self.beyond -= more;
+        v.run.budget += more as i64;
+        v.run.icount_base += more as i64;
+        if v.run.pause_below != i64::MIN {
+            v.run.pause_below += more as i64;
+        }
+        self.patience.look();
+    }
+
+    /// Lets go of a block that was removed while a vCPU was in it, once the vCPU is out.
+    fn end_overrun(&mut self, index: usize) {
+        if self.resume[index].is_none() {
+            if let Some(id) = self.overrun.take() {
+                self.blocks.release(id);
+            }
+        }
+    }
+
+    /// Host address of the block at rip if the jump cache knows it, and if it fits whatever its length.
+    #[inline]
+    fn known_code(&self, v: &Vcpu, mode: Mode) -> Option<u64> {
+        let roomy = v.run.budget >= self.limits.instructions as i64;
+        // The relative that leaves jumps behind does so in jumps, not in look-ups.
+        let asked = self.link.is_some() || self.protocol.chain_kept;
+        if !roomy || asked || mode.one() || !mode.code_flat() || self.waits_for_interrupt(v) {
+            return None;
+        }
+        v.known_jump(v.cpu.rip, mode)
+    }
+
+    /// Host address of the block at rip, made if need be; or as `lookup` and `ready` have it.
+    fn enter(
+        &mut self,
+        v: &mut Vcpu,
+        mode: Mode,
+        exact: bool,
+    ) -> Result<Option<Option<u64>>, Exception> {
+        let Some(id) = self.lookup(v, mode)? else {
+            return Ok(None);
+        };
+        let code = self.ready(v, id, exact);
+        // Not before: a flush on the way here has dropped what it names.
+        let link = self.link.take();
+        if code.is_some() {
+            self.chain(link, id);
+            if self.waits_for_interrupt(v) {
+                let count = i64::from(self.blocks.get(id).count);
+                self.request_exit_after(v, count);
+            }
+        }
+        Ok(Some(code))
+    }
+
+    /// What to do after code came back. `None` goes on.
+    fn after(&mut self, v: &mut Vcpu) -> Option<RunEnd> {
+        let exit = v.run.exit;
+        self.stats.exits[exit as usize % Exit::COUNT] += 1;
+        if exit == Exit::Chain as u32 {
+            self.follow(v);
+            return None;
+        }
+        if exit == Exit::Budget as u32 {
+            self.sample(v);
+            return None;
+        }
+        if exit == Exit::Partial as u32 {
+            self.resume[usize::from(v.cpu.id)] = self.partial_end.take();
+            return None;
+        }
+        if exit == Exit::Signal as u32 {
+            match signals::exception(self, v) {
+                Ok(fault) => Self::raise(v, fault),
+                Err(fault) => {
+                    self.host_fault = Some(fault);
+                    return Some(RunEnd::HostFault);
+                }
+            }
+        }
+        if let Some(fault) = v.pending.fault.take() {
+            self.clear_exit_request(v);
+            self.note_boundary(v);
+            self.deliver_fault(v, fault);
+            return (v.cpu.activity == Activity::Shutdown).then_some(RunEnd::TripleFault);
+        }
+        if exit == Exit::Helper as u32 {
+            let flow = std::mem::replace(&mut self.flow, Flow::Next);
+            match flow {
+                Flow::Next => {}
+                Flow::Pause => return Some(RunEnd::Pause),
+                Flow::Halt => return Some(RunEnd::Halt),
+                Flow::Event(event, next) => {
+                    self.clear_exit_request(v);
+                    self.note_boundary(v);
+                    self.deliver_at(v, event, next);
+                    if v.cpu.semantics.steps_by_flags_after_system_calls() {
+                        v.pending.debug_hits |= UNSTEPPED;
+                    }
+                    if v.cpu.activity == Activity::Shutdown {
+                        return Some(RunEnd::TripleFault);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Follows a direct jump that is not linked yet.
+    fn follow(&mut self, v: &mut Vcpu) {
+        let from = v.run.site_block;
+        let slot = v.run.exit_slot as usize;
+        let block = self.blocks.get(from);
+        if block.code == 0 {
+            // A part of a block that has no code of its own now; it has the same slots.
+            v.cpu.rip = self.partial_targets[slot];
+            return;
+        }
+        v.cpu.rip = block.slots[slot].target;
+        if block.slots[slot].patch.is_some() && self.blocks.is_live(from) {
+            self.link = Some((from, slot));
+        }
+    }
+
+    /// Links the jump that was just followed to the block that it led to.
+    fn chain(&mut self, link: Option<(BlockId, usize)>, to: BlockId) {
+        let Some((from, slot)) = link else { return };
+        let (source, target) = (self.blocks.get(from), self.blocks.get(to));
+        if !self.blocks.is_live(from)
+            || source.code == 0
+            // Only a part of the target may have been made.
+            || target.code == 0
+            || target.second.is_some()
+            || target.mode != source.mode
+            || source.slots[slot].target != target.rip
+        {
+            return;
+        }
+        if let Some((at, target)) = self.blocks.link(from, slot, to) {
+            self.code.patch_rel32(at, target);
+        }
+    }
+
+    /// Whether the next block is sure to fit what is left of the budget. Asked between the blocks of a
+    /// slice, and without any effect, so that a slice ends as if the question had not been asked: the
+    /// replayer, which knows where the slice ends, does not ask it.
+    fn fits(&mut self, v: &Vcpu, mode: Mode, beyond: u64) -> bool {
+        let budget = v.run.budget.saturating_add_unsigned(beyond);
+        if budget >= self.limits.instructions as i64 {
+            return true;
+        }
+        let linear = self.fetch_address(v);
+        let Some(page) = v.fetch.get(linear, v.cpu.cpl == 3) else {
+            return false;
+        };
+        let paddr = page | linear & PAGE_MASK;
+        let rip = v.cpu.rip;
+        if let Some(id) = self.blocks.find(paddr, None, rip, mode) {
+            return i64::from(self.blocks.get(id).count) <= budget;
+        }
+        let mut decoded = self.scratch.take_decoded().emptied();
+        let limit = self.limits.instructions;
+        let bytes = self.code_at(paddr);
+        let offered = &self.offered;
+        let inside = shape::cut_into(&mut decoded.insns, bytes, rip, mode, offered, limit, false);
+        let fits = inside && decoded.insns.len() as i64 <= budget;
+        // Forgotten as a block: nobody fetches these bytes now.
+        self.scratch.give_decoded(decoded.emptied());
+        fits
+    }
+
+    /// The bytes from a physical address to the end of its page; absent bytes read as all ones.
+    fn code_at(&self, paddr: u64) -> &[u8] {
+        static ABSENT: [u8; PAGE_SIZE as usize] = [0xff; PAGE_SIZE as usize];
+        let page = match self.ram.page_index(paddr) {
+            Some(index) => self.ram.page(index),
+            None => &ABSENT,
+        };
+        &page[(paddr & PAGE_MASK) as usize..]
+    }
+
+    /// Linear address of the next instruction.
+    pub(in crate::runtime) fn fetch_address(&self, v: &Vcpu) -> u64 {
+        if v.cpu.code64() {
+            v.cpu.rip
+        } else {
+            v.cpu.rip.wrapping_add(v.cpu.seg[sreg::CS].base) & 0xffff_ffff
+        }
+    }
+
+    fn fetch_page(&mut self, v: &mut Vcpu, linear: u64) -> Result<u64, Exception> {
+        let user = v.cpu.cpl == 3;
+        if let Some(page) = v.fetch.get(linear, user) {
+            return Ok(page);
+        }
+        self.stats.fetch_misses += 1;
+        let found = self.translate(v, linear, Access::Fetch, Privilege::Current)?;
+        let fetch = FetchPage {
+            page: found.paddr,
+            shift: found.page_size.trailing_zeros() as u8,
+            global: found.global,
+        };
+        if let Some(index) = self.ram.page_index(found.paddr) {
+            self.acquire(v.cpu.id, index, HandOffKind::Read);
+            self.pages.info[index].flags |= PageFlags::FETCHED;
+        }
+        v.remember_fetch(linear, user, fetch);
+        Ok(found.paddr)
+    }
+
+    /// Finds the block at rip, or makes it. `None` when the vCPU is to be switched out between the
+    /// fetch of the block's bytes and its link.
+    fn lookup(&mut self, v: &mut Vcpu, mode: Mode) -> Result<Option<BlockId>, Exception> {
+        self.stats.lookups += 1;
+        let rip = v.cpu.rip;
+        if !mode.code64() && rip > u64::from(v.cpu.seg[sreg::CS].limit) {
+            return Err(Exception::gp(0));
+        }
+        let linear = self.fetch_address(v);
+        let page = self.fetch_page(v, linear)?;
+        let paddr = page | linear & PAGE_MASK;
+        if let Some(id) = self.blocks.find(paddr, None, rip, mode) {
+            return Ok(Some(id));
+        }
+        let watch = self.spent.sample();
+        let made = self.fetch_and_link(v, mode, linear, paddr);
+        self.spent.add_sample(Phase::Translating, watch);
+        made
+    }
+
+    /// The part of `lookup` for blocks that are not known where rip is.
+    fn fetch_and_link(
+        &mut self,
+        v: &mut Vcpu,
+        mode: Mode,
+        linear: u64,
+        paddr: u64,
+    ) -> Result<Option<BlockId>, Exception> {
+        let fetched = match self.fetch(v, mode, linear, paddr)? {
+            Ok(fetched) => fetched,
+            Err(id) => return Ok(Some(id)),
+        };
+        // A fault belongs to a slice only with an instruction after it.
+        let progressed =
+            self.icount() != self.slice_start && self.faulted_at != Some(self.icount());
+        if self.protocol.fetch_window && progressed && self.switch_in(Window::Fetch, v.run.budget) {
+            self.note_fetch(v.cpu.id, &fetched, None);
+            self.under_way[usize::from(v.cpu.id)].fetched = Some(fetched);
+            return Ok(None);
+        }
+        Ok(Some(self.link(v.cpu.id, &fetched)))
+    }
+
+    /// Reads the bytes of the block at rip; or finds that it exists after all, as one that goes on in
+    /// a second page.
+    fn fetch(
+        &mut self,
+        v: &mut Vcpu,
+        mode: Mode,
+        linear: u64,
+        paddr: u64,
+    ) -> Result<Result<Fetched, BlockId>, Exception> {
+        let rip = v.cpu.rip;
+        let room = PAGE_SIZE as usize - (linear & PAGE_MASK) as usize;
+        let crosses = self.blocks.crossing(paddr, rip, mode);
+        let foreseen = if crosses {
+            None
+        } else {
+            self.foreseen(paddr, rip, mode)
+        };
+        if let Some((bytes, count)) = foreseen {
+            self.seen(v.cpu.id, Seen::Fetch, paddr, bytes.len());
+            return Ok(Ok(Fetched {
+                rip,
+                linear,
+                paddr,
+                second: None,
+                mode,
+                bytes,
+                count,
+                icount: self.icount(),
+            }));
+        }
+        let limit = self.limits.instructions;
+        let mut decoded = self.scratch.take_decoded().emptied();
+        let inside = !crosses
+            && shape::cut_into(
+                &mut decoded.insns,
+                self.code_at(paddr),
+                rip,
+                mode,
+                &self.offered,
+                limit,
+                false,
+            );
+        let mut crossing = Vec::new();
+        let mut second = None;
+        if !inside {
+            crossing.resize(room + 15, 0);
+            let next = linear - linear % PAGE_SIZE;
+            let next = next.wrapping_add(PAGE_SIZE);
+            let next = if mode.code64() {
+                next
+            } else {
+                next & 0xffff_ffff
+            };
+            let next_page = self.fetch_page(v, next)?;
+            if let Some(id) = self.blocks.find(paddr, Some(next_page), rip, mode) {
+                return Ok(Err(id));
+            }
+            second = Some(next_page);
+            self.ram.read(paddr, &mut crossing[..room]);
+            self.ram.read(next_page, &mut crossing[room..]);
+            decoded.insns.clear();
+            let whole = shape::cut_into(
+                &mut decoded.insns,
+                &crossing,
+                rip,
+                mode,
+                &self.offered,
+                1,
+                true,
+            );
+            assert!(whole, "fifteen bytes hold an instruction");
+        }
+        let len: usize = decoded.insns.iter().map(|(i, _)| i.len().max(1)).sum();
+        if len <= room {
+            second = None;
+        }
+        let count = decoded.insns.len() as u8;
+        let bytes = if inside {
+            self.code_at(paddr)[..len].to_vec()
+        } else {
+            crossing.truncate(len);
+            crossing
+        };
+        self.scratch
+            .keep_decoded(decoded, &bytes, rip, mode, second.is_some());
+        self.seen(v.cpu.id, Seen::Fetch, paddr, len.min(room));
+        if let Some(second) = second {
+            self.seen(v.cpu.id, Seen::Fetch, second, len - room);
+        }
+        Ok(Ok(Fetched {
+            rip,
+            linear,
+            paddr,
+            second,
+            mode,
+            bytes,
+            count,
+            icount: self.icount(),
+        }))
+    }
+
+    /// Host address to enter a block at, or `None` when the budget forbids it. With `exact`, as much of
+    /// the block as fits.
+    fn ready(&mut self, v: &mut Vcpu, id: BlockId, exact: bool) -> Option<u64> {
+        let count = i64::from(self.blocks.get(id).count);
+        if v.run.budget < count {
+            if exact {
+                return self.partial(
+                    v,
+                    Resume {
+                        block: id,
+                        index: 0,
+                    },
+                    true,
+                );
+            }
+            // A slice makes progress however short it is: this is its first block.
+            self.lend(v, count - v.run.budget);
+        }
+        self.ensure_code(id);
+        let block = self.blocks.get(id);
+        let code = block.code;
+        // A jump that is going to be linked does not ask the jump cache.
+        if self.link.is_none() && !block.mode.one() && block.second.is_none() {
+            let (linear, rip, mode) = (self.fetch_address(v), block.rip, block.mode);
+            v.remember_jump(linear, rip, mode, code);
+        }
+        Some(code)
+    }
+
+    /// Raises the budget, so that the first block of a slice runs.
+    fn lend(&mut self, v: &mut Vcpu, instructions: i64) {
+        self.lent += instructions;
+        v.run.budget += instructions;
+        v.run.icount_base += instructions;
+    }
+
+    /// Takes back behind a block what the budget was raised by for it. The block may have ended early, and what it
+    /// has left over is not the slice's.
+    fn take_back(&mut self, v: &mut Vcpu) {
+        let lent = std::mem::take(&mut self.lent);
+        // In version 1, what follows a fault is part of the slice.
+        if v.cpu.semantics.faults_count() {
+            v.run.budget -= lent;
+            v.run.icount_base -= lent;
+        }
+    }
+
+    /// Host address of code for a part of a block, made for this one time.
+    fn partial(&mut self, v: &mut Vcpu, resume: Resume, exact: bool) -> Option<u64> {
+        let block = self.blocks.get(resume.block);
+        let count = usize::from(block.count);
+        let mut checked = resume.index == 0 && block.checked;
+        let mut left = (count - resume.index) as i64;
+        if let Some(instructions) = self.still_right(resume) {
+            // Up to the first instruction that is not what memory holds; that one is told of.
+            checked = instructions == 0;
+            if !checked {
+                left = instructions as i64;
+            }
+        }
+        let run = if exact { left.min(v.run.budget) } else { left };
+        if run <= 0 {
+            return None;
+        }
+        if run > v.run.budget {
+            // The slice's first block, stopped inside; see `ready`.
+            self.lend(v, run - v.run.budget);
+        }
+        let stop = resume.index + run as usize;
+        loop {
+            let code = self.generate(resume.block, resume.index, stop, checked);
+            if let Some(offset) = self.code.append(&code.bytes) {
+                self.partial_targets = code.slots.iter().map(|s| s.target).collect();
+                self.partial_traps = Some((offset, resume.block, code.traps));
+                self.partial_end = (stop < count).then_some(Resume {
+                    block: resume.block,
+                    index: stop,
+                });
+                return Some(self.code.address(offset));
+            }
+            self.drop_code();
+        }
+    }
+
+    fn enter_thread(&mut self, vcpu: *mut Vcpu) {
+        self.gs = Some(signals::enter(vcpu, self.code.range(), self.stubs.signal));
+    }
+
+    fn leave_thread(&mut self) {
+        if let Some(previous) = self.gs.take() {
+            signals::leave(previous);
+        }
+    }
+}

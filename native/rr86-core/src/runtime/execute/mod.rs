@@ -1,0 +1,421 @@
+//! Instructions that are not copied: what translated code calls for them.
+//!
+//! A helper sees the complete architectural state, does what the SDM says, and says how to go on. The
+//! semantics themselves are in `cpu`; here operands are fetched and results stored.
+
+mod arith;
+mod fpu;
+mod io;
+mod operand;
+mod strings;
+mod system;
+mod transfer;
+
+use crate::cpu::effects::Effects;
+use crate::cpu::exception::Exception;
+use crate::cpu::interrupt::Event;
+use crate::runtime::engine::{Engine, Resume, StopCause};
+use crate::runtime::slow::{flags_to_ax, sync_flags};
+use crate::runtime::vcpu::Vcpu;
+use crate::runtime::view::View;
+use crate::translate::decode::classify::{classify, shape, Class};
+use crate::translate::layout::Exit;
+use crate::translate::lower::inline::falls_through;
+use crate::translate::site::Site;
+use iced_x86::{Instruction, Mnemonic as M};
+
+/// Helper calls by instruction.
+pub struct HelperCounts(Vec<u64>);
+
+impl HelperCounts {
+    pub(super) fn new() -> Self {
+        Self(vec![0; iced_x86::Mnemonic::values().count()])
+    }
+
+    fn count(&mut self, mnemonic: iced_x86::Mnemonic) {
+        self.0[mnemonic as usize] += 1;
+    }
+
+    /// (mnemonic, calls), most calls first.
+    pub fn sorted(&self) -> Vec<(String, u64)> {
+        let mut all: Vec<(String, u64)> = iced_x86::Mnemonic::values()
+            .zip(&self.0)
+            .filter(|(_, &calls)| calls > 0)
+            .map(|(m, &calls)| (format!("{m:?}").to_lowercase(), calls))
+            .collect();
+        all.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        all
+    }
+}
+
+/// Instructions that helpers have executed, so that they need not be decoded each time.
+pub struct DecodedCache(Vec<Decoded>);
+
+#[derive(Clone, Copy)]
+struct Decoded {
+    /// Serial number of the block and offset in it.
+    place: (u64, u16),
+    insn: Instruction,
+    /// What it raises by its mere form, in its block's mode.
+    refused: Option<Exception>,
+}
+
+const DECODED: usize = 1 << 10;
+
+impl DecodedCache {
+    pub(super) fn new() -> Self {
+        let nothing = Decoded {
+            place: (u64::MAX, 0),
+            insn: Instruction::default(),
+            refused: None,
+        };
+        Self(vec![nothing; DECODED])
+    }
+}
+
+impl Engine {
+    /// The instruction at an offset of a block, and what it raises by its mere form.
+    #[inline]
+    fn instruction_at(
+        &mut self,
+        id: crate::runtime::cache::BlockId,
+        offset: u16,
+    ) -> (Instruction, Option<Exception>) {
+        let block = self.blocks.get(id);
+        let place = (block.serial, offset);
+        let index = block.serial.wrapping_mul(31).wrapping_add(offset.into()) as usize % DECODED;
+        let known = &mut self.decoded.0[index];
+        if known.place != place {
+            let bytes = &block.bytes[usize::from(offset)..];
+            let rip = block.rip.wrapping_add(u64::from(offset));
+            let insn = shape::single(bytes, rip, block.mode, &self.offered);
+            let refused = match classify(&insn, block.mode, &self.offered) {
+                _ if shape::too_long(&insn, bytes, block.mode, &self.offered) => {
+                    Some(Exception::gp(0))
+                }
+                Class::Raise(exception) => Some(exception),
+                _ => None,
+            };
+            *known = Decoded {
+                place,
+                insn,
+                refused,
+            };
+        }
+        (known.insn, known.refused)
+    }
+}
+
+/// How to go on after a helper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// With the instruction at rip.
+    Next,
+    Pause,
+    Halt,
+    /// Deliver this, which returns to that address.
+    Event(Event, u64),
+}
+
+/// A helper at work: the vCPU, the engine, and the instruction.
+pub(super) struct Context<'a> {
+    pub v: &'a mut Vcpu,
+    pub engine: &'a mut Engine,
+    pub insn: &'a Instruction,
+    pub flow: Flow,
+    /// What is left of the budget after this instruction.
+    pub left: i64,
+}
+
+pub(super) type Result<T = ()> = std::result::Result<T, Exception>;
+
+impl Context<'_> {
+    /// Runs semantics of `cpu` that need memory.
+    pub fn with_memory<T>(
+        &mut self,
+        f: impl FnOnce(&mut crate::cpu::state::CpuState, &mut View) -> Result<T>,
+    ) -> Result<T> {
+        let mut view = View {
+            vcpu: &raw mut *self.v,
+            engine: &raw mut *self.engine,
+        };
+        f(&mut self.v.cpu, &mut view)
+    }
+
+    pub fn apply(&mut self, effects: Effects) {
+        self.engine.apply(self.v, effects);
+    }
+}
+
+fn run(context: &mut Context<'_>) -> Result {
+    if context.insn.is_string_instruction() {
+        return strings::execute(context);
+    }
+    match context.insn.mnemonic() {
+        M::Aaa
+        | M::Aas
+        | M::Aad
+        | M::Aam
+        | M::Daa
+        | M::Das
+        | M::Salc
+        | M::Lahf
+        | M::Sahf
+        | M::Xlatb
+        | M::Bound
+        | M::Arpl => arith::execute(context),
+        M::In | M::Out => io::execute(context),
+        M::Fxsave
+        | M::Fxsave64
+        | M::Fxrstor
+        | M::Fxrstor64
+        | M::Xsave
+        | M::Xsave64
+        | M::Xsaveopt
+        | M::Xsaveopt64
+        | M::Xrstor
+        | M::Xrstor64
+        | M::Fnsave
+        | M::Fsave
+        | M::Frstor
+        | M::Fnstenv
+        | M::Fstenv
+        | M::Fldenv
+        | M::Ldmxcsr
+        | M::Wait
+        | M::Maskmovq
+        | M::Maskmovdqu => fpu::execute(context),
+        M::Jmp
+        | M::Call
+        | M::Ret
+        | M::Retf
+        | M::Iret
+        | M::Iretd
+        | M::Iretq
+        | M::Int
+        | M::Into
+        | M::Int1
+        | M::Int3
+        | M::Syscall
+        | M::Sysret
+        | M::Sysretq
+        | M::Sysenter
+        | M::Sysexit
+        | M::Sysexitq
+        | M::Loop
+        | M::Loope
+        | M::Loopne
+        | M::Jcxz
+        | M::Enter
+        | M::Push
+        | M::Pop
+        | M::Pusha
+        | M::Pushad
+        | M::Popa
+        | M::Popad => transfer::execute(context),
+        _ => system::execute(context),
+    }
+}
+
+/// Called by translated code for the instruction at `site`. Returns 0 to go on with the next one.
+///
+/// # Safety
+/// Called only by the stubs, with the running vCPU, whose `engine` pointer is valid and not borrowed
+/// elsewhere.
+pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
+    // SAFETY: by the contract of this function.
+    let (v, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).pending.engine) };
+    let site = Site::unpack(site);
+    let ends = site.stack;
+    engine.stats.helper_calls += 1;
+    engine.slow_step(v);
+    engine.note_position(v, site);
+    sync_flags(v);
+    let (insn, refused) = engine.instruction_at(v.run.site_block, site.offset);
+    let rip = insn.ip();
+    v.cpu.rip = rip;
+    engine.helpers.count(insn.mnemonic());
+    engine.helper_stop = false;
+    let left = engine.left_after(v, site);
+    let mut context = Context {
+        v,
+        engine,
+        insn: &insn,
+        flow: Flow::Next,
+        left,
+    };
+    let result = match refused {
+        Some(exception) => Err(exception),
+        None => run(&mut context),
+    };
+    let flow = context.flow;
+    if serialises(&insn) {
+        engine.serialised[usize::from(v.cpu.id)] = Some(engine.icount());
+    }
+    v.run.flags_ax = flags_to_ax(v.cpu.rflags);
+    if !ends && site.remaining > 1 {
+        // The shadow of STI covers an instruction of the same block, which nothing interrupts.
+        v.cpu.shadow = 0;
+    } else if v.cpu.shadow != 0 {
+        engine.request_exit(v);
+    }
+    engine.after_bus(v);
+    match result {
+        Err(exception) => {
+            v.cpu.rip = rip;
+            v.run.budget += i64::from(site.remaining);
+            Engine::raise(v, exception);
+            1
+        }
+        // What is pending has asked for an exit, or ends the block here.
+        Ok(()) if ends && is_done(v, &insn) && goes_on(engine, &insn) => 0,
+        Ok(()) if ends => {
+            // Control transfers and repeated instructions have set rip themselves.
+            if v.cpu.rip == rip && !keeps_rip(&insn) {
+                v.cpu.rip = insn.next_ip();
+            }
+            engine.flow = flow;
+            v.run.exit = Exit::Helper as u32;
+            1
+        }
+        Ok(()) => {
+            if engine.helper_stop {
+                engine.end_after(v, site);
+                return 1;
+            }
+            0
+        }
+    }
+}
+
+/// Serialising instructions (SDM vol. 3A, section 9.3).
+fn serialises(insn: &Instruction) -> bool {
+    match insn.mnemonic() {
+        M::Mov => insn.op0_register().is_cr() || insn.op0_register().is_dr(),
+        M::Cpuid
+        | M::Iret
+        | M::Iretd
+        | M::Iretq
+        | M::Serialize
+        | M::Wrmsr
+        | M::Invlpg
+        | M::Invd
+        | M::Wbinvd
+        | M::Lgdt
+        | M::Lidt
+        | M::Lldt
+        | M::Ltr => true,
+        _ => false,
+    }
+}
+
+/// Whether an instruction is followed by the next one in memory.
+fn is_done(v: &Vcpu, insn: &Instruction) -> bool {
+    v.cpu.rip == insn.next_ip() || v.cpu.rip == insn.ip() && !keeps_rip(insn)
+}
+
+/// Whether the code after an instruction that ends its block, and is done, is jumped to.
+fn goes_on(engine: &Engine, insn: &Instruction) -> bool {
+    falls_through(insn)
+        && !engine.helper_stop
+        && engine.stopped.is_none()
+        && engine.in_window.is_none()
+}
+
+/// Instructions that have set rip, perhaps to their own address.
+fn keeps_rip(insn: &Instruction) -> bool {
+    insn.is_string_instruction()
+        || matches!(
+            insn.mnemonic(),
+            M::Jmp
+                | M::Call
+                | M::Retf
+                | M::Iret
+                | M::Iretd
+                | M::Iretq
+                | M::Syscall
+                | M::Sysret
+                | M::Sysretq
+                | M::Sysenter
+                | M::Sysexit
+                | M::Sysexitq
+                | M::Loop
+                | M::Loope
+                | M::Loopne
+                | M::Jcxz
+                | M::Int
+                | M::Into
+                | M::Int1
+                | M::Int3
+        )
+}
+
+/// Called by translated code before an instruction that the debugger waits for. Returns 0 to go on.
+///
+/// # Safety
+/// As for [`helper`].
+pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
+    // SAFETY: by the contract of this function.
+    let (v, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).pending.engine) };
+    let site = Site::unpack(site);
+    engine.note_position(v, site);
+    let moment = engine.icount();
+    if engine.passed_hook == Some(moment) {
+        return 0;
+    }
+    engine.passed_hook = Some(moment);
+    engine.stopped = Some(StopCause::Hook);
+    let block = engine.blocks.get(v.run.site_block);
+    v.cpu.rip = block.rip.wrapping_add(u64::from(site.offset));
+    // Not by what remains: of a part of a block, that is less.
+    let index = engine.index_after(v.run.site_block, usize::from(site.offset)) - 1;
+    v.run.budget += i64::from(site.remaining);
+    v.run.exit = Exit::Stopped as u32;
+    engine.resume[usize::from(v.cpu.id)] = Some(Resume {
+        block: v.run.site_block,
+        index,
+    });
+    1
+}
+
+/// Called by translated code at the entry of a block that may be stale, or where one becomes so inside.
+/// Returns 0 to go on.
+///
+/// # Safety
+/// As for [`helper`].
+pub unsafe extern "sysv64" fn entered(vcpu: *mut Vcpu, site: u32) -> u32 {
+    // SAFETY: by the contract of this function.
+    let (v, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).pending.engine) };
+    let site = Site::unpack(site);
+    let id = v.run.site_block;
+    if site.offset == 0 && engine.oracle().is_some() {
+        engine.note_position(v, site);
+        engine.entered_block(v, id);
+        if !engine.blocks.get(id).checked {
+            return 0;
+        }
+    }
+    if !engine.is_stale(id) {
+        return 0;
+    }
+    engine.note_position(v, site);
+    let moment = engine.icount();
+    let passed = engine.passed_hook == Some(moment);
+    if !passed {
+        engine.note_stale_entry(v.cpu.id, id);
+    }
+    if !engine.stop_on_stale || passed {
+        return 0;
+    }
+    engine.passed_hook = Some(moment);
+    engine.stopped = Some(StopCause::Stale);
+    let rip = engine.blocks.get(id).rip;
+    v.cpu.rip = rip.wrapping_add(u64::from(site.offset));
+    v.run.budget += i64::from(site.remaining);
+    v.run.exit = Exit::Stopped as u32;
+    engine.resume[usize::from(v.cpu.id)] = Some(Resume {
+        block: id,
+        index: engine.index_after(id, usize::from(site.offset)) - 1,
+    });
+    1
+}
