@@ -34,6 +34,13 @@ create_exception!(
 
 create_exception!(
     rr86._native,
+    DeviceError,
+    NativeError,
+    "A device that is written in Python raised an exception."
+);
+
+create_exception!(
+    rr86._native,
     EngineError,
     NativeError,
     "Translated code failed on the host."

@@ -2,6 +2,7 @@
 
 mod blocks;
 mod bytes;
+mod device;
 mod errors;
 mod expansion;
 mod machine;
@@ -20,7 +21,9 @@ mod _native {
     use super::machine::{block_protocols, disable_shortcuts};
 
     #[pymodule_export]
-    use super::errors::{DivergenceError, EngineError, HostError, NativeError, TraceError};
+    use super::errors::{
+        DeviceError, DivergenceError, EngineError, HostError, NativeError, TraceError,
+    };
     #[pymodule_export]
     use super::expansion::ExpansionReader;
     #[pymodule_export]

@@ -26,6 +26,7 @@ use rr86_core::translate::shortcuts::Shortcuts;
 
 use crate::blocks;
 use crate::bytes::Slice;
+use crate::device::{Failure, PyDevice};
 use crate::errors::{self, NativeError};
 use crate::oracle;
 use crate::trace::Events;
@@ -77,6 +78,8 @@ pub struct Machine {
     rows: Vec<ConditionRow>,
     patterns: Vec<Vec<u8>>,
     conditions: Conditions,
+    /// What a device in Python has raised.
+    failure: Failure,
     /// The last stop, for the trace's closing event.
     last: (u8, u32, String),
 }
@@ -96,6 +99,7 @@ fn describe(stop: Stop) -> (&'static str, u8, u32) {
         Stop::End => ("end", 7, 0),
         Stop::Deadlock => ("deadlock", 8, 0),
         Stop::Failed => ("host-fault", 9, 0),
+        Stop::Ended(Ending::DeviceFailed) => ("device-error", 10, 0),
     }
 }
 
@@ -228,6 +232,7 @@ impl Machine {
             rows: Vec::new(),
             patterns: Vec::new(),
             conditions: Conditions::default(),
+            failure: Failure::default(),
             last: (0, 0, String::new()),
         })
     }
@@ -247,6 +252,22 @@ impl Machine {
                 .map_err(errors::machine)?;
         }
         Ok(())
+    }
+
+    fn plug(&mut self, device: &Bound<'_, PyAny>) -> PyResult<()> {
+        let device = PyDevice::new(device, self.failure.clone())?;
+        let machine = self.driver().machine()?;
+        for (base, length) in device.memory() {
+            let mut pages = (base..base.saturating_add(length)).step_by(1 << PAGE_SHIFT);
+            if pages.any(|paddr| machine.engine.ram.page_index(paddr).is_some()) {
+                let what = format!("a device cannot lie at {base:#x}: there is RAM");
+                return Err(NativeError::new_err(what));
+            }
+        }
+        machine
+            .board()
+            .plug(Box::new(device))
+            .map_err(|e| NativeError::new_err(e.to_string()))
     }
 
     #[pyo3(signature = (path, header, images, checkpoints=None))]
@@ -486,6 +507,9 @@ impl Machine {
         let rip = machine.engine.cpu(vcpu).rip;
         let detail = format!("{name} at instruction {icount}, vCPU {vcpu}, rip {rip:#x}");
         self.last = (number, code, detail);
+        if let Some(error) = self.failure.take(py) {
+            return Err(error);
+        }
         if stop == Stop::Failed {
             return Err(errors::host_fault(self.driver().machine()?));
         }
