@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rr86.cpu.symbols import Symbol, SymbolTable
     from rr86.errors import (
         ConditionError,
+        DeviceError,
         KernelImageError,
         RecordingError,
         Rr86Error,
@@ -49,6 +50,7 @@ _HOMES = {
     "BoardSpec": "rr86.machine.spec",
     "Condition": "rr86.replay.conditions",
     "ConditionError": "rr86.errors",
+    "DeviceError": "rr86.errors",
     "DivergenceError": "rr86._native",
     "EngineError": "rr86._native",
     "Event": "rr86.replay.trace",
@@ -78,6 +80,7 @@ __all__ = [
     "BoardSpec",
     "Condition",
     "ConditionError",
+    "DeviceError",
     "DivergenceError",
     "EngineError",
     "Event",

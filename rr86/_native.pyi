@@ -187,6 +187,11 @@ class Machine:
     def set_registers(self, vcpu: int, values: dict[str, int]) -> None:
         """Set registers by name; the names are those of `registers`."""
 
+    def plug(self, device: object) -> None:
+        """Add a device that is written in Python: an object of `rr86.machine.Device`, whose
+        `_describe`, `_serve`, `_save` and `_load` are called. `NativeError` if its name or one of
+        its addresses is taken. Before `record_to` and `replay_from`."""
+
     # -- recording and replaying ----------------------------------------------------------------
     def record_to(
         self,

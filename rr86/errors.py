@@ -33,5 +33,14 @@ class ExpansionError(Rr86Error):
     """An expansion that cannot be written or used, or a trace that cannot have one."""
 
 
+class DeviceError(Rr86Error):
+    """A device in Python that cannot be used like this, that raised an exception (the error's
+    cause), or that a trace needs and was not given. `device` is its name, where it is known."""
+
+    def __init__(self, message: str, device: str | None = None) -> None:
+        super().__init__(message)
+        self.device = device
+
+
 class AddressError(Rr86Error):
     """An address that is not what was asked for: outside of RAM, or not mapped."""

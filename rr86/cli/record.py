@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rr86.cli.consoles import Consoles
     from rr86.cli.progress import Progress
     from rr86.cli.terminal import Input, Interruption
+    from rr86.machine.device import Device
     from rr86.record.recorder import Limits, Recorder, Recording
     from rr86.replay.conditions import Condition
     from rr86.replay.stop import Stop
@@ -123,6 +124,15 @@ def command(
             "reach later moments at once.",
         ),
     ] = None,
+    device: Annotated[
+        list[str] | None,
+        Option(
+            "--device",
+            metavar="MODULE:CLASS[,KEY=VALUE…]",
+            help="A further device of the machine, a class in Python; see docs/devices.md. May be "
+            "given several times.",
+        ),
+    ] = None,
     no_input: Annotated[bool, Option("--no-input", help="Give stdin to nobody.")] = False,
     console: ConsoleFile = None,
     debugcon: DebugconFile = None,
@@ -150,6 +160,7 @@ def command(
     from rr86.replay.conditions import as_conditions
 
     conditions = as_conditions(until)
+    devices = _devices(device)
     limits = Limits(limit_instructions, limit_virtual_time, limit_trace_size)
     more: dict[str, int | str | None] = {
         "quantum": quantum,
@@ -181,6 +192,7 @@ def command(
             until=conditions,
             checkpoints=checkpoints,
             read=read,
+            devices=devices,
             **{name: value for name, value in more.items() if value is not None},
         )
         out.begin()
@@ -224,6 +236,15 @@ def command(
 
             show_statistics(recording.statistics, recorder.seconds())
     raise Exit(status)
+
+
+def _devices(texts: list[str] | None) -> "list[Device]":
+    """The devices that --device names; nothing is imported without one."""
+    if not texts:
+        return []
+    from rr86.machine.device import make, parse_device
+
+    return [make(*parse_device(text)) for text in texts]
 
 
 def _report(recording: "Recording", speed: str, protocol: str) -> None:

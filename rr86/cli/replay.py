@@ -9,6 +9,7 @@ from rr86.cli.status import ERROR, BadCall, Exit, never_met, of_stop, reporting_
 from rr86.cli.values import parse_moment, trace_or_newest
 
 if TYPE_CHECKING:
+    from rr86.machine.device import Given
     from rr86.replay.conditions import Condition
     from rr86.replay.oracle import OracleReport
     from rr86.replay.session import ReplaySession
@@ -69,6 +70,15 @@ def command(
             help="Begin there, from the last checkpoint before; what comes earlier is not shown.",
         ),
     ] = None,
+    device: Annotated[
+        list[str] | None,
+        Option(
+            "--device",
+            metavar="MODULE:CLASS",
+            help="A device that the trace was recorded with; rr86 imports none by itself. May be "
+            "given several times.",
+        ),
+    ] = None,
     no_verify: Annotated[
         bool, Option("--no-verify", help="Do not compare digests on the way.")
     ] = False,
@@ -121,7 +131,7 @@ def command(
     if expansion is not None and not lone:
         raise BadCall("--expansion is for --vcpu and --parallel")
     conditions = as_conditions(until)
-    recorded = open_trace(trace_or_newest(trace))
+    recorded = open_trace(trace_or_newest(trace), _devices(device))
     if not recorded.complete and not quiet:
         why = recorded.damage or "nobody ended it"
         side = recorded.side_file
@@ -192,6 +202,17 @@ def command(
 
                 show_oracle(report, session.inspector)
     raise Exit(status)
+
+
+def _devices(texts: list[str] | None) -> "Given":
+    """The classes or devices that --device names. A device with options has to be equal to the
+    recorded one; without, the trace's options count."""
+    if not texts:
+        return []
+    from rr86.machine.device import make, parse_device
+
+    named = [parse_device(text) for text in texts]
+    return [make(kind, options) if options else kind for kind, options in named]
 
 
 class _Done:

@@ -26,6 +26,7 @@ from rr86.replay.variables import check
 
 if TYPE_CHECKING:
     from rr86._native import Machine
+    from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
 
 Until = str | Condition | Iterable[str | Condition] | None
@@ -116,25 +117,29 @@ class Recorder:
         console: Callable[[bytes], None] | None = None,
         checkpoints: int | None = None,
         debugcon: DebugSink | None = None,
+        devices: "Sequence[Device]" = (),
     ) -> None:
         """Switch on a machine and start its trace at `output`.
 
         `images` are "kernel" and maybe "initrd", "module0"…; `file_names` says what to call them
         in the trace. `console` gets the bytes that the guest sends to its serial console,
         `debugcon` those to its debug consoles (`rr86.replay.execution.DebugSink`).
-        `checkpoints` asks for a checkpoint after every so many instructions.
+        `checkpoints` asks for a checkpoint after every so many instructions. `devices` are further
+        devices of the machine (`rr86.machine.Device`), which a replay has to be given, too.
         """
         from rr86 import __version__
+        from rr86.machine.device import DeviceEntry
         from rr86.record.power import switch_on
 
         self.spec = spec
         self.path = Path(output)
-        self.machine: Machine = switch_on(spec, images)
+        self.machine: Machine = switch_on(spec, images, devices=devices)
         header = Header(
             version=__version__,
             spec=spec.to_dict(),
             images={name: (file_names or {}).get(name, name) for name in images},
             host=this_host(),
+            devices=[DeviceEntry.of(each) for each in devices],
         )
         if checkpoints is not None and checkpoints <= 0:
             raise RecordingError(
@@ -313,6 +318,7 @@ def start(
     read: Callable[[Path, str], bytes] = read_image,
     debugcon: DebugSink | None = None,
     until: Until = None,
+    devices: "Sequence[Device]" = (),
     **more: int | str | bool,
 ) -> Recorder:
     """A `Recorder` for image files; options as for `record`.
@@ -348,6 +354,7 @@ def start(
             console=console,
             checkpoints=checkpoints,
             debugcon=debugcon,
+            devices=devices,
         )
 
 
@@ -366,6 +373,7 @@ def record(
     console: Callable[[bytes], None] | None = None,
     checkpoints: int | None = None,
     debugcon: DebugSink | None = None,
+    devices: "Sequence[Device]" = (),
     **more: int | str | bool,
 ) -> Recording:
     """Record a run of `kernel` from power-on until it ends, a condition holds or a limit is met.
@@ -374,6 +382,7 @@ def record(
     folder; `until` takes conditions as in `--until`; `console` gets the guest's console bytes, and
     `debugcon` those of its debug consoles (`rr86.replay.execution.DebugSink`);
     `checkpoints` asks for a checkpoint after every so many instructions (`Trace.session(at=…)`);
+    `devices` are further devices of the machine (`rr86.machine.Device`, docs/devices.md);
     `more` are fields of `BoardSpec` such as `quantum` or `max_block`. When the call is
     interrupted (Ctrl-C), the trace is finished before the exception goes on.
     """
@@ -392,6 +401,7 @@ def record(
         read=read_image,
         debugcon=debugcon,
         until=conditions,
+        devices=devices,
         **more,
     )
     with recorder:

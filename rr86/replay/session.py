@@ -1,6 +1,6 @@
 """A replay under way: run to a moment, look around, run on."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
     from rr86.cpu.physical import PhysicalNames
+    from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
     from rr86.replay.checkpoints import Checkpoint
     from rr86.replay.oracle import OracleReport
@@ -70,10 +71,11 @@ class ReplaySession:
         events: "Events | None" = None,
         debugcon: DebugSink | None = None,
         names: "Callable[[], PhysicalNames] | None" = None,
+        devices: "Sequence[Device]" = (),
     ) -> None:
         from rr86.record.power import switch_on
 
-        self.machine: Machine = switch_on(spec, images, oracle)
+        self.machine: Machine = switch_on(spec, images, oracle, devices)
         self.machine.take_ram(touched)
         self._path = path
         self.began = 0

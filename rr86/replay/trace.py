@@ -19,6 +19,7 @@ from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU, STALE_ENTRY, STALE_INT3
 if TYPE_CHECKING:
     from rr86._native import Moment
     from rr86.cpu.physical import PhysicalNames
+    from rr86.machine.device import Device, Given
     from rr86.machine.spec import BoardSpec
     from rr86.replay.alone import AloneSession, ParallelReplay
     from rr86.replay.execution import DebugSink, Tick
@@ -63,10 +64,12 @@ class SideFile:
 class Trace:
     """A trace file. Opening reads its header; everything else is read when asked for."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, devices: "Given" = ()) -> None:
         from rr86._native import TraceReader
 
         self.path = Path(path)
+        self.devices = tuple(devices)
+        """Classes of the devices that were recorded with, for all that replays this trace."""
         try:
             with self.path.open("rb"):
                 pass
@@ -249,6 +252,7 @@ class Trace:
         oracle: bool = False,
         moment: "Moment | None" = None,
         debugcon: "DebugSink | None" = None,
+        devices: "Given | None" = None,
     ) -> ReplaySession:
         """A replay that stands at power-on, or at the last checkpoint at or before the moment `at`,
         or at a moment that another session of this trace has kept (`ReplaySession.keep`).
@@ -257,8 +261,11 @@ class Trace:
         `oracle`, the replay is slow, always begins at power-on, and checks on its way that the
         trace holds every cross-vCPU write: `ReplaySession.oracle_report` says what was found.
         `console` gets what the guest sends to its serial console, `debugcon` what it sends to its
-        debug consoles (`rr86.replay.execution.DebugSink`).
+        debug consoles (`rr86.replay.execution.DebugSink`). If the trace was recorded with devices
+        in Python, their classes have to be given, here or to `open_trace`; `DeviceError` says
+        which is missing.
         """
+        plugged = self._devices(devices)
         if oracle and not self.spec.cross_writes:
             raise TraceContentError("the trace was recorded without cross-vCPU writes")
         begin = None if at is None or oracle else nearest(self.checkpoints(), at)
@@ -280,7 +287,17 @@ class Trace:
             events=events,
             debugcon=debugcon,
             names=self.names,
+            devices=plugged,
         )
+
+    def _devices(self, given: "Given | None") -> "list[Device]":
+        """The devices of a session; nothing is imported for a trace that has none."""
+        given = self.devices if given is None else tuple(given)
+        if not (given or self.header.devices):
+            return []
+        from rr86.machine.device import for_replay
+
+        return for_replay(self.header.devices, given)
 
     @cached_property
     def _replayed_images(self) -> dict[str, bytes]:
@@ -334,6 +351,7 @@ class Trace:
         return who_wrote(self, paddr, size, at, expansion)
 
 
-def open_trace(path: str | Path) -> Trace:
-    """Open a trace file."""
-    return Trace(path)
+def open_trace(path: str | Path, devices: "Given" = ()) -> Trace:
+    """Open a trace file. `devices` are classes of devices in Python that it was recorded with, if
+    it was; rr86 imports none by itself."""
+    return Trace(path, devices)

@@ -14,7 +14,7 @@ use rr86_core::machine::dma::DmaAccess;
 use rr86_core::machine::range::{Range, Rank, Space};
 use rr86_core::machine::{Device, LoadError, Reader, Signal, State, Writer};
 
-use crate::errors::DeviceError;
+use crate::errors;
 
 /// The exception that a device raised first, with the device's name, if any did.
 #[derive(Clone, Default)]
@@ -31,12 +31,7 @@ impl Failure {
     /// The error that says so, if a device has raised since the last call.
     pub fn take(&self, py: Python<'_>) -> Option<PyErr> {
         let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        noted.map(|(name, error)| {
-            let says = format!("the device {name:?} raised {error}");
-            let says = DeviceError::new_err(says);
-            says.set_cause(py, Some(error));
-            says
-        })
+        noted.map(|(name, error)| errors::device(py, &name, error))
     }
 }
 

@@ -1,8 +1,8 @@
 //! Errors of the core as Python exceptions; the messages are the core's own.
 
 use pyo3::create_exception;
-use pyo3::exceptions::PyException;
-use pyo3::PyErr;
+use pyo3::exceptions::{PyException, PyKeyboardInterrupt};
+use pyo3::prelude::*;
 use rr86_core::record;
 use rr86_core::replay::ReplayError;
 use rr86_core::schedule;
@@ -34,17 +34,30 @@ create_exception!(
 
 create_exception!(
     rr86._native,
-    DeviceError,
-    NativeError,
-    "A device that is written in Python raised an exception."
-);
-
-create_exception!(
-    rr86._native,
     EngineError,
     NativeError,
     "Translated code failed on the host."
 );
+
+/// A device that is written in Python raised an exception, which is the error's cause.
+pub fn device(py: Python<'_>, name: &str, cause: PyErr) -> PyErr {
+    // Ctrl-C reaches whatever Python code is running.
+    if cause.is_instance_of::<PyKeyboardInterrupt>(py) {
+        return cause;
+    }
+    let text = format!("the device {name:?} raised {cause}");
+    let made = py
+        .import("rr86.errors")
+        .and_then(|errors| errors.getattr("DeviceError")?.call1((text, name)));
+    match made {
+        Ok(error) => {
+            let error = PyErr::from_value(error);
+            error.set_cause(py, Some(cause));
+            error
+        }
+        Err(error) => error,
+    }
+}
 
 /// What has failed, as the engine has it.
 pub fn host_fault(machine: &schedule::Machine) -> PyErr {

@@ -21,9 +21,7 @@ mod _native {
     use super::machine::{block_protocols, disable_shortcuts};
 
     #[pymodule_export]
-    use super::errors::{
-        DeviceError, DivergenceError, EngineError, HostError, NativeError, TraceError,
-    };
+    use super::errors::{DivergenceError, EngineError, HostError, NativeError, TraceError};
     #[pymodule_export]
     use super::expansion::ExpansionReader;
     #[pymodule_export]
