@@ -25,6 +25,7 @@ mod idle;
 pub mod interrupts;
 pub mod ioapic;
 pub mod lapic;
+mod lapic_device;
 pub mod lapic_msr;
 pub mod message;
 pub mod misc;
