@@ -22,9 +22,7 @@ from bench.common import (
 )
 from bench.programs import __main__ as programs
 from bench.programs import suite
-from rr86._native import NativeError
-from rr86.errors import Rr86Error
-from rr86.machine.spec import SpecError
+from rr86.errors import Error
 
 PARTS = ("boot", "programs", "scaling")
 
@@ -82,7 +80,7 @@ def main() -> int:
     for name in arguments.parts or PARTS:
         try:
             parts[name]()
-        except (BenchError, Rr86Error, NativeError, SpecError, ValueError, OSError) as error:
+        except (BenchError, Error, ValueError, OSError) as error:
             note(f"bench, {name}: {error}")
             failed = True
     if arguments.json is not None:

@@ -39,12 +39,13 @@ from bench.common import (
 )
 from bench.programs.build import build
 from bench.programs.guest import initramfs
+from rr86.errors import SpecError
 from rr86.guests import demo_image
-from rr86.machine.spec import BoardSpec, SpecError, format_size, parse_size
-from rr86.record.power import switch_on
+from rr86.machine.spec import BoardSpec, format_size, parse_size
 from rr86.record.recorder import Recorder, board_spec
-from rr86.replay.stop import Stop
 from rr86.replay.trace import open_trace
+from rr86.session.power import switch_on
+from rr86.session.stop import Stop
 
 PLAIN, RECORDING, REPLAYING = "rr86 plain", "rr86 recording", "rr86 replaying"
 QEMU_PLAIN, QEMU_RECORDING = "QEMU", "QEMU recording"

@@ -19,7 +19,8 @@ from pathlib import Path
 from bench.common import Sample, Series, alternate, table
 from rr86.guests import demo_image
 from rr86.machine.spec import BoardSpec
-from rr86.record.recorder import Limits, Recorder, board_spec
+from rr86.record.recorder import Recorder, board_spec
+from rr86.session.limits import Limits
 
 ON, OFF = "with", "without"
 PROTOCOLS = {"stale": "qemu-7.2", "cross-writes": "precise"}

@@ -40,14 +40,15 @@ from bench.common import (
 )
 from bench.programs.build import build
 from bench.programs.guest import APPEND, Markers, initramfs
+from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
-from rr86.cpu.symbols import GuestSymbols
+from rr86.errors import SpecError
 from rr86.guests import demo_folder
-from rr86.machine.spec import SpecError, parse_size
-from rr86.record.power import switch_on
+from rr86.machine.spec import parse_size
 from rr86.record.recorder import board_spec
-from rr86.replay.conditions import as_conditions
-from rr86.replay.execution import Execution
+from rr86.session.conditions import as_conditions
+from rr86.session.execution import Execution
+from rr86.session.power import switch_on
 
 VCPUS = (1, 2, 4, 8)
 # Programs and iterations of the unit of work whose growth is measured; it takes about a second.

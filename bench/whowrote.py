@@ -26,7 +26,7 @@ from rr86.replay import Store, WriteHistory, WriteRecord
 from rr86.replay.trace import Trace, open_trace
 
 if TYPE_CHECKING:
-    from rr86.replay.stop import Stop
+    from rr86.session.stop import Stop
 
 _PAGE, _LINE = 4096, 64
 _STRETCH = 2_000_000

@@ -15,27 +15,41 @@ from typing import TYPE_CHECKING, Any
 # Importing the package `rr86.record` sets the attribute of that name on this one. It has to happen
 # before the function `record` is defined below, or the package would replace it later.
 import rr86.record  # noqa: F401
+from rr86.version import __version__
 
 if TYPE_CHECKING:
-    from rr86._native import DivergenceError, EngineError, HostError, NativeError, TraceError
     from rr86.cpu.symbols import Symbol, SymbolTable
     from rr86.errors import (
+        AddressError,
         ConditionError,
         DeviceError,
+        DivergenceError,
+        EngineError,
+        Error,
+        ExpansionError,
+        GuestImageError,
+        HostError,
         KernelImageError,
+        NativeError,
         RecordingError,
-        Rr86Error,
+        SpecError,
         SymbolsError,
         TraceContentError,
+        TraceError,
+        UsageError,
     )
-    from rr86.machine.spec import BoardSpec, SpecError
-    from rr86.record.recorder import Limits, Recorder, Recording, record
+    from rr86.errors import Error as Rr86Error
+    from rr86.machine.spec import BoardSpec
+    from rr86.record.recorder import Recorder, Recording, record
     from rr86.record.recorder import start as start_recording
-    from rr86.replay.conditions import Condition
-    from rr86.replay.conditions import parse as parse_condition
     from rr86.replay.session import ReplaySession
-    from rr86.replay.stop import Stop
-    from rr86.replay.trace import Event, Trace, open_trace
+    from rr86.replay.trace import Trace, open_trace
+    from rr86.session.conditions import Condition, Every, asked_at
+    from rr86.session.conditions import parse as parse_condition
+    from rr86.session.limits import Limits
+    from rr86.session.stop import Stop
+    from rr86.session.view import GuestView
+    from rr86.trace.events import Event
 
 else:
 
@@ -44,46 +58,58 @@ else:
         return import_module("rr86.record.recorder").record(*args, **options)
 
 
-__version__ = "0.1.0"
-
 _HOMES = {
+    "AddressError": "rr86.errors",
     "BoardSpec": "rr86.machine.spec",
-    "Condition": "rr86.replay.conditions",
+    "Condition": "rr86.session.conditions",
     "ConditionError": "rr86.errors",
     "DeviceError": "rr86.errors",
-    "DivergenceError": "rr86._native",
-    "EngineError": "rr86._native",
-    "Event": "rr86.replay.trace",
-    "HostError": "rr86._native",
+    "DivergenceError": "rr86.errors",
+    "EngineError": "rr86.errors",
+    "Error": "rr86.errors",
+    "Every": "rr86.session.conditions",
+    "Event": "rr86.trace.events",
+    "ExpansionError": "rr86.errors",
+    "GuestImageError": "rr86.errors",
+    "GuestView": "rr86.session.view",
+    "HostError": "rr86.errors",
     "KernelImageError": "rr86.errors",
-    "Limits": "rr86.record.recorder",
-    "NativeError": "rr86._native",
+    "Limits": "rr86.session.limits",
+    "NativeError": "rr86.errors",
     "Recorder": "rr86.record.recorder",
     "Recording": "rr86.record.recorder",
     "RecordingError": "rr86.errors",
     "ReplaySession": "rr86.replay.session",
-    "Rr86Error": "rr86.errors",
-    "SpecError": "rr86.machine.spec",
-    "Stop": "rr86.replay.stop",
+    "Rr86Error": "rr86.errors:Error",
+    "SpecError": "rr86.errors",
+    "Stop": "rr86.session.stop",
     "Symbol": "rr86.cpu.symbols",
     "SymbolTable": "rr86.cpu.symbols",
     "SymbolsError": "rr86.errors",
     "Trace": "rr86.replay.trace",
     "TraceContentError": "rr86.errors",
-    "TraceError": "rr86._native",
+    "TraceError": "rr86.errors",
+    "UsageError": "rr86.errors",
+    "asked_at": "rr86.session.conditions",
     "open_trace": "rr86.replay.trace",
-    "parse_condition": "rr86.replay.conditions:parse",
+    "parse_condition": "rr86.session.conditions:parse",
     "start_recording": "rr86.record.recorder:start",
 }
 
 __all__ = [
+    "AddressError",
     "BoardSpec",
     "Condition",
     "ConditionError",
     "DeviceError",
     "DivergenceError",
     "EngineError",
+    "Error",
     "Event",
+    "Every",
+    "ExpansionError",
+    "GuestImageError",
+    "GuestView",
     "HostError",
     "KernelImageError",
     "Limits",
@@ -101,7 +127,9 @@ __all__ = [
     "Trace",
     "TraceContentError",
     "TraceError",
+    "UsageError",
     "__version__",
+    "asked_at",
     "open_trace",
     "parse_condition",
     "record",

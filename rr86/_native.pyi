@@ -1,19 +1,18 @@
-"""The native core: one machine with its vCPUs, and trace files. See docs/architecture.md."""
+"""The native core: one machine with its vCPUs, and trace files. See docs/architecture.md.
+
+What it raises are classes of `rr86.errors`: `TraceError`, `DivergenceError`, `HostError`,
+`EngineError`, and `NativeError` for everything else.
+"""
 
 from collections.abc import Sequence
 from typing import Self, TypeAlias, TypedDict, final, type_check_only
 
 __all__ = [
     "VERSION",
-    "DivergenceError",
-    "EngineError",
     "Events",
     "ExpansionReader",
-    "HostError",
     "Machine",
     "Moment",
-    "NativeError",
-    "TraceError",
     "TraceReader",
     "block_protocols",
     "disable_shortcuts",
@@ -29,23 +28,6 @@ def disable_shortcuts(names: Sequence[str]) -> None:
 
     Raises ValueError at an unknown name. See docs/performance.md.
     """
-
-class NativeError(Exception):
-    """Any failure of the core; its message is written for a person."""
-
-class TraceError(NativeError):
-    """A trace file that cannot be read: damaged, foreign, or of another format version."""
-
-class DivergenceError(NativeError):
-    """A replay that left the recorded path; names the component, the vCPU and the moment."""
-
-class EngineError(NativeError):
-    """Translated code failed on the host, which is a bug in rr86; names the vCPU, the moment, the
-    instruction and its block. Nothing runs any more, and a trace holds what ran before the slice in
-    which it happened."""
-
-class HostError(NativeError):
-    """The host lacks something that the engine or the guest's CPU model needs."""
 
 @type_check_only
 class StopInfo(TypedDict):

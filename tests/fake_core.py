@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from rr86.errors import DivergenceError, NativeError, TraceError
+
 NANOSECONDS = 10
 MAGIC = "fake-trace"
 
@@ -51,22 +53,6 @@ class Guest:
     # vCPUs that have no paging: to them every linear address is a physical one.
     unpaged: tuple[int, ...] = ()
     wakes: bool = False
-
-
-class NativeError(Exception):
-    pass
-
-
-class TraceError(NativeError):
-    pass
-
-
-class DivergenceError(NativeError):
-    pass
-
-
-class HostError(NativeError):
-    pass
 
 
 class Machine:
@@ -366,7 +352,7 @@ def core(monkeypatch: pytest.MonkeyPatch) -> FakeCore:
 
 def install(fake: FakeCore, monkeypatch: pytest.MonkeyPatch) -> None:
     native = ModuleType("rr86._native")
-    for each in (NativeError, TraceError, DivergenceError, HostError, Machine, TraceReader):
+    for each in (Machine, TraceReader):
         setattr(native, each.__name__, each)
     monkeypatch.setitem(sys.modules, "rr86._native", native)
     monkeypatch.setattr("rr86.machine.board.power_on", fake.power_on)

@@ -23,7 +23,8 @@ from bench.common import (
 from bench.programs.catalogue import choose
 from bench.programs.suite import VARIANTS, Measured, as_json, findings, measure, report
 from bench.programs.variants import IN_QEMU, NATIVE, RECORDING, REPLAYING
-from rr86.machine.spec import SpecError, parse_size
+from rr86.errors import SpecError
+from rr86.machine.spec import parse_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,14 +17,14 @@ from pathlib import Path
 from bench.common import BenchError, qemu_command
 from bench.programs.catalogue import Program
 from bench.programs.guest import APPEND, MARKER_END, Markers, Outcome, initramfs
+from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
-from rr86.cpu.symbols import GuestSymbols
-from rr86.record.power import switch_on
 from rr86.record.recorder import Recorder, board_spec
-from rr86.replay.conditions import Condition, as_conditions
-from rr86.replay.execution import Execution
-from rr86.replay.stop import Stop
 from rr86.replay.trace import open_trace
+from rr86.session.conditions import Condition, as_conditions
+from rr86.session.execution import Execution
+from rr86.session.power import switch_on
+from rr86.session.stop import Stop
 
 NATIVE, PLAIN, RECORDING, REPLAYING, IN_QEMU = "native", "plain", "recording", "replaying", "QEMU"
 

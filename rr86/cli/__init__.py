@@ -1,30 +1,12 @@
 """The `rr86` command.
 
-One module per command. What a call does not need is not imported: not the other commands, not what
-a command works with before its options are read, and not typer where there is nothing to say about
-the call itself.
+One module per command. What a call does not need is not imported: not the other commands, and not
+what a command works with before its options are read (docs/decisions/start-up.md).
 """
 
 import gc
 import os
 import sys
-from importlib import import_module
-
-from rr86.cli.status import EPILOG, BadCall
-
-# Module and closing words of each command, in the order in which help lists them.
-COMMANDS: dict[str, tuple[str, str | None]] = {
-    "record": ("rr86.cli.record", EPILOG),
-    "replay": ("rr86.cli.replay", EPILOG),
-    "checkpoint": ("rr86.cli.checkpoint", None),
-    "info": ("rr86.cli.info", None),
-    "events": ("rr86.cli.events", None),
-    "sharing": ("rr86.cli.sharing", None),
-    "symbols": ("rr86.cli.symbols", None),
-    "protocols": ("rr86.cli.protocols", None),
-    "who-wrote": ("rr86.cli.who_wrote", None),
-    "bisect-invalidation": ("rr86.cli.bisect_invalidation", None),
-}
 
 
 def _open_standard_streams() -> None:
@@ -44,20 +26,6 @@ def main() -> None:
     _open_standard_streams()
     # What is imported stays, and the collector need not look at it two dozen times meanwhile.
     gc.set_threshold(20_000)
-    from rr86.cli.options import understood
-
-    name, arguments = "".join(sys.argv[1:2]), sys.argv[2:]
-    if name in COMMANDS:
-        command = import_module(COMMANDS[name][0]).command
-        values = understood(command, arguments)
-        if values is not None:
-            try:
-                command(**values)
-            except BadCall as error:
-                from rr86.cli.app import end_by
-
-                end_by(error, f"rr86 {name}")
-            sys.exit()
     from rr86.cli.app import run
 
     run()

@@ -11,8 +11,8 @@ from rr86.cli.status import Exit, say
 from rr86.cli.terminal import Interruption
 
 if TYPE_CHECKING:
-    from rr86.replay.stop import Stop
     from rr86.replay.trace import Trace
+    from rr86.session.stop import Stop
 
 
 @contextlib.contextmanager

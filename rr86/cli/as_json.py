@@ -8,9 +8,9 @@ from rr86.cli.show import WORTH_A_LOOK
 
 if TYPE_CHECKING:
     from rr86.cpu.inspection import Inspector
-    from rr86.replay.checkpoints import Checkpoint
     from rr86.replay.oracle import OracleReport
-    from rr86.replay.stop import Stop
+    from rr86.session.stop import Stop
+    from rr86.trace.checkpoint import Checkpoint
 
 
 def print_json(content: Mapping[str, object]) -> None:

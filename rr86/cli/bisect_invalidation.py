@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-from rr86.cli.options import Argument, Option
-from rr86.cli.status import BadCall, Exit, Failure, fail, reporting_errors, say
+from typer import Argument, BadParameter, Option
+
+from rr86.cli.devices import Devices, devices
+from rr86.cli.status import Exit, Failure, fail, reporting_errors, say
 from rr86.cli.values import parse_moment, trace_or_newest
 
 FOUND, NOTHING_STALE, FAILED = 0, 1, 2
@@ -15,7 +17,7 @@ def _address(text: str) -> int:
     try:
         return int(text, 16)
     except ValueError:
-        raise BadCall(f"{text!r} is not an address") from None
+        raise BadParameter(f"{text!r} is not an address") from None
 
 
 @reporting_errors
@@ -24,6 +26,7 @@ def _run(
     at: int | None,
     pc: int | None,
     block: int | None,
+    device: list[str] | None,
     as_json: bool,
     html: Path | None,
 ) -> None:
@@ -31,11 +34,11 @@ def _run(
 
     from rr86.cli.bisect_report import show
     from rr86.cli.progress import Steps
-    from rr86.record.files import is_trace
     from rr86.replay.bisect import Choice, bisect_invalidation
     from rr86.replay.trace import open_trace
+    from rr86.trace.place import is_trace
 
-    recorded = open_trace(trace_or_newest(trace))
+    recorded = open_trace(trace_or_newest(trace), devices(device))
     if html is not None:
         if is_trace(html):
             fail(f"'{html}' is a trace, and is left as it is: choose another name for the page")
@@ -80,6 +83,7 @@ def command(
     block: Annotated[
         int | None, Option("--block", metavar="ID", help="This block, as in rr86 events.")
     ] = None,
+    device: Devices = None,
     as_json: Annotated[bool, Option("--json", help="As one JSON object.")] = False,
     html: Annotated[
         Path | None,
@@ -94,7 +98,7 @@ def command(
     Exit status: 0 found and proved; 1 no stale block was executed; 2 for an error.
     """
     try:
-        _run(trace, at, pc, block, as_json, html)
+        _run(trace, at, pc, block, device, as_json, html)
     except Failure:
         # Status 1 says something here that an error must not be taken for.
         raise Exit(FAILED) from None

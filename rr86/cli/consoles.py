@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
-from rr86.cli.status import BadCall, fail, say
+from typer import BadParameter
+
+from rr86.cli.status import fail, say
 from rr86.cli.terminal import Output
 
 _STDOUT = "-"
@@ -31,7 +33,9 @@ class Consoles:
         """Open the files. `taken` are those that must not be overwritten."""
         for name, value in (("--console", console), ("--debugcon", debugcon)):
             if value == _STDOUT and as_json:
-                raise BadCall(f"{name} - does not go with --json, which needs stdout for itself")
+                raise BadParameter(
+                    f"{name} - does not go with --json, which needs stdout for itself"
+                )
         kept = list(taken)
         self._files: dict[str, Output] = {}
         self._serial: Output | None = None
@@ -120,7 +124,7 @@ class Consoles:
 
 def _opened(path: Path, taken: list[Path]) -> int:
     """A descriptor of a file that may be written to; its content stays for now."""
-    from rr86.record.files import is_trace
+    from rr86.trace.place import is_trace
 
     for each in taken:
         if each == path or (path.exists() and each.exists() and path.samefile(each)):

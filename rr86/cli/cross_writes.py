@@ -11,8 +11,8 @@ from rr86.cli.terminal import fitted, line_width
 
 if TYPE_CHECKING:
     from rr86.cpu.physical import PhysicalNames
-    from rr86.replay.sharing import CrossWrite
     from rr86.replay.trace import Trace
+    from rr86.trace.sharing import CrossWrite
 
 _PAGE = 4096
 # Symbols of one event that are named.

@@ -6,11 +6,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
-from rr86.cli.options import Argument, Option
+from typer import Argument, Option
+
 from rr86.cli.status import fail, reporting_errors, say
 from rr86.cli.terminal import fitted, line_width
 from rr86.cli.values import parse_moment, trace_or_newest
-from rr86.replay.vocabulary import EVENT_KINDS, NO_VCPU, SLICE_ENDS, STOP_REASONS
+from rr86.trace.vocabulary import EVENT_KINDS, NO_VCPU, SLICE_ENDS, STOP_REASONS
 
 # Fields that are addresses or digests, which nobody reads in decimal.
 _HEX = frozenset({"pc", "paddr", "page", "digest", "mode", "lines", "rip"})

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rr86.cli.options import Argument, Option
+from typer import Argument, Option
+
 from rr86.cli.progress import size_text
 from rr86.cli.status import reporting_errors
 from rr86.cli.values import trace_or_newest
 
 if TYPE_CHECKING:
-    from rr86.replay.trace import SideFile, Trace
+    from rr86.replay.trace import Trace
+    from rr86.trace.file import SideFile
 
 
 def _side_file(trace: "Trace") -> dict[str, object] | None:
@@ -102,7 +104,7 @@ def show(recorded: "Trace", as_json: bool) -> None:
     """Print what there is to say about a trace."""
     from datetime import datetime
 
-    from rr86.replay.vocabulary import EVENT_KINDS
+    from rr86.trace.vocabulary import EVENT_KINDS
 
     content = _as_dict(recorded)
     if as_json:

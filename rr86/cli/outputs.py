@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from rr86.cli.options import Option
+from typer import Option
 
 ConsoleFile = Annotated[
     str | None,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
     from rr86.cli.terminal import Output
-    from rr86.replay.stop import Stop
+    from rr86.session.stop import Stop
 
 
 def size_text(size: int) -> str:

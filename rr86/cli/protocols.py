@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from rr86.cli.options import Option
+from typer import Option
+
 from rr86.cli.status import reporting_errors
 
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rr86.cli.options import Argument, Option
+from typer import Argument, Option
+
+from rr86.cli.devices import NewDevices, new_devices
 from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile
 from rr86.cli.status import OK, Exit, never_met, of_stop, reporting_errors, say
 from rr86.cli.values import parse_bytes, parse_count, parse_duration
@@ -12,10 +14,10 @@ if TYPE_CHECKING:
     from rr86.cli.consoles import Consoles
     from rr86.cli.progress import Progress
     from rr86.cli.terminal import Input, Interruption
-    from rr86.machine.device import Device
-    from rr86.record.recorder import Limits, Recorder, Recording
-    from rr86.replay.conditions import Condition
-    from rr86.replay.stop import Stop
+    from rr86.record.recorder import Recorder, Recording
+    from rr86.session.conditions import Condition
+    from rr86.session.limits import Limits
+    from rr86.session.stop import Stop
 
 _INTERACTIVE_WAIT = 0.5
 
@@ -124,15 +126,7 @@ def command(
             "reach later moments at once.",
         ),
     ] = None,
-    device: Annotated[
-        list[str] | None,
-        Option(
-            "--device",
-            metavar="MODULE:CLASS[,KEY=VALUE…]",
-            help="A further device of the machine, a class in Python; see docs/devices.md. May be "
-            "given several times.",
-        ),
-    ] = None,
+    device: NewDevices = None,
     no_input: Annotated[bool, Option("--no-input", help="Give stdin to nobody.")] = False,
     console: ConsoleFile = None,
     debugcon: DebugconFile = None,
@@ -156,11 +150,11 @@ def command(
     from rr86.cli.consoles import Consoles
     from rr86.cli.progress import Progress
     from rr86.cli.terminal import HELP, Input, Interruption
-    from rr86.record.recorder import Limits, start
-    from rr86.replay.conditions import as_conditions
+    from rr86.record.recorder import start
+    from rr86.session.conditions import as_conditions
+    from rr86.session.limits import Limits
 
     conditions = as_conditions(until)
-    devices = _devices(device)
     limits = Limits(limit_instructions, limit_virtual_time, limit_trace_size)
     more: dict[str, int | str | None] = {
         "quantum": quantum,
@@ -192,7 +186,7 @@ def command(
             until=conditions,
             checkpoints=checkpoints,
             read=read,
-            devices=devices,
+            devices=new_devices(device),
             **{name: value for name, value in more.items() if value is not None},
         )
         out.begin()
@@ -236,15 +230,6 @@ def command(
 
             show_statistics(recording.statistics, recorder.seconds())
     raise Exit(status)
-
-
-def _devices(texts: list[str] | None) -> "list[Device]":
-    """The devices that --device names; nothing is imported without one."""
-    if not texts:
-        return []
-    from rr86.machine.device import make, parse_device
-
-    return [make(*parse_device(text)) for text in texts]
 
 
 def _report(recording: "Recording", speed: str, protocol: str) -> None:

@@ -3,18 +3,19 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rr86.cli.options import Argument, Option
+from typer import Argument, BadParameter, Option
+
+from rr86.cli.devices import Devices, devices
 from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile
-from rr86.cli.status import ERROR, BadCall, Exit, never_met, of_stop, reporting_errors, say
+from rr86.cli.status import ERROR, Exit, never_met, of_stop, reporting_errors, say
 from rr86.cli.values import parse_moment, trace_or_newest
 
 if TYPE_CHECKING:
-    from rr86.machine.device import Given
-    from rr86.replay.conditions import Condition
     from rr86.replay.oracle import OracleReport
     from rr86.replay.session import ReplaySession
-    from rr86.replay.stop import Stop
     from rr86.replay.trace import Trace
+    from rr86.session.conditions import Condition
+    from rr86.session.stop import Stop
 
 
 def _beginning(began: int, first: int) -> str:
@@ -70,15 +71,7 @@ def command(
             help="Begin there, from the last checkpoint before; what comes earlier is not shown.",
         ),
     ] = None,
-    device: Annotated[
-        list[str] | None,
-        Option(
-            "--device",
-            metavar="MODULE:CLASS",
-            help="A device that the trace was recorded with; rr86 imports none by itself. May be "
-            "given several times.",
-        ),
-    ] = None,
+    device: Devices = None,
     no_verify: Annotated[
         bool, Option("--no-verify", help="Do not compare digests on the way.")
     ] = False,
@@ -116,22 +109,24 @@ def command(
     from rr86.cli.info import side_file_text
     from rr86.cli.progress import Progress
     from rr86.cli.terminal import Interruption
-    from rr86.record.metadata import this_host
-    from rr86.replay.conditions import Icount, as_conditions
     from rr86.replay.trace import open_trace
+    from rr86.session.conditions import Icount, as_conditions
+    from rr86.trace.metadata import this_host
 
     lone = parallel or vcpu is not None
     if parallel and vcpu is not None:
-        raise BadCall("--vcpu and --parallel exclude each other")
+        raise BadParameter("--vcpu and --parallel exclude each other")
     whole: list[tuple[str, object]] = [("--until", until), ("--from", first), ("--oracle", oracle)]
     whole += [("--console", console), ("--debugcon", debugcon)]
     if lone and any(value not in (None, False) for _, value in whole):
         name = next(name for name, value in whole if value not in (None, False))
-        raise BadCall(f"{name} needs the whole machine: it does not go with --vcpu or --parallel")
+        raise BadParameter(
+            f"{name} needs the whole machine: it does not go with --vcpu or --parallel"
+        )
     if expansion is not None and not lone:
-        raise BadCall("--expansion is for --vcpu and --parallel")
+        raise BadParameter("--expansion is for --vcpu and --parallel")
     conditions = as_conditions(until)
-    recorded = open_trace(trace_or_newest(trace), _devices(device))
+    recorded = open_trace(trace_or_newest(trace), devices(device))
     if not recorded.complete and not quiet:
         why = recorded.damage or "nobody ended it"
         side = recorded.side_file
@@ -204,17 +199,6 @@ def command(
     raise Exit(status)
 
 
-def _devices(texts: list[str] | None) -> "Given":
-    """The classes or devices that --device names. A device with options has to be equal to the
-    recorded one; without, the trace's options count."""
-    if not texts:
-        return []
-    from rr86.machine.device import make, parse_device
-
-    named = [parse_device(text) for text in texts]
-    return [make(kind, options) if options else kind for kind, options in named]
-
-
 class _Done:
     """A replay that has stopped, and what there is to say about that."""
 
@@ -225,7 +209,7 @@ class _Done:
         stop: "Stop",
         conditions: "list[Condition]",
     ) -> None:
-        from rr86.replay.int3 import explain
+        from rr86.session.int3 import explain
 
         self.trace = trace
         self.session = session
@@ -238,7 +222,7 @@ class _Done:
     def report(self, speed: str) -> None:
         """For people, on stderr."""
         from rr86.cli.show import show_stop
-        from rr86.replay.conditions import Int3
+        from rr86.session.conditions import Int3
 
         show_stop(self.stop, self.session.inspector)
         if self.int3 is not None:

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rr86.cli.options import Argument, Option
+from typer import Argument, Option
+
 from rr86.cli.status import reporting_errors
 from rr86.cli.values import parse_moment, trace_or_newest
 
 if TYPE_CHECKING:
     from rr86.cpu.physical import PhysicalNames
-    from rr86.replay.sharing import SharedLine, SharedPage, Sharing
+    from rr86.trace.sharing import SharedLine, SharedPage, Sharing
 
 # Symbols of a page that are named.
 _NAMES_SHOWN = 3

@@ -8,7 +8,7 @@ from rr86.cli.status import tell
 if TYPE_CHECKING:
     from rr86.cpu.inspection import Inspector
     from rr86.replay.oracle import OracleReport
-    from rr86.replay.stop import Stop
+    from rr86.session.stop import Stop
 
 # Gaps of the log that are shown; the report has more.
 _GAPS_SHOWN = 20

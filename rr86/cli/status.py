@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
+from rr86.errors import DivergenceError, Error, UsageError
+
 if TYPE_CHECKING:
-    from rr86.replay.conditions import Condition
-    from rr86.replay.stop import Stop
+    from rr86.session.conditions import Condition
+    from rr86.session.stop import Stop
 
 OK = 0
 ERROR = 1
@@ -30,10 +32,6 @@ P = ParamSpec("P")
 
 class Exit(SystemExit):
     """The end of a command, with its status."""
-
-
-class BadCall(Exception):
-    """A command was called in a way that makes no sense; the message says why."""
 
 
 class Failure(Exit):
@@ -78,25 +76,10 @@ def tell(line: str) -> None:
 
 def _known_error(error: BaseException) -> tuple[str, int] | None:
     """Message and exit status of an error that was raised on purpose."""
-    from rr86.errors import ConditionError, Rr86Error
-
-    if isinstance(error, ConditionError):
-        return str(error), USAGE
-    if isinstance(error, Rr86Error):
-        return str(error), ERROR
-    # A class of a module that was never loaded cannot have been raised.
-    native = sys.modules.get("rr86._native")
-    if native is not None:
-        if isinstance(error, native.DivergenceError):
-            return f"the replay diverged: {error}", DIVERGENCE
-        if isinstance(error, native.NativeError):
-            return str(error), ERROR
-    spec = sys.modules.get("rr86.machine.spec")
-    if spec is not None and isinstance(error, spec.SpecError):
-        return str(error), USAGE
-    detect = sys.modules.get("rr86.machine.loaders.detect")
-    if detect is not None and isinstance(error, detect.ImageError):
-        return str(error), ERROR
+    if isinstance(error, DivergenceError):
+        return f"the replay diverged: {error}", DIVERGENCE
+    if isinstance(error, Error):
+        return str(error), USAGE if isinstance(error, UsageError) else ERROR
     if isinstance(error, ModuleNotFoundError) and error.name == "rr86._native":
         return "the native core (rr86._native) is not installed for this Python and host", ERROR
     if isinstance(error, MemoryError):

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-from rr86.cli.options import Argument, Option
+from typer import Argument, Option
+
 from rr86.cli.status import fail, reporting_errors, say
 
 
@@ -23,7 +24,7 @@ def command(
     """
     import json
 
-    from rr86.cpu.symbols import GuestSymbols
+    from rr86.cpu.guest_symbols import GuestSymbols
     from rr86.cpu.vmlinux import is_bzimage
     from rr86.record.files import read_image
     from rr86.record.packed import is_packed, unpacked

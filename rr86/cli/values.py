@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from rr86.cli.status import BadCall, fail, say
-from rr86.replay.units import COUNT_UNITS, count_of, scaled
+from typer import BadParameter
+
+from rr86.cli.status import fail, say
+from rr86.session.units import COUNT_UNITS, count_of, scaled
 
 _TIME_UNITS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
 _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -12,11 +14,11 @@ _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 def _scaled(text: str, units: dict[str, int], what: str, example: str) -> int:
     value = scaled(text, units)
     if value is None:
-        raise BadCall(f"{text!r} is not {what}; examples: {example}")
+        raise BadParameter(f"{text!r} is not {what}; examples: {example}")
     if value >> 63:
-        raise BadCall(f"{text!r} is more than can be counted")
+        raise BadParameter(f"{text!r} is more than can be counted")
     if value <= 0:
-        raise BadCall(f"{what} has to be more than 0")
+        raise BadParameter(f"{what} has to be more than 0")
     return value
 
 
@@ -39,7 +41,7 @@ def parse_moment(text: str) -> int:
     """A moment: the instruction count that `icount=` stops at."""
     value = count_of(text.removeprefix("icount="))
     if value is None or value >> 64:
-        raise BadCall(f"{text!r} is not a moment; write N or icount=N, as 2000000, 500M or 2G")
+        raise BadParameter(f"{text!r} is not a moment; write N or icount=N, as 2000000, 500M or 2G")
     return value
 
 

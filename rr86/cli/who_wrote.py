@@ -3,15 +3,17 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rr86.cli.options import Argument, Option
-from rr86.cli.status import BadCall, Exit, Failure, reporting_errors, say
+from typer import Argument, BadParameter, Option
+
+from rr86.cli.devices import Devices, devices
+from rr86.cli.status import Exit, Failure, reporting_errors, say
 from rr86.cli.values import parse_moment
 
 if TYPE_CHECKING:
     from rr86.replay.places import Located, Place
-    from rr86.replay.stop import Stop
     from rr86.replay.trace import Trace
     from rr86.replay.writers import WriteRecord
+    from rr86.session.stop import Stop
 
 FOUND, NOBODY, FAILED = 0, 1, 2
 _MOST_BYTES_SHOWN = 32
@@ -76,6 +78,7 @@ def _run(
     vcpu: int | None,
     expand: bool,
     path: Path | None,
+    device: list[str] | None,
     as_json: bool,
 ) -> None:
     import json
@@ -89,8 +92,8 @@ def _run(
 
     place = parse_place(address)
     if vcpu is not None and not virtual:
-        raise BadCall("--vcpu says who maps a linear address: it needs --virtual")
-    recorded = open_trace(trace)
+        raise BadParameter("--vcpu says who maps a linear address: it needs --virtual")
+    recorded = open_trace(trace, devices(device))
     with interruptible() as interruption:
         if expand:
             expanded(recorded, path, True, interruption, quiet=as_json)
@@ -168,6 +171,7 @@ def command(
             help="Where the expansion is, or shall be; by default TRACE.expansion.",
         ),
     ] = None,
+    device: Devices = None,
     as_json: Annotated[bool, Option("--json", help="As one JSON object.")] = False,
 ) -> None:
     """Name the last writer of some bytes: which vCPU, at which moment, with which instruction, and
@@ -179,7 +183,7 @@ def command(
     Exit status: 0 if somebody wrote them; 1 if nobody did, since power-on; 2 for an error.
     """
     try:
-        _run(trace, address, at, virtual, vcpu, expand, path, as_json)
+        _run(trace, address, at, virtual, vcpu, expand, path, device, as_json)
     except Failure:
         # Status 1 says something here that an error must not be taken for.
         raise Exit(FAILED) from None

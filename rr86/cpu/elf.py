@@ -1,30 +1,42 @@
-"""A reader for the parts of ELF files that symbols and unwinding need.
+"""The parts of ELF files that symbols and unwinding need.
 
-It takes a function instead of bytes, so that sections of a compressed kernel are unpacked only
-when somebody looks at them. Everything in the file is checked before it is used: images come
-from users and out of traces. Source: the System V ABI, chapters 4 and 5.
+pyelftools knows the file's structures; this module reads them where it wants to, by a function
+instead of a file, so that sections of a compressed kernel are unpacked only when somebody looks at
+them. What pyelftools would do by itself is left out where a hostile image could make it long or
+large (images come from users and out of traces): its sections look for the end of their name
+through the whole file, and its segments through all sections. A symbol table is taken apart in
+bulk, since an object for each of a hundred thousand symbols takes seconds. Loaders have a reader of
+their own (`rr86/machine/loaders/elf.py`).
+
+Source: the System V ABI, chapters 4 and 5.
 """
 
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from elftools.common.utils import struct_parse
+from elftools.elf.elffile import ELFFile
 
 from rr86.errors import KernelImageError
 
 ReadAt = Callable[[int, int], bytes]
 
-SHT_SYMTAB = 2
-SHT_NOBITS = 8
-PT_LOAD = 1
+SHT_SYMTAB = "SHT_SYMTAB"
+SHT_NOBITS = "SHT_NOBITS"
+_MACHINES = ("EM_386", "EM_X86_64")
 _MOST_HEADERS = 4096
+# No file reaches so far. How far one does is not known before all of it is unpacked.
+_END = 1 << 40
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section: its name, `SHT_*` type, link-time address, place in the file and link."""
+    """A section: its name, type as in `elf.h`, link-time address, place in the file and link."""
 
     name: str
-    kind: int
+    kind: str | int
     address: int
     offset: int
     size: int
@@ -53,70 +65,85 @@ class ElfSymbol:
     executable: bool
 
 
-class ElfFile:
-    """An ELF file for i386 or x86-64."""
+class _Stream:
+    """A file as pyelftools wants one."""
 
     def __init__(self, read: ReadAt) -> None:
         self._read = read
-        ident = read(0, 64)
-        if ident[:4] != b"\x7fELF" or len(ident) < 52:
-            raise KernelImageError("not an ELF file")
-        if ident[4] not in (1, 2) or ident[5] != 1:
-            raise KernelImageError("not a little-endian ELF file of 32 or 64 bits")
-        self.is_64 = ident[4] == 2
-        try:
-            self.sections, self.segments = self._headers(ident)
-        except struct.error:
-            raise KernelImageError("the ELF headers are cut short") from None
+        self._at = 0
 
-    def _headers(self, ident: bytes) -> tuple[list[Section], list[Segment]]:
-        if self.is_64:
-            machine = struct.unpack_from("<H", ident, 18)[0]
-            phoff, shoff = struct.unpack_from("<QQ", ident, 32)
-            phentsize, phnum, shentsize, shnum, shstrndx = struct.unpack_from("<HHHHH", ident, 54)
-            ph_size, sh_size = 56, 64
-        else:
-            machine = struct.unpack_from("<H", ident, 18)[0]
-            phoff, shoff = struct.unpack_from("<II", ident, 28)
-            phentsize, phnum, shentsize, shnum, shstrndx = struct.unpack_from("<HHHHH", ident, 42)
-            ph_size, sh_size = 32, 40
-        if machine not in (3, 62):
-            raise KernelImageError(f"an ELF file for another machine (e_machine {machine})")
-        if max(phnum, shnum) > _MOST_HEADERS:
-            raise KernelImageError("an ELF file with too many headers")
-        segments = []
-        for index in range(phnum if phentsize >= ph_size else 0):
-            raw = self._read(phoff + index * phentsize, ph_size)
-            if self.is_64:
-                kind, _, offset, vaddr, paddr, size = struct.unpack_from("<IIQQQQ", raw)
-            else:
-                kind, offset, vaddr, paddr, size = struct.unpack_from("<IIIII", raw)
-            if kind == PT_LOAD:
-                segments.append(Segment(vaddr, paddr, offset, size))
-        rows = []
-        for index in range(shnum if shentsize >= sh_size else 0):
-            raw = self._read(shoff + index * shentsize, sh_size)
-            if self.is_64:
-                name, kind, _, address, offset, size, link = struct.unpack_from("<IIQQQQI", raw)
-            else:
-                name, kind, _, address, offset, size, link = struct.unpack_from("<IIIIIII", raw)
-            rows.append((name, Section("", kind, address, offset, size, link)))
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go there."""
+        self._at = offset + (0, self._at, _END)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Where the next bytes come from."""
+        return self._at
+
+    def read(self, length: int) -> bytes:
+        """Up to so many bytes."""
+        data = self._read(self._at, length)
+        self._at += len(data)
+        return data
+
+
+class ElfFile:
+    """An ELF file for i386 or x86-64.
+
+    Raises `KernelImageError` for what is none, or damaged.
+    """
+
+    def __init__(self, read: ReadAt) -> None:
+        self._read = read
+        if read(0, 4) != b"\x7fELF":
+            _refuse("not an ELF file")
+        try:
+            self.is_64, self.sections, self.segments = self._headers()
+        except KernelImageError:
+            raise
+        except Exception as error:
+            # A damaged file makes all kinds of errors in pyelftools.
+            raise KernelImageError(f"the ELF headers are damaged: {error}") from None
+
+    def _headers(self) -> tuple[bool, list[Section], list[Segment]]:
+        stream: Any = _Stream(self._read)
+        elf: Any = ELFFile(stream)
+        header, structs = elf.header, elf.structs
+        if not elf.little_endian:
+            _refuse("not a little-endian ELF file of 32 or 64 bits")
+        if header.e_machine not in _MACHINES:
+            _refuse(f"an ELF file for another machine ({header.e_machine})")
+        if max(header.e_phnum, header.e_shnum) > _MOST_HEADERS:
+            _refuse("an ELF file with too many headers")
+
+        def rows(kind: Any, start: int, step: int, count: int) -> list[Any]:
+            known = range(count if step >= kind.sizeof() else 0)
+            return [struct_parse(kind, stream, start + index * step) for index in known]
+
+        phdrs = rows(structs.Elf_Phdr, header.e_phoff, header.e_phentsize, header.e_phnum)
+        shdrs = rows(structs.Elf_Shdr, header.e_shoff, header.e_shentsize, header.e_shnum)
         names = b""
-        if shstrndx < len(rows):
-            table = rows[shstrndx][1]
-            names = self._read(table.offset, min(table.size, 1 << 20))
+        if header.e_shstrndx < len(shdrs):
+            table = shdrs[header.e_shstrndx]
+            names = self._read(table.sh_offset, min(table.sh_size, 1 << 20))
         sections = [
             Section(
-                _string(names, name),
-                row.kind,
-                row.address,
-                row.offset,
-                row.size,
-                row.link,
+                _string(names, row.sh_name),
+                row.sh_type,
+                row.sh_addr,
+                row.sh_offset,
+                row.sh_size,
+                row.sh_link,
             )
-            for name, row in rows
+            for row in shdrs
         ]
-        return sections, segments
+        segments = [
+            Segment(row.p_vaddr, row.p_paddr, row.p_offset, row.p_filesz)
+            for row in phdrs
+            if row.p_type == "PT_LOAD"
+        ]
+        return elf.elfclass == 64, sections, segments
 
     def section(self, name: str) -> Section | None:
         """The first section of this name."""
@@ -171,3 +198,7 @@ def _string(table: bytes, offset: int) -> str:
     if offset >= len(table) or end < 0:
         return ""
     return table[offset:end].decode("utf-8", "replace")
+
+
+def _refuse(why: str) -> NoReturn:
+    raise KernelImageError(why)

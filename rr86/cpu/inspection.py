@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from rr86.cpu import registers as regs
+from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.kaslr import offset_from_registers
-from rr86.cpu.symbols import GuestSymbols
 from rr86.errors import KernelImageError
 
 # What only a look needs is imported when somebody looks: most runs just run.

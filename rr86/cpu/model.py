@@ -28,6 +28,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from rr86.errors import SpecError
+
 CpuidRow = tuple[int, int, int, int, int, int]
 """(leaf, subleaf or -1 for any, eax, ebx, ecx, edx)."""
 
@@ -44,10 +46,6 @@ MAX_VCPUS = 64
 HYPERVISOR_SIGNATURE = b"rr86rr86rr86"
 """Vendor at leaf 0x40000000. A signature of our own keeps guests from expecting the paravirtual
 interfaces (clocks, hypercalls) that a known one promises."""
-
-
-class UnknownModelError(ValueError):
-    """A CPU model name that does not exist."""
 
 
 LEAF_7_2 = 2 << 32 | 7
@@ -429,12 +427,14 @@ MODELS: dict[str, CpuModel] = {model.name: model for model in (WESTMERE, DEFAULT
 
 
 def cpu_model(name: str) -> CpuModel:
-    """The model of this name; raises `UnknownModelError` with the names that exist."""
+    """The model of this name; raises `SpecError` with the names that exist."""
     try:
         return MODELS[name]
     except KeyError:
         known = ", ".join(MODELS)
-        raise UnknownModelError(f"unknown CPU model {name!r}; known models: {known}") from None
+        raise SpecError(
+            f"unknown CPU model {name!r}; known models: {known}", setting="cpu_model"
+        ) from None
 
 
 def with_features(base: CpuModel, name: str, add: Iterable[str]) -> CpuModel:

@@ -117,7 +117,7 @@ class PhysicalNames:
     def ranges(self, name: str) -> list[tuple[int, int]]:
         """(physical address, length) of a symbol: one stretch, or one for each CPU."""
         if self._table is None:
-            raise SymbolsError("the trace has no symbols")
+            raise SymbolsError("the trace has no symbols", symbol=name)
         address = self._table.address(name)
         variables = self._variables
         if variables is not None and variables.link_address(name) == address:

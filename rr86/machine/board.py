@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rr86.cpu.model import CpuidRow, MsrRow, cpu_model
+from rr86.errors import GuestImageError, SpecError
 from rr86.machine import fw_cfg, memory_map
 from rr86.machine.acpi import build_acpi
 from rr86.machine.loaders.detect import load_kernel
-from rr86.machine.loaders.image import BootFiles, Bytes, ImageError, Load
+from rr86.machine.loaders.image import BootFiles, Bytes, Load
 from rr86.machine.memory_map import MemoryMap
 from rr86.machine.smbios import build_smbios
-from rr86.machine.spec import BoardSpec, SpecError
+from rr86.machine.spec import BoardSpec
 
 if TYPE_CHECKING:
     from rr86._native import Machine
@@ -172,7 +173,7 @@ class Placement:
 
 
 def build(spec: BoardSpec, files: BootFiles) -> Placement:
-    """Decide what goes where. Raises `ImageError` or `SpecError` where it cannot work."""
+    """Decide what goes where. Raises `GuestImageError` or `SpecError` where it cannot work."""
     model = cpu_model(spec.cpu_model)
     memory = MemoryMap(spec.memory)
     kernel = load_kernel(files, spec, memory)
@@ -190,7 +191,9 @@ def build(spec: BoardSpec, files: BootFiles) -> Placement:
     for mine in kernel.loads:
         for other in firmware:
             if mine.address < other.end and other.address < mine.end:
-                raise ImageError(f"{mine.what} would overwrite {other.what} at {other.address:#x}")
+                raise GuestImageError(
+                    f"{mine.what} would overwrite {other.what} at {other.address:#x}"
+                )
     return Placement(
         spec=spec,
         protocol=kernel.protocol,

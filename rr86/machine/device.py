@@ -8,7 +8,7 @@ out there by the device's digest.
 
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -289,67 +289,6 @@ def component_name(device: Device) -> str:
 def class_name(kind: type[Device]) -> str:
     """What a trace calls a class of devices, as `--device` takes it."""
     return f"{kind.__module__}:{kind.__qualname__}"
-
-
-@dataclass(frozen=True)
-class DeviceEntry:
-    """A device as a trace's header names it: its class and what it was made with."""
-
-    kind: str
-    options: Mapping[str, Option]
-
-    @classmethod
-    def of(cls, device: Device) -> "DeviceEntry":
-        """The entry for a device."""
-        return cls(class_name(type(device)), dict(device.options))
-
-    def __str__(self) -> str:
-        options = "".join(f",{key}={_text(value)}" for key, value in self.options.items())
-        return f"{self.kind}{options}"
-
-
-def _text(value: Option) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-Given = Iterable["Device | type[Device]"]
-"""Devices for a replay: classes, of which each session makes its own, or one session's devices."""
-
-
-def for_replay(entries: Sequence[DeviceEntry], given: Given) -> list[Device]:
-    """The devices of a trace, made from its header by the classes that were given.
-
-    Raises `DeviceError` if one is missing, if one was given that the trace does not have, or if a
-    device was made with other options than the recorded one.
-    """
-    left = list(given)
-    devices = []
-    for entry in entries:
-        found = next((each for each in left if _kind(each) == entry.kind), None)
-        if found is None:
-            raise DeviceError(
-                f"the trace was recorded with the device {entry.kind}, and no trace makes rr86 "
-                f"import anything: give the class, as --device {entry.kind}, or devices=[…] in "
-                "Python"
-            )
-        if isinstance(found, Device):
-            left.remove(found)
-            if DeviceEntry.of(found) != entry:
-                raise DeviceError(
-                    f"the trace was recorded with the device {entry}, not {DeviceEntry.of(found)}"
-                )
-            devices.append(found)
-        else:
-            devices.append(make(found, entry.options))
-    recorded = {entry.kind for entry in entries}
-    for each in left:
-        if isinstance(each, Device) or _kind(each) not in recorded:
-            raise DeviceError(f"the trace was recorded without the device {_kind(each)}")
-    return devices
-
-
-def _kind(given: "Device | type[Device]") -> str:
-    return class_name(type(given) if isinstance(given, Device) else given)
 
 
 def make(kind: type[Device], options: Mapping[str, Option]) -> Device:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from rr86.cpu.model import MAX_VCPUS, MODELS
+from rr86.errors import SpecError
 from rr86.machine.memory_map import GIB, KIB, MIB
 
 MIN_MEMORY = 32 * MIB
@@ -40,12 +41,11 @@ SEMANTICS = 2
 _UNITS = {"": MIB, "B": 1, "K": KIB, "M": MIB, "G": GIB}
 
 
-class SpecError(ValueError):
-    """A board that cannot be built; the message says what to change."""
-
-
 def parse_size(text: str) -> int:
-    """Bytes in "512M", "1G", "65536K" or, as QEMU's -m has it, "512" (MiB)."""
+    """Bytes in "512M", "1G", "65536K" or, as QEMU's -m has it, "512" (MiB).
+
+    Raises `SpecError` if it is none.
+    """
     match = re.fullmatch(r"\s*([0-9]{1,18})\s*([BKMG]?)(i?B)?\s*", text, re.IGNORECASE)
     if match is None:
         raise SpecError(f"not a size: {text!r}; write it like 512M or 2G")
@@ -97,12 +97,14 @@ class BoardSpec:
             value = getattr(self, field.name)
             if type(value) is not type(field.default):
                 want = type(field.default).__name__
-                raise SpecError(f"{field.name} must be of type {want}, not {value!r}")
+                raise SpecError(
+                    f"{field.name} must be of type {want}, not {value!r}", setting=field.name
+                )
         _check_range("vcpus", self.vcpus, 1, MAX_VCPUS)
         self._check_memory()
-        _check_choice("CPU model", self.cpu_model, tuple(MODELS))
-        _check_choice("schedule", self.schedule, SCHEDULES)
-        _check_choice("block protocol", self.protocol, PROTOCOLS)
+        _check_choice("cpu_model", "CPU model", self.cpu_model, tuple(MODELS))
+        _check_choice("schedule", "schedule", self.schedule, SCHEDULES)
+        _check_choice("protocol", "block protocol", self.protocol, PROTOCOLS)
         # The RTC has two digits for the year and one century register; 2100 is far enough.
         _check_range("start_time", self.start_time, 0, 4_102_444_799)
         _check_range("seed", self.seed, 0, 2**64 - 1)
@@ -113,23 +115,27 @@ class BoardSpec:
         _check_range("semantics", self.semantics, 1, SEMANTICS)
         for name in ("command_line", "kernel_name"):
             if "\0" in getattr(self, name):
-                raise SpecError(f"{name} must not contain a zero byte")
+                raise SpecError(f"{name} must not contain a zero byte", setting=name)
 
     def _check_memory(self) -> None:
         if not MIN_MEMORY <= self.memory <= MAX_MEMORY:
             raise SpecError(
                 f"memory must be {format_size(MIN_MEMORY)} to {format_size(MAX_MEMORY)}, "
-                f"not {format_size(self.memory)}"
+                f"not {format_size(self.memory)}",
+                setting="memory",
             )
         if self.memory % MIB:
-            raise SpecError(f"memory must be a whole number of MiB, not {self.memory} bytes")
+            raise SpecError(
+                f"memory must be a whole number of MiB, not {self.memory} bytes", setting="memory"
+            )
 
     def require_linux(self) -> None:
         """Raise `SpecError` unless a Linux kernel can run on this board."""
         if self.memory < MIN_LINUX_MEMORY:
             raise SpecError(
                 f"a Linux kernel needs at least {format_size(MIN_LINUX_MEMORY)} of memory, "
-                f"not {format_size(self.memory)}"
+                f"not {format_size(self.memory)}",
+                setting="memory",
             )
 
     def to_dict(self) -> dict[str, int | str | bool]:
@@ -143,6 +149,8 @@ class BoardSpec:
         A key may be missing (an older trace): it then has the value that was implied at the time.
         For `semantics` that is 1, and for `cpu_model` "default"; the other keys' defaults never
         change their meaning.
+
+        Raises `SpecError` if a value makes no sense.
         """
         known = {field.name for field in fields(cls)}
         unknown = sorted(str(key) for key in values if key not in known)
@@ -153,9 +161,9 @@ class BoardSpec:
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
-        raise SpecError(f"{name} must be {low} to {high}, not {value}")
+        raise SpecError(f"{name} must be {low} to {high}, not {value}", setting=name)
 
 
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+def _check_choice(name: str, what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise SpecError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+        raise SpecError(f"unknown {what} {value!r}; known: {', '.join(known)}", setting=name)

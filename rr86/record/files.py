@@ -7,23 +7,31 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rr86.errors import RecordingError
+from rr86.errors import GuestImageError, RecordingError
+from rr86.trace.place import refuse_foreign
 
 _MOST_NUMBERED = 100_000
-# What a trace begins with; see docs/trace-format.md.
-_MAGIC = b"\x89RR86\r\n\x1a"
 
 
 def read_image(path: str | Path, what: str) -> bytes:
-    """A guest image's bytes; `what` ("kernel", "initrd") is for the error message."""
+    """A guest image's bytes; `what` ("kernel", "initrd") is for the error message.
+
+    Raises `GuestImageError` if it cannot be read, or is empty.
+    """
     try:
         data = _contents(Path(path))
     except FileNotFoundError:
-        raise RecordingError(f"{what} '{path}' does not exist") from None
+        raise GuestImageError(
+            f"{what} '{path}' does not exist", role=what, path=Path(path)
+        ) from None
     except IsADirectoryError:
-        raise RecordingError(f"{what} '{path}' is a directory") from None
+        raise GuestImageError(
+            f"{what} '{path}' is a directory", role=what, path=Path(path)
+        ) from None
     except OSError as error:
-        raise RecordingError(f"{what} '{path}' cannot be read: {error.strerror}") from None
+        raise GuestImageError(
+            f"{what} '{path}' cannot be read: {error.strerror}", role=what, path=Path(path)
+        ) from None
     return _filled(data, path, what)
 
 
@@ -37,7 +45,7 @@ def _contents(path: Path) -> bytes:
 
 def _filled(data: bytes, path: str | Path, what: str) -> bytes:
     if not data:
-        raise RecordingError(f"{what} '{path}' is empty")
+        raise GuestImageError(f"{what} '{path}' is empty", role=what, path=Path(path))
     return data
 
 
@@ -95,34 +103,6 @@ def reserved(output: Path | None, kernel: str | Path, inputs: Iterable[Path]) ->
         raise
 
 
-def is_trace(path: Path) -> bool:
-    """Whether there is a trace at `path`."""
-    try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
-    except OSError:
-        return False
-
-
-def refuse_foreign(output: Path) -> None:
-    """Raise `RecordingError` if there is a file at `output` that is no trace, and not empty."""
-    try:
-        if not output.exists():
-            return
-        if not output.is_file():
-            raise RecordingError(f"cannot write the trace '{output}': it is not a regular file")
-        with output.open("rb") as file:
-            head = file.read(len(_MAGIC))
-    except OSError as error:
-        raise RecordingError(f"cannot write the trace '{output}': {error.strerror}") from None
-    if not _MAGIC.startswith(head):
-        raise RecordingError(
-            f"'{output}' is not a trace, and is left as it is: remove it, or choose another name"
-        )
-
-
 def _reserve(output: Path | None, kernel: str | Path, inputs: Iterable[Path]) -> tuple[Path, bool]:
     if output is None:
         for _ in range(_MOST_NUMBERED):
@@ -134,18 +114,24 @@ def _reserve(output: Path | None, kernel: str | Path, inputs: Iterable[Path]) ->
     for each in inputs:
         with contextlib.suppress(OSError):
             if output.samefile(each):
-                raise RecordingError(f"the trace would overwrite its own input '{each}'")
+                raise RecordingError(
+                    f"the trace would overwrite its own input '{each}'", path=output
+                )
     try:
         _create(output)
     except FileExistsError:
         if output.is_dir():
-            raise RecordingError(f"cannot write the trace '{output}': it is a directory") from None
+            raise RecordingError(
+                f"cannot write the trace '{output}': it is a directory", path=output
+            ) from None
         refuse_foreign(output)
         try:
             with output.open("r+b"):
                 pass
         except OSError as error:
-            raise RecordingError(f"cannot write the trace '{output}': {error.strerror}") from None
+            raise RecordingError(
+                f"cannot write the trace '{output}': {error.strerror}", path=output
+            ) from None
         return output, False
     return output, True
 
@@ -157,4 +143,6 @@ def _create(path: Path) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        raise RecordingError(f"cannot write the trace '{path}': {error.strerror}") from None
+        raise RecordingError(
+            f"cannot write the trace '{path}': {error.strerror}", path=path
+        ) from None

@@ -7,7 +7,7 @@ An initrd is not unpacked here: Linux does that itself, and may be given several
 import zlib
 from collections.abc import Callable
 
-from rr86.errors import RecordingError
+from rr86.errors import GuestImageError
 
 # No kernel is larger; a damaged or hostile file must not fill the host's memory.
 LARGEST = 1 << 30
@@ -81,7 +81,7 @@ def is_packed(data: bytes) -> bool:
 def unpacked(data: bytes, what: str) -> bytes:
     """The contents of a kernel file that is compressed; other contents as they are.
 
-    `what` names the file. Raises `RecordingError` for one that is damaged, or holds more than
+    `what` names the file. Raises `GuestImageError` for one that is damaged, or holds more than
     1 GiB.
     """
     for magic, kind, unpack in _KINDS:
@@ -90,10 +90,10 @@ def unpacked(data: bytes, what: str) -> bytes:
         try:
             content = unpack(data)
         except (_Damaged, zlib.error) as error:
-            raise RecordingError(f"{what} cannot be unpacked from {kind}: {error}") from None
+            raise GuestImageError(f"{what} cannot be unpacked from {kind}: {error}") from None
         if len(content) > LARGEST:
-            raise RecordingError(f"{what} unpacks to more than {LARGEST >> 30} GiB")
+            raise GuestImageError(f"{what} unpacks to more than {LARGEST >> 30} GiB")
         if not content:
-            raise RecordingError(f"{what} is {kind} with nothing in it")
+            raise GuestImageError(f"{what} is {kind} with nothing in it")
         return content
     return data

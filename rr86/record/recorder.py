@@ -7,58 +7,31 @@ TRACE.tail.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
-from rr86.cpu.symbols import GuestSymbols
-from rr86.errors import RecordingError
+from rr86.errors import RecordingError, UsageError
 from rr86.record.files import read_image, reserved
-from rr86.record.metadata import COUNTERS, Footer, Header, this_host
 from rr86.record.packed import unpacked
-from rr86.replay.conditions import Condition, as_conditions
-from rr86.replay.execution import DebugSink, Execution, Tick
-from rr86.replay.stop import Stop
-from rr86.replay.variables import check
+from rr86.session.conditions import Until, as_conditions
+from rr86.session.console import DebugSink
+from rr86.session.execution import Execution, Tick
+from rr86.session.limits import Limits
+from rr86.session.stop import Stop
+from rr86.session.variables import check
+from rr86.trace.metadata import COUNTERS, Footer, Header, this_host
+from rr86.version import __version__
 
 if TYPE_CHECKING:
     from rr86._native import Machine
     from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
-
-Until = str | Condition | Iterable[str | Condition] | None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds of a recording; None is unlimited.
-
-    `instructions` counts all vCPUs, `time_ns` is virtual time, `trace_bytes` the file's size. The
-    last two are looked at between slices, so a run may go a little beyond them.
-    """
-
-    instructions: int | None = None
-    time_ns: int | None = None
-    trace_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("instructions", "time_ns", "trace_bytes"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise RecordingError(f"the limit '{name}' must be positive, not {value}")
-
-    def reached(self, stop: Stop, trace_bytes: int) -> str | None:
-        """Which limit this moment has reached, in words."""
-        if self.instructions is not None and stop.icount >= self.instructions:
-            return f"{self.instructions:,} instructions"
-        if self.time_ns is not None and stop.time_ns >= self.time_ns:
-            return f"{self.time_ns / 1e9:g} s of virtual time"
-        if self.trace_bytes is not None and trace_bytes >= self.trace_bytes:
-            return f"a trace of {self.trace_bytes:,} bytes"
-        return None
+    from rr86.trace.metadata import DeviceEntry
 
 
 @dataclass(frozen=True)
@@ -83,7 +56,10 @@ def board_spec(
     kernel_name: str = "kernel",
     **more: int | str | bool,
 ) -> "BoardSpec":
-    """A board from options as the command line has them; `more` are fields of `BoardSpec`."""
+    """A board from options as the command line has them; `more` are fields of `BoardSpec`.
+
+    Raises `SpecError` where they make no sense.
+    """
     from rr86.machine.spec import SEMANTICS, BoardSpec, parse_size
 
     # What is not given is as in a board of today; `from_dict` alone would take it for that of an
@@ -99,6 +75,15 @@ def board_spec(
         **more,
     }
     return BoardSpec.from_dict(values)
+
+
+def _entries(devices: "Sequence[Device]") -> "list[DeviceEntry]":
+    """Devices as the header names them; nothing is imported where there are none."""
+    if not devices:
+        return []
+    from rr86.session.devices import entry_of
+
+    return [entry_of(each) for each in devices]
 
 
 class Recorder:
@@ -123,13 +108,16 @@ class Recorder:
 
         `images` are "kernel" and maybe "initrd", "module0"…; `file_names` says what to call them
         in the trace. `console` gets the bytes that the guest sends to its serial console,
-        `debugcon` those to its debug consoles (`rr86.replay.execution.DebugSink`).
+        `debugcon` those to its debug consoles (`rr86.session.console.DebugSink`).
         `checkpoints` asks for a checkpoint after every so many instructions. `devices` are further
         devices of the machine (`rr86.machine.Device`), which a replay has to be given, too.
+
+        Raises `GuestImageError` if the kernel cannot be booted, `SpecError` or `UsageError` if an
+        option makes no sense, `HostError` if this host lacks what the CPU model needs,
+        `DeviceError` or `NativeError` if a device does not fit, and `TraceError` if the trace
+        cannot be written.
         """
-        from rr86 import __version__
-        from rr86.machine.device import DeviceEntry
-        from rr86.record.power import switch_on
+        from rr86.session.power import switch_on
 
         self.spec = spec
         self.path = Path(output)
@@ -139,10 +127,10 @@ class Recorder:
             spec=spec.to_dict(),
             images={name: (file_names or {}).get(name, name) for name in images},
             host=this_host(),
-            devices=[DeviceEntry.of(each) for each in devices],
+            devices=_entries(devices),
         )
         if checkpoints is not None and checkpoints <= 0:
-            raise RecordingError(
+            raise UsageError(
                 f"checkpoints need a distance of at least 1 instruction, not {checkpoints}"
             )
         self.machine.record_to(str(self.path), header.pack(), list(images.items()), checkpoints)
@@ -199,6 +187,10 @@ class Recorder:
 
         `tick` is called between slices with the moment reached; if it returns true, the run is
         interrupted there. Call `run` again to go on.
+
+        Raises `ConditionError` or `SymbolsError` for a condition that cannot be watched for,
+        `RecordingError` after `finish`, `TraceError` if the trace cannot be written, and
+        `EngineError` if translated code fails on the host.
         """
         if self._recording is not None:
             raise RecordingError("this recording is finished")
@@ -233,7 +225,10 @@ class Recorder:
         return stop
 
     def send(self, data: bytes) -> None:
-        """Type into the guest's serial console; becomes part of the recording."""
+        """Type into the guest's serial console; becomes part of the recording.
+
+        Raises `NativeError` after `finish`.
+        """
         if data:
             self.machine.console_input(data)
 
@@ -260,6 +255,8 @@ class Recorder:
 
         A slice in which a condition stopped the run is completed first, so look at the guest
         before. The trace then reaches a little beyond the stop, and a replay can stop there too.
+
+        Raises `TraceError` if the trace cannot be written.
         """
         if self._recording is None:
             from rr86._native import TraceReader
@@ -327,6 +324,11 @@ def start(
     zstd or xz) is unpacked; the trace holds what it was unpacked to. Conditions that the recording
     is going to be run with can be named in `until`: what is wrong with them is then raised before
     there is a trace.
+
+    Raises `GuestImageError` if an image cannot be read or booted, `SpecError` or `UsageError` if an
+    option makes no sense, `ConditionError` or `SymbolsError` for a condition that cannot be watched
+    for, `RecordingError` or `TraceError` if the trace cannot be written, and `HostError` if this
+    host lacks what the CPU model needs.
     """
     files = {"kernel": Path(kernel)}
     if initrd is not None:
@@ -380,11 +382,13 @@ def record(
 
     `memory` is bytes or text like "512M"; `output` defaults to the next free name in the current
     folder; `until` takes conditions as in `--until`; `console` gets the guest's console bytes, and
-    `debugcon` those of its debug consoles (`rr86.replay.execution.DebugSink`);
+    `debugcon` those of its debug consoles (`rr86.session.console.DebugSink`);
     `checkpoints` asks for a checkpoint after every so many instructions (`Trace.session(at=…)`);
     `devices` are further devices of the machine (`rr86.machine.Device`, docs/devices.md);
     `more` are fields of `BoardSpec` such as `quantum` or `max_block`. When the call is
     interrupted (Ctrl-C), the trace is finished before the exception goes on.
+
+    Raises what `rr86.start_recording` and `Recorder.run` raise.
     """
     conditions = as_conditions(until)
     recorder = start(

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rr86.cpu.inspection import Inspector
-from rr86.errors import ExpansionError, TraceContentError
+from rr86.errors import ExpansionError, TraceError, UsageError
 from rr86.replay import expansion
-from rr86.replay.execution import Tick
-from rr86.replay.stop import Stop, from_native
+from rr86.session.execution import Tick
+from rr86.session.stop import Stop, from_native
 
 if TYPE_CHECKING:
-    from rr86.replay.trace import Trace
+    from rr86.replay.recorded import RecordedRun
 
 # Instructions of one native run; Python is asked in between.
 _STRETCH = 50_000_000
@@ -32,13 +32,13 @@ class AloneSession:
 
     def __init__(
         self,
-        trace: "Trace",
+        trace: "RecordedRun",
         vcpu: int,
         path: Path,
         verify: bool = True,
         images: Mapping[str, bytes] | None = None,
     ) -> None:
-        from rr86.record.power import switch_on
+        from rr86.session.power import switch_on
 
         check_vcpu(trace, vcpu)
         self.vcpu = vcpu
@@ -112,34 +112,33 @@ class ParallelReplay:
         return sum(each.instructions for each in self.vcpus)
 
 
-def check_vcpu(trace: "Trace", vcpu: int) -> None:
-    """Raise `TraceContentError` unless the recorded machine has this vCPU."""
+def check_vcpu(trace: "RecordedRun", vcpu: int) -> None:
+    """Raise `UsageError` unless the recorded machine has this vCPU."""
     count = trace.spec.vcpus
     if not 0 <= vcpu < count:
-        raise TraceContentError(f"there is no vCPU {vcpu}: the trace has 0 to {count - 1}")
+        raise UsageError(f"there is no vCPU {vcpu}: the trace has 0 to {count - 1}")
 
 
 class _blaming:
     """Says that damage may be the expansion's, which is easily mended."""
 
-    def __init__(self, trace: "Trace", path: Path) -> None:
+    def __init__(self, trace: "RecordedRun", path: Path) -> None:
         self._trace, self._path = trace, path
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from rr86._native import TraceError
-
         if isinstance(error, TraceError):
             raise ExpansionError(
                 f"'{self._trace.path}' or its expansion '{self._path}' is damaged: {error}; delete "
-                "the expansion, and it is made again"
+                "the expansion, and it is made again",
+                path=self._path,
             ) from None
 
 
 def alone(
-    trace: "Trace",
+    trace: "RecordedRun",
     vcpu: int,
     verify: bool = True,
     path: Path | None = None,
@@ -156,7 +155,7 @@ def host_cores() -> int:
 
 
 def replay_parallel(
-    trace: "Trace",
+    trace: "RecordedRun",
     jobs: int | None = None,
     verify: bool = True,
     path: Path | None = None,

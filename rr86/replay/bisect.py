@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from rr86.replay import staleness
 from rr86.replay.finding import Execution, Finding, Proof, Step, Victim, Write
-from rr86.replay.survey import Candidate
-from rr86.replay.trace import Trace
+from rr86.replay.recorded import RecordedRun
+from rr86.trace.survey import Candidate
 
 if TYPE_CHECKING:
     from rr86._native import BlockInfo, Moment
@@ -92,7 +92,7 @@ class _Search:
 
     def _keep(self) -> None:
         """Keep this moment, so that the proof can begin here."""
-        from rr86._native import NativeError
+        from rr86.errors import NativeError
 
         del self.keeping[0]
         try:
@@ -227,7 +227,7 @@ def _victim(candidate: Candidate, block: "BlockInfo") -> Victim:
 
 
 def bisect_invalidation(
-    trace: Trace, choice: Choice | None = None, progress: Progress | None = None
+    trace: RecordedRun, choice: Choice | None = None, progress: Progress | None = None
 ) -> Finding | None:
     """Name the write that a stale block missed; None when no block was executed stale."""
     choice = choice or Choice()
@@ -283,7 +283,7 @@ def _name_places(finding: Finding, session: "ReplaySession") -> None:
         finding.writer_symbol = None if write.rip is None else session.symbolize(write.rip)
 
 
-def _search(trace: Trace, choice: Choice, candidates: list[Candidate]) -> _Search:
+def _search(trace: RecordedRun, choice: Choice, candidates: list[Candidate]) -> _Search:
     waiting = sorted(candidates, key=lambda each: each.fetched)
     known = {each.id: each for each in candidates}
     # What is written before the first of these blocks is fetched does not matter.
@@ -292,7 +292,7 @@ def _search(trace: Trace, choice: Choice, candidates: list[Candidate]) -> _Searc
     return search
 
 
-def _prove(trace: Trace, finding: Finding, write: Write, moment: "Moment | None") -> None:
+def _prove(trace: RecordedRun, finding: Finding, write: Write, moment: "Moment | None") -> None:
     """Replay with the block made to see the write, past the failure."""
     victim, execution = finding.victim, finding.execution
     session = trace.session(at=write.checked - 1, moment=moment)
@@ -343,7 +343,7 @@ def _prove(trace: Trace, finding: Finding, write: Write, moment: "Moment | None"
     )
 
 
-def _timeline(trace: Trace, finding: Finding, writes: list[Write]) -> list[Step]:
+def _timeline(trace: RecordedRun, finding: Finding, writes: list[Write]) -> list[Step]:
     """The moments of the race, in their order."""
     victim, execution, guilty = finding.victim, finding.execution, finding.write
     places = [range(start, start + length) for start, length in victim.ranges]

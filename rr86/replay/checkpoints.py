@@ -7,55 +7,37 @@ original when it is whole.
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from rr86.errors import RecordingError
-from rr86.record.files import refuse_foreign
+from rr86.errors import RecordingError, UsageError
+from rr86.replay.recorded import RecordedRun
+from rr86.trace.place import refuse_foreign
 
 if TYPE_CHECKING:
-    from rr86.replay.stop import Stop
-    from rr86.replay.trace import Trace
+    from rr86.session.stop import Stop
+
+Recorded = TypeVar("Recorded", bound=RecordedRun)
 
 EVERY = 200_000_000
 """Instructions between two checkpoints, if nothing is said."""
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A checkpoint of a trace: its number there, its moment, and what it costs."""
-
-    number: int
-    icount: int
-    stored_bytes: int
-    # Pages of RAM that changed since the checkpoint before.
-    pages: int
-
-
-def nearest(checkpoints: Sequence[Checkpoint], icount: int) -> Checkpoint | None:
-    """The last checkpoint at or before a moment; None is power-on."""
-    before = [each for each in checkpoints if each.icount <= icount]
-    return max(before, key=lambda each: each.icount, default=None)
-
-
 def add_checkpoints(
-    trace: "Trace",
+    trace: Recorded,
     every: int = EVERY,
     output: str | Path | None = None,
     tick: "Callable[[Stop], bool | None] | None" = None,
-) -> "Trace":
+) -> Recorded:
     """Replay a trace once, and keep a checkpoint at the first digests after every so many
     instructions, in place of those that it has.
 
     The new trace is at `output`, or replaces the old one; either happens at once, at the end.
     `tick` is called on the way with the moment reached; if it returns true, nothing is changed.
     """
-    from rr86.replay.trace import open_trace
-
     if every <= 0:
-        raise RecordingError(f"checkpoints need a distance of at least 1, not {every}")
+        raise UsageError(f"checkpoints need a distance of at least 1, not {every}")
     # Whoever only looks for checkpoints, as each replay does, has no use for it.
     import tempfile
 
@@ -66,7 +48,9 @@ def add_checkpoints(
     try:
         handle, name = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
     except OSError as error:
-        raise RecordingError(f"cannot write the trace '{place}': {error.strerror}") from None
+        raise RecordingError(
+            f"cannot write the trace '{place}': {error.strerror}", path=place
+        ) from None
     os.close(handle)
     try:
         session.machine.make_checkpoints(str(trace.path), name, every)
@@ -83,4 +67,4 @@ def add_checkpoints(
         with contextlib.suppress(OSError):
             Path(name).unlink()
         raise
-    return open_trace(place)
+    return type(trace)(place)

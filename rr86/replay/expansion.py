@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rr86.errors import ExpansionError
-from rr86.replay.execution import Tick
+from rr86.session.execution import Tick
 
 if TYPE_CHECKING:
     from rr86._native import ExpansionReader
     from rr86.machine.spec import BoardSpec
-    from rr86.replay.trace import Trace
+    from rr86.replay.recorded import RecordedRun
 
 SUFFIX = ".expansion"
 _MAGIC = b"\x89RR86x\r\n"
 
 
-def beside(trace: "Trace") -> Path:
+def beside(trace: "RecordedRun") -> Path:
     """Where the expansion of a trace is, unless somebody names another place."""
     return trace.path.with_name(trace.path.name + SUFFIX)
 
@@ -40,7 +40,7 @@ def why_not(spec: "BoardSpec") -> str | None:
 
 
 def find(
-    trace: "Trace", path: Path | None = None, stores: bool = False
+    trace: "RecordedRun", path: Path | None = None, stores: bool = False
 ) -> "ExpansionReader | None":
     """The expansion of a trace if there is a whole one, with the stores if these are needed."""
     from rr86._native import ExpansionReader
@@ -50,7 +50,7 @@ def find(
 
 
 def expand(
-    trace: "Trace",
+    trace: "RecordedRun",
     path: Path | None = None,
     stores: bool = False,
     tick: Tick | None = None,
@@ -73,7 +73,8 @@ def expand(
     except OSError as error:
         raise ExpansionError(
             f"the expansion '{place}' cannot be written ({error.strerror}); name another place for "
-            "it with --expansion PATH"
+            "it with --expansion PATH",
+            path=place,
         ) from None
     try:
         _make(trace, unfinished, stores, tick)
@@ -83,7 +84,7 @@ def expand(
     return place
 
 
-def _make(trace: "Trace", path: Path, stores: bool, tick: Tick | None) -> None:
+def _make(trace: "RecordedRun", path: Path, stores: bool, tick: Tick | None) -> None:
     session = trace.session()
     session.machine.expand_to(str(trace.path), str(path), stores)
     stop = session.run(tick=tick)
@@ -102,7 +103,8 @@ def _refuse_foreign(place: Path) -> None:
     except OSError as error:
         raise ExpansionError(
             f"the expansion '{place}' cannot be read ({error.strerror}); name another place for it "
-            "with --expansion PATH"
+            "with --expansion PATH",
+            path=place,
         ) from None
     if head and head != _MAGIC:
-        raise ExpansionError(f"'{place}' is not an expansion, and is left as it is")
+        raise ExpansionError(f"'{place}' is not an expansion, and is left as it is", path=place)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from rr86.cpu.kaslr import ENTRY_SYMBOL
 from rr86.errors import AddressError, SymbolsError
 from rr86.replay.alone import check_vcpu
-from rr86.replay.execution import Tick
+from rr86.session.execution import Tick
 
 if TYPE_CHECKING:
+    from rr86.replay.recorded import RecordedRun
     from rr86.replay.session import ReplaySession
-    from rr86.replay.trace import Trace
 
 _PAGE = 4096
 _PER_CPU_END = 1 << 24
@@ -62,7 +62,7 @@ def parse_place(text: str) -> Place:
 
 
 def locate(
-    trace: "Trace",
+    trace: "RecordedRun",
     place: Place,
     virtual: bool = False,
     vcpu: int = 0,
@@ -84,11 +84,11 @@ def locate(
     return _translated(_at(trace, at, tick), vcpu, place.address, size)
 
 
-def _symbol(trace: "Trace", place: Place, name: str, tick: Tick | None) -> Located:
+def _symbol(trace: "RecordedRun", place: Place, name: str, tick: Tick | None) -> Located:
     symbols = trace.symbols()
     linked = symbols.linked
     if linked is None:
-        raise SymbolsError(f"{name!r} cannot be looked up: {symbols.problem}")
+        raise SymbolsError(f"{name!r} cannot be looked up: {symbols.problem}", symbol=name)
     # Misspelt names fail before anything is replayed.
     linked.address(name)
     names = trace.names()
@@ -121,7 +121,7 @@ def _word(length: int) -> int:
     return min(length, _WORD) if length > 0 else 1
 
 
-def _at(trace: "Trace", at: int | None, tick: Tick | None) -> "ReplaySession":
+def _at(trace: "RecordedRun", at: int | None, tick: Tick | None) -> "ReplaySession":
     last = trace.summary()["last_icount"] if at is None else at
     session = trace.session(at=max(0, last - 1))
     if at is None or at > session.icount:
@@ -139,7 +139,7 @@ def _translated(session: "ReplaySession", vcpu: int, address: int, size: int) ->
         paddr = session.machine.translate(vcpu, at)
         if paddr is None:
             raise AddressError(
-                f"vCPU {vcpu} does not map {at:#x} at instruction {session.icount:,}"
+                f"vCPU {vcpu} does not map {at:#x} at instruction {session.icount:,}", address=at
             )
         if ranges and sum(ranges[-1]) == paddr:
             ranges[-1] = (ranges[-1][0], ranges[-1][1] + length)

@@ -1,15 +1,16 @@
 """A replay under way: run to a moment, look around, run on."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
-from rr86.cpu.symbols import GuestSymbols
-from rr86.errors import Rr86Error
-from rr86.replay.conditions import Condition, as_conditions
-from rr86.replay.execution import DebugSink, Execution, Tick
-from rr86.replay.stop import Stop
+from rr86.errors import UsageError
+from rr86.session.conditions import Until, as_conditions
+from rr86.session.console import DebugSink, Heard, HeardDebug
+from rr86.session.execution import Execution, Tick
+from rr86.session.stop import Stop
 
 if TYPE_CHECKING:
     from rr86._native import Events, Machine, Moment
@@ -18,38 +19,8 @@ if TYPE_CHECKING:
     from rr86.cpu.physical import PhysicalNames
     from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
-    from rr86.replay.checkpoints import Checkpoint
     from rr86.replay.oracle import OracleReport
-
-
-class _Console:
-    """Remembers what the guest says, and hands it on.
-
-    An object of its own, so that a session does not refer to itself: its machine is hundreds of
-    megabytes, which have to go with the last reference, and not when the collector comes by.
-    """
-
-    def __init__(self, sink: Callable[[bytes], None] | None) -> None:
-        self.heard = bytearray()
-        self._sink = sink
-
-    def __call__(self, data: bytes) -> None:
-        self.heard += data
-        if self._sink is not None:
-            self._sink(data)
-
-
-class _Debugcon:
-    """The same for the debug consoles."""
-
-    def __init__(self, sink: DebugSink | None) -> None:
-        self.heard = bytearray()
-        self._sink = sink
-
-    def __call__(self, data: bytes, alone: int) -> None:
-        self.heard += data
-        if self._sink is not None:
-            self._sink(data, alone)
+    from rr86.trace.checkpoint import Checkpoint
 
 
 class ReplaySession:
@@ -73,7 +44,7 @@ class ReplaySession:
         names: "Callable[[], PhysicalNames] | None" = None,
         devices: "Sequence[Device]" = (),
     ) -> None:
-        from rr86.record.power import switch_on
+        from rr86.session.power import switch_on
 
         self.machine: Machine = switch_on(spec, images, oracle, devices)
         self.machine.take_ram(touched)
@@ -93,8 +64,8 @@ class ReplaySession:
         self.inspector = Inspector(
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
-        self._console = _Console(console)
-        self._debugcon = _Debugcon(debugcon)
+        self._console = Heard(console)
+        self._debugcon = HeardDebug(debugcon)
         self._execution = Execution(
             self.machine,
             self.inspector,
@@ -129,11 +100,16 @@ class ReplaySession:
 
     def run(
         self,
-        until: str | Condition | Iterable[str | Condition] | None = None,
+        until: Until = None,
         max_instructions: int | None = None,
         tick: Tick | None = None,
     ) -> Stop:
-        """Run on until a condition holds or the trace ends; see `rr86.record.Recorder.run`."""
+        """Run on until a condition holds or the trace ends; see `rr86.record.Recorder.run`.
+
+        Raises `ConditionError` or `SymbolsError` for a condition that cannot be watched for,
+        `DivergenceError` where the replay leaves the recorded path, `TraceError` where the trace is
+        damaged, and `EngineError` if translated code fails on the host.
+        """
         return self._execution.run(as_conditions(until), max_instructions, tick)
 
     def keep(self) -> "Moment":
@@ -141,33 +117,53 @@ class ReplaySession:
 
         The replay has to stand between two slices, as it does at power-on, and where a run ended
         for its `max_instructions`. Pages of RAM that are equal in several moments are kept once.
+
+        Raises `NativeError` where no moment can be kept.
         """
         return self.machine.keep(str(self._path))
 
     def registers(self, vcpu: int = 0) -> dict[str, int]:
-        """All registers of a vCPU, by name."""
+        """All registers of a vCPU, by name.
+
+        Raises `NativeError` if there is no such vCPU.
+        """
         return self.inspector.registers(vcpu)
 
     def memory(self, paddr: int, length: int) -> bytes:
-        """Bytes of guest RAM at a physical address."""
+        """Bytes of guest RAM at a physical address.
+
+        Raises `NativeError` where there is no RAM.
+        """
         return self.inspector.memory(paddr, length)
 
     def read_virtual(self, address: int, length: int, vcpu: int = 0) -> bytes:
-        """Bytes at a linear address as the vCPU maps it; short where a page is not mapped."""
+        """Bytes at a linear address as the vCPU maps it; short where a page is not mapped.
+
+        Raises `NativeError` if there is no such vCPU.
+        """
         return self.inspector.read_virtual(address, length, vcpu)
 
     def symbolize(self, address: int) -> str | None:
-        """`function+0x1c` for a linear address, or None where no symbol covers it."""
+        """`function+0x1c` for a linear address, or None where no symbol covers it.
+
+        Raises nothing: a kernel without symbols has no names.
+        """
         return self.inspector.symbolize(address)
 
     def disassemble(
         self, vcpu: int = 0, address: int | None = None, count: int = 8
     ) -> "list[Instruction]":
-        """Instructions at an address, by default the vCPU's next ones."""
+        """Instructions at an address, by default the vCPU's next ones.
+
+        Raises `NativeError` if there is no such vCPU.
+        """
         return self.inspector.disassemble(vcpu, address, count)
 
     def backtrace(self, vcpu: int = 0, limit: int = 32) -> "list[Frame]":
-        """The vCPU's call stack, innermost frame first."""
+        """The vCPU's call stack, innermost frame first.
+
+        Raises `NativeError` if there is no such vCPU.
+        """
         return self.inspector.backtrace(vcpu, limit)
 
     def compared_digests(self) -> tuple[int, int]:
@@ -176,12 +172,15 @@ class ReplaySession:
         return self.machine.compared_digests()
 
     def oracle_report(self) -> "OracleReport":
-        """What the oracle has found so far; for sessions that were opened with it."""
+        """What the oracle has found so far; for sessions that were opened with it.
+
+        Raises `UsageError` in a session without oracle, and after a divergence.
+        """
         from rr86.replay.oracle import OracleReport
 
         verdict = self.machine.oracle_verdict()
         if verdict is None:
-            raise Rr86Error("the oracle has nothing to say about this replay")
+            raise UsageError("the oracle has nothing to say about this replay")
         return OracleReport.from_native(verdict)
 
     def statistics(self) -> dict[str, int]:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 from rr86.errors import AddressError
 from rr86.replay import expansion
-from rr86.replay.execution import Tick
+from rr86.session.execution import Tick
 
 if TYPE_CHECKING:
     from rr86._native import ExpansionReader, LoggedWrite, Machine
-    from rr86.cpu.symbols import GuestSymbols
-    from rr86.replay.stop import Stop
-    from rr86.replay.trace import Trace
+    from rr86.cpu.guest_symbols import GuestSymbols
+    from rr86.replay.recorded import RecordedRun
+    from rr86.session.stop import Stop
 
 LARGEST = 1 << 20
 """Most bytes in one question."""
@@ -121,7 +121,7 @@ class _Answers:
 class WriteHistory:
     """A trace that is asked who wrote what; keeps at hand what several questions need."""
 
-    def __init__(self, trace: "Trace", path: str | Path | None = None) -> None:
+    def __init__(self, trace: "RecordedRun", path: str | Path | None = None) -> None:
         self.trace = trace
         self._path = None if path is None else Path(path)
 
@@ -153,7 +153,7 @@ class WriteHistory:
 
     @cached_property
     def _at_power_on(self) -> "Machine":
-        from rr86.record.power import switch_on
+        from rr86.session.power import switch_on
 
         return switch_on(self.trace.spec, self.trace.all_images())
 
@@ -192,7 +192,7 @@ class WriteHistory:
         ram = MemoryMap(self.trace.spec.memory)
         ranges = ((0, ram.low), (HIGH_RAM_BASE, HIGH_RAM_BASE + ram.high))
         if not any(start <= paddr and paddr + size <= end for start, end in ranges):
-            raise AddressError(f"{paddr:#x} to {paddr + size - 1:#x} is not all RAM")
+            raise AddressError(f"{paddr:#x} to {paddr + size - 1:#x} is not all RAM", address=paddr)
 
     def _from_log(self, answers: _Answers, moment: int) -> None:
         """Answer what the log knows, and leave the rest open."""
@@ -310,13 +310,13 @@ def _logged_store(write: "LoggedWrite") -> Store:
     )
 
 
-def _beginnings(trace: "Trace") -> list[int]:
+def _beginnings(trace: "RecordedRun") -> list[int]:
     """Moments at which a replay can begin, in order."""
     return [0, *sorted(each.icount for each in trace.checkpoints())]
 
 
 def _logged(
-    trace: "Trace",
+    trace: "RecordedRun",
     start: int,
     end: int,
     exact: bool,
@@ -362,7 +362,7 @@ def _ranges(places: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def who_wrote(
-    trace: "Trace",
+    trace: "RecordedRun",
     paddr: int,
     size: int = 1,
     at: int | None = None,

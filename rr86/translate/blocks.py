@@ -4,13 +4,33 @@ A block is fetched (its source bytes are read), linked (it can be executed from 
 its bytes are overwritten, invalidated; a flush ends all of them at once.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from rr86.cpu.disassembly import Symbolize
-from rr86.replay.trace import Event
 
 KINDS = ("fetch", "link", "invalidate", "flush")
+
+
+class BlockEvent(Protocol):
+    """What is looked at of an event: `rr86.Event` is one."""
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`, or something else."""
+
+    @property
+    def icount(self) -> int:
+        """Its moment."""
+
+    @property
+    def vcpu(self) -> int | None:
+        """The vCPU that it is of."""
+
+    @property
+    def fields(self) -> Mapping[str, int | bytes]:
+        """What it says, by name."""
 
 
 @dataclass
@@ -57,12 +77,12 @@ class BlockLife:
         )
 
 
-def _number(event: Event, name: str) -> int:
+def _number(event: BlockEvent, name: str) -> int:
     value = event.fields.get(name, 0)
     return value if isinstance(value, int) else 0
 
 
-def block_lives(events: Iterable[Event]) -> Iterator[BlockLife]:
+def block_lives(events: Iterable[BlockEvent]) -> Iterator[BlockLife]:
     """Every block's life, each as soon as it has ended, then those that live on."""
     living: dict[int, BlockLife] = {}
     for event in events:

@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rr86.cli.app import app
-from rr86.record.metadata import Host
+from rr86.errors import HostError
 from rr86.record.recorder import Recorder
-from tests import fake_core
+from rr86.trace.metadata import Host
 from tests.fake_core import FakeCore, Guest, Step
 from tests.images import elf
 
@@ -83,7 +83,7 @@ def test_input_from_a_pipe_reaches_the_guest(
     core: FakeCore, kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rr86.cli.terminal.Input.poll", lambda self, wait=0.0: b"ls\n")
-    monkeypatch.setattr("rr86.replay.execution._FIRST_SLICE", 2)
+    monkeypatch.setattr("rr86.session.execution._FIRST_SLICE", 2)
     rr86("record", str(kernel))
     assert core.guest.inputs[0] == b"ls\n"
 
@@ -252,8 +252,8 @@ def test_a_signal_ends_a_recording_properly(
     core: FakeCore, kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core.guest.steps = [Step(0x100000 + n % 8) for n in range(100_000)]
-    monkeypatch.setattr("rr86.replay.execution._FIRST_SLICE", 10)
-    monkeypatch.setattr("rr86.replay.execution._LONGEST_SLICE", 10)
+    monkeypatch.setattr("rr86.session.execution._FIRST_SLICE", 10)
+    monkeypatch.setattr("rr86.session.execution._LONGEST_SLICE", 10)
     send = Recorder.send
 
     def interrupted(self: Recorder, data: bytes) -> None:
@@ -298,7 +298,7 @@ def test_a_host_that_lacks_something_is_one_line(
     core: FakeCore, kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise fake_core.HostError("this host's processor lacks BMI2")
+        raise HostError("this host's processor lacks BMI2")
 
     monkeypatch.setattr("rr86.machine.board.power_on", refuse)
     assert_one_line_error(rr86("record", str(kernel)), 1, "lacks BMI2")

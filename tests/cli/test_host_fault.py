@@ -7,7 +7,7 @@ from pathlib import Path
 
 import rr86
 from rr86.guests import demo_image
-from rr86.replay.vocabulary import STOP_REASONS
+from rr86.trace.vocabulary import STOP_REASONS
 
 ROOT = Path(__file__).parents[2]
 # Records with UD2 in front of the copy of one instruction of the guest.

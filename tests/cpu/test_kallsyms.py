@@ -1,7 +1,8 @@
 import pytest
 
+from rr86.cpu.guest_symbols import open_kernel, symbols_of
 from rr86.cpu.kallsyms import parse_tables, read_kallsyms
-from rr86.cpu.symbols import SymbolTable, open_kernel, symbols_of
+from rr86.cpu.symbols import SymbolTable
 from rr86.cpu.vmlinux import Vmlinux
 from rr86.errors import KernelImageError
 from tests.images import kallsyms, vmlinux

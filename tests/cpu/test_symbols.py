@@ -2,8 +2,9 @@ import struct
 
 import pytest
 
+from rr86.cpu.guest_symbols import GuestSymbols, open_kernel, symbols_of
 from rr86.cpu.kaslr import entry_candidates, offset_from_registers
-from rr86.cpu.symbols import GuestSymbols, Symbol, SymbolTable, open_kernel, symbols_of
+from rr86.cpu.symbols import Symbol, SymbolTable
 from rr86.errors import KernelImageError, SymbolsError
 from tests.images import elf
 

@@ -120,3 +120,27 @@ def test_one_wrong_byte_in_an_elf_file_is_survived(place: int, value: int) -> No
     data[place] = value
     with contextlib.suppress(KernelImageError):
         Vmlinux(bytes(data)).symbols()
+
+
+@given(st.integers(16, 60), st.binary(min_size=1, max_size=8))
+def test_any_elf_header_is_survived(place: int, value: bytes) -> None:
+    data = bytearray(KERNEL)
+    data[place : place + len(value)] = value
+    with contextlib.suppress(KernelImageError):
+        kernel = Vmlinux(bytes(data))
+        kernel.symbols()
+        for section in kernel.sections:
+            assert len(kernel.section_bytes(section)) <= len(data)
+
+
+def test_section_names_without_an_end_are_no_names() -> None:
+    # Whoever looked for their end would read the file once for each of four thousand sections.
+    header = bytearray(64)
+    struct.pack_into("<4sBBB", header, 0, b"\x7fELF", 2, 1, 1)
+    struct.pack_into("<HHI", header, 16, 2, 62, 1)
+    struct.pack_into("<Q", header, 40, 64)
+    struct.pack_into("<HHH", header, 58, 64, 4096, 0)
+    row = struct.pack("<IIQQQQIIQQ", 1, 3, 0, 0, 64 + 4096 * 64, 1 << 25, 0, 0, 1, 0)
+    kernel = Vmlinux(bytes(header) + row * 4096 + b"x" * (1 << 25))
+    assert {section.name for section in kernel.sections} == {""}
+    assert len(kernel.sections) == 4096

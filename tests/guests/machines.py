@@ -73,9 +73,13 @@ def record_guest(
     *,
     append: str | None = None,
     until: Iterable[str] = (),
+    far: int = FAR,
     **options: Any,
 ) -> Recorded:
-    """Record `guest` to its end, stopping at each condition of `until` and going on."""
+    """Record `guest` to its end, stopping at each condition of `until` and going on.
+
+    One that goes astray ends after `far` instructions.
+    """
     console, debugcon = bytearray(), bytearray()
     recorder = rr86.start_recording(
         build(guest),
@@ -87,7 +91,7 @@ def record_guest(
         debugcon=lambda data, _: debugcon.extend(data),
         **options,
     )
-    limits = rr86.Limits(instructions=ENDLESS if guest.end == "never" else FAR)
+    limits = rr86.Limits(instructions=ENDLESS if guest.end == "never" else far)
     with recorder:
         if guest.input:
             recorder.run(until="console=ready", limits=limits)

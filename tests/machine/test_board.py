@@ -9,9 +9,10 @@ from typing import Any
 import msgpack
 import pytest
 
+from rr86.errors import SpecError
 from rr86.machine.board import Placement, build, power_on
 from rr86.machine.loaders.image import BootFiles
-from rr86.machine.spec import BoardSpec, SpecError
+from rr86.machine.spec import BoardSpec
 from tests.machine import images
 
 SPEC = BoardSpec(vcpus=4, memory=1 << 30, command_line="console=ttyS0", seed=5, quantum=1234)

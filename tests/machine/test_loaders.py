@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from rr86.errors import GuestImageError, SpecError
 from rr86.machine.board import Placement, build
 from rr86.machine.loaders.detect import read_image
-from rr86.machine.loaders.image import BootFiles, ImageError
-from rr86.machine.spec import BoardSpec, SpecError
+from rr86.machine.loaders.image import BootFiles
+from rr86.machine.spec import BoardSpec
 from tests.machine import images
 
 MIB = 1 << 20
@@ -162,19 +163,19 @@ def test_kernel_that_prefers_an_address_beyond_ram_is_relocated() -> None:
     ],
 )
 def test_unbootable_image_is_refused_with_the_reason(image: bytes, message: str) -> None:
-    with pytest.raises(ImageError, match=message):
+    with pytest.raises(GuestImageError, match=message):
         boot(image)
 
 
 def test_overlong_command_line_and_initrd_are_refused() -> None:
-    with pytest.raises(ImageError, match="2048 bytes; this kernel takes at most 2047"):
+    with pytest.raises(GuestImageError, match="2048 bytes; this kernel takes at most 2047"):
         boot(images.bzimage(), command_line="x" * 2048)
-    with pytest.raises(ImageError, match=r"initrd .* does not fit"):
+    with pytest.raises(GuestImageError, match=r"initrd .* does not fit"):
         boot(images.bzimage(), initrd=bytes(80 * MIB), memory=96 * MIB)
 
 
 def test_linux_takes_neither_modules_nor_a_small_machine() -> None:
-    with pytest.raises(ImageError, match="no Multiboot modules"):
+    with pytest.raises(GuestImageError, match="no Multiboot modules"):
         boot(images.bzimage(), modules=(("m", b"x"),))
     with pytest.raises(SpecError, match="at least 96M"):
         boot(images.bzimage(), memory=64 * MIB)
@@ -299,26 +300,26 @@ def test_multiboot_information_and_gdt_lie_where_the_kernel_does_not(load: int, 
     ],
 )
 def test_unbootable_multiboot_image_is_refused(image: bytes, message: str) -> None:
-    with pytest.raises(ImageError, match=message):
+    with pytest.raises(GuestImageError, match=message):
         boot(image, memory=32 * MIB)
 
 
 def test_multiboot_magic_without_its_checksum_is_no_header() -> None:
-    with pytest.raises(ImageError, match="no known kind"):
+    with pytest.raises(GuestImageError, match="no known kind"):
         boot(struct.pack("<III", 0x1BAD_B002, 0, 1) + bytes(64))
 
 
 def test_kernel_over_the_firmware_tables_is_refused() -> None:
     image = images.multiboot_header(1 << 16, 0xF_0000, 0xF_0000, 0, 0, 0xF_0000)
-    with pytest.raises(ImageError, match="would overwrite the RSDP"):
+    with pytest.raises(GuestImageError, match="would overwrite the RSDP"):
         boot(image, memory=32 * MIB)
 
 
 def test_files_are_read_with_an_error_for_a_person(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"the initrd .* is a directory"):
+    with pytest.raises(GuestImageError, match=r"the initrd .* is a directory"):
         read_image(tmp_path, "initrd")
-    with pytest.raises(ImageError, match=r"cannot read the kernel .*No such file"):
+    with pytest.raises(GuestImageError, match=r"cannot read the kernel .*No such file"):
         read_image(tmp_path / "absent")
     (tmp_path / "empty").touch()
-    with pytest.raises(ImageError, match="is empty"):
+    with pytest.raises(GuestImageError, match="is empty"):
         read_image(tmp_path / "empty")

@@ -5,7 +5,8 @@ from typing import Any
 import msgpack
 import pytest
 
-from rr86.machine.spec import SEMANTICS, BoardSpec, SpecError, format_size, parse_size
+from rr86.errors import SpecError
+from rr86.machine.spec import SEMANTICS, BoardSpec, format_size, parse_size
 from rr86.record.recorder import board_spec
 
 MIB = 1 << 20

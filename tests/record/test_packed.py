@@ -62,7 +62,7 @@ def test_a_packed_kernel_that_is_cut_off_is_refused(
 ) -> None:
     place = tmp_path / "kernel"
     place.write_bytes(PACKED[kind][:-20])
-    with pytest.raises(rr86.RecordingError, match=r"kernel '.*/kernel' cannot be unpacked from"):
+    with pytest.raises(rr86.GuestImageError, match=r"kernel '.*/kernel' cannot be unpacked from"):
         rr86.record(place, output=tmp_path / "run.rr86")
     assert not (tmp_path / "run.rr86").exists()
 
@@ -73,7 +73,7 @@ def test_a_small_file_cannot_fill_the_hosts_memory(
 ) -> None:
     module = sys.modules[unpacked.__module__]
     monkeypatch.setattr(module, "LARGEST", len(KERNEL) - 1)
-    with pytest.raises(rr86.RecordingError, match="unpacks to more than"):
+    with pytest.raises(rr86.GuestImageError, match="unpacks to more than"):
         unpacked(PACKED[kind], "kernel")
     monkeypatch.setattr(module, "LARGEST", len(KERNEL))
     assert unpacked(PACKED[kind], "kernel") == KERNEL
@@ -92,6 +92,6 @@ def test_damage_is_told_in_words(kind: str, place: int, value: int) -> None:
     message = "kernel 'x' "
     try:
         unpacked(bytes(data), "kernel 'x'")
-    except rr86.RecordingError as error:
+    except rr86.GuestImageError as error:
         message = str(error)
     assert message.startswith("kernel 'x' ")

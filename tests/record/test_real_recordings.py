@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import rr86
-from rr86.record.recorder import Limits, start
+from rr86.record.recorder import start
+from rr86.session.limits import Limits
 from tests.demo import record_demo
 
 

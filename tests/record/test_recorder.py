@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 import rr86
+from rr86.errors import NativeError
 from rr86.record.files import ReadAhead, next_free_name
-from rr86.record.metadata import Footer, Header, Host, this_host
-from tests.fake_core import FakeCore, NativeError, Step
+from rr86.trace.metadata import Footer, Header, Host, this_host
+from tests.fake_core import FakeCore, Step
 from tests.images import elf
 
 
@@ -77,9 +78,9 @@ def test_limits_end_a_recording(
     icount: int,
     words: str,
 ) -> None:
-    monkeypatch.setattr("rr86.replay.execution._FIRST_SLICE", 1)
-    monkeypatch.setattr("rr86.replay.execution._SHORTEST_SLICE", 1)
-    monkeypatch.setattr("rr86.replay.execution._LONGEST_SLICE", 1)
+    monkeypatch.setattr("rr86.session.execution._FIRST_SLICE", 1)
+    monkeypatch.setattr("rr86.session.execution._SHORTEST_SLICE", 1)
+    monkeypatch.setattr("rr86.session.execution._LONGEST_SLICE", 1)
     stop = rr86.record(kernel, limits=limits).stop
     assert stop is not None
     assert (stop.reason, stop.icount) == ("limit", icount)
@@ -95,7 +96,7 @@ def test_a_limit_that_is_reached_stays_reached(core: FakeCore, kernel: Path) -> 
 
 
 def test_an_odd_limit_is_refused() -> None:
-    with pytest.raises(rr86.RecordingError, match="must be positive"):
+    with pytest.raises(rr86.UsageError, match="must be positive"):
         rr86.Limits(instructions=0)
 
 
@@ -118,20 +119,22 @@ def test_a_full_disk_is_what_the_caller_hears_about(core: FakeCore, kernel: Path
 
 
 def test_files_that_cannot_be_used_are_named(core: FakeCore, kernel: Path, tmp_path: Path) -> None:
-    with pytest.raises(rr86.RecordingError, match="kernel 'nowhere' does not exist"):
+    with pytest.raises(rr86.GuestImageError, match="kernel 'nowhere' does not exist"):
         rr86.record("nowhere")
-    with pytest.raises(rr86.RecordingError, match="is a directory"):
+    with pytest.raises(rr86.GuestImageError, match="is a directory"):
         rr86.record(tmp_path)
-    with pytest.raises(rr86.RecordingError, match="initrd 'missing' does not exist"):
+    with pytest.raises(rr86.GuestImageError, match="initrd 'missing' does not exist"):
         rr86.record(kernel, initrd="missing")
     (tmp_path / "empty").touch()
-    with pytest.raises(rr86.RecordingError, match="is empty"):
+    with pytest.raises(rr86.GuestImageError, match="is empty"):
         rr86.record("empty")
-    with pytest.raises(rr86.RecordingError, match="kernel '/dev/zero' cannot be read: it is a dev"):
+    with pytest.raises(
+        rr86.GuestImageError, match="kernel '/dev/zero' cannot be read: it is a dev"
+    ):
         rr86.record("/dev/zero")
     read = ReadAhead(["/dev/zero"])
     read.wait()
-    with pytest.raises(rr86.RecordingError, match="it is a device"):
+    with pytest.raises(rr86.GuestImageError, match="it is a device"):
         read(Path("/dev/zero"), "kernel")
     with pytest.raises(rr86.RecordingError, match=r"no-folder.* No such file"):
         rr86.record(kernel, output="no-folder/x.rr86")
@@ -202,7 +205,7 @@ def test_files_read_ahead_are_those_that_are_read(tmp_path: Path) -> None:
     kernel.unlink()
     assert read(kernel, "kernel") == b"one"
     assert read(other, "module0") == b"two"
-    with pytest.raises(rr86.RecordingError, match=r"initrd '.*' is empty"):
+    with pytest.raises(rr86.GuestImageError, match=r"initrd '.*' is empty"):
         read(empty, "initrd")
-    with pytest.raises(rr86.RecordingError, match=r"initrd '.*missing' does not exist"):
+    with pytest.raises(rr86.GuestImageError, match=r"initrd '.*missing' does not exist"):
         read(tmp_path / "missing", "initrd")

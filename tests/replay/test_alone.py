@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import rr86
-from rr86.errors import ExpansionError, TraceContentError
+from rr86.errors import ExpansionError, UsageError
 from rr86.replay import expansion
 from rr86.replay.alone import replay_parallel
 from rr86.replay.trace import open_trace
@@ -90,7 +90,7 @@ def test_a_vcpu_alone_can_be_run_in_pieces(smp: rr86.Trace) -> None:
 
 
 def test_a_vcpu_that_is_not_there_is_refused(smp: rr86.Trace) -> None:
-    with pytest.raises(TraceContentError, match="no vCPU 4: the trace has 0 to 3"):
+    with pytest.raises(UsageError, match="no vCPU 4: the trace has 0 to 3"):
         smp.alone(4)
     assert not expansion.beside(smp).exists()
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rr86.cpu.symbols import GuestSymbols
+from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.errors import ConditionError, SymbolsError
-from rr86.replay.conditions import (
+from rr86.session.conditions import (
     VALID,
     AnyInt3,
     AtSymbol,
@@ -23,9 +23,9 @@ from rr86.replay.conditions import (
     Write,
     WriteSymbol,
     as_conditions,
-    lower,
     parse,
 )
+from rr86.session.lowering import lower
 from tests.images import elf
 
 

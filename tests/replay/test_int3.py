@@ -11,8 +11,8 @@ import rr86
 from rr86.cli.app import app
 from rr86.record.recorder import Recorder
 from rr86.replay.bisect import Choice, bisect_invalidation
-from rr86.replay.conditions import AnyInt3, Int3
-from rr86.replay.int3 import INJECTED, SHORT, explain, look
+from rr86.session.conditions import AnyInt3, Int3
+from rr86.session.int3 import INJECTED, SHORT, explain, look
 from tests.fake_core import FakeCore, Step
 from tests.guests.build import build, load_manifest
 from tests.guests.machines import Recorded, outcome, record_guest

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rr86._native import NativeError
+from rr86.errors import NativeError
 from rr86.replay.bisect import bisect_invalidation
 from tests.guests.build import load_manifest
 from tests.guests.machines import Recorded, finished, record_guest

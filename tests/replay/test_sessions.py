@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import rr86
-from rr86.replay.conditions import AtSymbol, Console, End, Int3
-from tests.fake_core import DivergenceError, FakeCore, Guest, Step
+from rr86.errors import DivergenceError
+from rr86.session.conditions import AtSymbol, Console, End, Int3
+from tests.fake_core import FakeCore, Guest, Step
 from tests.images import elf, kallsyms, vmlinux
 
 BASE = 0xFFFFFFFF81000000
@@ -221,7 +222,7 @@ def test_events_are_filtered(core: FakeCore, kernel: Path, tmp_path: Path) -> No
     assert [e.kind for e in trace.events(vcpu=1)] == ["fetch"]
     assert [e.icount for e in trace.events(first=2, last=8)] == [7]
     assert [e.vcpu for e in trace.events(kinds=["digests"])] == [None]
-    with pytest.raises(rr86.TraceContentError, match="no such kind of event: nonsense"):
+    with pytest.raises(rr86.UsageError, match="no such kind of event: nonsense"):
         list(trace.events(kinds=["nonsense"]))
 
 

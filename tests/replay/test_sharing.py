@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import rr86
-from rr86.replay.sharing import CrossWrite, SharedLine, SharedPage, lines_of
-from rr86.replay.vocabulary import NO_VCPU
+from rr86.trace.sharing import CrossWrite, SharedLine, SharedPage, lines_of
+from rr86.trace.vocabulary import NO_VCPU
 
 
 @pytest.fixture(scope="module")

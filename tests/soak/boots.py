@@ -19,7 +19,8 @@ from random import Random
 
 import rr86
 from rr86.machine.spec import PROTOCOLS, SCHEDULES, BoardSpec
-from rr86.record.recorder import Limits, Recorder
+from rr86.record.recorder import Recorder
+from rr86.session.limits import Limits
 from tests.guests.machines import Outcome, finished, outcome
 from tests.soak import frame
 from tests.soak.checks import SHORTCUTS, DifferenceError, Run, compare_traces, without

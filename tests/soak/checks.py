@@ -11,7 +11,8 @@ from pathlib import Path
 from random import Random
 
 import rr86
-from rr86.record.recorder import Limits, Recorder
+from rr86.record.recorder import Recorder
+from rr86.session.limits import Limits
 from tests.guests.machines import Outcome, assert_same_run, finished, outcome
 from tests.soak.hostile import Guest
 

@@ -108,7 +108,7 @@ def _command(words: Sequence[str], notes: Path | None = None) -> Callable[[], in
 
     def body() -> int:
         from rr86.cli import main
-        from rr86.replay.execution import Execution
+        from rr86.session.execution import Execution
 
         if notes is not None:
             log = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -317,7 +317,7 @@ class Deaths:
         try:
             opened = rr86.open_trace(trace)
             opened.all_images()
-        except (rr86.TraceError, rr86.TraceContentError):
+        except rr86.TraceError:
             return 50
         last = max((e.icount + _instructions(e) for e in opened.events(("slice",))), default=0)
         for begin in (None, 1 << 60):

@@ -31,6 +31,8 @@ APPEND = "console=ttyS0 panic=-1"
 LIMIT = 60_000_000_000
 """Instructions; far beyond any boot."""
 MANY_VCPUS = 4
+ASTRAY = 20_000_000
+"""Instructions of a guest that a protocol leads astray."""
 GUESTS = load_manifest()
 
 
@@ -74,7 +76,7 @@ def _record(case: Case, path: Path) -> None:
     if case.guest == "demo":
         record_demo(path.parent, path.stem, **options)
     elif case.guest in GUESTS:
-        record_guest(GUESTS[case.guest], path, **options)
+        record_guest(GUESTS[case.guest], path, far=ASTRAY, **options)
     else:
         folder = Path(case.guest)
         rr86.record(

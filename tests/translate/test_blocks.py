@@ -1,4 +1,4 @@
-from rr86.replay.trace import Event
+from rr86.trace.events import Event
 from rr86.translate.blocks import block_lives
 
 

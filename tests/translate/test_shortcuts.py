@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import rr86
-from rr86.machine.spec import SpecError
+from rr86.errors import SpecError
 from tests.demo import record_demo
 from tests.guests.build import load_manifest
 from tests.guests.machines import record_guest

@@ -1,15 +1,14 @@
 //! The native core of rr86: everything that runs per guest instruction, per memory access or per
-//! block. It knows no Python. Arrows point one way:
-//! `record, replay → schedule → machine → runtime → translate → memory → cpu`.
+//! block. It knows no Python. Arrows point one way: `session → machine → runtime → translate → cpu`, with `memory`
+//! under `runtime`, and `trace` under `session` alone.
 
 pub mod contents;
 pub mod cpu;
 pub mod host_time;
 pub mod machine;
 pub mod memory;
-pub mod record;
-pub mod replay;
 pub mod runtime;
 pub mod saved;
-pub mod schedule;
+pub mod session;
+pub mod trace;
 pub mod translate;

@@ -4,19 +4,18 @@ mod support;
 
 use std::path::Path;
 
-use rr86_core::record::{Event, Stop};
-use rr86_core::replay::{Divergence, ReplayError, Replayer, TraceReader};
-use rr86_core::schedule::Conditions;
+use rr86_core::session::{Conditions, Divergence, Fact, Session, SessionError, Stop, Wait};
+use rr86_core::trace::{Event, TraceReader};
 use support::{machine, record, rewrite};
 
-fn replay(path: &Path) -> Result<Stop, ReplayError> {
+fn replay(path: &Path) -> Result<Stop, SessionError> {
     let reader = TraceReader::open(path).expect("a trace");
-    Replayer::new(machine(false), reader.stream(), true).run(u64::MAX, &mut Conditions::default())
+    Session::replay(machine(false), reader.stream(), true).run(u64::MAX, &mut Conditions::default())
 }
 
 /// The divergence of a recording after `change`, which gets the position of the tenth slice, and that
 /// slice's moment.
-fn divergence(change: impl FnOnce(&mut Vec<(u64, Event)>, usize)) -> (Divergence, u64) {
+fn divergence(change: impl FnOnce(&mut Vec<(u64, Event)>, usize)) -> (Box<Divergence>, u64) {
     let folder = tempfile::tempdir().expect("a folder");
     let (good, bad) = (folder.path().join("good"), folder.path().join("bad"));
     record(&good);
@@ -32,7 +31,7 @@ fn divergence(change: impl FnOnce(&mut Vec<(u64, Event)>, usize)) -> (Divergence
         change(events, at);
     });
     match replay(&bad) {
-        Err(ReplayError::Divergence(divergence)) => (divergence, moment),
+        Err(SessionError::Divergence(divergence)) => (divergence, moment),
         other => panic!("no divergence: {other:?}"),
     }
 }
@@ -55,6 +54,13 @@ fn a_shorter_slice_is_noticed_where_the_next_one_starts() {
         *instructions -= 1;
     });
     assert_eq!(found.component, "schedule");
+    // The eleventh slice starts an instruction too late.
+    let (Fact::SliceStart(recorded), Fact::SliceStart(reached)) = (&found.expected, &found.found)
+    else {
+        panic!("{found}");
+    };
+    assert_eq!((found.decision, *recorded), (11, reached + 1));
+    assert_eq!(found.icount, *reached);
     assert!(
         (moment..moment + 2000).contains(&found.icount),
         "{found} after {moment}"
@@ -73,6 +79,11 @@ fn a_slice_of_another_vcpu_is_noticed_in_that_slice() {
     });
     // The pages that the two share do not change hands as recorded.
     assert_eq!(found.component, "pages");
+    assert_eq!(found.decision, 10);
+    let of_page =
+        |fact: &Fact| matches!(fact, Fact::Event(_, Event::HandOff { .. }) | Fact::Nothing);
+    assert!(of_page(&found.expected) && of_page(&found.found), "{found}");
+    assert_ne!(found.expected, found.found);
     assert!(
         (moment..moment + 2000).contains(&found.icount),
         "{found} after {moment}"
@@ -92,6 +103,11 @@ fn a_digest_that_differs_names_its_component() {
         entry.expect("a digest of cpu1").1 ^= 1;
     });
     assert_eq!(found.component, "cpu1");
+    let (Fact::Digest(recorded), Fact::Digest(replayed)) = (&found.expected, &found.found) else {
+        panic!("{found}");
+    };
+    assert_eq!(*recorded, replayed ^ 1);
+    assert!(found.decision > 10, "{found}");
 }
 
 #[test]
@@ -106,4 +122,7 @@ fn an_invented_jump_in_time_is_noticed() {
         events.insert(ninth + 1, (icount, Event::TimeSkip { to_ns: 1 << 40 }));
     });
     assert_eq!((found.component.as_str(), found.icount), ("time", moment));
+    assert_eq!(found.decision, 9);
+    assert_eq!(found.expected, Fact::Jump(1 << 40));
+    assert_eq!(found.found, Fact::Wait(Wait::Ready));
 }

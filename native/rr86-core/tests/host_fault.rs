@@ -5,10 +5,9 @@ mod support;
 
 use std::path::Path;
 
-use rr86_core::record::{Event, Recorder, Stop};
-use rr86_core::replay::{Replayer, TraceReader};
 use rr86_core::runtime::signals::HostFault;
-use rr86_core::schedule::{Conditions, Policy, Scheduler};
+use rr86_core::session::{Conditions, Policy, Recording, Scheduler, Session, Stop};
+use rr86_core::trace::{Event, TraceReader};
 use support::{machine, PROGRAM};
 
 /// The fourth instruction of the program, `nop`, begins its second block.
@@ -16,8 +15,8 @@ const NOP: u64 = 0x10_0012;
 const JUMP: u64 = NOP + 1;
 
 /// Records a run of which, after 20,000 instructions, the code of the instruction at `rip` begins with `code`.
-fn record_with(path: &Path, rip: u64, code: &[u8]) -> (Recorder, HostFault, u64) {
-    let mut recorder = Recorder::new(machine(false), Scheduler::new(Policy::Uniform, 5, 1000));
+fn record_with(path: &Path, rip: u64, code: &[u8]) -> (Session<Recording>, HostFault, u64) {
+    let mut recorder = Session::record(machine(false), Scheduler::new(Policy::Uniform, 5, 1000));
     recorder
         .record_to(path, b"", &[("kernel".to_string(), (&PROGRAM[..]).into())])
         .expect("a trace");
@@ -104,7 +103,7 @@ fn a_failure_of_each_kind_names_the_instruction_and_the_trace_replays_up_to_it()
         let events: Vec<_> = reader.stream().map(|e| e.expect("an event")).collect();
         let (end, last) = events.last().expect("events");
         assert!(matches!(last, Event::Stop { reason: 9, .. }), "{last:?}");
-        let mut replayer = Replayer::new(machine(false), reader.stream(), true);
+        let mut replayer = Session::replay(machine(false), reader.stream(), true);
         let stop = replayer.run(u64::MAX, &mut Conditions::default());
         assert_eq!(stop.expect("a replay"), Stop::End);
         assert_eq!(replayer.machine.engine.icount(), *end);
@@ -127,7 +126,7 @@ fn a_replay_in_which_code_fails_ends_in_the_same_way() {
     let path = folder.path().join("x");
     support::record(&path);
     let reader = TraceReader::open(&path).expect("a trace");
-    let mut replayer = Replayer::new(machine(false), reader.stream(), true);
+    let mut replayer = Session::replay(machine(false), reader.stream(), true);
     replayer.machine.engine.plant(NOP, &[0x0f, 0x0b]);
     let stop = replayer.run(u64::MAX, &mut Conditions::default());
     assert_eq!(stop.expect("a replay"), Stop::Failed);

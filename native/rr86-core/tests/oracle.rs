@@ -4,15 +4,14 @@ mod support;
 
 use std::path::Path;
 
-use rr86_core::record::{Event, Stop};
-use rr86_core::replay::{Replayer, TraceReader};
 use rr86_core::runtime::oracle::Verdict;
-use rr86_core::schedule::Conditions;
+use rr86_core::session::{Conditions, Session, Stop};
+use rr86_core::trace::{Event, TraceReader};
 use support::{machine, record, rewrite};
 
 fn verdict(path: &Path, verify: bool) -> Verdict {
     let reader = TraceReader::open(path).expect("a trace");
-    let mut replayer = Replayer::new(machine(true), reader.stream(), verify);
+    let mut replayer = Session::replay(machine(true), reader.stream(), verify);
     let stop = replayer.run(u64::MAX, &mut Conditions::default());
     assert_eq!(stop.expect("a replay"), Stop::End);
     assert_eq!(replayer.machine.engine.unseen_by_oracle(), None);

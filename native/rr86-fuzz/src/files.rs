@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use rr86_core::record::format::{self, ChunkHeader, ChunkKind, Codec, EventTable, CHUNK_HEADER};
+use rr86_core::trace::format::{self, ChunkHeader, ChunkKind, Codec, EventTable, CHUNK_HEADER};
 
 use crate::mutate::varint;
 

@@ -3,11 +3,10 @@
 use std::path::Path;
 
 use rr86_core::cpu::semantics::Semantics;
-use rr86_core::record::Recorder;
-use rr86_core::replay::{Replayer, TraceReader};
 use rr86_core::runtime::engine::BlockLimits;
 use rr86_core::runtime::protocol::Protocol;
-use rr86_core::schedule::{Conditions, Machine, MachineConfig, Policy, Scheduler};
+use rr86_core::session::{Conditions, Machine, MachineConfig, Policy, Scheduler, Session};
+use rr86_core::trace::TraceReader;
 
 const ENTRY: u64 = 0x10_0000;
 /// ```text
@@ -76,8 +75,8 @@ pub fn machine(protocol: &str) -> Machine {
 /// When it cannot be written.
 pub fn record(path: &Path, protocol: &str, length: u64) {
     let scheduler = Scheduler::new(Policy::Random, 9, 40);
-    let mut recorder = Recorder::new(machine(protocol), scheduler);
-    recorder.set_window_bias(3, 0x8000);
+    let mut recorder = Session::record(machine(protocol), scheduler);
+    recorder.machine.draw_windows(3, 0x8000);
     recorder
         .set_checkpoints(length / 2 + 1)
         .expect("checkpoints");
@@ -102,7 +101,7 @@ pub fn record(path: &Path, protocol: &str, length: u64) {
 /// When the trace does not replay.
 pub fn expand(trace: &Path, expansion: &Path) {
     let reader = TraceReader::open(trace).expect("a trace");
-    let mut replayer = Replayer::new(machine("precise"), reader.stream(), true);
+    let mut replayer = Session::replay(machine("precise"), reader.stream(), true);
     replayer.expand(&reader, expansion, true).expect("a file");
     let mut none = Conditions::default();
     replayer.run(u64::MAX, &mut none).expect("a replay");

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use rr86_core::host_time::{Patience, PatienceLimit};
-use rr86_core::record::event::Kind;
-use rr86_core::record::format::{ChunkKind, Codec, CHUNK_HEADER, FILE_HEADER};
-use rr86_core::record::tail::{self, Record, RECORD};
-use rr86_core::record::{TraceError, TraceWriter};
-use rr86_core::replay::{survey, ExpansionReader, Replayer, Solo, TraceReader};
-use rr86_core::schedule::{CheckpointError, Conditions, Policy, Scheduler, Wait};
+use rr86_core::session::{
+    CheckpointError, Conditions, ExpansionReader, Policy, Scheduler, Session, Wait,
+};
+use rr86_core::trace::event::Kind;
+use rr86_core::trace::format::{ChunkKind, Codec, CHUNK_HEADER, FILE_HEADER};
+use rr86_core::trace::tail::{self, Record, RECORD};
+use rr86_core::trace::{survey, TraceError, TraceReader, TraceWriter};
 use tempfile::TempDir;
 
 use crate::files::{self, Chunk};
@@ -489,7 +490,7 @@ impl Targets {
         let mut machine = sample::machine("precise");
         // A slice of any length is a valid one, and some take years: the call comes back all the same.
         machine.engine.patience = Patience::new(PatienceLimit::Steps(10_000));
-        let mut replayer = Replayer::new(machine, reader.stream_for_replay(0), rng.one_in(2));
+        let mut replayer = Session::replay(machine, reader.stream_for_replay(0), rng.one_in(2));
         let _ = replayer.run(STEPS, &mut Conditions::default());
     }
 
@@ -499,8 +500,9 @@ impl Targets {
         let reader = TraceReader::open(&self.path()).expect("a valid trace");
         let machine = sample::machine("precise");
         let vcpu = rng.below(2);
-        if let Ok(mut solo) = Solo::new(machine, &reader, &self.other(), vcpu, rng.one_in(2)) {
-            let _ = solo.run(STEPS);
+        let alone = Session::alone(machine, &reader, &self.other(), vcpu, rng.one_in(2));
+        if let Ok(mut alone) = alone {
+            let _ = alone.run(STEPS, &mut Conditions::default());
         }
     }
 }

@@ -1,43 +1,17 @@
 //! Errors of the core as Python exceptions; the messages are the core's own.
 
-use pyo3::create_exception;
-use pyo3::exceptions::{PyException, PyKeyboardInterrupt};
+use pyo3::exceptions::PyKeyboardInterrupt;
+use pyo3::import_exception;
 use pyo3::prelude::*;
-use rr86_core::record;
-use rr86_core::replay::ReplayError;
-use rr86_core::schedule;
+use rr86_core::session::{self as schedule, SessionError};
 
-create_exception!(
-    rr86._native,
-    NativeError,
-    PyException,
-    "Any failure of the core."
-);
-create_exception!(
-    rr86._native,
-    TraceError,
-    NativeError,
-    "A trace file that cannot be read."
-);
-create_exception!(
-    rr86._native,
-    DivergenceError,
-    NativeError,
-    "A replay left the recorded path."
-);
-create_exception!(
-    rr86._native,
-    HostError,
-    NativeError,
-    "The host lacks something."
-);
-
-create_exception!(
-    rr86._native,
-    EngineError,
-    NativeError,
-    "Translated code failed on the host."
-);
+// The classes are Python's, so that all errors of rr86 have one root and typed attributes.
+import_exception!(rr86.errors, NativeError);
+import_exception!(rr86.errors, TraceError);
+import_exception!(rr86.errors, DivergenceError);
+import_exception!(rr86.errors, HostError);
+import_exception!(rr86.errors, EngineError);
+import_exception!(rr86.errors, DeviceError);
 
 /// A device that is written in Python raised an exception, which is the error's cause.
 pub fn device(py: Python<'_>, name: &str, cause: PyErr) -> PyErr {
@@ -46,17 +20,9 @@ pub fn device(py: Python<'_>, name: &str, cause: PyErr) -> PyErr {
         return cause;
     }
     let text = format!("the device {name:?} raised {cause}");
-    let made = py
-        .import("rr86.errors")
-        .and_then(|errors| errors.getattr("DeviceError")?.call1((text, name)));
-    match made {
-        Ok(error) => {
-            let error = PyErr::from_value(error);
-            error.set_cause(py, Some(cause));
-            error
-        }
-        Err(error) => error,
-    }
+    let error = DeviceError::new_err((text, name.to_string()));
+    error.set_cause(py, Some(cause));
+    error
 }
 
 /// What has failed, as the engine has it.
@@ -72,7 +38,7 @@ pub fn machine(error: schedule::MachineError) -> PyErr {
     }
 }
 
-pub fn trace(error: record::TraceError) -> PyErr {
+pub fn trace(error: rr86_core::trace::TraceError) -> PyErr {
     TraceError::new_err(error.to_string())
 }
 
@@ -83,10 +49,10 @@ pub fn checkpoint(error: schedule::CheckpointError) -> PyErr {
     }
 }
 
-pub fn replay(error: ReplayError) -> PyErr {
+pub fn session(error: SessionError) -> PyErr {
     match error {
-        ReplayError::Trace(e) => trace(e),
-        ReplayError::Divergence(e) => DivergenceError::new_err(e.to_string()),
-        ReplayError::Checkpoint(e) => checkpoint(e),
+        SessionError::Trace(e) => trace(e),
+        SessionError::Divergence(e) => DivergenceError::new_err(e.to_string()),
+        SessionError::Checkpoint(e) => checkpoint(e),
     }
 }

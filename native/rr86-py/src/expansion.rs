@@ -5,7 +5,8 @@ use std::path::Path;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use rr86_core::memory::pages::DEVICE;
-use rr86_core::replay;
+use rr86_core::session;
+use rr86_core::trace::TraceReader;
 
 use crate::errors;
 
@@ -21,16 +22,16 @@ type Store<'py> = (
 );
 
 #[pyclass(frozen, module = "rr86._native")]
-pub struct ExpansionReader(replay::ExpansionReader);
+pub struct ExpansionReader(session::ExpansionReader);
 
 #[pymethods]
 impl ExpansionReader {
     /// The expansion of a trace, or None if there is no whole one.
     #[staticmethod]
     fn open(trace: &str, path: &str) -> PyResult<Option<Self>> {
-        let trace = replay::TraceReader::open(Path::new(trace)).map_err(errors::trace)?;
+        let trace = TraceReader::open(Path::new(trace)).map_err(errors::trace)?;
         let reader =
-            replay::ExpansionReader::open(Path::new(path), &trace).map_err(errors::trace)?;
+            session::ExpansionReader::open(Path::new(path), &trace).map_err(errors::trace)?;
         Ok(reader.map(Self))
     }
 

@@ -21,8 +21,6 @@ mod _native {
     use super::machine::{block_protocols, disable_shortcuts};
 
     #[pymodule_export]
-    use super::errors::{DivergenceError, EngineError, HostError, NativeError, TraceError};
-    #[pymodule_export]
     use super::expansion::ExpansionReader;
     #[pymodule_export]
     use super::machine::{Machine, Moment};

@@ -16,11 +16,13 @@ use rr86_core::cpu::semantics::Semantics;
 use rr86_core::host_time::{Patience, PatienceLimit, Phase};
 use rr86_core::memory::ram::REGION;
 use rr86_core::memory::PAGE_SHIFT;
-use rr86_core::record::{Recorder, Stop};
-use rr86_core::replay::{self, Checkpointer, Replayer, Solo, TraceReader};
 use rr86_core::runtime::engine::BlockLimits;
 use rr86_core::runtime::protocol::{Protocol, PROTOCOLS};
-use rr86_core::schedule::{self, Condition, Conditions, Ending, MachineConfig, Policy, Scheduler};
+use rr86_core::session::{
+    self as schedule, Alone, Checkpointer, Condition, Conditions, Diversion, Ending, MachineConfig,
+    Policy, Recording, Replay, Scheduler, Session, Stop,
+};
+use rr86_core::trace::TraceReader;
 use rr86_core::translate::layout::Exit;
 use rr86_core::translate::shortcuts::Shortcuts;
 
@@ -33,7 +35,7 @@ use crate::trace::Events;
 
 /// A moment of a replay, for other replays of its trace.
 #[pyclass(frozen, module = "rr86._native")]
-pub struct Moment(replay::Moment);
+pub struct Moment(schedule::Moment);
 
 #[pymethods]
 impl Moment {
@@ -49,9 +51,10 @@ const PATIENCE: Duration = Duration::from_millis(40);
 
 /// What drives the machine.
 enum Driver {
-    Record(Box<Recorder>),
-    Replay(Box<Replayer>),
-    Solo(Box<Solo>),
+    Record(Box<Session<Recording>>),
+    Replay(Box<Session<Replay>>),
+    Solo(Box<Session<Alone>>),
+    Diversion(Box<Session<Diversion>>),
     /// In transition; seen only after a failed `replay_from`.
     Gone,
 }
@@ -62,6 +65,7 @@ impl Driver {
             Self::Record(r) => Ok(&mut r.machine),
             Self::Replay(r) => Ok(&mut r.machine),
             Self::Solo(s) => Ok(&mut s.machine),
+            Self::Diversion(d) => Ok(&mut d.machine),
             Self::Gone => Err(NativeError::new_err(
                 "this machine could not start its replay",
             )),
@@ -138,7 +142,7 @@ impl Machine {
     /// Makes a replay of a machine that has not run.
     fn start_replay(
         &mut self,
-        begin: impl FnOnce(schedule::Machine) -> PyResult<Replayer>,
+        begin: impl FnOnce(schedule::Machine) -> PyResult<Session<Replay>>,
     ) -> PyResult<()> {
         match std::mem::replace(self.driver(), Driver::Gone) {
             Driver::Record(recorder) => {
@@ -224,9 +228,9 @@ impl Machine {
             semantics,
         })
         .map_err(errors::machine)?;
-        let mut recorder = Recorder::new(machine, Scheduler::new(policy, seed, quantum));
+        let mut recorder = Session::record(machine, Scheduler::new(policy, seed, quantum));
         recorder.machine.engine.patience = Patience::new(PatienceLimit::Time(PATIENCE));
-        recorder.set_window_bias(seed, window_bias);
+        recorder.machine.draw_windows(seed, window_bias);
         Ok(Self {
             driver: Mutex::new(Driver::Record(Box::new(recorder))),
             rows: Vec::new(),
@@ -307,7 +311,7 @@ impl Machine {
         };
         recorder
             .finish(reason, code, &detail, footer)
-            .map_err(errors::trace)
+            .map_err(errors::session)
     }
 
     fn without_side_file(&mut self) -> Option<String> {
@@ -338,22 +342,28 @@ impl Machine {
             }
         };
         self.start_replay(|machine| match checkpoint {
-            None => Ok(Replayer::new(machine, reader.stream_for_replay(0), verify)),
+            None => Ok(Session::replay(
+                machine,
+                reader.stream_for_replay(0),
+                verify,
+            )),
             Some(info) => py
-                .detach(|| Replayer::from_checkpoint(machine, &reader, &info, verify))
-                .map_err(errors::replay),
+                .detach(|| Session::from_checkpoint(machine, &reader, &info, verify))
+                .map_err(errors::session),
         })
     }
 
     fn replay_events(&mut self, events: &Events, verify: bool) -> PyResult<()> {
         let events = events.take()?;
-        self.start_replay(|machine| Ok(Replayer::new(machine, events, verify)))
+        self.start_replay(|machine| Ok(Session::replay(machine, events, verify)))
     }
 
     fn keep(&mut self, py: Python<'_>, trace: &str) -> PyResult<Moment> {
         let reader = TraceReader::open(Path::new(trace)).map_err(errors::trace)?;
         let Driver::Replay(replayer) = self.driver() else {
-            return Err(NativeError::new_err("only a replay can keep its moments"));
+            return Err(NativeError::new_err(
+                "the replay does not stand between two recorded slices",
+            ));
         };
         let moment = py.detach(|| replayer.keep(&reader));
         moment.map(Moment).map_err(errors::checkpoint)
@@ -366,8 +376,8 @@ impl Machine {
         verify: bool,
     ) -> PyResult<()> {
         self.start_replay(|machine| {
-            py.detach(|| Replayer::from_moment(machine, &moment.0, verify))
-                .map_err(errors::replay)
+            py.detach(|| Session::<Replay>::from_moment(machine, &moment.0, verify))
+                .map_err(errors::session)
         })
     }
 
@@ -422,7 +432,7 @@ impl Machine {
         match std::mem::replace(self.driver(), Driver::Gone) {
             Driver::Record(recorder) => {
                 let machine = recorder.machine;
-                let solo = Solo::new(machine, &reader, Path::new(expansion), vcpu, verify)
+                let solo = Session::alone(machine, &reader, Path::new(expansion), vcpu, verify)
                     .map_err(errors::trace)?;
                 *self.driver() = Driver::Solo(Box::new(solo));
                 Ok(())
@@ -483,13 +493,17 @@ impl Machine {
         let stop = py.detach(|| match driver {
             Driver::Record(r) => {
                 r.by_lines = by_lines;
-                r.run(max_instructions, conditions).map_err(errors::trace)
+                r.run(max_instructions, conditions).map_err(errors::session)
             }
             Driver::Replay(r) => {
                 r.by_lines = by_lines;
-                r.run(max_instructions, conditions).map_err(errors::replay)
+                r.run(max_instructions, conditions).map_err(errors::session)
             }
-            Driver::Solo(s) => s.run(max_instructions).map_err(errors::replay),
+            Driver::Solo(s) => s.run(max_instructions, conditions).map_err(errors::session),
+            Driver::Diversion(d) => {
+                d.by_lines = by_lines;
+                d.run(max_instructions, conditions).map_err(errors::session)
+            }
             Driver::Gone => Err(NativeError::new_err(
                 "this machine could not start its replay",
             )),
@@ -499,6 +513,7 @@ impl Machine {
             (Driver::Record(r), _) => r.vcpu,
             (Driver::Replay(r), _) => r.vcpu,
             (Driver::Solo(s), _) => s.vcpu,
+            (Driver::Diversion(d), _) => d.vcpu,
             (Driver::Gone, _) => 0,
         };
         let (name, number, code) = describe(stop);
@@ -536,6 +551,7 @@ impl Machine {
         let bytes = match self.driver() {
             Driver::Record(r) => r.take_console(),
             Driver::Replay(r) => r.take_console(),
+            Driver::Diversion(r) => r.take_console(),
             Driver::Solo(_) | Driver::Gone => Vec::new(),
         };
         PyBytes::new(py, &bytes)
@@ -548,7 +564,7 @@ impl Machine {
 
     fn compared_digests(&mut self) -> (u64, u64) {
         match self.driver() {
-            Driver::Replay(r) => (r.compared.digests, r.compared.moments),
+            Driver::Replay(r) => (r.decisions.compared.digests, r.decisions.compared.moments),
             _ => (0, 0),
         }
     }
@@ -699,9 +715,13 @@ impl Machine {
     }
 
     fn go_free(&mut self) -> PyResult<()> {
-        match self.driver() {
+        match std::mem::replace(self.driver(), Driver::Gone) {
             Driver::Replay(r) => {
-                r.set_free();
+                *self.driver() = Driver::Diversion(Box::new(r.divert()));
+                Ok(())
+            }
+            Driver::Diversion(d) => {
+                *self.driver() = Driver::Diversion(d);
                 Ok(())
             }
             _ => Err(NativeError::new_err("only a replay can be set free")),
@@ -727,6 +747,7 @@ impl Machine {
             Driver::Record(r) => r.spent(),
             Driver::Replay(r) => r.spent(),
             Driver::Solo(s) => s.spent(),
+            Driver::Diversion(d) => d.spent(),
             Driver::Gone => self.driver().machine()?.engine.spent,
         };
         let phases = Phase::ALL.map(|p| (p.name(), spent.on(p)));
@@ -740,10 +761,11 @@ impl Machine {
             Driver::Record(r) => r.slices,
             Driver::Replay(r) => r.slices,
             Driver::Solo(s) => s.slices,
+            Driver::Diversion(d) => d.slices,
             Driver::Gone => 0,
         };
         let own = match self.driver() {
-            Driver::Solo(s) => Some(s.instructions),
+            Driver::Solo(s) => Some(s.instructions()),
             _ => None,
         };
         let engine = &self.driver().machine()?.engine;

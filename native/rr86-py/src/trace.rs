@@ -6,9 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
-use rr86_core::record::{Access, Block, Event};
-use rr86_core::replay::survey::StaleBlock;
-use rr86_core::replay::{self, EventStream, SharedLine, SharedPage};
+use rr86_core::trace::survey::{self, StaleBlock};
+use rr86_core::trace::{self, Access, Block, Event, EventStream, SharedLine, SharedPage};
 
 use crate::errors::{self, NativeError};
 
@@ -61,7 +60,7 @@ fn page_row(page: &SharedPage) -> PageRow {
 }
 
 #[pyclass(frozen, module = "rr86._native")]
-pub struct TraceReader(replay::TraceReader);
+pub struct TraceReader(trace::TraceReader);
 
 /// All events of a trace for one replay from power-on; the first are being decoded.
 #[pyclass(frozen, module = "rr86._native")]
@@ -180,7 +179,7 @@ fn fields<'py>(py: Python<'py>, event: &Event) -> PyResult<(&'static str, Bound<
 impl TraceReader {
     #[new]
     fn new(path: &str) -> PyResult<Self> {
-        replay::TraceReader::open(Path::new(path))
+        trace::TraceReader::open(Path::new(path))
             .map(Self)
             .map_err(errors::trace)
     }
@@ -247,18 +246,18 @@ impl TraceReader {
     }
 
     fn shared_lines(&self, py: Python<'_>) -> PyResult<BTreeMap<u64, u64>> {
-        py.detach(|| replay::survey::shared_lines(&self.0))
+        py.detach(|| survey::shared_lines(&self.0))
             .map_err(errors::trace)
     }
 
     fn retired(&self, py: Python<'_>) -> PyResult<BTreeMap<u8, u64>> {
-        py.detach(|| replay::survey::retired(&self.0))
+        py.detach(|| survey::retired(&self.0))
             .map_err(errors::trace)
     }
 
     fn stale_blocks(&self, py: Python<'_>) -> PyResult<(u64, u64, Vec<StaleRow>)> {
         let found = py
-            .detach(|| replay::survey::stale_blocks(&self.0))
+            .detach(|| survey::stale_blocks(&self.0))
             .map_err(errors::trace)?;
         let rows = found.executed.iter().map(stale_row).collect();
         Ok((found.born, found.survived, rows))

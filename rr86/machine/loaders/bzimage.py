@@ -6,8 +6,9 @@ Linux Documentation/x86/boot.rst.
 
 import struct
 
+from rr86.errors import GuestImageError
 from rr86.machine.loaders import linux
-from rr86.machine.loaders.image import BootFiles, ImageError, Layout, LoadedKernel, align_up
+from rr86.machine.loaders.image import BootFiles, Layout, LoadedKernel, align_up
 from rr86.machine.memory_map import FIRMWARE_END, MemoryMap
 from rr86.machine.spec import BoardSpec
 
@@ -31,25 +32,25 @@ def load(files: BootFiles, spec: BoardSpec, memory: MemoryMap) -> LoadedKernel:
     """Place a bzImage, its command line and its initrd."""
     image = files.kernel
     if len(image) < 0x268:
-        raise ImageError("the kernel is cut off within its setup header")
+        raise GuestImageError("the kernel is cut off within its setup header")
     (version,) = struct.unpack_from("<H", image, 0x206)
     if version < MIN_VERSION:
-        raise ImageError(
+        raise GuestImageError(
             f"the kernel speaks boot protocol {version >> 8}.{version & 0xFF:02}; "
             "2.12 (Linux 3.8) or later is needed"
         )
     (loadflags,) = struct.unpack_from("<B", image, 0x211)
     (xloadflags,) = struct.unpack_from("<H", image, 0x236)
     if not loadflags & LOADED_HIGH:
-        raise ImageError("the kernel is a zImage, which loads low; a bzImage is needed")
+        raise GuestImageError("the kernel is a zImage, which loads low; a bzImage is needed")
     if not xloadflags & XLF_KERNEL_64:
-        raise ImageError("the kernel is a 32-bit one (it has no 64-bit entry point)")
+        raise GuestImageError("the kernel is a 32-bit one (it has no 64-bit entry point)")
 
     (paragraphs,) = struct.unpack_from("<I", image, 0x1F4)
     setup, body = files.bzimage_parts
     # syssize counts the protected-mode part; behind it there may be a signature.
     if len(body) < paragraphs * 16 or len(body) <= ENTRY_64:
-        raise ImageError(
+        raise GuestImageError(
             f"the kernel is cut off: it should have {len(setup) + paragraphs * 16} bytes and has "
             f"{len(image)}"
         )
@@ -83,5 +84,5 @@ def _load_address(image: bytes, init_size: int, memory: MemoryMap) -> int:
     if preferred + init_size <= memory.tables_base or not relocatable:
         return int(preferred)
     if alignment == 0 or alignment & (alignment - 1):
-        raise ImageError(f"the kernel's alignment is not a power of two: {alignment:#x}")
+        raise GuestImageError(f"the kernel's alignment is not a power of two: {alignment:#x}")
     return align_up(FIRMWARE_END, alignment)

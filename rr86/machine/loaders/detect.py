@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from rr86.errors import GuestImageError
 from rr86.machine.loaders import bzimage, elf, multiboot
-from rr86.machine.loaders.image import EXPECTED, BootFiles, ImageError, LoadedKernel
+from rr86.machine.loaders.image import EXPECTED, BootFiles, LoadedKernel
 from rr86.machine.memory_map import MemoryMap
 from rr86.machine.spec import BoardSpec
 
@@ -19,15 +20,15 @@ _FOREIGN = (
 
 
 def read_image(path: Path, what: str = "kernel") -> bytes:
-    """The contents of a kernel, initrd or module file; raises `ImageError` for a person."""
+    """The contents of a kernel, initrd or module file; raises `GuestImageError` for a person."""
     try:
         data = path.read_bytes()
     except IsADirectoryError:
-        raise ImageError(f"the {what} {path} is a directory") from None
+        raise GuestImageError(f"the {what} {path} is a directory") from None
     except OSError as error:
-        raise ImageError(f"cannot read the {what} {path}: {error.strerror}") from None
+        raise GuestImageError(f"cannot read the {what} {path}: {error.strerror}") from None
     if not data:
-        raise ImageError(f"the {what} {path} is empty")
+        raise GuestImageError(f"the {what} {path} is empty")
     return data
 
 
@@ -35,7 +36,7 @@ def load_kernel(files: BootFiles, spec: BoardSpec, memory: MemoryMap) -> LoadedK
     """Place the kernel by the loader that its contents ask for."""
     image = files.kernel
     if not image:
-        raise ImageError("the kernel is empty")
+        raise GuestImageError("the kernel is empty")
     if bzimage.is_bzimage(image):
         _check_linux(files, spec)
         return bzimage.load(files, spec, memory)
@@ -47,11 +48,11 @@ def load_kernel(files: BootFiles, spec: BoardSpec, memory: MemoryMap) -> LoadedK
         return elf.load_vmlinux(files, spec, memory)
     for magic, reason in _FOREIGN:
         if image.startswith(magic):
-            raise ImageError(f"the kernel is {reason} ({EXPECTED})")
-    raise ImageError(f"the kernel is of no known kind; {EXPECTED}")
+            raise GuestImageError(f"the kernel is {reason} ({EXPECTED})")
+    raise GuestImageError(f"the kernel is of no known kind; {EXPECTED}")
 
 
 def _check_linux(files: BootFiles, spec: BoardSpec) -> None:
     spec.require_linux()
     if files.modules:
-        raise ImageError("a Linux kernel takes one initrd and no Multiboot modules")
+        raise GuestImageError("a Linux kernel takes one initrd and no Multiboot modules")

@@ -2,13 +2,19 @@
 
 A vmlinux is entered through the 64-bit boot protocol as a bzImage is, only that it is unpacked
 already: its entry point `startup_64` gets `boot_params` in RSI.
+
+The file is read here, and not by pyelftools (as in `rr86/cpu/elf.py`), because this is on the way
+to the guest's first instruction, and importing that takes as long as all else on it; and because
+every field decides what goes into guest memory, so each is checked, and what is wrong is said in a
+loader's words.
 """
 
 import struct
 from typing import NamedTuple
 
+from rr86.errors import GuestImageError
 from rr86.machine.loaders import linux
-from rr86.machine.loaders.image import EXPECTED, BootFiles, ImageError, Layout, LoadedKernel
+from rr86.machine.loaders.image import EXPECTED, BootFiles, Layout, LoadedKernel
 from rr86.machine.memory_map import MemoryMap
 from rr86.machine.spec import BoardSpec
 
@@ -53,24 +59,24 @@ class Elf(NamedTuple):
         for segment in self.segments:
             if segment.virtual <= self.entry < segment.virtual + segment.memory_size:
                 return self.entry - segment.virtual + segment.physical
-        raise ImageError(f"the ELF entry point {self.entry:#x} is in none of its segments")
+        raise GuestImageError(f"the ELF entry point {self.entry:#x} is in none of its segments")
 
 
 def parse(data: bytes) -> Elf:
-    """Read header and program headers; raises `ImageError` on anything out of place."""
+    """Read header and program headers; raises `GuestImageError` on anything out of place."""
     if data[:4] != MAGIC or len(data) < 52:
-        raise ImageError("the kernel is not a whole ELF file")
+        raise GuestImageError("the kernel is not a whole ELF file")
     if data[4] not in (1, 2):
-        raise ImageError("the ELF file is neither a 32-bit nor a 64-bit one")
+        raise GuestImageError("the ELF file is neither a 32-bit nor a 64-bit one")
     if data[5] != 1:
-        raise ImageError("the ELF file is big-endian, so it is not for x86")
+        raise GuestImageError("the ELF file is big-endian, so it is not for x86")
     wide = data[4] == 2
     kind, machine = struct.unpack_from("<HH", data, 16)
     if machine not in (EM_386, EM_X86_64):
         name = _MACHINES.get(machine, f"machine type {machine}")
-        raise ImageError(f"the ELF file is for another machine ({name}), not for x86")
+        raise GuestImageError(f"the ELF file is for another machine ({name}), not for x86")
     if kind not in (ET_EXEC, ET_DYN):
-        raise ImageError("the ELF file is not an executable (an object file or a core dump?)")
+        raise GuestImageError("the ELF file is not an executable (an object file or a core dump?)")
     try:
         if wide:
             entry, table = struct.unpack_from("<QQ", data, 24)
@@ -82,10 +88,10 @@ def parse(data: bytes) -> Elf:
         headers = [_program_header(data, place, wide) for place in places]
         kinds = {struct.unpack_from("<I", data, place)[0] for place in places}
     except struct.error:
-        raise ImageError("the ELF file is cut off within its headers") from None
+        raise GuestImageError("the ELF file is cut off within its headers") from None
     segments = tuple(header for header in headers if header is not None)
     if not segments:
-        raise ImageError("the ELF file has nothing to load")
+        raise GuestImageError("the ELF file has nothing to load")
     interpreted = not kinds.isdisjoint((PT_DYNAMIC, PT_INTERP))
     return Elf(64 if wide else 32, machine, entry, segments, interpreted)
 
@@ -102,7 +108,7 @@ def _program_header(data: bytes, offset: int, wide: bool) -> Segment | None:
     if kind != PT_LOAD or in_memory == 0:
         return None
     if in_file > in_memory or start + in_file > len(data):
-        raise ImageError("the ELF file is cut off, or a segment's size is wrong")
+        raise GuestImageError("the ELF file is cut off, or a segment's size is wrong")
     return Segment(virtual, physical, data[start : start + in_file], in_memory)
 
 
@@ -110,11 +116,15 @@ def load_vmlinux(files: BootFiles, spec: BoardSpec, memory: MemoryMap) -> Loaded
     """Place an uncompressed x86-64 kernel, its command line and its initrd."""
     elf = parse(files.kernel)
     if elf.machine != EM_X86_64 or elf.bits != 64:
-        raise ImageError(f"the kernel is a 32-bit ELF file without a Multiboot header; {EXPECTED}")
+        raise GuestImageError(
+            f"the kernel is a 32-bit ELF file without a Multiboot header; {EXPECTED}"
+        )
     if elf.interpreted:
-        raise ImageError(f"the kernel is a program or library for an operating system; {EXPECTED}")
+        raise GuestImageError(
+            f"the kernel is a program or library for an operating system; {EXPECTED}"
+        )
     if not any(segment.virtual >= _KERNEL_HALF for segment in elf.segments):
-        raise ImageError(
+        raise GuestImageError(
             "the kernel is an ELF file without a Multiboot header, and not linked as Linux is; "
             f"{EXPECTED}"
         )

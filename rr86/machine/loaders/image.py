@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from rr86.errors import GuestImageError
 from rr86.machine.memory_map import EBDA_BASE, MIB, MemoryMap
 
 PAGE = 4096
@@ -15,10 +16,6 @@ EXPECTED = "expected: a Linux bzImage, a 64-bit vmlinux or a Multiboot kernel"
 
 Bytes = bytes | memoryview
 """Contents; a view is one of a part of a `bytes`."""
-
-
-class ImageError(ValueError):
-    """A kernel, initrd or module that cannot be booted; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +89,13 @@ class Layout:
         """Claim memory without contents, such as room for a kernel to unpack itself."""
         end = address + size
         if address < 0 or end > self.memory.tables_base:
-            raise ImageError(
+            raise GuestImageError(
                 f"{what} does not fit: it needs {address:#x} to {end:#x}, and this machine has "
                 f"room up to {self.memory.tables_base:#x} ({self.memory.memory // MIB} MiB)"
             )
         for start, stop, other in self._claims:
             if size and address < stop and start < end:
-                raise ImageError(
+                raise GuestImageError(
                     f"{what} at {address:#x} to {end:#x} would overlap {other} at "
                     f"{start:#x} to {stop:#x}"
                 )

@@ -14,8 +14,9 @@ import struct
 from importlib import import_module
 from typing import NamedTuple
 
+from rr86.errors import GuestImageError
 from rr86.machine.loaders import entry_state
-from rr86.machine.loaders.image import PAGE, ImageError, Layout, LoadedKernel
+from rr86.machine.loaders.image import PAGE, Layout, LoadedKernel
 from rr86.machine.memory_map import FIRMWARE_BASE, FIRMWARE_END
 from rr86.machine.spec import BoardSpec
 
@@ -69,7 +70,7 @@ def finish(
     """Add everything but the kernel itself, and give the state at its 64-bit entry point."""
     command_line = spec.command_line.encode("utf-8")
     if len(command_line) > header.command_line_max:
-        raise ImageError(
+        raise GuestImageError(
             f"the command line has {len(command_line)} bytes; this kernel takes at most "
             f"{header.command_line_max}"
         )
@@ -107,7 +108,7 @@ def _place_initrd(layout: Layout, header: SetupHeader, kernel_end: int, initrd: 
     limit = min(header.initrd_max + 1, layout.memory.tables_base)
     address = (limit - len(initrd)) & -PAGE
     if address < max(kernel_end, FIRMWARE_END):
-        raise ImageError(
+        raise GuestImageError(
             f"the initrd ({len(initrd)} bytes) does not fit between the kernel's end "
             f"({kernel_end:#x}) and {limit:#x}; give the machine more memory"
         )

@@ -7,8 +7,9 @@ page-aligned; the information structure is in conventional memory.
 import struct
 from typing import NamedTuple
 
+from rr86.errors import GuestImageError
 from rr86.machine.loaders import elf, entry_state
-from rr86.machine.loaders.image import PAGE, BootFiles, ImageError, Layout, LoadedKernel, align_up
+from rr86.machine.loaders.image import PAGE, BootFiles, Layout, LoadedKernel, align_up
 from rr86.machine.memory_map import EBDA_BASE, FIRMWARE_END, KIB, MemoryMap
 from rr86.machine.spec import BoardSpec
 
@@ -53,7 +54,7 @@ def find_header(data: bytes) -> Header | None:
         if not flags & HAS_ADDRESSES:
             return Header(offset, flags)
         if offset + 32 > min(len(data), SEARCH):
-            raise ImageError("the Multiboot header is cut off")
+            raise GuestImageError("the Multiboot header is cut off")
         return Header(offset, flags, *struct.unpack_from("<IIIII", data, offset + 12))
     return None
 
@@ -62,7 +63,9 @@ def load(header: Header, files: BootFiles, spec: BoardSpec, memory: MemoryMap) -
     """Place a Multiboot kernel, its modules and its information structure."""
     unknown = header.flags & 0xFFFF & ~_KNOWN_REQUIREMENTS
     if unknown:
-        raise ImageError(f"the Multiboot kernel requires unknown features (flags {unknown:#x})")
+        raise GuestImageError(
+            f"the Multiboot kernel requires unknown features (flags {unknown:#x})"
+        )
     layout = Layout(memory)
     if header.flags & HAS_ADDRESSES:
         entry, end = _load_by_addresses(header, files.kernel, layout)
@@ -93,24 +96,26 @@ def _load_by_addresses(header: Header, image: bytes, layout: Layout) -> tuple[in
     """The "a.out kludge": the header says which part of the file goes where (3.1.3)."""
     start = header.offset - (header.header_address - header.load_address)
     if header.header_address < header.load_address or start < 0:
-        raise ImageError("the Multiboot header's load address lies outside of the file")
+        raise GuestImageError("the Multiboot header's load address lies outside of the file")
     stop = start + header.load_end - header.load_address if header.load_end else len(image)
     if not start <= stop <= len(image):
-        raise ImageError("the Multiboot header's load end lies outside of the file")
+        raise GuestImageError("the Multiboot header's load end lies outside of the file")
     data = image[start:stop]
     end = max(header.bss_end, header.load_address + len(data))
     layout.add(header.load_address, data, "the kernel", size=end - header.load_address)
     if not header.load_address <= header.entry < end:
-        raise ImageError(f"the Multiboot entry point {header.entry:#x} is not in the kernel")
+        raise GuestImageError(f"the Multiboot entry point {header.entry:#x} is not in the kernel")
     return header.entry, end
 
 
 def _load_elf(image: bytes, layout: Layout) -> tuple[int, int]:
     if image[:4] != elf.MAGIC:
-        raise ImageError("the Multiboot kernel is no ELF file, and its header has no addresses")
+        raise GuestImageError(
+            "the Multiboot kernel is no ELF file, and its header has no addresses"
+        )
     parsed = elf.parse(image)
     if parsed.bits != 32:
-        raise ImageError(
+        raise GuestImageError(
             "the Multiboot kernel is a 64-bit ELF file; Multiboot enters in 32-bit mode, "
             "so link it as elf32-i386 (objcopy -O elf32-i386) or give the header addresses"
         )

@@ -56,9 +56,7 @@ impl Engine {
             if number == agent || !self.pages.reads(page, number) {
                 continue;
             }
-            // SAFETY: only the TLBs are touched; callers hold no reference to another vCPU's, and the
-            // running vCPU's own are not.
-            let other = unsafe { &mut *self.vcpus[index] };
+            let other = self.vcpus.mmu_mut(index);
             match kind {
                 HandOffKind::Read => other.tlb.protect_page(page),
                 HandOffKind::Write => {

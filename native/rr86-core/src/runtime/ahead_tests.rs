@@ -9,7 +9,7 @@ use crate::runtime::cache::Blocks;
 use crate::runtime::codebuf::CodeBuffer;
 use crate::runtime::engine::{BlockLimits, Engine};
 use crate::runtime::protocol::Protocol;
-use crate::schedule::{Conditions, Machine, MachineConfig, Policy, Scheduler};
+use crate::session::{Conditions, Machine, MachineConfig, Policy, Scheduler, Session};
 
 /// 64-bit code of the kernel.
 const MODE: Mode = Mode(0x08b2);
@@ -239,12 +239,11 @@ fn run_with(bytes: &[u8]) -> (u64, u64) {
         thread: std::thread::spawn(|| ()),
         taken: None,
     });
-    let mut recorder =
-        crate::record::Recorder::new(machine, Scheduler::new(Policy::Uniform, 5, 1000));
-    recorder
+    let mut session = Session::record(machine, Scheduler::new(Policy::Uniform, 5, 1000));
+    session
         .run(1000, &mut Conditions::default())
         .expect("a run");
-    let engine = &recorder.machine.engine;
+    let engine = &session.machine.engine;
     (engine.cpu(0).gpr[0], engine.stats.blocks_ahead)
 }
 

@@ -31,10 +31,8 @@ impl Engine {
         let address = self.code.address(offset);
         // Jump caches too: when the block is removed, its new code alone is looked for there.
         let (before, rip) = (self.blocks.get(id).code, self.blocks.get(id).rip);
-        for &vcpu in &self.vcpus {
-            // SAFETY: the pointer is valid. A caller may hold a reference to this vCPU, but none to its jump
-            // cache; see the top of `engine`.
-            unsafe { (*vcpu).move_jump(rip, before, address) };
+        for mmu in self.vcpus.mmus() {
+            mmu.move_jump(rip, before, address);
         }
         self.code_map.insert(offset, id);
         // Slots keep their numbers; links of the old code stay with the old code.

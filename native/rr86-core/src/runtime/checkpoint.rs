@@ -271,12 +271,11 @@ impl Engine {
         for &page in &self.leaky {
             w.varint(page as u64);
         }
-        for (n, &vcpu) in self.vcpus.iter().enumerate() {
+        for n in 0..self.vcpus.len() {
             w.bytes(&save::save(self.cpu(n)));
-            // SAFETY: the pointer is valid as long as the engine, and `&self` keeps code from running.
-            let vcpu = unsafe { &*vcpu };
-            vcpu.tlb.save(w);
-            vcpu.save_fetches(w);
+            let mmu = self.vcpus.mmu(n);
+            mmu.tlb.save(w);
+            mmu.save_fetches(w);
             maybe(w, self.interrupted_at[n]);
             maybe(w, self.serialised[n]);
             let (checked, rip) = self.checked_stores[n];
@@ -347,12 +346,10 @@ impl Engine {
         let rip = state.rip;
         *self.cpu_mut(n) = state;
         let ram = &self.ram;
-        // SAFETY: the pointer is valid as long as the engine, no code runs, and no other reference to
-        // the vCPU exists.
-        let vcpu = unsafe { &mut *self.vcpus[n] };
-        vcpu.tlb
+        let mmu = self.vcpus.mmu_mut(n);
+        mmu.tlb
             .load(r, pages, |page| ram.page_pointer(page) as u64)?;
-        vcpu.load_fetches(r)?;
+        mmu.load_fetches(r)?;
         self.interrupted_at[n] = maybe_moment(r)?;
         self.serialised[n] = maybe_moment(r)?;
         self.checked_stores[n] = (moment(r)?, r.u64()?);

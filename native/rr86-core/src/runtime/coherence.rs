@@ -12,7 +12,6 @@ use crate::runtime::cache::BlockId;
 use crate::runtime::engine::{Agent, Engine, Observed, Resume, StopCause};
 use crate::runtime::oracle::Seen;
 use crate::runtime::protocol::Source;
-use crate::runtime::vcpu::Vcpu;
 use crate::runtime::windows::{Fetched, Uncommitted, Unguard};
 use crate::runtime::writelog::{Commit, Passage};
 use crate::translate::code::Trap;
@@ -49,11 +48,7 @@ impl Engine {
             info.code_lines |= line_mask(at, len);
             if !info.flags.contains(PageFlags::CODE) {
                 info.flags |= PageFlags::CODE;
-                for &vcpu in &self.vcpus {
-                    // SAFETY: the pointer is valid. A caller may hold a reference to this vCPU, but none to its
-                    // TLB; see the top of `engine`.
-                    unsafe { (*vcpu).tlb.guard_page(page) };
-                }
+                self.vcpus.mmus().for_each(|mmu| mmu.tlb.guard_page(page));
                 self.leaky.remove(&page);
             }
         }
@@ -370,11 +365,7 @@ impl Engine {
             self.link = None;
         }
         self.code_map.remove(offset);
-        for &vcpu in &self.vcpus {
-            // SAFETY: the pointer is valid. A caller may hold a reference to this vCPU, but none to its jump
-            // cache; see the top of `engine`.
-            unsafe { (*vcpu).forget_jump(rip, code) };
-        }
+        self.vcpus.mmus().for_each(|mmu| mmu.forget_jump(rip, code));
     }
 
     /// Whether memory no longer holds the bytes that a block was made from.
@@ -602,11 +593,11 @@ impl Engine {
     }
 
     /// Commits a store that was checked before its vCPU was switched out.
-    pub(in crate::runtime) fn commit_late(&mut self, v: &mut Vcpu, store: &Uncommitted) {
+    pub(in crate::runtime) fn commit_late(&mut self, vcpu: u8, store: &Uncommitted) {
         let commit = Commit {
-            agent: Agent::Vcpu(v.cpu.id),
+            agent: Agent::Vcpu(vcpu),
             linear: Some(store.linear),
-            late: Some(self.checked_stores[usize::from(v.cpu.id)]),
+            late: Some(self.checked_stores[usize::from(vcpu)]),
             passage: Passage::Late,
         };
         self.commit(&commit, store.paddr, &store.data);
@@ -617,16 +608,20 @@ impl Engine {
                     mmu: store.mmu,
                     page,
                 };
-                self.drop_guard(v, unguard);
+                self.drop_guard(vcpu, unguard);
             }
         }
     }
 
     /// Drops the guard of a page in one TLB entry, without looking whether it is needed again.
-    pub(in crate::runtime) fn drop_guard(&mut self, v: &mut Vcpu, unguard: Unguard) {
+    pub(in crate::runtime) fn drop_guard(&mut self, vcpu: u8, unguard: Unguard) {
         let Unguard { linear, mmu, page } = unguard;
         let coded = self.pages.info[page].flags.contains(PageFlags::CODE);
-        if !self.may_write(page, v.cpu.id) || !v.tlb.unguard(mmu, linear, page, coded) {
+        if !self.may_write(page, vcpu) {
+            return;
+        }
+        let tlb = &mut self.vcpus.mmu_mut(usize::from(vcpu)).tlb;
+        if !tlb.unguard(mmu, linear, page, coded) {
             return;
         }
         if coded {

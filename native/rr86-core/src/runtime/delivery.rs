@@ -88,12 +88,9 @@ impl Engine {
         sync_flags(v);
         // The last block is over, and may be gone: what delivery writes hits no block that runs.
         v.run.site_block = NO_BLOCK;
-        let mut view = View {
-            vcpu: v,
-            engine: self,
-        };
-        match interrupt::deliver(&mut v.cpu, &mut view, event, return_rip) {
-            Ok(effects) => self.apply(v, effects),
+        let (cpu, mut view) = View::of(v, self);
+        match interrupt::deliver(cpu, &mut view, event, return_rip) {
+            Ok(effects) => self.apply(v.cpu.id, effects),
             Err(_) => v.cpu.activity = Activity::Shutdown,
         }
         v.run.flags_ax = crate::runtime::slow::flags_to_ax(v.cpu.rflags);

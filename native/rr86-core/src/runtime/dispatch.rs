@@ -75,11 +75,11 @@ impl Engine {
             span.budget
         };
         let this: *mut Self = self;
-        let vcpu = self.vcpus[index];
+        let vcpu = self.vcpus.begin(index);
         self.enter_thread(vcpu);
         // SAFETY: both are valid for the engine's life. What is called from code uses the engine through a
-        // pointer that comes from `self` here, and `self` itself is not used until that has ended. Of the
-        // vCPU, references overlap as described at the top of `engine`.
+        // pointer that comes from `self` here, and `self` itself is not used until that has ended. `vcpu` is the
+        // only way to the vCPU until `end`.
         unsafe {
             (*vcpu).pending.engine = this;
             (*vcpu).run.icount_base = (*this).icount() as i64 + budget as i64;
@@ -104,6 +104,7 @@ impl Engine {
             (*this).note_boundary(&*vcpu);
             sync_flags(&mut *vcpu);
             (*this).leave_thread();
+            (*this).vcpus.end();
             ((*this).icount() - start, end)
         }
     }
@@ -114,8 +115,8 @@ impl Engine {
     /// Both pointers are valid, and the GS base points to `vcpu`.
     unsafe fn dispatch(this: *mut Self, vcpu: *mut Vcpu, span: Span) -> RunEnd {
         let exact = span.exact;
-        // SAFETY: (all of this function) the pointers are valid by its contract. `engine` and `v` are made anew
-        // after code has run; what overlaps while helpers run is described at the top of `engine`.
+        // SAFETY: (all of this function) the pointers are valid by its contract, and nothing else refers to what
+        // they lead to. `engine` and `v` are made anew after code has run, which uses both pointers itself.
         unsafe {
             loop {
                 let engine = &mut *this;
@@ -289,7 +290,9 @@ impl Engine {
         if !roomy || asked || mode.one() || !mode.code_flat() || self.waits_for_interrupt(v) {
             return None;
         }
-        v.known_jump(v.cpu.rip, mode)
+        self.vcpus
+            .mmu(usize::from(v.cpu.id))
+            .known_jump(v.cpu.rip, mode)
     }
 
     /// Host address of the block at rip, made if need be; or as `lookup` and `ready` have it.
@@ -412,7 +415,8 @@ impl Engine {
             return true;
         }
         let linear = self.fetch_address(v);
-        let Some(page) = v.fetch.get(linear, v.cpu.cpl == 3) else {
+        let mmu = self.vcpus.mmu(usize::from(v.cpu.id));
+        let Some(page) = mmu.fetch.get(linear, v.cpu.cpl == 3) else {
             return false;
         };
         let paddr = page | linear & PAGE_MASK;
@@ -452,21 +456,24 @@ impl Engine {
 
     fn fetch_page(&mut self, v: &mut Vcpu, linear: u64) -> Result<u64, Exception> {
         let user = v.cpu.cpl == 3;
-        if let Some(page) = v.fetch.get(linear, user) {
+        let index = usize::from(v.cpu.id);
+        if let Some(page) = self.vcpus.mmu(index).fetch.get(linear, user) {
             return Ok(page);
         }
         self.stats.fetch_misses += 1;
-        let found = self.translate(v, linear, Access::Fetch, Privilege::Current)?;
+        let found = self.translate(&v.cpu, linear, Access::Fetch, Privilege::Current)?;
         let fetch = FetchPage {
             page: found.paddr,
             shift: found.page_size.trailing_zeros() as u8,
             global: found.global,
         };
-        if let Some(index) = self.ram.page_index(found.paddr) {
-            self.acquire(v.cpu.id, index, HandOffKind::Read);
-            self.pages.info[index].flags |= PageFlags::FETCHED;
+        if let Some(page) = self.ram.page_index(found.paddr) {
+            self.acquire(v.cpu.id, page, HandOffKind::Read);
+            self.pages.info[page].flags |= PageFlags::FETCHED;
         }
-        v.remember_fetch(linear, user, fetch);
+        self.vcpus
+            .mmu_mut(index)
+            .remember_fetch(linear, user, fetch);
         Ok(found.paddr)
     }
 
@@ -638,7 +645,8 @@ impl Engine {
         // A jump that is going to be linked does not ask the jump cache.
         if self.link.is_none() && !block.mode.one() && block.second.is_none() {
             let (linear, rip, mode) = (self.fetch_address(v), block.rip, block.mode);
-            v.remember_jump(linear, rip, mode, code);
+            let mmu = self.vcpus.mmu_mut(usize::from(v.cpu.id));
+            mmu.remember_jump(linear, rip, mode, code);
         }
         Some(code)
     }

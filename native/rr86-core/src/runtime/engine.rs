@@ -3,16 +3,8 @@
 //! Everything runs on one host thread. Translated code reaches the engine through a raw pointer in its
 //! vCPU, which `run` derives from its own reference every time. The stubs' entry points in `slow` and
 //! `execute` make references from the two pointers; `dispatch` uses none that it made before code ran.
-//!
-//! That is not to say that there is only one `&mut` to one thing at a time. There are two places where Rust's
-//! rules are broken, and what keeps them from doing harm is only that no value is read through the one
-//! reference that was written through the other, but for what is named:
-//!
-//! - The semantics in `cpu` hold a `&mut CpuState` while a `View` makes `&mut Vcpu` around it. The view reads
-//!   control registers, CPL and RFLAGS there, which are in memory by then because its methods are called
-//!   through a vtable, and writes TLB, jump caches and the run state alone.
-//! - Methods with a `&mut Vcpu` call others that go through the pointers of all vCPUs, to take something out of
-//!   TLBs and jump caches. The caller looks up neither again without a new call.
+//! A vCPU and the engine have no byte in common: what the engine changes of all vCPUs, their translations, is its
+//! own ([`super::vcpu::Mmu`]).
 
 use std::collections::BTreeSet;
 use std::io;
@@ -41,7 +33,7 @@ use crate::runtime::inputs::Inputs;
 use crate::runtime::oracle::Oracle;
 use crate::runtime::protocol::Protocol;
 use crate::runtime::signals::HostFault;
-use crate::runtime::vcpu::Vcpu;
+use crate::runtime::vcpu::{Mmu, Vcpu, Vcpus};
 use crate::runtime::windows::{UnderWay, Window, WindowPolicy};
 use crate::runtime::writelog::WriteLog;
 use crate::translate::code::Trap;
@@ -225,7 +217,7 @@ pub struct Engine {
     pub spent: Spent,
     pub helpers: HelperCounts,
     pub(in crate::runtime) decoded: DecodedCache,
-    pub(in crate::runtime) vcpus: Vec<*mut Vcpu>,
+    pub(in crate::runtime) vcpus: Vcpus,
     pub(in crate::runtime) code: CodeBuffer,
     pub(in crate::runtime) stubs: Stubs,
     pub(in crate::runtime) scratch: Scratch,
@@ -328,10 +320,6 @@ pub struct Engine {
     pub(in crate::runtime) ahead: Option<Ahead>,
 }
 
-// SAFETY: the vCPU pointers are owned by the engine alone (made by `Box::into_raw`, freed in `drop`),
-// and everything else in it is `Send`.
-unsafe impl Send for Engine {}
-
 impl Engine {
     /// A powered-off machine's worth of memory and vCPUs.
     ///
@@ -364,7 +352,7 @@ impl Engine {
             spent: Spent::default(),
             helpers: HelperCounts::new(),
             decoded: DecodedCache::new(),
-            vcpus: Vec::new(),
+            vcpus: Vcpus::new(vcpus, pages),
             code,
             stubs,
             scratch: Scratch::new(offered),
@@ -427,10 +415,8 @@ impl Engine {
             refetched: None,
             ahead: None,
         });
-        let this: *mut Self = &raw mut *engine;
-        for id in 0..vcpus {
-            let mut vcpu = Vcpu::new(id as u8, pages);
-            vcpu.pending.engine = this;
+        for index in 0..vcpus {
+            let vcpu = engine.vcpus.vcpu_mut(index);
             vcpu.run.host_mxcsr = 0x1f80;
             let msr = &mut vcpu.cpu.msr;
             for (slot, index) in [
@@ -441,7 +427,6 @@ impl Engine {
             ] {
                 *slot = engine.model.msr(index).unwrap_or(*slot);
             }
-            engine.vcpus.push(Box::into_raw(vcpu));
         }
         Ok(engine)
     }
@@ -452,14 +437,12 @@ impl Engine {
 
     /// The state of a vCPU; complete whenever the engine is not running.
     pub fn cpu(&self, index: usize) -> &CpuState {
-        // SAFETY: the pointer is valid as long as the engine, and `&self` keeps code from running.
-        unsafe { &(*self.vcpus[index]).cpu }
+        self.vcpus.cpu(index)
     }
 
     /// The state of a vCPU, to be changed between runs.
     pub fn cpu_mut(&mut self, index: usize) -> &mut CpuState {
-        // SAFETY: as above, with `&mut self` for uniqueness.
-        unsafe { &mut (*self.vcpus[index]).cpu }
+        &mut self.vcpus.vcpu_mut(index).cpu
     }
 
     /// How translated code has failed on the host, if it has.
@@ -522,8 +505,7 @@ impl Engine {
 
     /// Says below which budget PAUSE ends a run of this vCPU, because others could use the time.
     pub fn set_pause_below(&mut self, index: usize, budget: i64) {
-        // SAFETY: the pointer is valid, and no code runs.
-        unsafe { (*self.vcpus[index]).run.pause_below = budget };
+        self.vcpus.vcpu_mut(index).run.pause_below = budget;
     }
 
     /// Notes the moment between two blocks.
@@ -552,9 +534,8 @@ impl Engine {
         debug_assert!(self.blocks.is_empty());
         self.offered = Offered::of(&self.model, semantics);
         self.scratch = Scratch::new(self.offered);
-        for &vcpu in &self.vcpus {
-            // SAFETY: the pointer is valid as long as the engine, and `&mut self` keeps code from running.
-            let vcpu = unsafe { &mut *vcpu };
+        for index in 0..self.vcpus.len() {
+            let vcpu = self.vcpus.vcpu_mut(index);
             vcpu.cpu.semantics = semantics;
             vcpu.run.host_mxcsr_mask = u8::from(semantics.keeps_host_mxcsr_mask());
         }
@@ -722,18 +703,15 @@ impl Engine {
         self.code_map.clear();
         self.partial_traps = None;
         self.former_traps.clear();
-        for &vcpu in &self.vcpus {
-            // SAFETY: the pointer is valid. A caller may hold a reference to this vCPU, but none to its jump
-            // cache; see the top of this file.
-            unsafe { (*vcpu).clear_jumps() };
-        }
+        self.vcpus.mmus().for_each(Mmu::clear_jumps);
     }
 
     /// Forgets a vCPU's translations: all, or all but the global ones.
-    pub fn flush_tlb(&mut self, vcpu: &mut Vcpu, keep_global: bool) {
+    pub fn flush_tlb(&mut self, vcpu: u8, keep_global: bool) {
         self.stats.tlb_flushes += 1;
-        vcpu.tlb.flush(keep_global);
-        vcpu.flush_fetches(keep_global);
+        let mmu = self.vcpus.mmu_mut(usize::from(vcpu));
+        mmu.tlb.flush(keep_global);
+        mmu.flush_fetches(keep_global);
     }
 
     /// INIT of a vCPU: its state, and everything cached about it.
@@ -741,10 +719,8 @@ impl Engine {
         self.inits[index] += 1;
         self.resume[index] = None;
         self.under_way[index] = UnderWay::default();
-        // SAFETY: the pointer is valid, no code runs, and no other reference to the vCPU exists.
-        let vcpu = unsafe { &mut *self.vcpus[index] };
-        vcpu.cpu.init();
-        self.flush_tlb(vcpu, false);
+        self.cpu_mut(index).init();
+        self.flush_tlb(index as u8, false);
     }
 
     /// How many INITs a vCPU has had.
@@ -765,22 +741,20 @@ impl Engine {
     /// Digest of RAM. Takes the right of unnoticed writes away, so that the next one is noticed.
     pub fn ram_digest(&mut self) -> u64 {
         let digest = self.pages.digest(&self.ram);
-        for &vcpu in &self.vcpus {
-            // SAFETY: the pointer is valid, no code runs, and between runs nothing else holds a reference.
-            unsafe { (*vcpu).tlb.protect_all() };
-        }
+        self.vcpus.mmus().for_each(|mmu| mmu.tlb.protect_all());
         digest
     }
 
     /// Applies what a system instruction changed to cached state.
-    pub(in crate::runtime) fn apply(&mut self, vcpu: &mut Vcpu, effects: Effects) {
+    pub(in crate::runtime) fn apply(&mut self, vcpu: u8, effects: Effects) {
         if effects.contains(Effects::FLUSH_TLB) {
             self.flush_tlb(vcpu, false);
         } else if effects.contains(Effects::FLUSH_TLB_NONGLOBAL) {
             self.flush_tlb(vcpu, true);
         }
         if effects.contains(Effects::FLUSH_UNPROTECTED) {
-            vcpu.tlb.flush_unprotected();
+            let mmu = self.vcpus.mmu_mut(usize::from(vcpu));
+            mmu.tlb.flush_unprotected();
         }
         if effects.contains(Effects::BREAKPOINTS_CHANGED) {
             // Pages with data breakpoints must not be in the TLB.
@@ -831,31 +805,29 @@ impl Engine {
             })
     }
 
-    /// Notes hits of the guest's data breakpoints; the trap comes after the instruction. Always false:
-    /// a vCPU with breakpoints runs blocks of one instruction anyway.
-    pub(in crate::runtime) fn data_breakpoint(
-        &mut self,
-        vcpu: &mut Vcpu,
+    /// The guest's data breakpoints that an access hits, as bits of DR6; the trap comes after the instruction. A vCPU
+    /// with breakpoints runs blocks of one instruction.
+    pub(in crate::runtime) fn breakpoints_hit(
+        &self,
+        cpu: &CpuState,
         linear: u64,
         size: usize,
         write: bool,
-    ) -> bool {
-        if vcpu.cpu.dr[7] & 0xff == 0 {
-            return false;
+    ) -> u64 {
+        if cpu.dr[7] & 0xff == 0 {
+            return 0;
         }
-        for n in 0..4 {
-            let condition = vcpu.cpu.dr[7] >> (16 + 4 * n) & 3;
-            let enabled = vcpu.cpu.dr[7] >> (2 * n) & 3 != 0;
+        let hit = |n: &usize| {
+            let condition = cpu.dr[7] >> (16 + 4 * n) & 3;
+            let enabled = cpu.dr[7] >> (2 * n) & 3 != 0;
             let matches = condition == 3 || condition == 1 && write;
-            let len = [1, 2, 8, 4][(vcpu.cpu.dr[7] >> (18 + 4 * n) & 3) as usize];
-            let at = vcpu.cpu.dr[n] & !(len - 1);
+            let len = [1, 2, 8, 4][(cpu.dr[7] >> (18 + 4 * n) & 3) as usize];
+            let at = cpu.dr[*n] & !(len - 1);
             let overlaps = linear <= at.saturating_add(len - 1)
                 && at <= linear.saturating_add(size.max(1) as u64 - 1);
-            if enabled && matches && overlaps {
-                vcpu.pending.debug_hits |= 1 << n;
-            }
-        }
-        false
+            enabled && matches && overlaps
+        };
+        (0..4).filter(hit).map(|n| 1 << n).sum()
     }
 
     /// Notes an exception for the dispatcher.
@@ -868,10 +840,6 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.end_ahead();
-        for &vcpu in &self.vcpus {
-            // SAFETY: made by `Box::into_raw` in `new` and freed only here.
-            drop(unsafe { Box::from_raw(vcpu) });
-        }
     }
 }
 

@@ -11,7 +11,7 @@
 //! their jumps only fall asleep: when a walk finds the same page again at the same address, they wake.
 
 use crate::memory::PAGE_SHIFT;
-use crate::runtime::vcpu::Vcpu;
+use crate::runtime::vcpu::Mmu;
 use crate::saved::{LoadError, Reader, Writer};
 use crate::translate::layout::{jump_index, JUMP_BITS, NO_KEY};
 use crate::translate::mode::Mode;
@@ -132,7 +132,7 @@ impl FetchTlb {
     }
 }
 
-impl Vcpu {
+impl Mmu {
     /// Remembers a translation for fetches.
     pub(in crate::runtime) fn remember_fetch(&mut self, linear: u64, user: bool, found: FetchPage) {
         let tag = tag(linear, user);

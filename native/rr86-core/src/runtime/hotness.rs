@@ -51,7 +51,12 @@ impl Engine {
             return;
         }
         let rip = v.cpu.rip;
-        let Some(page) = v.fetch.get(rip, v.cpu.cpl == 3) else {
+        let Some(page) = self
+            .vcpus
+            .mmu(usize::from(v.cpu.id))
+            .fetch
+            .get(rip, v.cpu.cpl == 3)
+        else {
             return;
         };
         let Some(id) = self.blocks.find(page | rip & PAGE_MASK, None, rip, mode) else {

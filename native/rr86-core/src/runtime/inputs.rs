@@ -2,7 +2,7 @@
 //! have written.
 //!
 //! In an ordinary run these come from the bus and from RAM. A replay can *log* them, vCPU by vCPU, and
-//! then one vCPU can be run alone, with its inputs *played* back ([`crate::replay::solo`]). This works
+//! then one vCPU can be run alone, with its inputs *played* back (`session::alone`). This works
 //! because a page that others have written is never touched without being acquired first: whatever a
 //! vCPU can see of the others has passed through [`Engine::acquire`].
 
@@ -312,10 +312,7 @@ impl Engine {
         };
         for page in stores.pages() {
             self.pages.info[page].flags |= PageFlags::LOGGED;
-            for &vcpu in &self.vcpus {
-                // SAFETY: only the TLB is touched; no code runs.
-                unsafe { (*vcpu).tlb.protect_page(page) };
-            }
+            self.vcpus.mmus().for_each(|mmu| mmu.tlb.protect_page(page));
         }
         log.stores = Some(stores);
     }

@@ -14,7 +14,7 @@ use crate::cpu::state::{sreg, CpuState, STATUS_FLAGS};
 use crate::memory::pages::{HandOffKind, PageFlags};
 use crate::memory::tlb::{Fill, MmuIndex};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
-use crate::runtime::cache::NO_BLOCK;
+use crate::runtime::cache::{BlockId, NO_BLOCK};
 use crate::runtime::coherence::Writer;
 use crate::runtime::engine::{Agent, Engine};
 use crate::runtime::oracle::Seen;
@@ -143,8 +143,9 @@ pub unsafe extern "sysv64" fn commit(vcpu: *mut Vcpu, rflags: u64, site: u32) ->
     vcpu.run.target_code = engine.stubs.lookup;
     let pending = vcpu.pending.access;
     engine.current_vcpu = vcpu.cpu.id;
-    let mut stop = engine.finish_store(vcpu, site, &pending);
-    stop |= engine.data_breakpoint(vcpu, pending.linear, usize::from(site.size), true);
+    let stop = engine.finish_store(vcpu, site, &pending);
+    let size = usize::from(site.size);
+    vcpu.pending.debug_hits |= engine.breakpoints_hit(&vcpu.cpu, pending.linear, size, true);
     engine.after_bus(vcpu);
     if !stop {
         return 1;
@@ -274,7 +275,7 @@ impl Engine {
             let data = &bytes[at..at + len];
             at += len;
             let Some(page) = self.ram.page_index(paddr) else {
-                self.store_to_device(vcpu, paddr, data);
+                self.store_to_device(vcpu.cpu.id, paddr, data);
                 continue;
             };
             if pending.plain {
@@ -369,7 +370,7 @@ impl Engine {
         check_end(&vcpu.cpu, linear, size)?;
         let room = (PAGE_SIZE - (linear & PAGE_MASK)) as usize;
         let mmu = mode.mmu();
-        let first = self.map(vcpu, mmu, linear, kind_of(kind), Privilege::Current)?;
+        let first = self.map(&vcpu.cpu, mmu, linear, kind_of(kind), Privilege::Current)?;
         let paddr = first | linear & PAGE_MASK;
         let mut parts = [(paddr, size.min(room)), (0, 0)];
         self.plain = false;
@@ -380,9 +381,9 @@ impl Engine {
             } else {
                 next & 0xffff_ffff
             };
-            let second = self.map(vcpu, mmu, next, kind_of(kind), Privilege::Current)?;
+            let second = self.map(&vcpu.cpu, mmu, next, kind_of(kind), Privilege::Current)?;
             parts[1] = (second, size - room);
-        } else if let Some(host) = self.direct(vcpu, linear, first, size, kind, mmu) {
+        } else if let Some(host) = self.direct(&vcpu.cpu, linear, first, size, kind, mmu) {
             return Ok(AccessResult { host, commit: 0 });
         }
         self.stats.bounced_accesses += 1;
@@ -399,13 +400,13 @@ impl Engine {
             for (paddr, len) in parts {
                 if len > 0 {
                     let mut bytes = [0; 64];
-                    self.load(vcpu, paddr, &mut bytes[..len]);
+                    self.load(vcpu.cpu.id, paddr, &mut bytes[..len]);
                     vcpu.run.bounce.0[at..at + len].copy_from_slice(&bytes[..len]);
                     at += len;
                 }
             }
-            if kind == AccessKind::Read && self.data_breakpoint(vcpu, linear, size, false) {
-                self.request_exit(vcpu);
+            if kind == AccessKind::Read {
+                vcpu.pending.debug_hits |= self.breakpoints_hit(&vcpu.cpu, linear, size, false);
             }
         }
         let host = vcpu.run.bounce.0[offset..].as_ptr() as u64;
@@ -418,16 +419,17 @@ impl Engine {
     /// Physical address of the page at `linear`, from the TLB or by a walk that fills it.
     pub(in crate::runtime) fn map(
         &mut self,
-        vcpu: &mut Vcpu,
+        cpu: &CpuState,
         mmu: MmuIndex,
         linear: u64,
         access: Access,
         privilege: Privilege,
     ) -> Result<u64, Exception> {
-        if let Some(fill) = vcpu.tlb.get(mmu, linear, access == Access::Write) {
+        let tlb = &self.vcpus.mmu(usize::from(cpu.id)).tlb;
+        if let Some(fill) = tlb.get(mmu, linear, access == Access::Write) {
             return Ok(self.ram.page_address(fill.page as usize));
         }
-        let found = self.translate(vcpu, linear, access, privilege)?;
+        let found = self.translate(cpu, linear, access, privilege)?;
         if let Some(page) = self.ram.page_index(found.paddr) {
             let (may_read, may_write) = if mmu == MmuIndex::User {
                 (Permissions::USER_READ, Permissions::USER_WRITE)
@@ -444,7 +446,8 @@ impl Engine {
             };
             self.stats.tlb_fills += 1;
             let host = self.ram.page_pointer(page) as u64;
-            vcpu.tlb.insert(mmu, linear, host, &fill);
+            let tlb = &mut self.vcpus.mmu_mut(usize::from(cpu.id)).tlb;
+            tlb.insert(mmu, linear, host, &fill);
         }
         Ok(found.paddr)
     }
@@ -453,7 +456,7 @@ impl Engine {
     /// fast path. `paddr` is where `map` has found the page.
     pub(in crate::runtime) fn direct(
         &mut self,
-        vcpu: &mut Vcpu,
+        cpu: &CpuState,
         linear: u64,
         paddr: u64,
         size: usize,
@@ -461,10 +464,10 @@ impl Engine {
         mmu: MmuIndex,
     ) -> Option<u64> {
         let page = self.ram.page_index(paddr)?;
-        if self.breakpoint_in_page(&vcpu.cpu, linear) {
+        if self.breakpoint_in_page(cpu, linear) {
             return None;
         }
-        let number = vcpu.cpu.id;
+        let number = cpu.id;
         let writes = kind.writes();
         let access = if writes {
             HandOffKind::Write
@@ -474,7 +477,12 @@ impl Engine {
         self.acquire(number, page, access);
         let flags = self.pages.info[page].flags;
         let watched = flags.intersects(PageFlags::WATCHED.union(PageFlags::LOGGED));
-        let guarded = flags.contains(PageFlags::CODE) && !vcpu.tlb.is_unguarded(mmu, linear, page);
+        let guarded = flags.contains(PageFlags::CODE)
+            && !self
+                .vcpus
+                .mmu(usize::from(number))
+                .tlb
+                .is_unguarded(mmu, linear, page);
         if writes && guarded {
             return None;
         }
@@ -485,7 +493,8 @@ impl Engine {
             && !guarded
             && (writes || self.may_write(page, number) && flags.contains(PageFlags::DIRTY));
         if self.oracle.is_none() {
-            vcpu.tlb.allow(mmu, linear, write);
+            let tlb = &mut self.vcpus.mmu_mut(usize::from(number)).tlb;
+            tlb.allow(mmu, linear, write);
         }
         if kind != AccessKind::Write {
             self.seen(number, Seen::Read, paddr | linear & PAGE_MASK, size);
@@ -502,34 +511,34 @@ impl Engine {
         Some(host)
     }
 
-    /// Walks the page tables for `vcpu`.
+    /// Walks the page tables of a vCPU.
     pub fn translate(
         &mut self,
-        vcpu: &Vcpu,
+        cpu: &CpuState,
         linear: u64,
         access: Access,
         privilege: Privilege,
     ) -> Result<Translation, Exception> {
-        if vcpu.cpu.long_mode() && !is_canonical(linear) {
+        if cpu.long_mode() && !is_canonical(linear) {
             return Err(Exception::gp(0));
         }
         self.stats.page_walks += 1;
         let mut physical = Walker {
             engine: self,
-            agent: vcpu.cpu.id,
+            agent: cpu.id,
         };
-        paging::walk(&vcpu.cpu, &mut physical, linear, access, privilege)
+        paging::walk(cpu, &mut physical, linear, access, privilege)
     }
 
-    /// Reads physical memory or devices as `vcpu`.
-    pub fn load(&mut self, vcpu: &Vcpu, paddr: u64, out: &mut [u8]) {
+    /// Reads physical memory or devices as a vCPU.
+    pub fn load(&mut self, vcpu: u8, paddr: u64, out: &mut [u8]) {
         if let Some(page) = self.ram.page_index(paddr) {
-            self.acquire(vcpu.cpu.id, page, HandOffKind::Read);
-            self.seen(vcpu.cpu.id, Seen::Read, paddr, out.len());
+            self.acquire(vcpu, page, HandOffKind::Read);
+            self.seen(vcpu, Seen::Read, paddr, out.len());
             self.ram.read(paddr, out);
             return;
         }
-        let id = usize::from(vcpu.cpu.id);
+        let id = usize::from(vcpu);
         let mut done = 0;
         while done < out.len() {
             let n = piece(paddr + done as u64, out.len() - done);
@@ -539,11 +548,11 @@ impl Engine {
         }
     }
 
-    /// Writes physical memory or devices as `vcpu`; tells whether the running block must end. `whole`: it
-    /// is all of the instruction's store, and lies in one page.
+    /// Writes physical memory or devices as a vCPU that runs this block; tells whether the block must end. `whole`:
+    /// it is all of the instruction's store, and lies in one page.
     pub fn store(
         &mut self,
-        vcpu: &Vcpu,
+        (vcpu, running): (u8, BlockId),
         linear: u64,
         paddr: u64,
         data: &[u8],
@@ -553,19 +562,19 @@ impl Engine {
             self.store_to_device(vcpu, paddr, data);
             return false;
         };
-        self.current_vcpu = vcpu.cpu.id;
+        self.current_vcpu = vcpu;
         let writer = Writer {
-            agent: Agent::Vcpu(vcpu.cpu.id),
+            agent: Agent::Vcpu(vcpu),
             source: Source::Helper,
             linear: Some(linear),
-            running: Some(vcpu.run.site_block).filter(|&id| id != NO_BLOCK),
+            running: Some(running).filter(|&id| id != NO_BLOCK),
         };
         let left = self.string_left.filter(|_| whole);
         self.store_in_steps(&writer, page, paddr, data, left)
     }
 
-    fn store_to_device(&mut self, vcpu: &Vcpu, paddr: u64, data: &[u8]) {
-        let id = usize::from(vcpu.cpu.id);
+    fn store_to_device(&mut self, vcpu: u8, paddr: u64, data: &[u8]) {
+        let id = usize::from(vcpu);
         let mut done = 0;
         while done < data.len() {
             let at = paddr + done as u64;

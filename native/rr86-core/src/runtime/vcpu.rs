@@ -1,7 +1,12 @@
 //! A vCPU: what generated code addresses of it (`translate::layout`), and what is for the runtime alone.
+//!
+//! A vCPU lies in memory as one piece, because generated code addresses all of it. Rust sees two parts: the [`Vcpu`],
+//! which whoever runs it holds, and its [`Mmu`], which belongs to the machine, because whatever changes a page or a
+//! block has to take translations out of those of all vCPUs. No reference covers both.
 
 use std::alloc::{alloc_zeroed, handle_alloc_error, Layout};
-use std::mem::offset_of;
+use std::mem::{offset_of, size_of};
+use std::ptr::NonNull;
 
 use super::engine::Engine;
 use super::fetch::FetchTlb;
@@ -28,49 +33,150 @@ pub struct Pending {
     pub access: PendingAccess,
 }
 
-/// A vCPU.
+/// What only the one who runs a vCPU touches.
 #[repr(C, align(64))]
 pub struct Vcpu {
     pub stack: CodeStack,
     pub cpu: CpuState,
     pub run: RunState,
+    pub pending: Box<Pending>,
+}
+
+/// The translations that a vCPU keeps: of data accesses, of fetches, and of jumps.
+#[repr(C, align(64))]
+pub struct Mmu {
     pub tlb: Tlb,
     pub jumps: Jumps,
     pub fetch: FetchTlb,
-    pub pending: Pending,
 }
 
-impl Vcpu {
-    /// A vCPU in its power-on state for a machine with `pages` pages of RAM.
-    pub fn new(id: u8, pages: usize) -> Box<Self> {
-        let layout = Layout::new::<Self>();
-        // SAFETY: all-zero bytes are valid for every field that is read before it is initialised
-        // below: the Vecs inside `tlb` and `fetch` are overwritten with `ptr::write`, never dropped
-        // as zeroes; `Option<Exception>`, integers and raw pointers accept zero.
-        let mut this = unsafe {
-            let raw = alloc_zeroed(layout).cast::<Self>();
-            if raw.is_null() {
-                handle_alloc_error(layout);
-            }
-            Tlb::init(&raw mut (*raw).tlb, pages);
-            (&raw mut (*raw).cpu).write(CpuState::reset(id));
-            (&raw mut (*raw).pending.fault).write(None);
-            (&raw mut (*raw).pending.access).write(PendingAccess::default());
-            (&raw mut (*raw).fetch).write(FetchTlb::default());
-            Box::from_raw(raw)
-        };
-        this.run.this = &raw const *this as u64;
-        this.run.code_rsp = this.run.this + at::FRAME as u64;
-        this.clear_jumps();
-        this
-    }
+/// A vCPU as it lies in memory.
+#[repr(C, align(64))]
+struct Parts {
+    vcpu: Vcpu,
+    mmu: Mmu,
 }
 
-/// The vCPU begins with a [`Frame`].
+/// The allocation begins with a [`Frame`].
 const _: () = {
     assert!(offset_of!(Vcpu, stack) == offset_of!(Frame, stack));
     assert!(offset_of!(Vcpu, cpu) == offset_of!(Frame, cpu));
     assert!(offset_of!(Vcpu, run) == offset_of!(Frame, run));
-    assert!(offset_of!(Vcpu, tlb) == offset_of!(Frame, tlb));
-    assert!(offset_of!(Vcpu, jumps) == offset_of!(Frame, jumps));
+    let mmu = offset_of!(Parts, mmu);
+    assert!(offset_of!(Parts, vcpu) == 0);
+    assert!(mmu + offset_of!(Mmu, tlb) == offset_of!(Frame, tlb));
+    assert!(mmu + offset_of!(Mmu, jumps) == offset_of!(Frame, jumps));
+    assert!(offset_of!(Frame, jumps) + size_of::<Jumps>() <= size_of::<Parts>());
 };
+
+/// All vCPUs of a machine.
+pub struct Vcpus {
+    all: Vec<NonNull<Parts>>,
+    running: Option<usize>,
+}
+
+// SAFETY: the allocations are owned by this structure alone, and everything in them is `Send` but the pointer to the
+// engine, which is used only while the engine runs.
+unsafe impl Send for Vcpus {}
+
+impl Vcpus {
+    /// So many vCPUs in their power-on state, for a machine with `pages` pages of RAM.
+    pub fn new(count: usize, pages: usize) -> Self {
+        Self {
+            all: (0..count).map(|id| allocate(id as u8, pages)).collect(),
+            running: None,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// The state of a vCPU. No vCPU runs.
+    #[inline]
+    pub fn cpu(&self, index: usize) -> &CpuState {
+        assert!(self.running.is_none());
+        // SAFETY: the pointer is valid as long as `self`. Nothing else refers to the vCPU, because none runs, and
+        // `&self` keeps `begin` and `vcpu_mut` from being called.
+        unsafe { &(*self.all[index].as_ptr()).vcpu.cpu }
+    }
+
+    /// A vCPU, to be changed between runs. No vCPU runs.
+    #[inline]
+    pub fn vcpu_mut(&mut self, index: usize) -> &mut Vcpu {
+        assert!(self.running.is_none());
+        // SAFETY: as in `cpu`, with `&mut self` for uniqueness.
+        unsafe { &mut (*self.all[index].as_ptr()).vcpu }
+    }
+
+    /// The translations of a vCPU, whether it runs or not.
+    #[inline]
+    pub fn mmu(&self, index: usize) -> &Mmu {
+        // SAFETY: the pointer is valid as long as `self`. References to an `Mmu` are made here and in the next
+        // functions alone, and generated code, which uses it too, runs only while no reference is held.
+        unsafe { &(*self.all[index].as_ptr()).mmu }
+    }
+
+    /// The same, to be changed.
+    #[inline]
+    pub fn mmu_mut(&mut self, index: usize) -> &mut Mmu {
+        // SAFETY: as in `mmu`, with `&mut self` for uniqueness.
+        unsafe { &mut (*self.all[index].as_ptr()).mmu }
+    }
+
+    /// The translations of all vCPUs.
+    pub fn mmus(&mut self) -> impl Iterator<Item = &mut Mmu> {
+        // SAFETY: as in `mmu_mut`; each comes once.
+        let mmu = |parts: &NonNull<Parts>| unsafe { &mut (*parts.as_ptr()).mmu };
+        self.all.iter().map(mmu)
+    }
+
+    /// Begins to run a vCPU: until [`Vcpus::end`], the pointer is the way to it. It is good for all of the vCPU,
+    /// translations included, as generated code needs it.
+    pub fn begin(&mut self, index: usize) -> *mut Vcpu {
+        assert!(self.running.replace(index).is_none());
+        self.all[index].as_ptr().cast()
+    }
+
+    /// Ends what `begin` began. The pointer is not used any more.
+    pub fn end(&mut self) {
+        self.running = None;
+    }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        for &parts in &self.all {
+            // SAFETY: made by `allocate`, with the global allocator and this layout, and freed only here.
+            drop(unsafe { Box::from_raw(parts.as_ptr()) });
+        }
+    }
+}
+
+/// A vCPU in its power-on state.
+fn allocate(id: u8, pages: usize) -> NonNull<Parts> {
+    let layout = Layout::new::<Parts>();
+    // SAFETY: the layout has a size. All-zero bytes are valid for the stack, `RunState`, and the jump cache, which are
+    // integers; every other field is written before anything reads or drops it.
+    unsafe {
+        let raw = alloc_zeroed(layout).cast::<Parts>();
+        let Some(parts) = NonNull::new(raw) else {
+            handle_alloc_error(layout);
+        };
+        let pending = Pending {
+            debug_hits: 0,
+            signal: Caught::default(),
+            fault: None,
+            engine: std::ptr::null_mut(),
+            access: PendingAccess::default(),
+        };
+        (&raw mut (*raw).vcpu.cpu).write(CpuState::reset(id));
+        (&raw mut (*raw).vcpu.pending).write(Box::new(pending));
+        Tlb::init(&raw mut (*raw).mmu.tlb, pages);
+        (&raw mut (*raw).mmu.fetch).write(FetchTlb::default());
+        (*raw).vcpu.run.this = raw as u64;
+        (*raw).vcpu.run.code_rsp = raw as u64 + at::FRAME as u64;
+        (*raw).mmu.clear_jumps();
+        parts
+    }
+}

@@ -154,10 +154,10 @@ impl Engine {
             unguard,
         } = std::mem::take(&mut self.under_way[index]);
         if let Some(store) = uncommitted {
-            self.commit_late(v, &store);
+            self.commit_late(v.cpu.id, &store);
         }
         if let Some(unguard) = unguard {
-            self.drop_guard(v, unguard);
+            self.drop_guard(v.cpu.id, unguard);
         }
         if let Some(fetched) = fetched {
             if self.refetched == Some(self.blocks.next_serial()) {

@@ -131,10 +131,7 @@ impl Engine {
                 continue;
             };
             self.pages.info[page].flags.set(PageFlags::WATCHED, on);
-            for &vcpu in &self.vcpus {
-                // SAFETY: only the TLB is touched; no code runs.
-                unsafe { (*vcpu).tlb.protect_page(page) };
-            }
+            self.vcpus.mmus().for_each(|mmu| mmu.tlb.protect_page(page));
         }
     }
 

@@ -174,9 +174,14 @@ pub struct Frame {
     pub stack: CodeStack,
     pub cpu: CpuState,
     pub run: RunState,
+    /// What is the runtime's alone.
+    pub own: Own,
     pub tlb: Tlb,
     pub jumps: Jumps,
 }
+
+#[repr(C, align(64))]
+pub struct Own([u64; 8]);
 
 /// Index of a pc in the jump cache.
 #[inline]

@@ -3,11 +3,10 @@
 use std::path::Path;
 
 use rr86_core::cpu::semantics::Semantics;
-use rr86_core::record::{Event, Recorder, Stop, TraceWriter};
-use rr86_core::replay::TraceReader;
 use rr86_core::runtime::engine::BlockLimits;
 use rr86_core::runtime::protocol::Protocol;
-use rr86_core::schedule::{Conditions, Machine, MachineConfig, Policy, Scheduler};
+use rr86_core::session::{Conditions, Machine, MachineConfig, Policy, Scheduler, Session, Stop};
+use rr86_core::trace::{Event, TraceReader, TraceWriter};
 
 const ENTRY: u64 = 0x10_0000;
 /// Two vCPUs count together and note what they saw, each in a place of its own:
@@ -68,8 +67,9 @@ pub fn machine(oracle: bool) -> Machine {
 }
 
 /// Records some of the run.
+#[allow(dead_code)] // Not every test that shares this file wants just this.
 pub fn record(path: &Path) {
-    let mut recorder = Recorder::new(machine(false), Scheduler::new(Policy::Uniform, 5, 1000));
+    let mut recorder = Session::record(machine(false), Scheduler::new(Policy::Uniform, 5, 1000));
     recorder
         .record_to(path, b"", &[("kernel".to_string(), (&PROGRAM[..]).into())])
         .expect("a trace");

@@ -16,11 +16,11 @@ const XSTATE_BV: u64 = 512;
 
 impl Context<'_> {
     fn read_block(&mut self, linear: u64, out: &mut [u8]) -> Result {
-        self.with_memory(|_, mem| mem.read_bytes(linear, out, Privilege::Current))
+        self.with_memory(|cpu, mem| mem.read_bytes(cpu, linear, out, Privilege::Current))
     }
 
     fn write_block(&mut self, linear: u64, data: &[u8]) -> Result {
-        self.with_memory(|_, mem| mem.write_bytes(linear, data, Privilege::Current))
+        self.with_memory(|cpu, mem| mem.write_bytes(cpu, linear, data, Privilege::Current))
     }
 
     /// Stores the ranges of an image that an instruction writes, after checking all of it.

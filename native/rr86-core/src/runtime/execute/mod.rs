@@ -14,6 +14,7 @@ mod transfer;
 use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
 use crate::cpu::interrupt::Event;
+use crate::cpu::state::CpuState;
 use crate::runtime::engine::{Engine, Resume, StopCause};
 use crate::runtime::slow::{flags_to_ax, sync_flags};
 use crate::runtime::vcpu::Vcpu;
@@ -133,17 +134,14 @@ impl Context<'_> {
     /// Runs semantics of `cpu` that need memory.
     pub fn with_memory<T>(
         &mut self,
-        f: impl FnOnce(&mut crate::cpu::state::CpuState, &mut View) -> Result<T>,
+        f: impl FnOnce(&mut CpuState, &mut View<'_>) -> Result<T>,
     ) -> Result<T> {
-        let mut view = View {
-            vcpu: &raw mut *self.v,
-            engine: &raw mut *self.engine,
-        };
-        f(&mut self.v.cpu, &mut view)
+        let (cpu, mut view) = View::of(self.v, self.engine);
+        f(cpu, &mut view)
     }
 
     pub fn apply(&mut self, effects: Effects) {
-        self.engine.apply(self.v, effects);
+        self.engine.apply(self.v.cpu.id, effects);
     }
 }
 

@@ -359,9 +359,9 @@ fn bulk(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
         } else {
             // How many iterations there are depends on the slice. So nothing is done here that another number
             // would not do: `iterate` makes the first access to each page.
-            let known = |_: &mut CpuState, mem: &mut View| {
-                let to = mem.known_host(destination, length, true);
-                Ok(to.zip(mem.known_host(source, length, false)))
+            let known = |cpu: &mut CpuState, mem: &mut View<'_>| {
+                let to = mem.known_host(cpu, destination, length, true);
+                Ok(to.zip(mem.known_host(cpu, source, length, false)))
             };
             c.with_memory(known).ok().flatten()
         };
@@ -373,7 +373,7 @@ fn bulk(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
             return 0;
         }
         if !old {
-            let mark = |_: &mut CpuState, mem: &mut View| {
+            let mark = |_: &mut CpuState, mem: &mut View<'_>| {
                 mem.note_write(to, length);
                 Ok(())
             };
@@ -385,7 +385,7 @@ fn bulk(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
         // with the destination first gives what `copy` gives.
         unsafe { std::ptr::copy(from, to, length) };
     } else {
-        let place = c.with_memory(|_, mem: &mut View| Ok(mem.host(destination, length, true)));
+        let place = c.with_memory(|cpu, mem| Ok(mem.host(cpu, destination, length, true)));
         let Ok(Some(to)) = place else { return 0 };
         let value = c.v.cpu.gpr[gpr::RAX];
         // SAFETY: `length` bytes of guest RAM within a page; the element types have the sizes by
@@ -411,12 +411,12 @@ fn both(
     length: usize,
 ) -> Option<(*mut u8, *mut u8)> {
     let to = |c: &mut Context<'_>| {
-        let place = c.with_memory(|_, mem: &mut View| Ok(mem.host(destination, length, true)));
+        let place = c.with_memory(|cpu, mem| Ok(mem.host(cpu, destination, length, true)));
         place.ok().flatten()
     };
     let first = to(c)?;
     // The source last: nothing may take its page away before it is used.
-    let from = c.with_memory(|_, mem: &mut View| Ok(mem.host(source, length, false)));
+    let from = c.with_memory(|cpu, mem| Ok(mem.host(cpu, source, length, false)));
     let from = from.ok().flatten()?;
     // The first fill may have made room for the second.
     (to(c) == Some(first)).then_some((first, from))
@@ -438,10 +438,10 @@ fn bulk_down(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
     if count < 2 {
         return 0;
     }
-    let moved = c.with_memory(|_, mem: &mut View| {
+    let moved = c.with_memory(|cpu, mem| {
         let (source, destination) = (source - below, destination - below);
-        let to = mem.known_host(destination, length, true);
-        let Some((to, from)) = to.zip(mem.known_host(source, length, false)) else {
+        let to = mem.known_host(cpu, destination, length, true);
+        let Some((to, from)) = to.zip(mem.known_host(cpu, source, length, false)) else {
             return Ok(false);
         };
         // A destination shortly before the source repeats what it has written.

@@ -66,7 +66,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         M::Clflush => {
             // There is no cache; what remains is the check of a read of one byte.
             let at = c.address(1, crate::translate::site::AccessKind::Read)?;
-            c.with_memory(|_, mem| mem.probe_read(at, 1))?;
+            c.with_memory(|cpu, mem| mem.probe_read(cpu, at, 1))?;
         }
         M::Rdtsc => {
             control::check_rdtsc(&c.v.cpu)?;
@@ -180,8 +180,9 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         M::Invlpg => {
             control::check_invalidate(&c.v.cpu)?;
             let linear = operand_linear(c);
-            c.v.tlb.flush_page(linear);
-            c.v.flush_fetch_page(linear);
+            let mmu = c.engine.vcpus.mmu_mut(usize::from(c.v.cpu.id));
+            mmu.tlb.flush_page(linear);
+            mmu.flush_fetch_page(linear);
         }
         M::Wbinvd | M::Invd => control::check_invalidate(&c.v.cpu)?,
         M::Swapgs => {

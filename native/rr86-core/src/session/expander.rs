@@ -1,0 +1,129 @@
+//! Makes an expansion: rides along with a full replay and notes what reaches each vCPU from outside.
+
+use std::collections::BTreeMap;
+
+use super::expansion::{ExpansionWriter, Part, Sync};
+use super::machine::Machine;
+use crate::cpu::save;
+use crate::runtime::inputs::{InputLog, Inputs};
+use crate::runtime::storelog::StoreLog;
+use crate::trace::TraceError;
+
+pub struct Expander {
+    writer: ExpansionWriter,
+    vcpus: Vec<Progress>,
+}
+
+/// What is known of a vCPU.
+#[derive(Default)]
+struct Progress {
+    /// Its state after its last slice, as far as it has been told to the expansion.
+    known: Vec<u8>,
+    /// INITs that it has had.
+    inits: u64,
+    /// Sync points so far.
+    syncs: u64,
+    changed: Vec<Sync>,
+}
+
+impl Expander {
+    /// Begins with a machine that has not run. With `stores`, the last stores to these lines, by RAM page
+    /// index, are kept too.
+    pub fn new(
+        machine: &mut Machine,
+        writer: ExpansionWriter,
+        stores: Option<BTreeMap<usize, u64>>,
+    ) -> Self {
+        let count = machine.engine.vcpu_count();
+        let log = InputLog::new(count, &machine.engine);
+        machine.engine.inputs = Inputs::Logged(Box::new(log));
+        if let Some(lines) = stores {
+            machine.engine.log_stores(StoreLog::new(lines));
+        }
+        let start = |v| Progress {
+            known: save::save(machine.engine.cpu(v)),
+            ..Progress::default()
+        };
+        Self {
+            writer,
+            vcpus: (0..count).map(start).collect(),
+        }
+    }
+
+    /// A vCPU is about to run a slice.
+    pub fn before_slice(&mut self, machine: &Machine, vcpu: usize) {
+        let progress = &mut self.vcpus[vcpu];
+        let now = save::save(machine.engine.cpu(vcpu));
+        let inits = machine.engine.inits(vcpu);
+        if now != progress.known || inits != progress.inits {
+            progress.changed.push(Sync {
+                index: progress.syncs,
+                init: inits != progress.inits,
+                changes: changes(&progress.known, &now),
+            });
+            progress.known = now;
+            progress.inits = inits;
+        }
+        progress.syncs += 1;
+    }
+
+    /// A vCPU has run a slice.
+    pub fn after_slice(&mut self, machine: &Machine, vcpu: usize) {
+        self.vcpus[vcpu].known = save::save(machine.engine.cpu(vcpu));
+    }
+
+    /// Digests are about to be compared: an interval ends.
+    ///
+    /// # Errors
+    /// When the expansion cannot be written.
+    pub fn digests(&mut self, machine: &mut Machine) -> Result<(), TraceError> {
+        for vcpu in 0..self.vcpus.len() {
+            self.before_slice(machine, vcpu);
+        }
+        self.write(machine)
+    }
+
+    fn write(&mut self, machine: &mut Machine) -> Result<(), TraceError> {
+        let Inputs::Logged(log) = &mut machine.engine.inputs else {
+            return Ok(());
+        };
+        for (vcpu, (progress, tape)) in self.vcpus.iter_mut().zip(&mut log.tapes).enumerate() {
+            let part = Part {
+                tape: std::mem::take(tape),
+                syncs: std::mem::take(&mut progress.changed),
+            };
+            self.writer.part(vcpu as u8, &part)?;
+        }
+        if let Some(stores) = &mut log.stores {
+            self.writer.stores(std::mem::take(&mut stores.done))?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is left.
+    ///
+    /// # Errors
+    /// When the expansion cannot be written.
+    pub fn finish(mut self, machine: &mut Machine) -> Result<(), TraceError> {
+        if let Inputs::Logged(log) = &mut machine.engine.inputs {
+            if let Some(stores) = &mut log.stores {
+                stores.close();
+            }
+        }
+        self.write(machine)?;
+        machine.engine.inputs = Inputs::Live;
+        self.writer.finish()
+    }
+}
+
+/// Runs of bytes that differ between two states of the same length.
+fn changes(old: &[u8], new: &[u8]) -> Vec<(u16, Vec<u8>)> {
+    let mut runs: Vec<(u16, Vec<u8>)> = Vec::new();
+    for (at, (_, &byte)) in old.iter().zip(new).enumerate().filter(|(_, (o, n))| o != n) {
+        match runs.last_mut() {
+            Some((start, bytes)) if usize::from(*start) + bytes.len() == at => bytes.push(byte),
+            _ => runs.push((at as u16, vec![byte])),
+        }
+    }
+    runs
+}

@@ -1,0 +1,94 @@
+//! Moments of a replay that are kept in memory, so that another session of the trace can begin there.
+//!
+//! A moment is what a checkpoint is, but it is in no file, it can stand between any two slices, and
+//! pages that did not change between two moments are in memory once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::checkpoint::CheckpointError;
+use super::machine::Machine;
+use crate::memory::PAGE_SIZE;
+use crate::trace::{EventStream, TraceError, TraceReader};
+
+/// The pages of RAM that are not zero, by their number, as they were when they were last kept.
+#[derive(Clone, Default)]
+pub(super) struct KeptPages(BTreeMap<usize, Arc<[u8; PAGE_SIZE as usize]>>);
+
+impl KeptPages {
+    /// Takes over what has changed since the last time. Digests have just been taken.
+    fn update(&mut self, machine: &mut Machine) {
+        for (page, zero) in machine.take_changed_pages() {
+            if zero {
+                self.0.remove(&page);
+            } else {
+                let mut copy = [0; PAGE_SIZE as usize];
+                copy.copy_from_slice(machine.engine.ram.page(page));
+                self.0.insert(page, Arc::new(copy));
+            }
+        }
+    }
+}
+
+/// A whole machine between two slices of a trace, and where that goes on.
+pub struct Moment {
+    pub icount: u64,
+    /// Slices of the trace before it.
+    pub(super) decisions: u64,
+    reader: TraceReader,
+    /// As [`EventStream::position`] has it.
+    position: (usize, usize),
+    pages: KeptPages,
+    state: Vec<u8>,
+}
+
+impl Moment {
+    /// Keeps the moment at which a machine stands, having allowed checkpoints before it first ran. `kept` are the
+    /// pages of the last moment that was kept of it.
+    pub(super) fn of(
+        machine: &mut Machine,
+        kept: &mut KeptPages,
+        reader: &TraceReader,
+        events: &EventStream,
+        decisions: u64,
+    ) -> Self {
+        let digests = machine.digests();
+        kept.update(machine);
+        Self {
+            icount: machine.engine.icount(),
+            decisions,
+            reader: reader.clone(),
+            position: events.position(),
+            pages: kept.clone(),
+            state: machine.save(&digests),
+        }
+    }
+
+    /// Brings a machine of the same configuration to this moment.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] for a moment of another machine; then this one must not run.
+    pub fn restore(&self, machine: &mut Machine) -> Result<(), CheckpointError> {
+        machine.wipe();
+        for (&page, bytes) in &self.pages.0 {
+            machine.set_page(page, bytes)?;
+        }
+        machine.restore(&self.state)
+    }
+
+    /// The events of the trace from here on; `None` if it has fewer than it had.
+    ///
+    /// # Errors
+    /// [`TraceError`] when they cannot be read.
+    pub(super) fn events(&self) -> Result<Option<EventStream>, TraceError> {
+        let (chunks, left) = self.position;
+        let mut events = self.reader.stream_from(chunks - usize::from(left > 0));
+        while events.position() != self.position {
+            match events.next() {
+                Some(event) => drop(event?),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(events))
+    }
+}

@@ -1,0 +1,294 @@
+//! Recording: a scheduler decides, input comes from outside, and a trace keeps what was decided. Without a trace
+//! it just runs the machine.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::checkpoint::CheckpointError;
+use super::checkpointer::write_checkpoint;
+use super::conditions::Conditions;
+use super::decisions::{Decisions, Next, Stop};
+use super::error::SessionError;
+use super::machine::Machine;
+use super::observe;
+use super::run::Session;
+use super::scheduler::Scheduler;
+use super::slice::{Finished, Slices, Wait};
+use crate::contents::Contents;
+use crate::host_time::{Cadence, HostTime, Stopwatch};
+use crate::trace::{Event, TraceError, TraceWriter, CONSOLE};
+
+/// Instructions between two sets of digests, and the most that a chunk covers.
+pub const DIGEST_INTERVAL: u64 = 100_000_000;
+
+/// Names of components, shared by all digest events of a trace.
+#[derive(Default)]
+struct Names(Vec<Arc<str>>);
+
+impl Names {
+    /// The event that tells of these digests.
+    fn event(&mut self, digests: Vec<(String, u64)>) -> Event {
+        let list = digests
+            .into_iter()
+            .map(|(name, value)| {
+                let known = self.0.iter().find(|n| ***n == *name).cloned();
+                let name = known.unwrap_or_else(|| {
+                    let name: Arc<str> = name.into();
+                    self.0.push(name.clone());
+                    name
+                });
+                (name, value)
+            })
+            .collect();
+        Event::Digests { list }
+    }
+}
+
+/// Decisions of a scheduler, and the trace that keeps them.
+pub struct Recording {
+    scheduler: Scheduler,
+    writer: Option<TraceWriter>,
+    /// When the side file gets its next events.
+    cadence: Cadence,
+    /// Length of the trace once it is closed, and what waiting for that cost.
+    closed_bytes: u64,
+    closed_waiting: HostTime,
+    names: Names,
+    next_digest: u64,
+    /// Instructions between two checkpoints, and the moment of the next.
+    checkpoints: Option<(u64, u64)>,
+    /// Bytes for the console that wait for the next slice boundary.
+    input: Vec<u8>,
+}
+
+impl Recording {
+    fn push(&mut self, icount: u64, event: &Event) -> Result<(), TraceError> {
+        match &mut self.writer {
+            Some(writer) => writer.push(icount, event),
+            None => Ok(()),
+        }
+    }
+
+    /// Digests, and a checkpoint if it is time for one. The chunk under way ends.
+    fn take_stock(&mut self, machine: &mut Machine, icount: u64) -> Result<(), TraceError> {
+        let due = self.checkpoints.is_some_and(|(_, next)| icount >= next);
+        if icount < self.next_digest && !due {
+            return Ok(());
+        }
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
+        self.next_digest = icount + DIGEST_INTERVAL;
+        let digests = machine.digests();
+        writer.push(icount, &self.names.event(digests.clone()))?;
+        match self.checkpoints {
+            Some((every, next)) if icount >= next => {
+                self.checkpoints = Some((every, icount.saturating_add(every)));
+                write_checkpoint(machine, writer, &digests)
+            }
+            _ => writer.seal(),
+        }
+    }
+
+    fn give_input(&mut self, machine: &mut Machine, icount: u64) -> Result<(), TraceError> {
+        if self.input.is_empty() {
+            return Ok(());
+        }
+        let bytes = std::mem::take(&mut self.input);
+        machine.console_input(&bytes);
+        let source = CONSOLE;
+        self.push(icount, &Event::Input { source, bytes })
+    }
+
+    /// Writes down what the engine has observed.
+    fn drain(&mut self, machine: &mut Machine) -> Result<(), TraceError> {
+        let mut observed = std::mem::take(&mut machine.engine.observed);
+        if let Some(writer) = &mut self.writer {
+            for (icount, o) in &observed {
+                writer.push(*icount, &observe::event(o))?;
+            }
+        }
+        // Keep the allocation.
+        observed.clear();
+        machine.engine.observed = observed;
+        Ok(())
+    }
+}
+
+impl Decisions for Recording {
+    fn slices(&self) -> Slices {
+        Slices::New
+    }
+
+    fn over(&self, machine: &Machine) -> Option<Stop> {
+        machine.ending().map(Stop::Ended)
+    }
+
+    fn next(&mut self, machine: &mut Machine) -> Result<Next, SessionError> {
+        let icount = machine.engine.icount();
+        self.take_stock(machine, icount)?;
+        self.give_input(machine, icount)?;
+        let noted = machine.semantics().last_timers_are_recorded();
+        let due = noted && machine.is_due();
+        let stop = match machine.prepare() {
+            Wait::Ready => return Ok(Next::Slice(self.scheduler.next(&machine.runnable()))),
+            Wait::Skipped(to_ns) => {
+                self.push(icount, &Event::TimeSkip { to_ns })?;
+                return Ok(Next::More);
+            }
+            Wait::Deadlock => Stop::Deadlock,
+            Wait::Ended(ending) => Stop::Ended(ending),
+        };
+        if due {
+            // No slice and no jump of time follows that would tell of the timers that fired last, and they have left
+            // their marks on the devices. So this is a jump to where time is already.
+            let to_ns = machine.engine.now();
+            self.push(icount, &Event::TimeSkip { to_ns })?;
+        }
+        Ok(Next::Stop(stop))
+    }
+
+    fn done(&mut self, machine: &mut Machine, slice: &Finished) -> Result<(), SessionError> {
+        self.drain(machine)?;
+        self.scheduler.note(slice.stop);
+        let event = Event::Slice {
+            vcpu: slice.vcpu as u8,
+            instructions: slice.instructions,
+            stop: observe::slice_end(slice.stop),
+        };
+        Ok(self.push(slice.start, &event)?)
+    }
+
+    fn keep(&mut self, returning: bool) -> Result<(), SessionError> {
+        if returning || self.cadence.due() {
+            if let Some(writer) = &mut self.writer {
+                writer.keep()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn waited(&self) -> HostTime {
+        self.writer
+            .as_ref()
+            .map_or(self.closed_waiting, TraceWriter::waited)
+    }
+}
+
+impl Session<Recording> {
+    /// A run of a machine at power-on, without a trace so far.
+    pub fn record(machine: Machine, scheduler: Scheduler) -> Self {
+        Self::start(
+            machine,
+            Recording {
+                scheduler,
+                writer: None,
+                cadence: Cadence::default(),
+                closed_bytes: 0,
+                closed_waiting: HostTime::default(),
+                names: Names::default(),
+                next_digest: 0,
+                checkpoints: None,
+                input: Vec::new(),
+            },
+        )
+    }
+
+    /// Starts a trace.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn record_to(
+        &mut self,
+        path: &Path,
+        header: &[u8],
+        images: &[(String, Contents)],
+    ) -> Result<(), TraceError> {
+        self.decisions.writer = Some(TraceWriter::create(path, header, images)?);
+        Ok(())
+    }
+
+    /// Puts a checkpoint into the trace at the first slice boundary after every so many instructions.
+    ///
+    /// # Errors
+    /// When the machine has state that checkpoints do not hold.
+    pub fn set_checkpoints(&mut self, every: u64) -> Result<(), CheckpointError> {
+        self.machine.allow_checkpoints()?;
+        let every = every.max(1);
+        let next = self.machine.engine.icount().saturating_add(every);
+        self.decisions.checkpoints = Some((every, next));
+        Ok(())
+    }
+
+    /// The scheduler as it is now: one that would decide from here on as this one will.
+    pub fn scheduler(&self) -> Scheduler {
+        self.decisions.scheduler.clone()
+    }
+
+    /// Bytes in the trace file.
+    pub fn trace_bytes(&self) -> u64 {
+        let writer = self.decisions.writer.as_ref();
+        writer.map_or(self.decisions.closed_bytes, TraceWriter::bytes_written)
+    }
+
+    /// Queues bytes for the console; they arrive at the next slice boundary.
+    pub fn console_input(&mut self, data: &[u8]) {
+        self.decisions.input.extend_from_slice(data);
+    }
+
+    /// Why the trace has no side file, if it should have one; see [`TraceWriter::keep`].
+    pub fn without_tail(&self) -> Option<&TraceError> {
+        self.decisions.writer.as_ref()?.without_tail()
+    }
+
+    /// Closes the trace: the final digests, the reason, the footer. A slice that a condition stopped runs to
+    /// its end first, so that the recorded slices are those that were decided on, and a replay can reach
+    /// the condition's moment and stop there too.
+    ///
+    /// # Errors
+    /// When the trace cannot be written.
+    pub fn finish(
+        &mut self,
+        reason: u8,
+        code: u32,
+        detail: &str,
+        footer: &[u8],
+    ) -> Result<(), SessionError> {
+        while self.inside_slice() {
+            self.run(0, &mut Conditions::default())?;
+        }
+        let watch = Stopwatch::start();
+        let stop = Event::Stop {
+            vcpu: self.vcpu as u8,
+            reason,
+            code,
+            detail: detail.to_string(),
+        };
+        let closed = self.close(&stop, footer);
+        self.machine.engine.spent.whole += watch.read();
+        Ok(closed?)
+    }
+
+    fn close(&mut self, stop: &Event, footer: &[u8]) -> Result<(), TraceError> {
+        let (machine, recording) = (&mut self.machine, &mut self.decisions);
+        let icount = if machine.engine.host_fault().is_some() {
+            // What the unfinished slice has done is not in the trace.
+            machine.engine.slice_start
+        } else {
+            let icount = machine.engine.icount();
+            if recording.writer.is_some() {
+                let digests = recording.names.event(machine.digests());
+                recording.push(icount, &digests)?;
+            }
+            icount
+        };
+        recording.push(icount, stop)?;
+        if let Some(writer) = recording.writer.take() {
+            recording.closed_waiting = writer.waited();
+            let watch = Stopwatch::start();
+            recording.closed_bytes = writer.finish(footer)?;
+            recording.closed_waiting += watch.read();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,477 @@
+//! Replaying: decisions and inputs come from a trace, and what the machine does is compared with what the recorder
+//! saw.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+
+use super::checkpoint::CheckpointError;
+use super::checkpointer::Checkpointer;
+use super::decisions::{Decisions, Next, Stop};
+use super::error::{Divergence, Fact, SessionError};
+use super::expander::Expander;
+use super::expansion::ExpansionWriter;
+use super::machine::Machine;
+use super::moment::{KeptPages, Moment};
+use super::observe;
+use super::run::Session;
+use super::slice::{Decision, Finished, Slices, Wait};
+use crate::host_time::HostTime;
+use crate::memory::pages::DEVICE;
+use crate::memory::PAGE_SHIFT;
+use crate::runtime::ahead::Guess;
+use crate::runtime::windows::WindowPolicy;
+use crate::trace::event::Kind;
+use crate::trace::{survey, Block, CheckpointInfo, Event, EventStream, SliceEnd, TraceReader};
+use crate::trace::{TraceError, CONSOLE, DEADLOCK, NO_VCPU};
+
+/// How much of the machine's state a replay has found as recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    pub digests: u64,
+    pub moments: u64,
+}
+
+/// Decisions of a trace, and what else it says of the run.
+pub struct Replay {
+    events: EventStream,
+    verify: bool,
+    /// Recorded observations of the slice that is about to run or under way.
+    observations: Vec<(u64, Event)>,
+    /// The last slice that was read: its vCPU, and how many instructions it has in the recording.
+    vcpu: u8,
+    instructions: u64,
+    /// Slices of the trace that have begun.
+    decisions: u64,
+    /// Digests that were compared and equal, and the moments at which they were.
+    pub compared: Compared,
+    finished: bool,
+    /// Where checkpoints go, if this replay makes them.
+    checkpointer: Option<Checkpointer>,
+    /// RAM as it was at the last moment that was kept.
+    kept: Option<KeptPages>,
+    expander: Option<Box<Expander>>,
+}
+
+/// The lines that one agent wrote and another then got, by RAM page index.
+fn shared_lines(
+    trace: &TraceReader,
+    machine: &Machine,
+) -> Result<BTreeMap<usize, u64>, TraceError> {
+    let ram = &machine.engine.ram;
+    let all = survey::shared_lines(trace)?;
+    Ok(all
+        .into_iter()
+        .filter_map(|(page, lines)| Some((ram.page_index(page << PAGE_SHIFT)?, lines)))
+        .collect())
+}
+
+/// A block that the trace tells of, as the thread that translates ahead wants it.
+fn guess(block: Block) -> Guess {
+    Guess {
+        serial: block.id,
+        linear: block.pc,
+        paddr: block.paddr,
+        len: block.len,
+        mode: block.mode,
+        digest: block.digest,
+    }
+}
+
+impl Replay {
+    pub(super) fn of(events: EventStream, decisions: u64, verify: bool) -> Self {
+        Self {
+            events,
+            verify,
+            observations: Vec::new(),
+            vcpu: 0,
+            instructions: 0,
+            decisions,
+            compared: Compared::default(),
+            finished: false,
+            checkpointer: None,
+            kept: None,
+            expander: None,
+        }
+    }
+
+    /// What the trace says of the rest of the run.
+    pub(super) fn into_events(self) -> EventStream {
+        self.events
+    }
+
+    fn diverged(
+        &self,
+        machine: &Machine,
+        component: &str,
+        expected: Fact,
+        found: Fact,
+    ) -> SessionError {
+        let icount = machine.engine.icount();
+        self.diverged_at(icount, component, expected, found)
+    }
+
+    fn diverged_at(
+        &self,
+        icount: u64,
+        component: &str,
+        expected: Fact,
+        found: Fact,
+    ) -> SessionError {
+        Box::new(Divergence {
+            component: component.to_string(),
+            decision: self.decisions,
+            icount,
+            vcpu: self.vcpu,
+            expected,
+            found,
+        })
+        .into()
+    }
+
+    /// Has the blocks that the trace tells of translated ahead. Not for the oracle, whose code is special; and
+    /// not on a single processor, of which the thread would take more from the guest than it gives back.
+    fn look_ahead(&mut self, machine: &mut Machine) {
+        if let Some(blocks) = self.events.take_blocks() {
+            let single = available_parallelism().is_ok_and(|n| n.get() == 1);
+            if !single && machine.engine.oracle_mut().is_none() {
+                let guesses = blocks.map(|next| next.map(guess));
+                machine.engine.translate_ahead(guesses);
+            }
+        }
+    }
+
+    /// Follows one event of the trace.
+    fn follow(
+        &mut self,
+        machine: &mut Machine,
+        icount: u64,
+        event: Event,
+    ) -> Result<Next, SessionError> {
+        match event {
+            Event::Slice {
+                vcpu,
+                instructions,
+                stop,
+            } => {
+                self.vcpu = vcpu;
+                self.instructions = instructions;
+                self.decisions += 1;
+                return self.begin_slice(machine, icount, stop).map(Next::Slice);
+            }
+            Event::TimeSkip { to_ns } => match machine.prepare() {
+                Wait::Skipped(to) if to == to_ns => {}
+                // The recording ended here, after the last timers had fired.
+                Wait::Deadlock | Wait::Ended(_) if to_ns == machine.engine.now() => {}
+                other => {
+                    let (expected, found) = (Fact::Jump(to_ns), Fact::Wait(other));
+                    return Err(self.diverged(machine, "time", expected, found));
+                }
+            },
+            Event::Input { source, bytes } => {
+                if source == CONSOLE {
+                    machine.console_input(&bytes);
+                }
+            }
+            Event::Digests { list } => {
+                if let Some(expander) = &mut self.expander {
+                    expander.digests(machine)?;
+                }
+                self.serve_unrecorded(machine);
+                self.check_digests(machine, &list)?;
+            }
+            Event::Stop { .. } => {}
+            other => {
+                tell_oracle(machine, icount, &other);
+                self.observations.push((icount, other));
+            }
+        }
+        Ok(Next::More)
+    }
+
+    /// Whether the slice that was just read can run here.
+    fn begin_slice(
+        &mut self,
+        machine: &mut Machine,
+        icount: u64,
+        stop: SliceEnd,
+    ) -> Result<Decision, SessionError> {
+        let window = observe::window(stop);
+        machine.engine.set_windows(WindowPolicy::Expect(window));
+        let vcpu = usize::from(self.vcpu);
+        match machine.prepare() {
+            Wait::Ready => {}
+            other => {
+                let (expected, found) = (Fact::Wait(Wait::Ready), Fact::Wait(other));
+                return Err(self.diverged(machine, "schedule", expected, found));
+            }
+        }
+        if machine.runnable().get(vcpu) != Some(&true) {
+            let can = |runnable| Fact::Runnable { vcpu, runnable };
+            return Err(self.diverged(machine, "schedule", can(true), can(false)));
+        }
+        let now = machine.engine.icount();
+        if icount != now {
+            let (expected, found) = (Fact::SliceStart(icount), Fact::SliceStart(now));
+            return Err(self.diverged(machine, "schedule", expected, found));
+        }
+        if let Some(expander) = &mut self.expander {
+            expander.before_slice(machine, vcpu);
+        }
+        // The instruction that shuts a vCPU down never retires.
+        let more = u64::from(stop == SliceEnd::Shutdown);
+        let budget = self.instructions.saturating_add(more);
+        Ok(Decision { vcpu, budget })
+    }
+
+    /// Before the last digests of an older trace: has timers fire that had in the recording, of which it
+    /// does not tell when no vCPU could run any more.
+    fn serve_unrecorded(&mut self, machine: &mut Machine) {
+        let recorded = machine.semantics().last_timers_are_recorded();
+        let next = self.events.upcoming();
+        if !recorded && matches!(next, Some(Event::Stop { reason, .. }) if *reason == DEADLOCK) {
+            machine.prepare();
+        }
+    }
+
+    /// Compares what the engine has observed in a slice with what was recorded of it.
+    fn check_observations(&mut self, machine: &mut Machine) -> Result<(), SessionError> {
+        let mut observed = std::mem::take(&mut machine.engine.observed);
+        let recorded = std::mem::take(&mut self.observations);
+        if self.verify {
+            let mut recorded = recorded.iter();
+            for (icount, o) in &observed {
+                let got = (*icount, observe::event(o));
+                let want = recorded.next();
+                if want != Some(&got) {
+                    return Err(self.mismatch(want, Some(&got)));
+                }
+            }
+            if let Some(want) = recorded.next() {
+                return Err(self.mismatch(Some(want), None));
+            }
+        }
+        // Keep the allocation.
+        observed.clear();
+        machine.engine.observed = observed;
+        Ok(())
+    }
+
+    /// One of the two is there.
+    fn mismatch(&self, want: Option<&(u64, Event)>, got: Option<&(u64, Event)>) -> SessionError {
+        let component = match want.or(got).map(|(_, e)| e) {
+            Some(Event::HandOff { .. }) => "pages",
+            _ => "blocks",
+        };
+        let fact = |side: Option<&(u64, Event)>| {
+            side.map_or(Fact::Nothing, |(at, e)| Fact::Event(*at, e.clone()))
+        };
+        let moments = [want, got].into_iter().flatten().map(|(at, _)| *at);
+        let icount = moments.min().unwrap_or_default();
+        self.diverged_at(icount, component, fact(want), fact(got))
+    }
+
+    fn check_digests(
+        &mut self,
+        machine: &mut Machine,
+        list: &[(Arc<str>, u64)],
+    ) -> Result<(), SessionError> {
+        if !self.verify && self.checkpointer.is_none() {
+            return Ok(());
+        }
+        let digests = machine.digests();
+        for (name, value) in digests.iter().filter(|_| self.verify) {
+            let recorded = list.iter().find(|(n, _)| **n == **name).map(|(_, d)| *d);
+            if recorded != Some(*value) {
+                let expected = recorded.map_or(Fact::Nothing, Fact::Digest);
+                return Err(self.diverged(machine, name, expected, Fact::Digest(*value)));
+            }
+            self.compared.digests += 1;
+        }
+        self.compared.moments += u64::from(self.verify);
+        if let (Some(copy), Some(chunks)) = (&mut self.checkpointer, self.events.between_chunks()) {
+            copy.at_digests(machine, chunks, &digests)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads a hand-off to the oracle, if one is asked.
+fn tell_oracle(machine: &mut Machine, icount: u64, event: &Event) {
+    if let (
+        Some(oracle),
+        &Event::HandOff {
+            page, from, lines, ..
+        },
+    ) = (machine.engine.oracle_mut(), event)
+    {
+        let from = if from == NO_VCPU { DEVICE } else { from };
+        oracle.read_log(icount, page, from, lines);
+    }
+}
+
+impl Decisions for Replay {
+    fn slices(&self) -> Slices {
+        Slices::Recorded
+    }
+
+    /// A machine that has ended is not enough: the trace has digests of its end.
+    fn over(&self, machine: &Machine) -> Option<Stop> {
+        self.finished
+            .then(|| machine.ending().map_or(Stop::End, Stop::Ended))
+    }
+
+    fn next(&mut self, machine: &mut Machine) -> Result<Next, SessionError> {
+        self.look_ahead(machine);
+        match self.events.next() {
+            Some(next) => {
+                let (icount, event) = next?;
+                self.follow(machine, icount, event)
+            }
+            None => {
+                self.finished = true;
+                Ok(Next::More)
+            }
+        }
+    }
+
+    fn done(&mut self, machine: &mut Machine, slice: &Finished) -> Result<(), SessionError> {
+        if let Some(expander) = &mut self.expander {
+            expander.after_slice(machine, slice.vcpu);
+        }
+        if slice.instructions != self.instructions {
+            let expected = Fact::Instructions(self.instructions);
+            let found = Fact::Instructions(slice.instructions);
+            return Err(self.diverged(machine, "schedule", expected, found));
+        }
+        self.check_observations(machine)
+    }
+
+    fn waited(&self) -> HostTime {
+        self.events.waited()
+    }
+}
+
+impl Session<Replay> {
+    /// A replay of `events` on a machine at power-on, which is set up as the recorder's was.
+    pub fn replay(machine: Machine, events: EventStream, verify: bool) -> Self {
+        Self::start(machine, Replay::of(events, 0, verify))
+    }
+
+    /// A replay that begins at a checkpoint of its trace, on a machine of the same configuration.
+    ///
+    /// # Errors
+    /// [`SessionError`] when the checkpoint is damaged, or of another machine.
+    pub fn from_checkpoint(
+        mut machine: Machine,
+        reader: &TraceReader,
+        checkpoint: &CheckpointInfo,
+        verify: bool,
+    ) -> Result<Self, SessionError> {
+        machine.wipe();
+        reader.checkpoint_pages(checkpoint, |page, bytes| {
+            machine.set_page(page, bytes).map_err(SessionError::from)
+        })?;
+        machine.restore(&reader.checkpoint_state(checkpoint)?)?;
+        if machine.engine.icount() != checkpoint.icount {
+            return Err(CheckpointError::Moment.into());
+        }
+        let mut decisions = 0;
+        for n in 0..checkpoint.chunk {
+            decisions += u64::from(reader.count_of(n, Kind::SLICE)?);
+        }
+        let events = reader.stream_for_replay(checkpoint.chunk);
+        Ok(Self::start(machine, Replay::of(events, decisions, verify)))
+    }
+
+    /// A replay that begins at a moment, on a machine of the same configuration.
+    ///
+    /// # Errors
+    /// [`SessionError`] for a moment of another machine, and when the trace cannot be read.
+    pub fn from_moment(
+        mut machine: Machine,
+        moment: &Moment,
+        verify: bool,
+    ) -> Result<Self, SessionError> {
+        moment.restore(&mut machine)?;
+        let events = moment.events()?.ok_or(CheckpointError::Moment)?;
+        let replay = Replay::of(events, moment.decisions, verify);
+        Ok(Self::start(machine, replay))
+    }
+
+    /// Keeps this moment, for other sessions of the same trace.
+    ///
+    /// # Errors
+    /// Inside a slice, and for machines with state that checkpoints do not hold.
+    pub fn keep(&mut self, reader: &TraceReader) -> Result<Moment, CheckpointError> {
+        if self.inside_slice() {
+            let why = "the replay does not stand between two recorded slices";
+            return Err(CheckpointError::Impossible(why));
+        }
+        let replay = &mut self.decisions;
+        // Both ask the machine which pages changed since they last did.
+        if replay.checkpointer.is_some() {
+            let why = "the replay makes checkpoints for a trace";
+            return Err(CheckpointError::Impossible(why));
+        }
+        if replay.kept.is_none() {
+            self.machine.allow_checkpoints()?;
+        }
+        let kept = replay.kept.get_or_insert_default();
+        let machine = &mut self.machine;
+        Ok(Moment::of(
+            machine,
+            kept,
+            reader,
+            &replay.events,
+            replay.decisions,
+        ))
+    }
+
+    /// Makes checkpoints from now on. The replay stands at power-on.
+    ///
+    /// # Errors
+    /// When the machine has state that checkpoints do not hold.
+    pub fn make_checkpoints(&mut self, checkpointer: Checkpointer) -> Result<(), CheckpointError> {
+        self.machine.allow_checkpoints()?;
+        self.decisions.checkpointer = Some(checkpointer);
+        Ok(())
+    }
+
+    /// The checkpoints made so far, to be finished.
+    pub fn take_checkpointer(&mut self) -> Option<Checkpointer> {
+        self.decisions.checkpointer.take()
+    }
+
+    /// Makes an expansion of the trace on the way. Nothing must have run yet. With `stores`, the last stores
+    /// to shared lines are kept too.
+    ///
+    /// # Errors
+    /// When the file cannot be written or the trace cannot be read.
+    pub fn expand(
+        &mut self,
+        trace: &TraceReader,
+        path: &Path,
+        stores: bool,
+    ) -> Result<(), TraceError> {
+        let writer = ExpansionWriter::create(path, trace, stores)?;
+        let lines = stores
+            .then(|| shared_lines(trace, &self.machine))
+            .transpose()?;
+        let expander = Expander::new(&mut self.machine, writer, lines);
+        self.decisions.expander = Some(Box::new(expander));
+        Ok(())
+    }
+
+    /// Closes the expansion, after the end of the trace has been reached.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish_expansion(&mut self) -> Result<(), TraceError> {
+        match self.decisions.expander.take() {
+            Some(expander) => expander.finish(&mut self.machine),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,17 @@
+"""The commands that there are, and where each one is."""
+
+from rr86.cli.status import EPILOG
+
+# Module and closing words of each command, in the order in which help lists them.
+COMMANDS: dict[str, tuple[str, str | None]] = {
+    "record": ("rr86.cli.record", EPILOG),
+    "replay": ("rr86.cli.replay", EPILOG),
+    "checkpoint": ("rr86.cli.checkpoint", None),
+    "info": ("rr86.cli.info", None),
+    "events": ("rr86.cli.events", None),
+    "sharing": ("rr86.cli.sharing", None),
+    "symbols": ("rr86.cli.symbols", None),
+    "protocols": ("rr86.cli.protocols", None),
+    "who-wrote": ("rr86.cli.who_wrote", None),
+    "bisect-invalidation": ("rr86.cli.bisect_invalidation", None),
+}

@@ -1,0 +1,224 @@
+"""Running a machine up to a condition, in slices that keep Python in charge.
+
+A native run goes on for at most a twentieth of a second, so that Ctrl-C, console and progress are
+served in between; where it ends changes nothing in the guest. Mostly it has retired as many
+instructions as were asked for; where they take longer, its time is up, maybe inside a slice.
+Symbol conditions in a kernel that has not placed itself yet (KASLR) wait: the run is then watched
+at every address where the kernel's first C function can be, and the conditions are lowered anew
+once it is found. Conditions on writes to the kernel's variables wait for that function even where
+its place is known.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rr86.cpu.inspection import Inspector
+from rr86.cpu.kaslr import ENTRY_SYMBOL, entry_candidates
+from rr86.session.conditions import Condition, End
+from rr86.session.console import DebugSink
+from rr86.session.int3 import look
+from rr86.session.lowering import Lowered, is_asked, lower
+from rr86.session.stop import Stop, from_native
+from rr86.session.variables import Variables
+from rr86.session.view import GuestView
+
+if TYPE_CHECKING:
+    from rr86._native import Machine
+    from rr86.cpu.physical import PhysicalNames
+
+_FIRST_SLICE = 2_000_000
+_SHORTEST_SLICE = 100_000
+_LONGEST_SLICE = 200_000_000
+_SLICE_SECONDS = 0.03
+# While the kernel's place is looked for, vCPUs are asked this often.
+_WAITING_SLICE = 5_000_000
+# While conditions are asked and say no, whoever watches the run is told at least this often.
+_TOLD_SECONDS = 0.05
+
+# Called after each slice with the moment reached; a true answer interrupts the run.
+Tick = Callable[[Stop], bool | None]
+
+
+class Execution:
+    """A machine under way, with the bytes it has sent to its serial console so far."""
+
+    def __init__(
+        self,
+        machine: "Machine",
+        inspector: Inspector,
+        console: Callable[[bytes], None] | None = None,
+        began: int = 0,
+        stale_int3: bool = False,
+        debugcon: DebugSink | None = None,
+        names: "Callable[[], PhysicalNames] | None" = None,
+        by_lines: bool = False,
+    ) -> None:
+        """`console` and `debugcon` get what the guest sends there; with `by_lines` every line as
+        soon as the slice is over in which it was completed. `names` are those of a trace."""
+        self.machine = machine
+        self._stale_int3 = stale_int3
+        self.inspector = inspector
+        self.stop: Stop | None = None
+        self._sink = console
+        self._debug_sink = debugcon
+        self._by_lines = by_lines
+        self._variables = Variables(machine, inspector, names)
+        self._slice = _FIRST_SLICE
+        self._icount = began
+
+    @property
+    def icount(self) -> int:
+        """Instructions retired so far, over all vCPUs."""
+        return self._icount
+
+    def drain(self) -> bytes:
+        """Hand new console output to the sinks; also returns that of the serial console."""
+        debug, alone = self.machine.debugcon_output()
+        data = self.machine.console_output()
+        if alone and self._debug_sink is not None:
+            # The guest was silent on its serial console until it had sent these.
+            self._debug_sink(debug[:alone], alone)
+        if data and self._sink is not None:
+            self._sink(data)
+        if debug[alone:] and self._debug_sink is not None:
+            self._debug_sink(debug[alone:], 0)
+        return data
+
+    def run(
+        self,
+        conditions: Sequence[Condition] = (),
+        max_instructions: int | None = None,
+        tick: Tick | None = None,
+    ) -> Stop:
+        """Run until a condition holds, the run is over, or `max_instructions` have retired."""
+        lowered = self._lower(conditions)
+        if lowered.waiting and self.inspector.locate_kernel() is not None:
+            self._variables.look()
+            lowered = self._lower(conditions)
+        last = None if max_instructions is None else self._icount + max_instructions
+        told = time.monotonic()
+        while True:
+            stop, index = self._one_slice(lowered, last)
+            owner = self._owner(lowered, index, stop)
+            placed = None
+            if lowered.waiting and not stop.over:
+                placed = self._look_for_kernel(stop, index, conditions)
+            if placed is not None:
+                lowered = placed
+                if stop.reason == "condition" and index is None:
+                    owner = self._owner(lowered, _already_there(lowered, stop), stop)
+            elif lowered.moving and stop.reason == "condition":
+                lowered = self._lower(conditions)
+            stop = replace(stop, condition=owner)
+            if stop.reason == "condition" and owner is None:
+                if last is None or stop.icount < last:
+                    # Whoever was asked said no.
+                    if time.monotonic() - told < _TOLD_SECONDS:
+                        continue
+                    stop = replace(stop, reason="time-up")
+                else:
+                    stop = replace(stop, reason="limit")
+            if stop.over and any(isinstance(each, End) for each in conditions):
+                stop = replace(stop, condition=End())
+            self.stop = stop
+            if stop.reason != "time-up" and (
+                stop.reason != "limit" or (last is not None and stop.icount >= last)
+            ):
+                return stop
+            told = time.monotonic()
+            if tick is not None and tick(stop):
+                self.stop = replace(stop, reason="interrupted")
+                return self.stop
+
+    def _lower(self, conditions: Sequence[Condition]) -> Lowered:
+        symbols = self.inspector.symbols
+        return lower(conditions, symbols, self._stale_int3, self._variables.ranges, self._icount)
+
+    def _owner(self, lowered: Lowered, index: int | None, stop: Stop) -> Condition | None:
+        """The condition that holds at a stop, of those that the core's entry stands for."""
+        if index is None:
+            return None
+        owner = lowered.owners[index]
+        if not is_asked(owner):
+            return owner
+        int3 = look(self.machine, stop.vcpu)
+        view = GuestView(stop.vcpu, stop.icount, stop.time_ns, stop.rip, self.inspector)
+        candidates = lowered.at(index, None if int3 is None else int3.stale)
+        return next((each for each in candidates if not is_asked(each) or each.holds(view)), None)
+
+    def _entries(self) -> list[int]:
+        """Where the kernel's first C function is, or can be."""
+        symbols = self.inspector.symbols
+        if symbols.linked is None:
+            return []
+        entry = symbols.linked.link_address(ENTRY_SYMBOL)
+        if symbols.offset is not None and entry is not None:
+            return [entry + symbols.offset]
+        return entry_candidates(symbols.linked)
+
+    def complete_slice(self) -> Stop:
+        """Run the slice under way, if there is one, to its end."""
+        while True:
+            info = self.machine.run(0, [], [])
+            self.drain()
+            self._icount = info["icount"]
+            if info["reason"] != "time-up":
+                return from_native(info, None)
+
+    def _one_slice(self, lowered: Lowered, last: int | None) -> tuple[Stop, int | None]:
+        """Where the core came back, and the entry of `lowered` that it stopped for."""
+        length = self._slice
+        native = lowered.native
+        if lowered.waiting:
+            length = min(length, _WAITING_SLICE)
+            native = [*native, *(("rip", address, 0) for address in self._entries())]
+        if last is not None:
+            length = max(1, min(length, last - self._icount))
+        started = time.monotonic()
+        before = self._icount
+        try:
+            info = self.machine.run(length, native, lowered.patterns, self._by_lines)
+        finally:
+            self.drain()
+        self._icount = info["icount"]
+        self._adapt(info["icount"] - before, time.monotonic() - started)
+        index = info["condition"]
+        stop = from_native(info, None)
+        return stop, index if 0 <= index < len(lowered.owners) else None
+
+    def _adapt(self, instructions: int, seconds: float) -> None:
+        """Choose the next slice's length so that it takes about `_SLICE_SECONDS`."""
+        if instructions < self._slice // 2:
+            return
+        wanted = int(instructions * _SLICE_SECONDS / max(seconds, 1e-6))
+        bounded = min(max(wanted, self._slice // 4), self._slice * 4)
+        self._slice = min(max(bounded, _SHORTEST_SLICE), _LONGEST_SLICE)
+
+    def _look_for_kernel(
+        self, stop: Stop, index: int | None, conditions: Sequence[Condition]
+    ) -> Lowered | None:
+        """The conditions lowered anew, if this stop tells where the kernel is."""
+        symbols = self.inspector.symbols
+        linked = symbols.linked
+        if linked is None:
+            return None
+        entry = linked.link_address(ENTRY_SYMBOL)
+        if stop.reason == "condition" and index is None and entry is not None:
+            symbols.offset = stop.rip - entry
+            self._variables.look()
+        elif self.inspector.locate_kernel() is None:
+            return None
+        elif any(self.inspector.registers(each)["lstar"] for each in range(self.inspector.vcpus)):
+            # Should its entry have been missed: by now it has long been there.
+            self._variables.look()
+        return self._lower(conditions)
+
+
+def _already_there(lowered: Lowered, stop: Stop) -> int | None:
+    """The entry of a condition newly placed that is exactly where the stop is."""
+    for index, (kind, address, _) in enumerate(lowered.native):
+        if kind == "rip" and address == stop.rip:
+            return index
+    return None
