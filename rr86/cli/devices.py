@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 if TYPE_CHECKING:
-    from rr86.machine.device import Device
+    from rr86.session.devices import Devices as Made
     from rr86.session.devices import Given
 
 NewDevices = Annotated[
@@ -28,11 +28,11 @@ Devices = Annotated[
 ]
 
 
-def new_devices(texts: list[str] | None) -> "list[Device]":
+def new_devices(texts: list[str] | None) -> "Made":
     """The devices that --device names for a recording."""
     if not texts:
         return []
-    from rr86.machine.device import make, parse_device
+    from rr86.session.devices import make, parse_device
 
     return [make(*parse_device(text)) for text in texts]
 
@@ -42,7 +42,7 @@ def devices(texts: list[str] | None) -> "Given":
     names, or a device, if options are given here: they have to be equal."""
     if not texts:
         return []
-    from rr86.machine.device import make, parse_device
+    from rr86.session.devices import make, parse_device
 
     named = [parse_device(text) for text in texts]
     return [make(kind, options) if options else kind for kind, options in named]

@@ -6,11 +6,8 @@ and `now`; anything else (the clock, files, random numbers) would differ in a re
 out there by the device's digest.
 """
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rr86.errors import DeviceError
@@ -284,63 +281,3 @@ def _ranges(what: str, ranges: Sequence[range], end: int) -> list[tuple[int, int
 def component_name(device: Device) -> str:
     """What a device is called in digests and checkpoints."""
     return device.name or type(device).__name__.lower()
-
-
-def class_name(kind: type[Device]) -> str:
-    """What a trace calls a class of devices, as `--device` takes it."""
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
-def make(kind: type[Device], options: Mapping[str, Option]) -> Device:
-    """A device of a class; `DeviceError` if the class does not take these options."""
-    try:
-        device = kind(**options)
-    except TypeError as error:
-        raise DeviceError(f"the device {class_name(kind)} cannot be made: {error}") from None
-    if dict(device.options) != dict(options):
-        raise DeviceError(
-            f"the device {class_name(kind)} was made with {dict(options)} but says that its "
-            f"options are {dict(device.options)}"
-        )
-    return device
-
-
-def parse_device(text: str) -> tuple[type[Device], dict[str, Option]]:
-    """Class and options in MODULE:CLASS[,key=value…], as on the command line.
-
-    The module is imported, from the current folder too, as Python itself does with `-m`. Numbers
-    (0x… too), `true` and `false` become such, everything else is text.
-    """
-    named, *pairs = text.split(",")
-    module_name, colon, path = named.partition(":")
-    if not (colon and module_name and path):
-        raise DeviceError(f"not a device: {text!r}; write it like my_module:MyDevice,key=value")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except ImportError as error:
-        raise DeviceError(f"the device {named} cannot be imported: {error}") from None
-    except AttributeError:
-        raise DeviceError(f"the module {module_name} has no class {path}") from None
-    if not (isinstance(found, type) and issubclass(found, Device)):
-        raise DeviceError(f"{named} is no subclass of rr86.machine.Device")
-    options: dict[str, Option] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (equals and key.isidentifier()):
-            raise DeviceError(f"not an option of a device: {pair!r}; write it like key=value")
-        options[key] = _value(value)
-    return found, options
-
-
-def _value(text: str) -> Option:
-    if text in ("true", "false"):
-        return text == "true"
-    try:
-        return int(text, 0)
-    except ValueError:
-        return text

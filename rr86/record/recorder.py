@@ -24,14 +24,13 @@ from rr86.session.execution import Execution, Tick
 from rr86.session.limits import Limits
 from rr86.session.stop import Stop
 from rr86.session.variables import check
-from rr86.trace.metadata import COUNTERS, Footer, Header, this_host
+from rr86.trace.metadata import COUNTERS, DeviceEntry, Footer, Header, this_host
 from rr86.version import __version__
 
 if TYPE_CHECKING:
     from rr86._native import Machine
     from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
-    from rr86.trace.metadata import DeviceEntry
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,13 @@ def board_spec(
     return BoardSpec.from_dict(values)
 
 
-def _entries(devices: "Sequence[Device]") -> "list[DeviceEntry]":
+def _entries(devices: "Sequence[Device]") -> list[DeviceEntry]:
     """Devices as the header names them; nothing is imported where there are none."""
     if not devices:
         return []
-    from rr86.session.devices import entry_of
+    from rr86.session.devices import described
 
-    return [entry_of(each) for each in devices]
+    return [DeviceEntry(*described(each)) for each in devices]
 
 
 class Recorder:

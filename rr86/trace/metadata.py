@@ -42,19 +42,11 @@ def this_host(cpuinfo: Path = Path("/proc/cpuinfo")) -> Host:
     return Host(maker, family)
 
 
-@dataclass(frozen=True)
-class DeviceEntry:
+class DeviceEntry(NamedTuple):
     """A device in Python: its class (`module:name`) and what it was made with."""
 
     kind: str
     options: Mapping[str, int | str | bool]
-
-    def __str__(self) -> str:
-        texts = {
-            key: str(value).lower() if isinstance(value, bool) else str(value)
-            for key, value in self.options.items()
-        }
-        return self.kind + "".join(f",{key}={text}" for key, text in texts.items())
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ import pytest
 import rr86
 from rr86.errors import DeviceError
 from rr86.machine import Device
-from rr86.machine.device import make, parse_device
-from rr86.session.devices import for_replay
+from rr86.session.devices import for_replay, make, parse_device
 from rr86.trace.metadata import DeviceEntry
 from tests.guests.build import Guest, build
 from tests.guests.machines import (
