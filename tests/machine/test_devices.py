@@ -16,6 +16,7 @@ import pytest
 import rr86
 from rr86.errors import DeviceError
 from rr86.machine import Device
+from rr86.replay.checkpoints import add_checkpoints
 from rr86.session.devices import for_replay, make, parse_device
 from rr86.trace.metadata import DeviceEntry
 from tests.guests.build import Guest, build
@@ -402,3 +403,29 @@ def test_the_documented_commands_and_python_work_as_they_stand(tmp_path: Path) -
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "--device adder:Adder" in done.stderr
+
+
+def test_everything_that_replays_a_trace_takes_its_devices(adder: Any, tmp_path: Path) -> None:
+    recorded = record(adder.Adder(), tmp_path / "one.rr86", checkpoints=EVERY)
+    trace = rr86.open_trace(recorded.path, devices=[adder.Adder])
+    session = trace.session(oracle=True)
+    session.run()
+    assert session.oracle_report().clean
+    alone = trace.alone(0)
+    assert alone.run().reason == "end"
+    add_checkpoints(trace, EVERY, tmp_path / "more.rr86")
+    more = rr86.open_trace(tmp_path / "more.rr86", devices=[adder.Adder])
+    assert more.checkpoints()
+    last = more.session(at=recorded.outcome.icount)
+    last.run()
+    assert last.machine.digests() == recorded.outcome.digests
+
+
+def test_ctrl_c_inside_a_device_stays_what_it_is(adder: Any, tmp_path: Path) -> None:
+    class Slow(adder.Adder):  # type: ignore[misc]
+        def timer(self) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record(Slow(), tmp_path / "one.rr86")
+    assert rr86.open_trace(tmp_path / "one.rr86").complete

@@ -351,12 +351,12 @@ impl Board {
 
     /// After an access: looks at all devices that it touched.
     fn settle(&mut self, before: Option<u64>, now: u64) {
-        let touched = self.bus.take_touched();
-        if !touched.is_empty() {
-            let mut carry = false;
-            for &number in &touched {
-                carry |= self.look_after_access(number);
-            }
+        let (mut touched, mut carry) = (false, false);
+        while let Some(number) = self.bus.pop_touched() {
+            touched = true;
+            carry |= self.look_after_access(number);
+        }
+        if touched {
             self.remap_if_moved();
             if carry {
                 self.carry_lines();
@@ -365,7 +365,6 @@ impl Board {
             // The access may have armed a timer for a time that has already come.
             self.catch_up(now);
         }
-        self.bus.recycle(touched);
         self.announce(before);
     }
 

@@ -22,7 +22,7 @@ pub struct Bus {
     local: Vec<AddressMap>,
     /// PCI functions: device × 8 + function, and the number of the device.
     functions: BTreeMap<u8, usize>,
-    /// Devices whose state the last access may have changed.
+    /// Devices whose state accesses may have changed, until the board has looked at them.
     touched: Vec<usize>,
 }
 
@@ -246,15 +246,9 @@ impl Bus {
             .write(access(hit, size, now), value, out);
     }
 
-    /// The devices that accesses may have changed since the last call.
-    pub fn take_touched(&mut self) -> Vec<usize> {
-        std::mem::take(&mut self.touched)
-    }
-
-    /// Gives the list back that [`Bus::take_touched`] gave, for its room.
-    pub fn recycle(&mut self, mut touched: Vec<usize>) {
-        touched.clear();
-        self.touched = touched;
+    /// A device that accesses may have changed, each once for each access. Their order says nothing.
+    pub fn pop_touched(&mut self) -> Option<usize> {
+        self.touched.pop()
     }
 
     // --- PCI configuration cycles ---------------------------------------------------------------

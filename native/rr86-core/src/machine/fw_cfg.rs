@@ -7,9 +7,8 @@
 //! follow QEMU's `docs/specs/fw_cfg`. Items are read-only and part of the board's configuration, so
 //! the state is only the selected key, the position and a transfer under way.
 //!
-//! Interface: [`FwCfg::read`] and [`FwCfg::write`] with the offset from 0x510, whole accesses (the
-//! caller must not split them into bytes, since the selector is 16 bits wide and overlaps the data
-//! port); [`FwCfg::dma`], which the machine serves between two blocks; [`FwCfg::reset`].
+//! Accesses come whole, never split into bytes, since the selector is 16 bits wide and overlaps the data
+//! port.
 
 use super::device::{Access, Device, LoadError, Outbox, Reader, State, Writer};
 use super::dma::DmaAccess;

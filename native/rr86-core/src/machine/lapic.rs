@@ -1,5 +1,6 @@
 //! The local APIC (Intel SDM volume 3, chapter 11): registers, priorities, the local vector table
-//! and the timer. Its MSR face is in `lapic_msr`, messages between APICs in `message`.
+//! and the timer. Its MSR face is in `lapic_msr`, its face as a
+//! device in `lapic_device`, messages between APICs in `message`.
 //!
 //! The timer is kept as the moment at which it fires next, from which the current count is computed.
 //! Its input clock and the TSC both tick once per nanosecond.

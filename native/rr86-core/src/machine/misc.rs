@@ -11,7 +11,7 @@
 //!
 //! Interface: [`Misc::claims`], [`Misc::read`] and [`Misc::write`] with absolute ports,
 //! [`Misc::take_debugcon_output`], [`Misc::reset`]. A wide access to a byte port is not claimed: the
-//! board splits it and offers the bytes.
+//! bus splits it and offers the bytes.
 
 use super::device::{Access, Device, LoadError, Outbox, Reader, State, Writer};
 use super::range::{Range, Rank, Takes};
