@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from rr86.session.stop import Stop
     from rr86.session.view import GuestView
     from rr86.trace.events import Event
+    from rr86.translate.protocols import Protocol
 
 else:
 
@@ -76,6 +77,7 @@ _HOMES = {
     "KernelImageError": "rr86.errors",
     "Limits": "rr86.session.limits",
     "NativeError": "rr86.errors",
+    "Protocol": "rr86.translate.protocols",
     "Recorder": "rr86.record.recorder",
     "Recording": "rr86.record.recorder",
     "RecordingError": "rr86.errors",
@@ -114,6 +116,7 @@ __all__ = [
     "KernelImageError",
     "Limits",
     "NativeError",
+    "Protocol",
     "Recorder",
     "Recording",
     "RecordingError",

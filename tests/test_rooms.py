@@ -22,11 +22,11 @@ Uses = dict[str, set[str]]
 PYTHON_GROUND = {"errors", "version", "_native"}
 PYTHON = {
     "cli": {"record", "replay", "session", "trace", "translate", "cpu"},
-    "record": {"session", "trace", "machine", "cpu"},
+    "record": {"session", "trace", "machine", "translate", "cpu"},
     "replay": {"session", "trace", "machine", "translate", "cpu"},
     "session": {"machine", "cpu"},
     "trace": {"cpu"},
-    "machine": {"cpu"},
+    "machine": {"translate", "cpu"},
     "translate": {"cpu"},
     "cpu": set(),
     "guests": set(),

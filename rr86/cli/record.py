@@ -68,7 +68,9 @@ def command(
     block_protocol: Annotated[
         str,
         Option(
-            "--block-protocol", metavar="NAME", help="Order of a block's steps; see rr86 protocols."
+            "--block-protocol",
+            metavar="NAME[=STEPS]",
+            help="Order of a block's steps; see rr86 protocols.",
         ),
     ] = "precise",
     window_bias: Annotated[
@@ -160,7 +162,6 @@ def command(
         "quantum": quantum,
         "max_block": max_block,
         "schedule": schedule,
-        "protocol": block_protocol,
         "window_bias": window_bias,
         "cross_writes": cross_writes,
     }
@@ -180,6 +181,7 @@ def command(
             modules=module or (),
             append=append,
             seed=seed,
+            protocol=block_protocol,
             output=output,
             console=heard,
             debugcon=debug_heard,

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from rr86.cpu.model import MAX_VCPUS, MODELS
-from rr86.errors import SpecError
+from rr86.errors import SpecError, UsageError
 from rr86.machine.memory_map import GIB, KIB, MIB
+from rr86.translate import protocols
 
 MIN_MEMORY = 32 * MIB
 """For a Multiboot guest."""
@@ -21,19 +22,8 @@ MAX_MEMORY = 64 * GIB
 
 SCHEDULES = ("uniform", "random", "pct", "starve")
 """How vCPUs take turns; all draw from `seed`. See docs/determinism.md."""
-PROTOCOLS = (
-    "precise",
-    "qemu-7.2",
-    "qemu-10",
-    "crossing-untracked",
-    "dma-unchecked",
-    "helper-unchecked",
-    "virtual-keyed",
-    "chain-kept",
-    "same-block-ignored",
-    "walk-unchecked",
-)
-"""Order of a block's steps; see docs/block-protocols.md."""
+PROTOCOLS = tuple(each.name for each in protocols.PROTOCOLS)
+"""The block protocols of rr86's own, `rr86.translate.protocols`."""
 
 SEMANTICS = 2
 """The newest version of the machine's semantics; docs/determinism.md lists what each changed."""
@@ -81,6 +71,9 @@ class BoardSpec:
     quantum: int = 100_000
     """Mean length of a slice, in instructions."""
     protocol: str = "precise"
+    """Name of the block protocol."""
+    protocol_steps: str = ""
+    """What a block protocol of the user's is (`Protocol.text`); empty for one of rr86's own."""
     window_bias: int = 8192
     """How often a vCPU is switched out in a window of the block protocol, in 65,536ths."""
     max_block: int = 64
@@ -104,7 +97,7 @@ class BoardSpec:
         self._check_memory()
         _check_choice("cpu_model", "CPU model", self.cpu_model, tuple(MODELS))
         _check_choice("schedule", "schedule", self.schedule, SCHEDULES)
-        _check_choice("protocol", "block protocol", self.protocol, PROTOCOLS)
+        self._check_protocol()
         # The RTC has two digits for the year and one century register; 2100 is far enough.
         _check_range("start_time", self.start_time, 0, 4_102_444_799)
         _check_range("seed", self.seed, 0, 2**64 - 1)
@@ -129,6 +122,22 @@ class BoardSpec:
                 f"memory must be a whole number of MiB, not {self.memory} bytes", setting="memory"
             )
 
+    def _check_protocol(self) -> None:
+        if not self.protocol_steps:
+            _check_choice("protocol", "block protocol", self.protocol, PROTOCOLS)
+            return
+        try:
+            protocols.described(self.protocol, self.protocol_steps)
+        except UsageError as error:
+            raise SpecError(str(error), setting="protocol_steps") from None
+
+    @property
+    def block_protocol(self) -> protocols.Protocol:
+        """The block protocol."""
+        if self.protocol_steps:
+            return protocols.described(self.protocol, self.protocol_steps)
+        return protocols.NAMED[self.protocol]
+
     def require_linux(self) -> None:
         """Raise `SpecError` unless a Linux kernel can run on this board."""
         if self.memory < MIN_LINUX_MEMORY:
@@ -139,8 +148,14 @@ class BoardSpec:
             )
 
     def to_dict(self) -> dict[str, int | str | bool]:
-        """Plain values under string keys, for the trace's header."""
-        return asdict(self)
+        """Plain values under string keys, for the trace's header.
+
+        The steps of the protocol are among them only if it is none of rr86's own.
+        """
+        values = asdict(self)
+        if not self.protocol_steps:
+            del values["protocol_steps"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -28,9 +28,10 @@ from rr86.trace.metadata import COUNTERS, DeviceEntry, Footer, Header, this_host
 from rr86.version import __version__
 
 if TYPE_CHECKING:
-    from rr86._native import Machine
+    from rr86._native import Recording as NativeRecording
     from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
+    from rr86.translate.protocols import Protocol
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,12 @@ def board_spec(
     append: str = "",
     seed: int = 0,
     kernel_name: str = "kernel",
+    protocol: "str | Protocol" = "precise",
     **more: int | str | bool,
 ) -> "BoardSpec":
     """A board from options as the command line has them; `more` are fields of `BoardSpec`.
 
-    Raises `SpecError` where they make no sense.
+    Raises `SpecError` or `UsageError` where they make no sense.
     """
     from rr86.machine.spec import SEMANTICS, BoardSpec, parse_size
 
@@ -71,6 +73,7 @@ def board_spec(
         "seed": seed,
         "kernel_name": kernel_name,
         "semantics": SEMANTICS,
+        **_protocol_settings(protocol),
         **more,
     }
     return BoardSpec.from_dict(values)
@@ -83,6 +86,22 @@ def _entries(devices: "Sequence[Device]") -> list[DeviceEntry]:
     from rr86.session.devices import described
 
     return [DeviceEntry(*described(each)) for each in devices]
+
+
+def _protocol_settings(protocol: "str | Protocol") -> dict[str, object]:
+    """The settings of a board for a block protocol, which may be named or described."""
+    from rr86.translate.protocols import described
+
+    if isinstance(protocol, str):
+        name, described_as, steps = (part.strip() for part in protocol.partition("="))
+        if not described_as:
+            return {"protocol": name}
+        protocol = described(name, steps)
+    if protocol.built_in:
+        return {"protocol": protocol.name}
+    # Whatever else it is, it must not be taken for the one of this name.
+    described(protocol.name, protocol.text)
+    return {"protocol": protocol.name, "protocol_steps": protocol.text}
 
 
 class Recorder:
@@ -116,11 +135,11 @@ class Recorder:
         `DeviceError` or `NativeError` if a device does not fit, and `TraceError` if the trace
         cannot be written.
         """
-        from rr86.session.power import switch_on
+        from rr86.session.power import start
 
         self.spec = spec
         self.path = Path(output)
-        self.machine: Machine = switch_on(spec, images, devices=devices)
+        self.machine: NativeRecording = start(spec, images, devices)
         header = Header(
             version=__version__,
             spec=spec.to_dict(),
@@ -274,7 +293,7 @@ class Recorder:
                 stop={} if self.stop is None else self.stop.as_dict(),
                 statistics={name: statistics.get(name, 0) for name in COUNTERS},
             )
-            self.machine.finish_recording(footer.pack())
+            self.machine.finish(footer.pack())
             self._execution.drain()
             sizes = TraceReader(str(self.path)).summary()
             self._recording = Recording(
@@ -308,6 +327,7 @@ def start(
     modules: Sequence[str | Path] = (),
     append: str = "",
     seed: int = 0,
+    protocol: "str | Protocol" = "precise",
     output: str | Path | None = None,
     console: Callable[[bytes], None] | None = None,
     checkpoints: int | None = None,
@@ -339,6 +359,7 @@ def start(
         append=append,
         seed=seed,
         kernel_name=files["kernel"].name,
+        protocol=protocol,
         **more,
     )
     images = {name: read(path, name) for name, path in files.items()}
@@ -368,6 +389,7 @@ def record(
     modules: Sequence[str | Path] = (),
     append: str = "",
     seed: int = 0,
+    protocol: "str | Protocol" = "precise",
     output: str | Path | None = None,
     until: Until = None,
     limits: Limits | None = None,
@@ -384,6 +406,7 @@ def record(
     `debugcon` those of its debug consoles (`rr86.session.console.DebugSink`);
     `checkpoints` asks for a checkpoint after every so many instructions (`Trace.session(at=…)`);
     `devices` are further devices of the machine (`rr86.machine.Device`, docs/devices.md);
+    `protocol` is the name of a block protocol or a `Protocol`, which may be of your own;
     `more` are fields of `BoardSpec` such as `quantum` or `max_block`. When the call is
     interrupted (Ctrl-C), the trace is finished before the exception goes on.
 
@@ -398,6 +421,7 @@ def record(
         modules=modules,
         append=append,
         seed=seed,
+        protocol=protocol,
         output=output,
         console=console,
         checkpoints=checkpoints,

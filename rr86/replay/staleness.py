@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from rr86.replay.finding import Victim, Write
-from rr86.translate.protocols import protocol_named
+from rr86.translate.protocols import Protocol
 
 # Slice ends that are windows of a block protocol; see docs/trace-format.md.
 WINDOW_ENDS = {
@@ -53,11 +53,10 @@ def grade(serialised: int | None, write: Write | None, number: int) -> str:
     return "B" if number > 1 else "C"
 
 
-def window(protocol: str, victim: Victim, write: Write) -> tuple[str, str]:
+def window(protocol: Protocol, victim: Victim, write: Write) -> tuple[str, str]:
     """Name and description of the gap in the protocol that the write went through."""
-    known = protocol_named(protocol)
-    if not protocol.startswith("qemu"):
-        return protocol, known.mistake if known is not None else "an unknown protocol"
+    if not protocol.windows:
+        return protocol.name, protocol.mistake or protocol.text
     read_between = write.checked < victim.fetched <= write.committed
     linked_between = write.checked < victim.linked <= write.committed
     if write.passage == "late" and (read_between or linked_between):
@@ -76,6 +75,11 @@ def window(protocol: str, victim: Victim, write: Write) -> tuple[str, str]:
         return (
             "W1",
             "the store looked through the page's blocks while this one was fetched and not linked",
+        )
+    if write.passage == "checked" and protocol.properties()["commit_first"]:
+        return (
+            "W2'",
+            "the store's data was in memory before it looked for this block, which ran meanwhile",
         )
     if write.passage in ("unguarded", "no-code"):
         return "W3", "the page's guard had been dropped, so the store was never checked"

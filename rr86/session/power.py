@@ -5,7 +5,7 @@ from itertools import count, takewhile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rr86._native import Machine
+    from rr86._native import Machine, Recording
     from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
 
@@ -31,3 +31,18 @@ def switch_on(
     for device in devices:
         machine.plug(device)
     return machine
+
+
+def start(
+    spec: "BoardSpec", images: Mapping[str, bytes], devices: "Sequence[Device]" = ()
+) -> "Recording":
+    """The same machine with its scheduler, ready to run; without a trace so far."""
+    from rr86._native import Recording
+
+    return Recording(
+        switch_on(spec, images, devices=devices),
+        seed=spec.seed,
+        quantum=spec.quantum,
+        schedule=spec.schedule,
+        window_bias=spec.window_bias,
+    )

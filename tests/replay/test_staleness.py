@@ -2,6 +2,7 @@
 
 from rr86.replay.finding import Victim, Write
 from rr86.replay.staleness import first_difference, grade, guilty_write, window
+from rr86.translate.protocols import NAMED, Protocol
 
 
 def victim(source: bytes = b"\x31\xc0\xcc", born: bool = True) -> Victim:
@@ -54,12 +55,22 @@ def test_grades_tell_what_hardware_may_do() -> None:
 
 
 def test_windows_are_told_apart() -> None:
-    assert window("qemu-7.2", victim(), write(150, b"\x0f"))[0] == "W1"
-    assert window("qemu-10", victim(), write(150, b"\x0f", passage="no-code"))[0] == "W1'"
+    def gap(name: str, victim: Victim, write: Write) -> str:
+        return window(NAMED[name], victim, write)[0]
+
+    assert gap("qemu-7.2", victim(), write(150, b"\x0f")) == "W1"
+    assert gap("qemu-10", victim(), write(150, b"\x0f", passage="no-code")) == "W1'"
     late = write(250, b"\x0f", passage="late", lead=160)
-    assert window("qemu-7.2", victim(born=False), late)[0] == "W2"
-    assert window("qemu-7.2", victim(born=False), write(250, b"\1", passage="unguarded"))[0] == "W3"
-    assert window("dma-unchecked", victim(born=False), write(250, b"\1"))[0] == "dma-unchecked"
+    assert gap("qemu-7.2", victim(born=False), late) == "W2"
+    assert gap("qemu-7.2", victim(born=False), write(250, b"\1", passage="unguarded")) == "W3"
+    assert gap("dma-unchecked", victim(born=False), write(250, b"\1")) == "dma-unchecked"
+
+
+def test_gaps_of_a_users_protocol_have_names_too() -> None:
+    first = Protocol("mine", store="commit | check unguard")
+    assert window(first, victim(born=False), write(250, b"\1"))[0] == "W2'"
+    none = Protocol("mine", unchecked=["walk"])
+    assert window(none, victim(born=False), write(250, b"\1")) == ("mine", none.text)
 
 
 def test_the_first_difference_is_an_offset() -> None:

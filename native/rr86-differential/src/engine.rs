@@ -7,9 +7,14 @@
 
 use rr86_core::cpu::cpuid::CpuidTable;
 use rr86_core::cpu::state::{sreg, CpuState, Segment, TableRegister, XsaveArea};
+use rr86_core::runtime::agent::Agent;
 use rr86_core::runtime::bus::Bus;
 use rr86_core::runtime::dispatch::{RunEnd, Span};
-use rr86_core::runtime::engine::{Agent, BlockLimits, Engine, HostError, Observed, StopCause};
+use rr86_core::runtime::engine::Engine;
+use rr86_core::runtime::host::HostError;
+use rr86_core::runtime::observers::Observed;
+use rr86_core::runtime::stops::StopCause;
+use rr86_core::runtime::translator::BlockLimits;
 use rr86_core::translate::lower::emitter::Hooks;
 use rr86_core::translate::shortcuts::Shortcuts;
 
@@ -131,7 +136,7 @@ impl Translated {
     /// Builds the machine.
     pub fn new(setup: Setup) -> Result<Self, SubjectError> {
         let limits = BlockLimits {
-            protocol: rr86_core::runtime::protocol::PROTOCOLS[0],
+            protocol: rr86_core::runtime::protocol::PRECISE,
             instructions: setup.block_length,
             capacity: 4096,
         };
@@ -173,7 +178,7 @@ impl Translated {
 
     /// The marks of the lines of the arena and of the code region, by page; they are gone then.
     pub fn take_lines(&mut self) -> Vec<u64> {
-        let ram = &mut self.engine.ram;
+        let ram = &mut self.engine.memory.ram;
         let region = |start: u64, size: usize| {
             (0..size / layout::PAGE).map(move |page| start + (page * layout::PAGE) as u64)
         };
@@ -185,7 +190,7 @@ impl Translated {
 
     /// What the translator has told of blocks and pages since this was asked last or a case was run whole.
     pub fn take_observed(&mut self) -> Vec<(u64, Observed)> {
-        std::mem::take(&mut self.engine.observed)
+        std::mem::take(&mut self.engine.observers.events)
     }
 
     /// Digest of all of RAM.
@@ -204,7 +209,7 @@ impl Translated {
 
     fn word(&self, address: u64) -> u64 {
         let mut bytes = [0; 8];
-        self.engine.ram.read(address, &mut bytes);
+        self.engine.memory.ram.read(address, &mut bytes);
         u64::from_le_bytes(bytes)
     }
 
@@ -413,7 +418,7 @@ impl Translated {
         let mut fxsave = [0; 512];
         fxsave.copy_from_slice(&cpu.fpu.0[..512]);
         let mut arena = vec![0; layout::ARENA_SIZE];
-        self.engine.ram.read(ARENA_AT, &mut arena);
+        self.engine.memory.ram.read(ARENA_AT, &mut arena);
         Ok(outcome_of_exception(
             case, gpr, rip, rflags, fxsave, arena, fault,
         ))
@@ -424,7 +429,7 @@ impl Subject for Translated {
     fn run(&mut self, case: &Case) -> Result<Outcome, SubjectError> {
         self.prepare(case)?;
         let result = self.until_halt();
-        self.engine.observed.clear();
+        self.engine.observers.events.clear();
         result?;
         self.outcome(case)
     }

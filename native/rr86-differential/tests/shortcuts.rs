@@ -4,7 +4,7 @@
 
 use iced_x86::code_asm::*;
 use iced_x86::IcedError;
-use rr86_core::runtime::engine::Observed;
+use rr86_core::runtime::observers::Observed;
 use rr86_core::translate::shortcuts::Shortcuts;
 use rr86_differential::case::{layout, Case, Entry, Outcome, Subject};
 use rr86_differential::compare::{compare, Verdict};
@@ -181,7 +181,7 @@ fn follow(subject: &mut Translated, case: &Case, stretch: u64) -> Course {
         lines: subject.take_lines(),
         observed: subject.take_observed(),
         ram: subject.ram_digest(),
-        blocks: subject.engine().blocks.digest(),
+        blocks: subject.engine().cache.blocks.digest(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use iced_x86::code_asm::*;
 use iced_x86::IcedError;
-use rr86_core::runtime::engine::Observed;
+use rr86_core::runtime::observers::Observed;
 use rr86_core::translate::layout::Exit;
 use rr86_core::translate::shortcuts::Shortcuts;
 use rr86_differential::case::{layout, Case, Entry, Outcome, Subject};
@@ -457,7 +457,7 @@ fn follow(subject: &mut Translated, case: &Case, slices: Slices) -> Course {
             gpr: cpu.gpr,
             rflags: cpu.rflags,
             fpu: cpu.fpu.0[..416].to_vec(),
-            blocks: engine.blocks.digest(),
+            blocks: engine.cache.blocks.digest(),
             ram,
         });
         if halted {
@@ -513,7 +513,7 @@ fn random_programs_agree_with_the_host() {
                     }
                 }
             }
-            assert!(subject.engine().stats.superblocks > CASES / 2);
+            assert!(subject.engine().observers.stats.superblocks > CASES / 2);
         }
     }
 }
@@ -568,7 +568,10 @@ fn programs_are_at_the_same_place_wherever_they_are_stopped() {
                 faults += u64::from(got.outcome.fault.is_some());
             }
         }
-        let (with, without) = (with.engine().stats, without.engine().stats);
+        let (with, without) = (
+            with.engine().observers.stats,
+            without.engine().observers.stats,
+        );
         assert!(with.superblocks > CASES / 2, "{with:?}");
         assert_eq!(without.superblocks, 0);
         for exit in [Exit::Chain, Exit::Lookup, Exit::Budget] {

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use rr86_core::cpu::semantics::Semantics;
-use rr86_core::runtime::engine::BlockLimits;
 use rr86_core::runtime::protocol::Protocol;
+use rr86_core::runtime::translator::BlockLimits;
 use rr86_core::session::{Conditions, Machine, MachineConfig, Policy, Scheduler, Session};
 use rr86_core::trace::TraceReader;
 

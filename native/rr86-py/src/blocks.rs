@@ -2,8 +2,9 @@
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
+use rr86_core::runtime::agent::Agent;
 use rr86_core::runtime::cache::BlockId;
-use rr86_core::runtime::engine::{Agent, Engine};
+use rr86_core::runtime::engine::Engine;
 use rr86_core::runtime::writelog::Logged;
 
 /// What there is to know about a block.
@@ -12,7 +13,7 @@ pub fn describe<'py>(
     engine: &Engine,
     id: BlockId,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let block = engine.blocks.get(id);
+    let block = engine.cache.blocks.get(id);
     let d = PyDict::new(py);
     d.set_item("serial", block.serial)?;
     d.set_item("rip", block.rip)?;

@@ -4,7 +4,7 @@
 //! asks for between two calls needs no Python. A call that raises is remembered, and asks the machine to end.
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -13,26 +13,31 @@ use rr86_core::machine::device::{Access, Lines, Outbox};
 use rr86_core::machine::dma::DmaAccess;
 use rr86_core::machine::range::{Range, Rank, Space};
 use rr86_core::machine::{Device, LoadError, Reader, Signal, State, Writer};
+use rr86_core::memory::PAGE_SHIFT;
+use rr86_core::session::Machine;
 
-use crate::errors;
+use crate::errors::{self, NativeError};
 
-/// The exception that a device raised first, with the device's name, if any did.
-#[derive(Clone, Default)]
-pub struct Failure(Arc<Mutex<Option<(String, PyErr)>>>);
-
-impl Failure {
-    fn note(&self, name: &str, error: PyErr) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert((name.to_string(), error));
+/// Plugs an object of `rr86.machine.Device` into a machine that has not run.
+pub fn plug(machine: &mut Machine, object: &Bound<'_, PyAny>) -> PyResult<()> {
+    let device = PyDevice::new(object)?;
+    for (base, length) in device.memory() {
+        let mut pages = (base..base.saturating_add(length)).step_by(1 << PAGE_SHIFT);
+        if pages.any(|paddr| machine.engine.memory.ram.page_index(paddr).is_some()) {
+            let what = format!("a device cannot lie at {base:#x}: there is RAM");
+            return Err(NativeError::new_err(what));
+        }
     }
+    machine
+        .board()
+        .plug(Box::new(device))
+        .map_err(|e| NativeError::new_err(e.to_string()))
+}
 
-    /// The error that says so, if a device has raised since the last call.
-    pub fn take(&self, py: Python<'_>) -> Option<PyErr> {
-        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        noted.map(|(name, error)| errors::device(py, &name, error))
-    }
+/// What a device in Python has raised since the last call, as an error that says so.
+pub fn raised(py: Python<'_>, machine: &mut Machine) -> Option<PyErr> {
+    let mut devices = machine.board().devices_of::<PyDevice>();
+    devices.find_map(|device| device.take_failure(py))
 }
 
 /// What a device waits for, as its base class says it after each call.
@@ -50,7 +55,8 @@ pub struct PyDevice {
     ranges: Vec<Range>,
     lines: Lines,
     wishes: Wishes,
-    failure: Failure,
+    /// The exception that it raised first.
+    failure: Mutex<Option<PyErr>>,
     /// Once it has raised, it is not called again.
     failed: bool,
 }
@@ -69,7 +75,7 @@ fn line(irq: Option<u8>) -> Lines {
 
 impl PyDevice {
     /// The device that an object of the base class describes.
-    pub fn new(object: &Bound<'_, PyAny>, failure: Failure) -> PyResult<Self> {
+    pub fn new(object: &Bound<'_, PyAny>) -> PyResult<Self> {
         type Ranges = Vec<(u64, u64)>;
         let described = object.call_method0("_describe")?;
         let (name, ports, memory, irq): (String, Ranges, Ranges, Option<u8>) =
@@ -90,11 +96,11 @@ impl PyDevice {
             ranges,
             lines: line(irq),
             wishes: Wishes::default(),
-            failure,
+            failure: Mutex::new(None),
             failed: false,
         };
         device.look();
-        match device.failure.take(object.py()) {
+        match device.take_failure(object.py()) {
             Some(error) => Err(error),
             None => Ok(device),
         }
@@ -106,6 +112,18 @@ impl PyDevice {
         ranges
             .filter(|range| range.space == Space::Memory)
             .map(|range| (range.base, range.length))
+    }
+
+    fn fail(&self, error: PyErr) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert(error);
+    }
+
+    fn take_failure(&self, py: Python<'_>) -> Option<PyErr> {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure
+            .take()
+            .map(|error| errors::device(py, &self.name, error))
     }
 
     /// Asks what it waits for, as after power-on or a load.
@@ -145,7 +163,7 @@ impl PyDevice {
         match served {
             Ok(value) => value,
             Err(error) => {
-                self.failure.note(&self.name, error);
+                self.fail(error);
                 self.failed = true;
                 self.wishes = Wishes::default();
                 out.signals.push(Signal::DeviceFailed);
@@ -190,7 +208,7 @@ impl State for PyDevice {
         match saved {
             Ok(bytes) => w.bytes(&bytes),
             Err(error) => {
-                self.failure.note(&self.name, error);
+                self.fail(error);
                 w.bytes(&[]);
             }
         }

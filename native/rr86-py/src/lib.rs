@@ -1,14 +1,26 @@
 //! `rr86._native`: the thin face of `rr86-core` for Python. Conversion and error mapping only.
+//!
+//! A `Machine` is set up, and a session takes it over: `Recording`, `Replay`, `Diversion` (which a replay becomes, or
+//! a moment of one) or `Alone`. What several of them can do is written once, in `face`.
 
+mod alone;
 mod blocks;
 mod bytes;
 mod device;
+mod diversion;
 mod errors;
 mod expansion;
+mod face;
+mod held;
 mod machine;
+mod moment;
 mod oracle;
 mod panics;
+mod protocol;
+mod recording;
+mod replay;
 mod trace;
+mod view;
 
 use pyo3::prelude::*;
 
@@ -18,12 +30,24 @@ mod _native {
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 
     #[pymodule_export]
-    use super::machine::{block_protocols, disable_shortcuts};
+    use super::machine::disable_shortcuts;
+    #[pymodule_export]
+    use super::protocol::block_protocols;
 
+    #[pymodule_export]
+    use super::alone::Alone;
+    #[pymodule_export]
+    use super::diversion::Diversion;
     #[pymodule_export]
     use super::expansion::ExpansionReader;
     #[pymodule_export]
-    use super::machine::{Machine, Moment};
+    use super::machine::Machine;
+    #[pymodule_export]
+    use super::moment::Moment;
+    #[pymodule_export]
+    use super::recording::Recording;
+    #[pymodule_export]
+    use super::replay::Replay;
     #[pymodule_export]
     use super::trace::{Events, TraceReader};
 

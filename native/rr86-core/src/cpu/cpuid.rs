@@ -3,7 +3,7 @@
 //! The table is the guest's whole idea of its processor. What MSRs and control registers offer is
 //! derived from it too, so that they can never disagree with what the guest was told.
 
-use super::msr::MISC_ENABLE_LIMIT_CPUID;
+use super::state::MISC_ENABLE_LIMIT_CPUID;
 use super::state::{CpuState, Cr4, Efer};
 
 /// One row of the table.

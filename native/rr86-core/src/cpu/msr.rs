@@ -9,6 +9,7 @@ use super::effects::{self, Effects};
 use super::exception::Exception;
 use super::paging::{is_canonical, MAXPHYADDR};
 use super::segment::require_ring0;
+use super::state::MISC_ENABLE_LIMIT_CPUID;
 use super::state::{sreg, CpuState, Efer};
 
 /// MSR numbers.
@@ -82,8 +83,6 @@ pub const BIOS_SIGN_ID_VALUE: u64 = 1 << 32;
 
 /// IA32_MISC_ENABLE at power-on: fast strings; branch trace storage and PEBS unavailable.
 pub const MISC_ENABLE_RESET: u64 = 1 << 0 | 1 << 11 | 1 << 12;
-/// IA32_MISC_ENABLE: CPUID has no basic leaves above 2.
-pub const MISC_ENABLE_LIMIT_CPUID: u64 = 1 << 22;
 /// Bits of IA32_MISC_ENABLE that software may change: fast strings, thermal control, SpeedStep, limit of CPUID,
 /// xTPR messages off, turbo off.
 const MISC_ENABLE_WRITABLE: u64 =

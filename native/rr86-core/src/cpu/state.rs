@@ -174,6 +174,9 @@ pub struct TableRegister {
     pub _pad: [u16; 3],
 }
 
+/// IA32_MISC_ENABLE: CPUID has no basic leaves above 2.
+pub const MISC_ENABLE_LIMIT_CPUID: u64 = 1 << 22;
+
 /// Model-specific registers that are plain storage for the core (APIC ones live in the LAPIC).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -155,6 +155,11 @@ impl Board {
         Ok(())
     }
 
+    /// All devices of a kind, but for interrupt controllers.
+    pub fn devices_of<D: Device>(&mut self) -> impl Iterator<Item = &mut D> {
+        self.bus.devices_of()
+    }
+
     // --- Accesses -----------------------------------------------------------------------------
 
     /// Reads a port. `size` is 1, 2 or 4; what no device answers reads as ones.

@@ -101,6 +101,14 @@ impl Bus {
         })
     }
 
+    /// All devices of the list that are a `D`.
+    pub fn devices_of<D: Device>(&mut self) -> impl Iterator<Item = &mut D> {
+        self.devices.iter_mut().filter_map(|device| {
+            let device: &mut dyn Any = device.as_mut();
+            device.downcast_mut()
+        })
+    }
+
     /// Adds a device behind all others.
     pub fn add(&mut self, device: Box<dyn Device>) {
         self.devices.push(device);

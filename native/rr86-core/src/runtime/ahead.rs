@@ -19,9 +19,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::memory::ram::RamReader;
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
-use crate::runtime::cache::{Block, BlockId};
+use crate::runtime::cache::Block;
 use crate::runtime::codebuf::Room;
-use crate::runtime::engine::Engine;
 use crate::translate::block;
 use crate::translate::code::Code;
 use crate::translate::decode::classify::shape::{self, Shape};
@@ -55,7 +54,7 @@ pub struct Guess {
     pub paddr: u64,
     pub len: u16,
     pub mode: u32,
-    /// Of its bytes, as in [`crate::runtime::engine::Observed`].
+    /// Of its bytes, as in [`crate::runtime::observers::Observed`].
     pub digest: u32,
 }
 
@@ -75,13 +74,13 @@ impl Guess {
 
 /// What all translations of one thread have in common.
 #[derive(Clone, Copy)]
-struct Settings {
-    stubs: Stubs,
-    tracking: bool,
-    shortcuts: Shortcuts,
-    offered: Offered,
+pub(in crate::runtime) struct Settings {
+    pub stubs: Stubs,
+    pub tracking: bool,
+    pub shortcuts: Shortcuts,
+    pub offered: Offered,
     /// Most instructions in a block.
-    limit: usize,
+    pub limit: usize,
 }
 
 /// A block that was translated ahead.
@@ -152,8 +151,56 @@ pub(in crate::runtime) struct Ahead {
 }
 
 impl Ahead {
+    /// Starts the thread; `None` if the host has none to give. `next` is the number of the next block. Code goes to
+    /// `room`, of which so many bytes are in use.
+    pub fn start(
+        guesses: impl Iterator<Item = Option<Guess>> + Send + 'static,
+        settings: Settings,
+        next: u64,
+        ram: RamReader,
+        (room, used): (Room, usize),
+    ) -> Option<Self> {
+        let shelf = Arc::new(Shelf::new(next));
+        let worker = Worker {
+            guesses,
+            ram,
+            room,
+            populated: used,
+            settings,
+            shelf: shelf.clone(),
+            waiting: VecDeque::new(),
+            held: None,
+        };
+        let thread = std::thread::Builder::new().name("rr86-ahead".into());
+        thread.spawn(|| worker.run()).ok().map(|thread| Self {
+            shelf,
+            settings,
+            thread,
+            taken: None,
+        })
+    }
+
+    /// Whether its code is what these settings give.
+    pub fn suits(&self, tracking: bool, shortcuts: Shortcuts, offered: Offered) -> bool {
+        self.settings.tracking == tracking
+            && self.settings.shortcuts == shortcuts
+            && self.settings.offered == offered
+    }
+
+    /// Takes the translation of a block.
+    pub fn take(&mut self, block: &Block) -> Option<Box<Translation>> {
+        self.look(block.serial)?;
+        self.taken.take_if(|t| t.is_of(block))
+    }
+
+    /// Takes back a translation whose code has been placed, so that so many bytes of the buffer are in use.
+    pub fn give_back(&self, made: Box<Translation>, used: usize) {
+        self.shelf.used.store(used, Ordering::Relaxed);
+        self.shelf.give_back(made);
+    }
+
     /// What there is for the block with this number, which is being made.
-    fn look(&mut self, serial: u64) -> Option<&Translation> {
+    pub fn look(&mut self, serial: u64) -> Option<&Translation> {
         if self.taken.as_ref().is_none_or(|t| t.serial != serial) {
             self.shelf.next.store(serial + 1, Ordering::Relaxed);
             self.taken = self.shelf.take(serial);
@@ -161,7 +208,7 @@ impl Ahead {
         self.taken.as_deref().filter(|t| t.serial == serial)
     }
 
-    fn stop(self) {
+    pub fn stop(self) {
         self.shelf.stop.store(true, Ordering::Relaxed);
         self.thread.thread().unpark();
         // A panic over there has nothing to say about the guest.
@@ -310,99 +357,6 @@ impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
             if guess.serial >= next && guess.is_plain() {
                 self.waiting.push_back(guess);
             }
-        }
-    }
-}
-
-impl Engine {
-    /// Has blocks translated on another thread before they are needed. `guesses` gives `Some(None)` while the
-    /// next is not known yet, and must not wait.
-    pub fn translate_ahead(
-        &mut self,
-        guesses: impl Iterator<Item = Option<Guess>> + Send + 'static,
-    ) {
-        self.end_ahead();
-        if !self.shortcuts.has(Shortcuts::AHEAD) {
-            return;
-        }
-        let settings = Settings {
-            stubs: self.stubs,
-            tracking: self.tracking(),
-            shortcuts: self.shortcuts,
-            offered: self.offered,
-            limit: self.limits.instructions,
-        };
-        let shelf = Arc::new(Shelf::new(self.blocks.next_serial()));
-        let worker = Worker {
-            guesses,
-            ram: self.ram.reader(),
-            room: self.code.room(),
-            populated: self.code.used(),
-            settings,
-            shelf: shelf.clone(),
-            waiting: VecDeque::new(),
-            held: None,
-        };
-        let thread = std::thread::Builder::new().name("rr86-ahead".into());
-        // Without the thread, the engine translates everything.
-        self.ahead = thread.spawn(|| worker.run()).ok().map(|thread| Ahead {
-            shelf,
-            settings,
-            thread,
-            taken: None,
-        });
-    }
-
-    /// Ends what `translate_ahead` began.
-    pub(in crate::runtime) fn end_ahead(&mut self) {
-        if let Some(ahead) = self.ahead.take() {
-            ahead.stop();
-        }
-    }
-
-    /// Bytes and number of instructions of the next block, if it was translated ahead, is at this place, and is
-    /// what memory holds.
-    pub(in crate::runtime) fn foreseen(
-        &mut self,
-        paddr: u64,
-        rip: u64,
-        mode: Mode,
-    ) -> Option<(Vec<u8>, u8)> {
-        let serial = self.blocks.next_serial();
-        let made = self.ahead.as_mut()?.look(serial)?;
-        if !made.closed || made.paddr != paddr || made.rip != rip || made.mode != mode {
-            return None;
-        }
-        let page = self.ram.page(self.ram.page_index(paddr)?);
-        let bytes = page[(paddr & PAGE_MASK) as usize..].get(..made.bytes.len())?;
-        (bytes == made.bytes).then(|| (bytes.to_vec(), made.count))
-    }
-
-    /// The translation of a whole block, if it was made ahead and nothing about the block is special.
-    pub(in crate::runtime) fn made_ahead(&mut self, block: BlockId) -> Option<Box<Translation>> {
-        let ahead = self.ahead.as_mut()?;
-        let block = self.blocks.get(block);
-        let plain = self.hooks == Hooks::default()
-            && self.oracle.is_none()
-            && ahead.settings.tracking == self.tracking
-            && ahead.settings.shortcuts == self.shortcuts
-            && ahead.settings.offered == self.offered
-            && !block.checked
-            && block.second.is_none();
-        if !plain || block.serial + 1 != self.blocks.next_serial() {
-            return None;
-        }
-        ahead.look(block.serial)?;
-        let made = ahead.taken.take_if(|t| t.is_of(block))?;
-        self.stats.blocks_ahead += 1;
-        Some(made)
-    }
-
-    /// Gives back a translation whose code has been placed.
-    pub(in crate::runtime) fn give_back_ahead(&self, made: Box<Translation>) {
-        if let Some(ahead) = &self.ahead {
-            ahead.shelf.used.store(self.code.used(), Ordering::Relaxed);
-            ahead.shelf.give_back(made);
         }
     }
 }

@@ -7,8 +7,9 @@ use crate::cpu::semantics::Semantics;
 use crate::memory::ram::GuestRam;
 use crate::runtime::cache::Blocks;
 use crate::runtime::codebuf::CodeBuffer;
-use crate::runtime::engine::{BlockLimits, Engine};
+use crate::runtime::engine::Engine;
 use crate::runtime::protocol::Protocol;
+use crate::runtime::translator::BlockLimits;
 use crate::session::{Conditions, Machine, MachineConfig, Policy, Scheduler, Session};
 
 /// 64-bit code of the kernel.
@@ -219,10 +220,10 @@ fn run_with(bytes: &[u8]) -> (u64, u64) {
     let mode = Mode::of(machine.engine.cpu(0));
     let engine: &mut Engine = &mut machine.engine;
     let settings = Settings {
-        stubs: engine.stubs,
+        stubs: engine.cache.stubs,
         tracking: engine.tracking(),
-        shortcuts: engine.shortcuts,
-        offered: engine.offered,
+        shortcuts: engine.translator.shortcuts,
+        offered: engine.translator.offered,
         limit: 64,
     };
     let guess = Guess {
@@ -233,7 +234,7 @@ fn run_with(bytes: &[u8]) -> (u64, u64) {
     let shelf = shelf(0);
     let made = translate(&guess, bytes, &settings, &mut scratch).expect("a block");
     shelf.put(Box::new(made));
-    engine.ahead = Some(Ahead {
+    engine.translator.ahead = Some(Ahead {
         shelf,
         settings,
         thread: std::thread::spawn(|| ()),
@@ -244,7 +245,7 @@ fn run_with(bytes: &[u8]) -> (u64, u64) {
         .run(1000, &mut Conditions::default())
         .expect("a run");
     let engine = &session.machine.engine;
-    (engine.cpu(0).gpr[0], engine.stats.blocks_ahead)
+    (engine.cpu(0).gpr[0], engine.observers.stats.blocks_ahead)
 }
 
 #[test]

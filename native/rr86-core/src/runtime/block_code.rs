@@ -13,7 +13,7 @@ impl Engine {
     /// Makes a block's code again, with its entry checked, and sends those who jump to its old code at
     /// `old` there.
     pub(in crate::runtime) fn redirect(&mut self, id: BlockId, old: usize) {
-        let count = usize::from(self.blocks.get(id).count);
+        let count = usize::from(self.cache.blocks.get(id).count);
         let code = self.generate(id, 0, count, true);
         if !self.replace(id, old, code) {
             // All code goes, and comes back checked.
@@ -24,60 +24,64 @@ impl Engine {
     /// Gives a block other code, and sends those who jump to its old code at `old` there. False if there is no
     /// room for it.
     pub(in crate::runtime) fn replace(&mut self, id: BlockId, old: usize, code: Code) -> bool {
-        let Some(offset) = self.code.append(&code.bytes) else {
+        let Some(offset) = self.cache.buffer.append(&code.bytes) else {
             return false;
         };
-        self.code.patch_jump(old, offset);
-        let address = self.code.address(offset);
+        self.cache.buffer.patch_jump(old, offset);
+        let address = self.cache.buffer.address(offset);
         // Jump caches too: when the block is removed, its new code alone is looked for there.
-        let (before, rip) = (self.blocks.get(id).code, self.blocks.get(id).rip);
+        let (before, rip) = (
+            self.cache.blocks.get(id).code,
+            self.cache.blocks.get(id).rip,
+        );
         for mmu in self.vcpus.mmus() {
             mmu.move_jump(rip, before, address);
         }
-        self.code_map.insert(offset, id);
+        self.cache.map.insert(offset, id);
         // Slots keep their numbers; links of the old code stay with the old code.
-        self.blocks
+        self.cache
+            .blocks
             .replace_code(id, address, offset, code)
-            .apply(&mut self.code);
+            .apply(&mut self.cache.buffer);
         // A store under way may go back into code.
-        self.code.settle();
+        self.cache.buffer.settle();
         true
     }
 
     /// Makes sure that a block has host code.
     pub(in crate::runtime) fn ensure_code(&mut self, id: BlockId) {
-        if self.blocks.get(id).code != 0 {
+        if self.cache.blocks.get(id).code != 0 {
             return;
         }
-        let block = self.blocks.get(id);
+        let block = self.cache.blocks.get(id);
         let (count, checked) = (usize::from(block.count), block.checked);
         loop {
             let mut made = self.made_ahead(id);
             let mut code = match &mut made {
                 Some(made) => {
                     let mut code = std::mem::take(&mut made.code);
-                    code.place(id, self.code.next_address());
+                    code.place(id, self.cache.buffer.next_address());
                     code
                 }
                 None => self.generate(id, 0, count, checked),
             };
-            if let Some(offset) = self.code.append(&code.bytes) {
-                let address = self.code.address(offset);
-                let block = self.blocks.get_mut(id);
+            if let Some(offset) = self.cache.buffer.append(&code.bytes) {
+                let address = self.cache.buffer.address(offset);
+                let block = self.cache.blocks.get_mut(id);
                 block.code = address;
                 block.code_offset = offset;
                 block.code_len = code.bytes.len() as u32;
                 block.slots = std::mem::take(&mut code.slots);
                 block.traps = std::mem::take(&mut code.traps);
-                self.code_map.insert(offset, id);
+                self.cache.map.insert(offset, id);
                 match made {
                     Some(mut made) => {
                         made.code = code;
                         self.give_back_ahead(made);
                     }
                     None => {
-                        self.scratch.bytes = code.bytes;
-                        self.scratch.relocations = code.relocations;
+                        self.translator.scratch.bytes = code.bytes;
+                        self.translator.scratch.relocations = code.relocations;
                     }
                 }
                 return;
@@ -93,18 +97,21 @@ impl Engine {
         id: BlockId,
         at: usize,
     ) -> Option<(u16, u8)> {
-        let block = self.blocks.get(id);
+        let block = self.cache.blocks.get(id);
         let (count, checked, length) = (block.count, block.checked, block.code_len);
         let code = self.generate(id, 0, usize::from(count), checked);
-        let starts = self.scratch.starts();
+        let starts = self.translator.scratch.starts();
         let index = starts.partition_point(|&start| start as usize <= at);
         if code.bytes.len() != length as usize || index == 0 || at >= code.split {
             return None;
         }
-        let decoded = self.scratch.decode(&self.blocks.get(id).source());
+        let decoded = self
+            .translator
+            .scratch
+            .decode(&self.cache.blocks.get(id).source());
         let first = decoded.insns[0].0.ip();
         let offset = decoded.insns[index - 1].0.ip().wrapping_sub(first) as u16;
-        self.scratch.give_decoded(decoded);
+        self.translator.scratch.give_decoded(decoded);
         Some((offset, count - (index - 1) as u8))
     }
 
@@ -124,7 +131,7 @@ impl Engine {
         id: BlockId,
         superblock: &Superblock,
     ) -> Code {
-        let count = usize::from(self.blocks.get(id).count);
+        let count = usize::from(self.cache.blocks.get(id).count);
         self.generate_part(id, 0..count, false, Some(superblock))
     }
 
@@ -135,24 +142,24 @@ impl Engine {
         checked: bool,
         superblock: Option<&Superblock>,
     ) -> Code {
-        let watch = self.spent.sample();
-        let block = self.blocks.get(id);
-        let decoded = self.scratch.decode(&block.source());
+        let watch = self.observers.spent.sample();
+        let block = self.cache.blocks.get(id);
+        let decoded = self.translator.scratch.decode(&block.source());
         let request = Request {
             mode: block.mode,
             insns: &decoded.insns,
             start,
             stop,
-            hooks: &self.hooks,
-            checked: checked || start == 0 && self.oracle.is_some(),
+            hooks: &self.stops.hooks,
+            checked: checked || start == 0 && self.observers.oracle.is_some(),
             tracking: self.tracking(),
-            shortcuts: self.shortcuts,
+            shortcuts: self.translator.shortcuts,
             superblock,
         };
-        let mut code = block::translate(request, self.stubs, &mut self.scratch);
-        self.scratch.give_decoded(decoded);
-        code.place(id, self.code.next_address());
-        self.spent.add_sample(Phase::Translating, watch);
+        let mut code = block::translate(request, self.cache.stubs, &mut self.translator.scratch);
+        self.translator.scratch.give_decoded(decoded);
+        code.place(id, self.cache.buffer.next_address());
+        self.observers.spent.add_sample(Phase::Translating, watch);
         code
     }
 }

@@ -11,10 +11,12 @@ use crate::memory::pages::PageFlags;
 use crate::memory::tlb::MmuIndex;
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::runtime::cache::{Block, BlockId};
-use crate::runtime::coherence::line_mask;
-use crate::runtime::engine::{Engine, Resume};
-use crate::runtime::execute::DecodedCache;
-use crate::runtime::windows::{Fetched, Uncommitted, UnderWay, Unguard};
+use crate::runtime::engine::Engine;
+use crate::runtime::guest_memory::line_mask;
+use crate::runtime::progress::Resume;
+use crate::runtime::protocol::Source;
+use crate::runtime::translator::DecodedCache;
+use crate::runtime::windows::{Fetched, Unchecked, Uncommitted, UnderWay, Unguard};
 use crate::saved::{LoadError, Reader, Writer};
 use crate::translate::decode::classify::shape::{self, Shape};
 use crate::translate::decode::offered::Offered;
@@ -203,6 +205,41 @@ fn save_under_way(w: &mut Writer, steps: &UnderWay) {
     }
 }
 
+/// Only protocols that commit first have it.
+fn save_unchecked(w: &mut Writer, unchecked: Option<&Unchecked>) {
+    w.bool(unchecked.is_some());
+    if let Some(store) = unchecked {
+        w.varint(store.paddr);
+        w.u64(store.linear);
+        w.u8(store.mmu as u8);
+        w.varint(store.len as u64);
+        w.u8(store.source as u8);
+    }
+}
+
+fn load_unchecked(r: &mut Reader<'_>) -> Result<Option<Unchecked>, LoadError> {
+    if !r.bool()? {
+        return Ok(None);
+    }
+    let paddr = r.varint()?;
+    let store = Unchecked {
+        paddr,
+        linear: r.u64()?,
+        mmu: mmu(r)?,
+        len: r.index("length of a store that is not checked", WIDEST + 1)?,
+        source: match r.u8()? {
+            0 => Source::Store,
+            1 => Source::Modify,
+            2 => Source::Helper,
+            other => return bad("origin of a store that is not checked", other.into()),
+        },
+    };
+    if paddr >= MOST_ADDRESS || (paddr & PAGE_MASK) + store.len as u64 > PAGE_SIZE {
+        return bad("store that is not checked", paddr);
+    }
+    Ok(Some(store))
+}
+
 fn load_under_way(
     r: &mut Reader<'_>,
     pages: usize,
@@ -254,7 +291,8 @@ fn load_under_way(
 impl Engine {
     /// Why checkpoints of this engine would not hold all of its state, if that is so.
     pub fn keeps_more(&self) -> Option<&'static str> {
-        self.protocol
+        self.coherence
+            .protocol
             .chain_kept
             .then_some("the block protocol chain-kept makes state of jumps between blocks")
     }
@@ -262,13 +300,13 @@ impl Engine {
     /// Writes the state. The engine does not run, and digests have just been taken.
     pub fn save(&self, w: &mut Writer) {
         w.varint(self.icount());
-        w.varint(self.skipped_ns);
-        maybe(w, self.faulted_at);
-        w.u8(self.current_vcpu);
-        self.pages.save(w, &self.ram);
+        w.varint(self.clock.skipped_ns);
+        maybe(w, self.slice.faulted_at);
+        w.u8(self.slice.vcpu);
+        self.memory.pages.save(w, &self.memory.ram);
         self.save_blocks(w);
-        w.varint(self.leaky.len() as u64);
-        for &page in &self.leaky {
+        w.varint(self.coherence.unguarded.len() as u64);
+        for &page in &self.coherence.unguarded {
             w.varint(page as u64);
         }
         for n in 0..self.vcpus.len() {
@@ -276,12 +314,15 @@ impl Engine {
             let mmu = self.vcpus.mmu(n);
             mmu.tlb.save(w);
             mmu.save_fetches(w);
-            maybe(w, self.interrupted_at[n]);
-            maybe(w, self.serialised[n]);
-            let (checked, rip) = self.checked_stores[n];
+            maybe(w, self.progress[n].interrupted_at);
+            maybe(w, self.progress[n].serialised);
+            let (checked, rip) = self.progress[n].checked_store;
             w.varint(checked);
             w.u64(rip);
-            save_under_way(w, &self.under_way[n]);
+            save_under_way(w, &self.progress[n].under_way);
+            if self.coherence.protocol.commit_first {
+                save_unchecked(w, self.progress[n].under_way.unchecked.as_ref());
+            }
             let inside = self.inside_block(n);
             w.bool(inside.is_some());
             if let Some((serial, index)) = inside {
@@ -298,15 +339,17 @@ impl Engine {
     pub fn restore(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
         self.empty();
         let vcpus = self.vcpus.len();
-        self.icount = moment(r)?;
-        self.skipped_ns = moment(r)?;
-        self.faulted_at = maybe_moment(r)?;
-        self.current_vcpu = r.u8()?;
-        self.pages.load(r, &mut self.ram, vcpus)?;
+        self.clock.icount = moment(r)?;
+        self.clock.skipped_ns = moment(r)?;
+        self.slice.faulted_at = maybe_moment(r)?;
+        self.slice.vcpu = r.u8()?;
+        self.memory.pages.load(r, &mut self.memory.ram, vcpus)?;
         self.load_blocks(r)?;
-        let pages = self.ram.pages();
+        let pages = self.memory.ram.pages();
         for _ in 0..r.count("number of unguarded pages", pages)? {
-            self.leaky.insert(r.index("unguarded page", pages)?);
+            self.coherence
+                .unguarded
+                .insert(r.index("unguarded page", pages)?);
         }
         for n in 0..vcpus {
             self.load_vcpu(r, n)?;
@@ -316,48 +359,57 @@ impl Engine {
 
     /// Forgets everything but RAM and what the debugger wants.
     fn empty(&mut self) {
-        self.blocks.clear();
-        self.resume.fill(None);
-        self.left_behind.clear();
-        self.overrun = None;
-        self.leaky.clear();
+        self.cache.blocks.clear();
+        for each in &mut self.progress {
+            each.resume = None;
+            each.under_way = UnderWay::default();
+        }
+        self.cache.retired.clear();
+        self.cache.overrun = None;
+        self.coherence.unguarded.clear();
         self.forget_code();
-        self.under_way.fill(UnderWay::default());
-        self.observed.clear();
-        self.in_window = None;
-        self.stopped = None;
-        self.passed_hook = None;
-        self.refetched = None;
-        self.decoded = DecodedCache::new();
-        self.position = (BlockId::MAX, 0);
+        self.observers.events.clear();
+        self.coherence.in_window = None;
+        self.stops.forget();
+        self.coherence.refetched = None;
+        self.translator.decoded = DecodedCache::new();
+        self.clock.position = (BlockId::MAX, 0);
     }
 
     fn load_vcpu(&mut self, r: &mut Reader<'_>, n: usize) -> Result<(), LoadError> {
-        let pages = self.ram.pages();
+        let pages = self.memory.ram.pages();
         let semantics = self.cpu(n).semantics;
         let state = save::restore(&r.bytes()?, semantics).map_err(|_| LoadError::BadValue {
             field: "vCPU",
             value: n as u64,
         })?;
-        if let Err(field) = check::plausible(&state, n, self.model.xcr0_mask) {
+        if let Err(field) = check::plausible(&state, n, self.translator.model.xcr0_mask) {
             return bad(field, n as u64);
         }
         let mode = Mode::of(&state);
         let rip = state.rip;
         *self.cpu_mut(n) = state;
-        let ram = &self.ram;
+        let ram = &self.memory.ram;
         let mmu = self.vcpus.mmu_mut(n);
         mmu.tlb
             .load(r, pages, |page| ram.page_pointer(page) as u64)?;
         mmu.load_fetches(r)?;
-        self.interrupted_at[n] = maybe_moment(r)?;
-        self.serialised[n] = maybe_moment(r)?;
-        self.checked_stores[n] = (moment(r)?, r.u64()?);
-        self.under_way[n] = load_under_way(r, pages, &self.offered, self.limits.instructions)?;
+        self.progress[n].interrupted_at = maybe_moment(r)?;
+        self.progress[n].serialised = maybe_moment(r)?;
+        self.progress[n].checked_store = (moment(r)?, r.u64()?);
+        self.progress[n].under_way = load_under_way(
+            r,
+            pages,
+            &self.translator.offered,
+            self.translator.limits.instructions,
+        )?;
+        if self.coherence.protocol.commit_first {
+            self.progress[n].under_way.unchecked = load_unchecked(r)?;
+        }
         if r.bool()? {
             let serial = r.varint()?;
             let index = r.varint()?;
-            self.resume[n] = Some(self.resume_in(serial, index, rip, mode)?);
+            self.progress[n].resume = Some(self.resume_in(serial, index, rip, mode)?);
         }
         Ok(())
     }
@@ -370,12 +422,15 @@ impl Engine {
         rip: u64,
         mode: Mode,
     ) -> Result<Resume, LoadError> {
-        let Some(id) = self.blocks.with_serial(serial) else {
+        let Some(id) = self.cache.blocks.with_serial(serial) else {
             return bad("block that a vCPU is in", serial);
         };
-        let block = self.blocks.get(id);
-        let lengths =
-            Place::from(block).cut(&block.bytes, &self.offered, self.limits.instructions)?;
+        let block = self.cache.blocks.get(id);
+        let lengths = Place::from(block).cut(
+            &block.bytes,
+            &self.translator.offered,
+            self.translator.limits.instructions,
+        )?;
         let inside = usize::try_from(index)
             .ok()
             .filter(|index| (1..lengths.len()).contains(index))
@@ -391,8 +446,8 @@ impl Engine {
     }
 
     fn save_blocks(&self, w: &mut Writer) {
-        let blocks = self.blocks.iter_live();
-        w.varint(self.blocks.next_serial());
+        let blocks = self.cache.blocks.iter_live();
+        w.varint(self.cache.blocks.next_serial());
         w.varint(blocks.len() as u64);
         let (mut serial, mut linked) = (0, 0);
         let mut before = Place::START;
@@ -425,7 +480,7 @@ impl Engine {
         let next = r.varint()?;
         let (mut serial, mut linked) = (0, 0);
         let mut before = Place::START;
-        let count = r.count("number of blocks", self.limits.capacity)?;
+        let count = r.count("number of blocks", self.translator.limits.capacity)?;
         for n in 0..count {
             let last = serial;
             serial = r.delta(last)?;
@@ -450,7 +505,11 @@ impl Engine {
             {
                 return bad("block", serial);
             }
-            place.cut(&bytes, &self.offered, self.limits.instructions)?;
+            place.cut(
+                &bytes,
+                &self.translator.offered,
+                self.translator.limits.instructions,
+            )?;
             let Place {
                 rip,
                 paddr,
@@ -459,19 +518,25 @@ impl Engine {
                 count,
                 ..
             } = place;
-            if self.blocks.find(paddr, second, rip, mode).is_some() {
+            if self.cache.blocks.find(paddr, second, rip, mode).is_some() {
                 return bad("second block of one place", paddr);
             }
-            let tracked = second.filter(|_| !self.protocol.second_page_untracked);
+            let tracked = second.filter(|_| !self.coherence.protocol.second_page_untracked);
             let pages: Vec<usize> = std::iter::once(paddr)
                 .chain(tracked)
-                .filter_map(|at| self.ram.page_index(at))
+                .filter_map(|at| self.memory.ram.page_index(at))
                 .collect();
-            self.blocks.set_next_serial(serial);
-            let id = self
-                .blocks
-                .insert(rip, paddr, second, mode, &bytes, count, pages.into_iter());
-            let block = self.blocks.get_mut(id);
+            self.cache.blocks.set_next_serial(serial);
+            let id = self.cache.blocks.insert(
+                rip,
+                paddr,
+                second,
+                mode,
+                &bytes,
+                count,
+                pages.into_iter(),
+            );
+            let block = self.cache.blocks.get_mut(id);
             block.made_by = made_by;
             block.fetched_at = fetched_at;
             block.linked_at = linked_at;
@@ -484,7 +549,7 @@ impl Engine {
             }
             before = place;
         }
-        self.blocks.set_next_serial(next);
+        self.cache.blocks.set_next_serial(next);
         Ok(())
     }
 
@@ -493,9 +558,9 @@ impl Engine {
         let mut bytes = vec![0; place.len];
         let room = (PAGE_SIZE - (place.paddr & PAGE_MASK)) as usize;
         let (first, rest) = bytes.split_at_mut(room.min(place.len));
-        self.ram.read(place.paddr, first);
+        self.memory.ram.read(place.paddr, first);
         if let Some(second) = place.second {
-            self.ram.read(second, rest);
+            self.memory.ram.read(second, rest);
         }
         bytes
     }
@@ -507,8 +572,8 @@ impl Engine {
     /// Whether the pages of a block say that they have code where it is.
     fn is_guarded(&self, id: BlockId) -> bool {
         self.tracked_ranges(id).iter().flatten().all(|&(at, len)| {
-            self.ram.page_index(at).is_none_or(|page| {
-                let info = &self.pages.info[page];
+            self.memory.ram.page_index(at).is_none_or(|page| {
+                let info = &self.memory.pages.info[page];
                 let lines = line_mask(at, len);
                 info.flags.contains(PageFlags::CODE) && info.code_lines & lines == lines
             })

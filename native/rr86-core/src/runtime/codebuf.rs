@@ -4,7 +4,7 @@
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::io;
 
-use crate::runtime::cache::BlockId;
+use crate::translate::code::BlockId;
 use crate::translate::encode::asm::Asm;
 
 /// Translated code and the stubs it shares.

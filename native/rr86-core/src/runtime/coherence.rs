@@ -8,25 +8,18 @@
 
 use crate::memory::pages::{HandOffKind, PageFlags};
 use crate::memory::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
+use crate::runtime::agent::Agent;
+use crate::runtime::agent::Writer;
 use crate::runtime::cache::BlockId;
-use crate::runtime::engine::{Agent, Engine, Observed, Resume, StopCause};
+use crate::runtime::engine::Engine;
+use crate::runtime::guest_memory::line_mask;
+use crate::runtime::observers::Observed;
 use crate::runtime::oracle::Seen;
+use crate::runtime::progress::Resume;
 use crate::runtime::protocol::Source;
-use crate::runtime::windows::{Fetched, Uncommitted, Unguard};
+use crate::runtime::windows::{Fetched, Unchecked, Uncommitted, Unguard};
 use crate::runtime::writelog::{Commit, Passage};
-use crate::translate::code::Trap;
 use xxhash_rust::xxh3::xxh3_64;
-
-/// Who writes, and how.
-#[derive(Clone, Copy, Debug)]
-pub struct Writer {
-    pub agent: Agent,
-    pub source: Source,
-    /// Linear address of the first byte, where there is one.
-    pub linear: Option<u64>,
-    /// The block that is running.
-    pub running: Option<BlockId>,
-}
 
 /// What a write did.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,28 +33,42 @@ pub struct Written {
 impl Engine {
     /// Marks a block's bytes as code, so that every write to their pages comes here.
     pub(in crate::runtime) fn guard(&mut self, id: BlockId) {
-        for (at, len) in self.tracked_ranges(id).into_iter().flatten() {
-            let Some(page) = self.ram.page_index(at) else {
+        self.guard_ranges(self.tracked_ranges(id));
+    }
+
+    /// Marks the bytes that a fetch under way has read as code, if the protocol does so before it reads them.
+    pub(in crate::runtime) fn guard_fetch(&mut self, fetched: &Fetched) {
+        if self.coherence.protocol.guard_first {
+            self.guard_ranges(self.tracked(fetched.ranges()));
+        }
+    }
+
+    fn guard_ranges(&mut self, ranges: [Option<(u64, u64)>; 2]) {
+        for (at, len) in ranges.into_iter().flatten() {
+            let Some(page) = self.memory.ram.page_index(at) else {
                 continue;
             };
-            let info = &mut self.pages.info[page];
+            let info = &mut self.memory.pages.info[page];
             info.code_lines |= line_mask(at, len);
             if !info.flags.contains(PageFlags::CODE) {
                 info.flags |= PageFlags::CODE;
                 self.vcpus.mmus().for_each(|mmu| mmu.tlb.guard_page(page));
-                self.leaky.remove(&page);
+                self.coherence.unguarded.remove(&page);
             }
         }
     }
 
     /// The parts of a block that the protocol tracks.
     pub(in crate::runtime) fn tracked_ranges(&self, id: BlockId) -> [Option<(u64, u64)>; 2] {
-        let mut ranges = self.blocks.get(id).ranges();
+        let mut ranges = self.cache.blocks.get(id).ranges();
         let first = ranges.next();
-        let second = ranges.next();
+        self.tracked([first, ranges.next()])
+    }
+
+    fn tracked(&self, [first, second]: [Option<(u64, u64)>; 2]) -> [Option<(u64, u64)>; 2] {
         [
             first,
-            second.filter(|_| !self.protocol.second_page_untracked),
+            second.filter(|_| !self.coherence.protocol.second_page_untracked),
         ]
     }
 
@@ -69,12 +76,12 @@ impl Engine {
     pub fn read_physical(&mut self, paddr: u64, out: &mut [u8]) {
         let last = paddr.saturating_add(out.len().max(1) as u64 - 1);
         for number in paddr >> PAGE_SHIFT..=last >> PAGE_SHIFT {
-            if let Some(page) = self.ram.page_index(number << PAGE_SHIFT) {
+            if let Some(page) = self.memory.ram.page_index(number << PAGE_SHIFT) {
                 self.acquire(Agent::Device.number(), page, HandOffKind::Read);
             }
         }
         self.seen(Agent::Device.number(), Seen::Read, paddr, out.len());
-        self.ram.read(paddr, out);
+        self.memory.ram.read(paddr, out);
     }
 
     /// Writes guest RAM as a device or a plain store does; see [`Engine::write`].
@@ -112,7 +119,7 @@ impl Engine {
             let at = paddr + done as u64;
             let offset = (at & PAGE_MASK) as usize;
             let n = (data.len() - done).min(PAGE_SIZE as usize - offset);
-            if let Some(page) = self.ram.page_index(at) {
+            if let Some(page) = self.memory.ram.page_index(at) {
                 let passage = self.passage(writer.source, page);
                 let linear = writer.linear.map(|l| l.wrapping_add(done as u64));
                 let part = self.check(Writer { linear, ..writer }, at, n);
@@ -133,71 +140,70 @@ impl Engine {
 
     /// The first half of a write: removes the blocks that it makes wrong. The range is in one page.
     pub(in crate::runtime) fn check(&mut self, writer: Writer, paddr: u64, len: usize) -> Written {
-        let Some(page) = self.ram.page_index(paddr) else {
+        let Some(page) = self.memory.ram.page_index(paddr) else {
             return Written::default();
         };
-        if !self.pages.info[page].flags.contains(PageFlags::CODE)
-            || self.protocol.skips(writer.source)
+        if !self.memory.pages.info[page].flags.contains(PageFlags::CODE)
+            || self.coherence.protocol.skips(writer.source)
         {
             return Written::default();
         }
-        if self.protocol.store_waits {
+        if self.coherence.protocol.store_waits {
             // The lock makes the store wait until a block under way is linked, and then it is
-            // removed; the same as if it had not been fetched.
-            for steps in &mut self.under_way {
-                if steps
-                    .fetched
-                    .as_ref()
-                    .is_some_and(|f| f.paddr & !PAGE_MASK == paddr & !PAGE_MASK)
-                {
-                    steps.fetched = None;
-                }
+            // removed; the same as if it had not been fetched. Where the guard comes last, a store to the
+            // second page has none to see.
+            let guarded = if self.coherence.protocol.guard_first {
+                2
+            } else {
+                1
+            };
+            for each in &mut self.progress {
+                each.under_way.fetched.take_if(|f| {
+                    let mut ranges = f.ranges().into_iter().take(guarded).flatten();
+                    ranges.any(|(at, _)| at & !PAGE_MASK == paddr & !PAGE_MASK)
+                });
             }
         }
         let stop = self.invalidate(&writer, page, paddr, len);
         Written {
             stop,
-            emptied: !self.pages.info[page].flags.contains(PageFlags::CODE),
+            emptied: !self.memory.pages.info[page].flags.contains(PageFlags::CODE),
         }
     }
 
     /// The second half of a write: the bytes change. The range is in one page.
     pub(in crate::runtime) fn commit(&mut self, commit: &Commit, paddr: u64, data: &[u8]) -> bool {
-        let Some(page) = self.ram.page_index(paddr) else {
+        let Some(page) = self.memory.ram.page_index(paddr) else {
             return false;
         };
         let agent = commit.agent.number();
         self.acquire(agent, page, HandOffKind::Write);
         self.seen(agent, Seen::Write, paddr, data.len());
-        self.pages.mark_dirty(page);
-        let watched = self.pages.info[page].flags.contains(PageFlags::WATCHED);
+        self.memory.pages.mark_dirty(page);
+        let watched = self.memory.pages.info[page]
+            .flags
+            .contains(PageFlags::WATCHED);
         if watched {
             self.log_write(commit, paddr, data);
         }
-        if self.pages.info[page].flags.contains(PageFlags::LOGGED) {
+        if self.memory.pages.info[page]
+            .flags
+            .contains(PageFlags::LOGGED)
+        {
             self.log_store(commit, page, paddr, data);
         }
-        self.put(page, paddr, data);
-        if self.detects {
+        self.memory.put(page, paddr, data);
+        if self.coherence.detects {
             self.mark_stale(page, paddr, data.len() as u64);
         }
-        watched && self.watched(paddr, data.len() as u64)
-    }
-
-    /// Changes bytes of one page of RAM.
-    fn put(&mut self, page: usize, paddr: u64, data: &[u8]) {
-        let offset = (paddr & PAGE_MASK) as usize;
-        let bytes = &mut self.ram.page_mut(page)[offset..offset + data.len()];
-        bytes.copy_from_slice(data);
-        let host = bytes.as_ptr();
-        self.mark_lines(host, data.len());
+        watched && self.stops.watched(paddr, data.len() as u64)
     }
 
     /// How a write that is about to be checked gets past the protocol.
     pub(in crate::runtime) fn passage(&self, source: Source, page: usize) -> Passage {
-        if !self.pages.info[page].flags.contains(PageFlags::CODE) {
+        if !self.memory.pages.info[page].flags.contains(PageFlags::CODE) {
             Passage::NoCode
-        } else if self.protocol.skips(source) {
+        } else if self.coherence.protocol.skips(source) {
             Passage::Unchecked
         } else {
             Passage::Checked
@@ -213,58 +219,50 @@ impl Engine {
         paddr: u64,
         data: &[u8],
     ) -> bool {
-        let Some(page) = self.ram.page_index(paddr) else {
+        let Some(page) = self.memory.ram.page_index(paddr) else {
             return false;
         };
         self.acquire(vcpu, page, HandOffKind::Write);
         self.seen(vcpu, Seen::Write, paddr, data.len());
-        self.pages.mark_dirty(page);
+        self.memory.pages.mark_dirty(page);
         let commit = Commit {
             agent: Agent::Vcpu(vcpu),
             linear: Some(linear),
             late: None,
-            passage: if self.pages.info[page].flags.contains(PageFlags::CODE) {
+            passage: if self.memory.pages.info[page].flags.contains(PageFlags::CODE) {
                 Passage::Unguarded
             } else {
                 Passage::NoCode
             },
         };
-        if self.pages.info[page].flags.contains(PageFlags::LOGGED) {
+        if self.memory.pages.info[page]
+            .flags
+            .contains(PageFlags::LOGGED)
+        {
             self.log_store(&commit, page, paddr, data);
         }
         self.log_write(&commit, paddr, data);
-        self.put(page, paddr, data);
-        self.watched(paddr, data.len() as u64)
-    }
-
-    fn watched(&mut self, paddr: u64, len: u64) -> bool {
-        let end = paddr.saturating_add(len);
-        let hit = self
-            .watches
-            .iter()
-            .any(|&(at, size)| paddr < at.saturating_add(size) && at < end);
-        if hit {
-            self.stopped = Some(StopCause::Watch { paddr });
-        }
-        hit
+        self.memory.put(page, paddr, data);
+        self.stops.watched(paddr, data.len() as u64)
     }
 
     /// Removes the blocks that were made from any of these bytes, as far as the protocol finds them.
     /// Tells whether the running one is among them and must end.
     fn invalidate(&mut self, writer: &Writer, page: usize, paddr: u64, len: usize) -> bool {
         let lines = line_mask(paddr, len as u64);
-        if self.pages.info[page].code_lines & lines == 0 {
+        if self.memory.pages.info[page].code_lines & lines == 0 {
             return false;
         }
         let hit: Vec<BlockId> = self
+            .cache
             .blocks
             .in_page(page)
             .iter()
             .copied()
             .filter(|&id| {
-                let found_by_address = !self.protocol.virtual_keyed
+                let found_by_address = !self.coherence.protocol.virtual_keyed
                     || writer.linear.is_none_or(|l| {
-                        let block = self.blocks.get(id);
+                        let block = self.cache.blocks.get(id);
                         let end = block
                             .rip
                             .wrapping_add(block.bytes.len() as u64)
@@ -283,7 +281,7 @@ impl Engine {
             .collect();
         let mut stop = false;
         for id in hit {
-            let serial = self.blocks.get(id).serial;
+            let serial = self.cache.blocks.get(id).serial;
             let by = writer.agent.number();
             let event = Observed::Invalidate {
                 serial,
@@ -291,10 +289,10 @@ impl Engine {
                 paddr,
                 len: len as u32,
             };
-            self.observed.push((self.icount(), event));
+            self.observers.events.push((self.icount(), event));
             let running = writer.running == Some(id);
             stop |= running;
-            self.remove_block(id, running && self.protocol.same_block_ignored);
+            self.remove_block(id, running && self.coherence.protocol.same_block_ignored);
         }
         self.recount_code_lines(page);
         stop
@@ -302,16 +300,27 @@ impl Engine {
 
     /// What a page's remaining blocks still need guarded.
     fn recount_code_lines(&mut self, page: usize) {
-        let start = self.ram.page_address(page);
+        let start = self.memory.ram.page_address(page);
         let mut lines = 0;
-        for &id in self.blocks.in_page(page) {
-            for (at, len) in self.blocks.get(id).ranges() {
+        for &id in self.cache.blocks.in_page(page) {
+            for (at, len) in self.cache.blocks.get(id).ranges() {
                 if at & !PAGE_MASK == start {
                     lines |= line_mask(at, len);
                 }
             }
         }
-        let info = &mut self.pages.info[page];
+        if self.coherence.protocol.guard_first {
+            let fetches = self
+                .progress
+                .iter()
+                .filter_map(|p| p.under_way.fetched.as_ref());
+            for (at, len) in fetches.flat_map(Fetched::ranges).flatten() {
+                if at & !PAGE_MASK == start {
+                    lines |= line_mask(at, len);
+                }
+            }
+        }
+        let info = &mut self.memory.pages.info[page];
         info.code_lines = lines;
         if lines == 0 {
             info.flags -= PageFlags::CODE;
@@ -321,80 +330,83 @@ impl Engine {
     /// RAM pages in which a block is listed.
     pub(in crate::runtime) fn listed_pages(&self, id: BlockId) -> impl Iterator<Item = usize> {
         self.tracked_ranges(id)
-            .map(|range| self.ram.page_index(range?.0))
+            .map(|range| self.memory.ram.page_index(range?.0))
             .into_iter()
             .flatten()
     }
 
     /// `runs_on`: what is left of the block is still going to be executed by the running vCPU.
     fn remove_block(&mut self, id: BlockId, runs_on: bool) {
-        self.stats.blocks_invalidated += 1;
+        self.observers.stats.blocks_invalidated += 1;
         let pages = self.listed_pages(id);
-        if self.protocol.chain_kept {
+        if self.coherence.protocol.chain_kept {
             // Out of the tables, but whoever knows the code still gets there. Its page may have no
             // guard any more, so that nothing but its entry can tell whether it is stale.
-            self.blocks.bury(id, pages);
-            self.left_behind.push(id);
+            self.cache.blocks.bury(id, pages);
+            self.cache.retired.push(id);
             self.check_entries(id);
             return;
         }
         self.unreach(id);
-        self.blocks.detach(id, pages).apply(&mut self.code);
+        self.cache
+            .blocks
+            .detach(id, pages)
+            .apply(&mut self.cache.buffer);
         // The store that removes it may go back into code.
-        self.code.settle();
+        self.cache.buffer.settle();
         if runs_on {
-            self.overrun = Some(id);
+            self.cache.overrun = Some(id);
         } else {
-            self.blocks.release(id);
+            self.cache.blocks.release(id);
         }
-        for resume in &mut self.resume {
-            if resume.is_some_and(|r| r.block == id) {
-                *resume = None;
+        for each in &mut self.progress {
+            if each.is_in(id) {
+                each.resume = None;
             }
         }
     }
 
     /// Takes a block out of the caches that lead to its code without asking.
     fn unreach(&mut self, id: BlockId) {
-        let block = self.blocks.get(id);
+        let block = self.cache.blocks.get(id);
         let (code, rip, offset) = (block.code, block.rip, block.code_offset);
         if code == 0 {
             return;
         }
-        if self.link.is_some_and(|(from, _)| from == id) {
-            self.link = None;
+        if self.cache.link.is_some_and(|(from, _)| from == id) {
+            self.cache.link = None;
         }
-        self.code_map.remove(offset);
+        self.cache.map.remove(offset);
         self.vcpus.mmus().for_each(|mmu| mmu.forget_jump(rip, code));
     }
 
     /// Whether memory no longer holds the bytes that a block was made from.
     pub fn is_stale(&self, id: BlockId) -> bool {
-        let block = self.blocks.get(id);
+        let block = self.cache.blocks.get(id);
         let mut rest = &block.bytes[..];
         block.ranges().any(|(at, len)| {
             let (here, next) = rest.split_at(len as usize);
             rest = next;
             let offset = (at & PAGE_MASK) as usize;
-            self.ram
-                .page_index(at)
-                .is_some_and(|page| self.ram.page(page)[offset..offset + here.len()] != *here)
+            self.memory.ram.page_index(at).is_some_and(|page| {
+                self.memory.ram.page(page)[offset..offset + here.len()] != *here
+            })
         })
     }
 
     /// Marks the blocks that a write has made wrong and that the protocol has left in place.
     fn mark_stale(&mut self, page: usize, paddr: u64, len: u64) {
-        let start = self.ram.page_address(page);
-        let mut ids: Vec<BlockId> = if self.protocol.second_page_untracked {
-            self.blocks.crossing_into(start)
+        let start = self.memory.ram.page_address(page);
+        let mut ids: Vec<BlockId> = if self.coherence.protocol.second_page_untracked {
+            self.cache.blocks.crossing_into(start)
         } else {
             Vec::new()
         };
-        ids.extend_from_slice(self.blocks.in_page(page));
-        ids.extend_from_slice(&self.left_behind);
-        ids.extend(self.overrun);
+        ids.extend_from_slice(self.cache.blocks.in_page(page));
+        ids.extend_from_slice(&self.cache.retired);
+        ids.extend(self.cache.overrun);
         for id in ids {
-            let block = self.blocks.get(id);
+            let block = self.cache.blocks.get(id);
             let touched = block
                 .ranges()
                 .any(|(at, n)| paddr < at + n && at < paddr + len);
@@ -406,36 +418,37 @@ impl Engine {
 
     /// Whether to look for stale blocks at all. Without, the run is the same, and nobody is told.
     pub fn detect_stale(&mut self, on: bool) {
-        self.detects = on && self.protocol.can_be_stale();
+        self.coherence.detects = on && self.coherence.protocol.can_be_stale();
     }
 
     /// Marks one block, so that its entries are checked from now on.
     pub(in crate::runtime) fn mark(&mut self, id: BlockId, born: bool) {
-        self.stats.stale_blocks += 1;
+        self.observers.stats.stale_blocks += 1;
         let icount = self.icount();
-        let block = self.blocks.get_mut(id);
+        let block = self.cache.blocks.get_mut(id);
         block.marked = true;
         let serial = block.serial;
         let event = Observed::Stale {
             serial,
-            vcpu: self.current_vcpu,
+            vcpu: self.slice.vcpu,
             born,
         };
-        self.observed.push((icount, event));
+        self.observers.events.push((icount, event));
         self.check_entries(id);
     }
 
     /// Counts an entry of a stale block, and tells of the first one.
     pub(in crate::runtime) fn note_stale_entry(&mut self, vcpu: u8, id: BlockId) {
-        self.stats.stale_entries += 1;
-        if !self.blocks.get(id).marked {
+        self.observers.stats.stale_entries += 1;
+        if !self.cache.blocks.get(id).marked {
             // The write did not come by where blocks are looked at.
             self.mark(id, false);
         }
-        let block = self.blocks.get_mut(id);
+        let block = self.cache.blocks.get_mut(id);
         if !std::mem::replace(&mut block.entered_stale, true) {
             let serial = block.serial;
-            self.observed
+            self.observers
+                .events
                 .push((self.icount(), Observed::StaleEntry { serial, vcpu }));
         }
     }
@@ -443,15 +456,16 @@ impl Engine {
     /// Looks whether memory holds the breakpoint instruction that is being executed; tells of the
     /// block's first one that it does not hold.
     pub(in crate::runtime) fn note_int3(&mut self, vcpu: u8, length: usize) {
-        let (id, offset) = self.position();
-        if !self.detects || self.holds(id, usize::from(offset), length) {
+        let (id, offset) = self.clock.position;
+        if !self.coherence.detects || self.holds(id, usize::from(offset), length) {
             return;
         }
-        self.stats.stale_int3s += 1;
-        let block = self.blocks.get_mut(id);
+        self.observers.stats.stale_int3s += 1;
+        let block = self.cache.blocks.get_mut(id);
         if !std::mem::replace(&mut block.stale_int3, true) {
             let serial = block.serial;
-            self.observed
+            self.observers
+                .events
                 .push((self.icount(), Observed::StaleInt3 { serial, vcpu }));
         }
     }
@@ -459,8 +473,8 @@ impl Engine {
     /// How many of the next instructions memory holds, in a block that runs on after a store of its own
     /// has made it stale; `None` when that does not matter, or has been told.
     pub(in crate::runtime) fn still_right(&self, from: Resume) -> Option<usize> {
-        let block = self.blocks.get(from.block);
-        if self.overrun != Some(from.block) || !block.marked || block.entered_stale {
+        let block = self.cache.blocks.get(from.block);
+        if self.cache.overrun != Some(from.block) || !block.marked || block.entered_stale {
             return None;
         }
         let memory = self.memory_of(block);
@@ -472,8 +486,8 @@ impl Engine {
 
     /// Makes every entry of a block come through a check from now on.
     fn check_entries(&mut self, id: BlockId) {
-        let block = self.blocks.get_mut(id);
-        if block.checked || !self.detects {
+        let block = self.cache.blocks.get_mut(id);
+        if block.checked || !self.coherence.detects {
             return;
         }
         block.checked = true;
@@ -482,21 +496,11 @@ impl Engine {
         }
         // Whoever jumps to the old code is sent on to the new.
         let (old, traps) = (block.code_offset, block.traps.clone());
-        let was_running = self.code_map.get(old);
+        let was_running = self.cache.map.get(old);
         self.redirect(id, old);
         if was_running.is_some() {
-            self.code_map.insert(old, id);
-            self.former_traps.push((old, traps));
-        }
-    }
-
-    /// Where the code that a block has, or had, at an offset may raise signals.
-    pub(in crate::runtime) fn traps_of(&self, offset: usize, id: BlockId) -> &[Trap] {
-        let block = self.blocks.get(id);
-        let former = || self.former_traps.iter().rev().find(|(at, _)| *at == offset);
-        match former() {
-            Some((_, traps)) if offset != block.code_offset => traps,
-            _ => &block.traps,
+            self.cache.map.insert(old, id);
+            self.cache.former_traps.push((old, traps));
         }
     }
 
@@ -512,21 +516,21 @@ impl Engine {
             count,
             ..
         } = *fetched;
-        if let Some(id) = self.blocks.find(paddr, second, rip, mode) {
+        if let Some(id) = self.cache.blocks.find(paddr, second, rip, mode) {
             return id;
         }
-        if self.blocks.len() + self.left_behind.len() >= self.limits.capacity {
+        if self.cache.blocks.len() + self.cache.retired.len() >= self.translator.limits.capacity {
             self.flush_blocks(vcpu);
         }
-        self.stats.blocks_translated += 1;
-        self.stats.instructions_translated += u64::from(count);
-        let tracked = if self.protocol.second_page_untracked {
+        self.observers.stats.blocks_translated += 1;
+        self.observers.stats.instructions_translated += u64::from(count);
+        let tracked = if self.coherence.protocol.second_page_untracked {
             None
         } else {
             second
         };
-        let pages = [Some(paddr), tracked].map(|at| self.ram.page_index(at?));
-        let id = self.blocks.insert(
+        let pages = [Some(paddr), tracked].map(|at| self.memory.ram.page_index(at?));
+        let id = self.cache.blocks.insert(
             rip,
             paddr,
             second,
@@ -537,7 +541,7 @@ impl Engine {
         );
         self.guard(id);
         let linked_at = self.icount();
-        let block = self.blocks.get_mut(id);
+        let block = self.cache.blocks.get_mut(id);
         block.made_by = vcpu;
         block.fetched_at = fetched.icount;
         block.linked_at = linked_at;
@@ -556,16 +560,17 @@ impl Engine {
             mode: mode.0,
             digest,
         };
-        self.observed.push((self.icount(), event));
-        if self.detects {
+        self.observers.events.push((self.icount(), event));
+        if self.coherence.detects {
             // Bytes that were read just now are those of memory.
             if fetched.icount != linked_at && self.is_stale(id) {
                 self.mark(id, true);
-            } else if second.is_some() && self.protocol.second_page_untracked
+            } else if second.is_some() && self.coherence.protocol.second_page_untracked
                 || self
+                    .memory
                     .ram
                     .page_index(paddr)
-                    .is_some_and(|p| self.leaky.contains(&p))
+                    .is_some_and(|p| self.coherence.unguarded.contains(&p))
             {
                 self.check_entries(id);
             }
@@ -589,7 +594,7 @@ impl Engine {
             mode: fetched.mode.0,
             digest: xxh3_64(&fetched.bytes) as u32,
         };
-        self.observed.push((fetched.icount, event));
+        self.observers.events.push((fetched.icount, event));
     }
 
     /// Commits a store that was checked before its vCPU was switched out.
@@ -597,12 +602,12 @@ impl Engine {
         let commit = Commit {
             agent: Agent::Vcpu(vcpu),
             linear: Some(store.linear),
-            late: Some(self.checked_stores[usize::from(vcpu)]),
+            late: Some(self.progress[usize::from(vcpu)].checked_store),
             passage: Passage::Late,
         };
         self.commit(&commit, store.paddr, &store.data);
         if store.emptied {
-            if let Some(page) = self.ram.page_index(store.paddr) {
+            if let Some(page) = self.memory.ram.page_index(store.paddr) {
                 let unguard = Unguard {
                     linear: store.linear,
                     mmu: store.mmu,
@@ -613,11 +618,33 @@ impl Engine {
         }
     }
 
+    /// Looks for the blocks that a store made wrong before its vCPU was switched out.
+    pub(in crate::runtime) fn check_late(&mut self, vcpu: u8, store: &Unchecked) {
+        let writer = Writer {
+            agent: Agent::Vcpu(vcpu),
+            source: store.source,
+            linear: Some(store.linear),
+            running: None,
+        };
+        let checked = self.check(writer, store.paddr, store.len);
+        if !checked.emptied || !self.coherence.protocol.unguard_window {
+            return;
+        }
+        if let Some(page) = self.memory.ram.page_index(store.paddr) {
+            let unguard = Unguard {
+                linear: store.linear,
+                mmu: store.mmu,
+                page,
+            };
+            self.drop_guard(vcpu, unguard);
+        }
+    }
+
     /// Drops the guard of a page in one TLB entry, without looking whether it is needed again.
     pub(in crate::runtime) fn drop_guard(&mut self, vcpu: u8, unguard: Unguard) {
         let Unguard { linear, mmu, page } = unguard;
-        let coded = self.pages.info[page].flags.contains(PageFlags::CODE);
-        if !self.may_write(page, vcpu) {
+        let coded = self.memory.pages.info[page].flags.contains(PageFlags::CODE);
+        if !self.memory.may_write(page, vcpu) {
             return;
         }
         let tlb = &mut self.vcpus.mmu_mut(usize::from(vcpu)).tlb;
@@ -625,17 +652,10 @@ impl Engine {
             return;
         }
         if coded {
-            self.leaky.insert(page);
-            for id in self.blocks.in_page(page).to_vec() {
+            self.coherence.unguarded.insert(page);
+            for id in self.cache.blocks.in_page(page).to_vec() {
                 self.check_entries(id);
             }
         }
     }
-}
-
-/// Bits of the 64-byte lines of a page that [paddr, paddr + len) touches; the range is in one page.
-pub fn line_mask(paddr: u64, len: u64) -> u64 {
-    let first = (paddr & PAGE_MASK) >> 6;
-    let last = ((paddr & PAGE_MASK) + len.max(1) - 1) >> 6;
-    (u64::MAX >> (63 - last.min(63))) & (u64::MAX << first)
 }

@@ -5,8 +5,9 @@ use crate::cpu::interrupt::{self, Event};
 use crate::cpu::state::{Activity, RFlags};
 use crate::runtime::cache::NO_BLOCK;
 use crate::runtime::dispatch::RunEnd;
-use crate::runtime::engine::{Engine, StopCause};
-use crate::runtime::slow::sync_flags;
+use crate::runtime::engine::Engine;
+use crate::runtime::flags::sync_flags;
+use crate::runtime::stops::StopCause;
 use crate::runtime::vcpu::Vcpu;
 use crate::runtime::view::View;
 
@@ -19,28 +20,28 @@ impl Engine {
         let index = usize::from(v.cpu.id);
         // One at a time: after a stop right here, too, its handler's first block comes next.
         let now = Some(self.icount());
-        if self.interrupted_at[index] == now {
+        if self.progress[index].interrupted_at == now {
             return None;
         }
         if let Some(event) = self.played_delivery(v) {
-            self.interrupted_at[index] = now;
+            self.progress[index].interrupted_at = now;
             return self.deliver(v, event);
         }
         if v.cpu.nmi_pending != 0 && v.cpu.nmi_blocked == 0 {
             v.cpu.nmi_pending = 0;
             self.log_delivery(v, None);
-            self.interrupted_at[index] = now;
+            self.progress[index].interrupted_at = now;
             return self.deliver(v, Event::Nmi);
         }
         if v.cpu.rflags & RFlags::IF.bits() == 0 || !self.pending_interrupt(index) {
             return None;
         }
         let number = self.bus.acknowledge_interrupt(index)?;
-        self.stats.interrupts += 1;
+        self.observers.stats.interrupts += 1;
         self.log_delivery(v, Some(number));
-        self.interrupted_at[index] = now;
+        self.progress[index].interrupted_at = now;
         let end = self.deliver(v, Event::External(number));
-        if end.is_none() && self.stop_vectors[usize::from(number >> 6)] >> (number & 63) & 1 != 0 {
+        if end.is_none() && self.stops.waits_for(number) {
             return Some(RunEnd::Stopped(StopCause::Interrupt { vector: number }));
         }
         end
@@ -50,7 +51,7 @@ impl Engine {
     pub(in crate::runtime) fn waits_for_interrupt(&self, v: &Vcpu) -> bool {
         let index = usize::from(v.cpu.id);
         let open = v.cpu.rflags & RFlags::IF.bits() != 0;
-        self.interrupted_at[index] == Some(self.icount())
+        self.progress[index].interrupted_at == Some(self.icount())
             && v.cpu.semantics.waiting_interrupts_come_next()
             && (open && self.pending_interrupt(index)
                 || v.cpu.nmi_pending != 0 && v.cpu.nmi_blocked == 0)
@@ -58,7 +59,7 @@ impl Engine {
 
     fn deliver(&mut self, v: &mut Vcpu, event: Event) -> Option<RunEnd> {
         let rip = v.cpu.rip;
-        self.serialised[usize::from(v.cpu.id)] = Some(self.icount());
+        self.progress[usize::from(v.cpu.id)].serialised = Some(self.icount());
         self.deliver_at(v, event, rip);
         (v.cpu.activity == Activity::Shutdown).then_some(RunEnd::TripleFault)
     }
@@ -66,20 +67,20 @@ impl Engine {
     /// Delivers a fault. It counts as an instruction: where each handler faults in its turn, there is nothing
     /// else that time, slices and limits could go by.
     pub(in crate::runtime) fn deliver_fault(&mut self, v: &mut Vcpu, exception: Exception) {
-        self.faulted = true;
+        self.slice.faulted = true;
         let counts = v.cpu.semantics.faults_count();
         if !counts {
-            self.faulted_at = Some(self.icount());
+            self.slice.faulted_at = Some(self.icount());
         }
         self.deliver_exception(v, exception);
         if counts && v.cpu.activity != Activity::Shutdown {
             v.run.budget -= 1;
-            self.note_boundary(v);
+            self.clock.note_boundary(&v.run);
         }
     }
 
     pub(in crate::runtime) fn deliver_exception(&mut self, v: &mut Vcpu, exception: Exception) {
-        self.stats.exceptions += 1;
+        self.observers.stats.exceptions += 1;
         let rip = v.cpu.rip;
         self.deliver_at(v, Event::Exception(exception), rip);
     }
@@ -93,7 +94,7 @@ impl Engine {
             Ok(effects) => self.apply(v.cpu.id, effects),
             Err(_) => v.cpu.activity = Activity::Shutdown,
         }
-        v.run.flags_ax = crate::runtime::slow::flags_to_ax(v.cpu.rflags);
+        v.run.flags_ax = crate::runtime::flags::flags_to_ax(v.cpu.rflags);
     }
 
     /// The guest's execution breakpoints (SDM vol. 3B, section 17.3.1.1). True when #DB was delivered.

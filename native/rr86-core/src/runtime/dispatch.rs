@@ -10,12 +10,15 @@ use crate::host_time::Phase;
 use crate::memory::pages::{HandOffKind, PageFlags};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::runtime::cache::BlockId;
-use crate::runtime::engine::{Engine, Resume, StopCause};
-use crate::runtime::execute::Flow;
+use crate::runtime::caught;
+use crate::runtime::engine::Engine;
 use crate::runtime::fetch::FetchPage;
+use crate::runtime::flags::sync_flags;
 use crate::runtime::oracle::Seen;
+use crate::runtime::progress::Resume;
 use crate::runtime::signals;
-use crate::runtime::slow::sync_flags;
+use crate::runtime::slice::Flow;
+use crate::runtime::stops::StopCause;
 use crate::runtime::vcpu::{Vcpu, UNSTEPPED};
 use crate::runtime::windows::{Fetched, Window};
 use crate::translate::decode::classify::shape;
@@ -81,27 +84,27 @@ impl Engine {
         // pointer that comes from `self` here, and `self` itself is not used until that has ended. `vcpu` is the
         // only way to the vCPU until `end`.
         unsafe {
-            (*vcpu).pending.engine = this;
+            (*vcpu).pending.engine = this.cast();
             (*vcpu).run.icount_base = (*this).icount() as i64 + budget as i64;
             (*this).set_tsc_offset(&mut *vcpu);
             (*vcpu).run.budget = budget as i64;
-            (*this).reserve = span.budget - budget;
-            (*this).lent = 0;
-            (*this).beyond = span.beyond + (*this).reserve;
+            (*this).slice.reserve = span.budget - budget;
+            (*this).slice.lent = 0;
+            (*this).slice.beyond = span.beyond + (*this).slice.reserve;
             let below = &mut (*vcpu).run.pause_below;
-            *below = below.saturating_sub_unsigned((*this).reserve);
-            if !std::mem::take(&mut (*this).time_up) {
+            *below = below.saturating_sub_unsigned((*this).slice.reserve);
+            if !std::mem::take(&mut (*this).slice.time_up) {
                 // Another vCPU may see another page there.
-                (*this).link = None;
+                (*this).cache.link = None;
             }
-            (*vcpu).run.flags_ax = crate::runtime::slow::flags_to_ax((*vcpu).cpu.rflags);
+            (*vcpu).run.flags_ax = crate::runtime::flags::flags_to_ax((*vcpu).cpu.rflags);
             let start = (*this).icount();
-            (*this).current_vcpu = (*vcpu).cpu.id;
+            (*this).slice.vcpu = (*vcpu).cpu.id;
             (*this).finish_steps(&mut *vcpu);
             let end = Self::dispatch(this, vcpu, span);
             (*this).end_overrun(index);
-            (*this).clear_exit_request(&mut *vcpu);
-            (*this).note_boundary(&*vcpu);
+            (*this).slice.clear_exit_request(&mut (*vcpu).run);
+            (*this).clock.note_boundary(&(*vcpu).run);
             sync_flags(&mut *vcpu);
             (*this).leave_thread();
             (*this).vcpus.end();
@@ -121,26 +124,28 @@ impl Engine {
             loop {
                 let engine = &mut *this;
                 let v = &mut *vcpu;
-                engine.clear_exit_request(v);
+                engine.slice.clear_exit_request(&mut v.run);
                 engine.take_back(v);
-                engine.note_boundary(v);
+                engine.clock.note_boundary(&v.run);
                 engine.stand_between(Some(v.cpu.rip));
-                engine.stats.dispatches += 1;
-                if let Some(window) = engine.in_window.take() {
+                engine.observers.stats.dispatches += 1;
+                if let Some(window) = engine.coherence.in_window.take() {
                     return RunEnd::Window(window);
                 }
-                if let Some(cause) = engine.stopped.take() {
+                if let Some(cause) = engine.stops.stopped.take() {
                     return RunEnd::Stopped(cause);
                 }
-                if engine.reserve > 0 && v.run.budget < engine.limits.instructions as i64 {
+                if engine.slice.reserve > 0
+                    && v.run.budget < engine.translator.limits.instructions as i64
+                {
                     engine.take_portion(v);
                 }
                 let index = usize::from(v.cpu.id);
-                let resume = engine.resume[index];
+                let resume = engine.progress[index].resume;
                 engine.end_overrun(index);
                 // Inside a block only a debugger stops; what else there is waits for its end. Behind a fault
                 // it waits for an instruction, since the slice may end there: see below.
-                let faulted = engine.faulted_at == Some(engine.icount());
+                let faulted = engine.slice.faulted_at == Some(engine.icount());
                 let waits = faulted && v.cpu.semantics.signals_wait_behind_faults();
                 if resume.is_none() && !waits && engine.has_signals() {
                     return RunEnd::Signals;
@@ -158,16 +163,16 @@ impl Engine {
                 {
                     return RunEnd::Budget;
                 }
-                if engine.patience.is_over() {
-                    engine.time_up = true;
+                if engine.slice.patience.is_over() {
+                    engine.slice.time_up = true;
                     return RunEnd::TimeUp;
                 }
-                engine.patience.step();
+                engine.slice.patience.step();
                 let mode = Mode::of(&v.cpu);
                 v.run.jump_key = mode.key();
                 let single = match resume {
                     None => mode.one(),
-                    Some(resume) => engine.blocks.get(resume.block).mode.one(),
+                    Some(resume) => engine.cache.blocks.get(resume.block).mode.one(),
                 };
                 let stepping = v.cpu.rflags & RFlags::TF.bits() != 0;
                 let armed = v.cpu.dr[7] & 0xff != 0 && !v.cpu.holds_debug();
@@ -178,14 +183,14 @@ impl Engine {
                     let now = engine.icount();
                     // A fault that does not count is part of the slice in which it was raised only if an
                     // instruction follows: a decision counts instructions, and cannot tell otherwise.
-                    let must = now == span.start || engine.faulted_at == Some(now);
-                    if !must && !engine.fits(v, mode, engine.beyond) {
+                    let must = now == span.start || engine.slice.faulted_at == Some(now);
+                    if !must && !engine.fits(v, mode, engine.slice.beyond) {
                         return RunEnd::Budget;
                     }
                 }
                 let code = match resume {
                     Some(resume) => {
-                        engine.link = None;
+                        engine.cache.link = None;
                         engine.partial(v, resume, exact)
                     }
                     None => match engine
@@ -195,7 +200,7 @@ impl Engine {
                         Ok(None) => return RunEnd::Window(Window::Fetch),
                         Ok(Some(code)) => code,
                         Err(fault) => {
-                            engine.link = None;
+                            engine.cache.link = None;
                             engine.deliver_fault(v, fault);
                             if v.cpu.activity == Activity::Shutdown {
                                 return RunEnd::TripleFault;
@@ -210,13 +215,13 @@ impl Engine {
                 let (shadow, held) = (v.cpu.shadow, v.cpu.held_debug());
                 v.cpu.shadow = 0;
                 v.cpu.rflags &= !RFlags::RF.bits();
-                engine.resume[index] = None;
+                engine.progress[index].resume = None;
                 v.pending.debug_hits = 0;
-                let before = engine.plain_budget(v);
-                engine.faulted = false;
+                let before = engine.slice.plain_budget(&v.run);
+                engine.slice.faulted = false;
                 engine.stand_between(None);
-                engine.code.settle();
-                let stubs = engine.stubs;
+                engine.cache.buffer.settle();
+                let stubs = engine.cache.stubs;
                 entry::enter(&stubs, vcpu, code);
 
                 let engine = &mut *this;
@@ -228,10 +233,10 @@ impl Engine {
                     return end;
                 }
                 let retired = {
-                    engine.clear_exit_request(v);
-                    v.run.budget < before && !engine.faulted
+                    engine.slice.clear_exit_request(&mut v.run);
+                    v.run.budget < before && !engine.slice.faulted
                 };
-                if held != 0 && !retired && engine.resume[index].is_some() {
+                if held != 0 && !retired && engine.progress[index].resume.is_some() {
                     // A debugger stopped before the instruction, which is still to come.
                     v.cpu.shadow = shadow;
                 }
@@ -245,7 +250,7 @@ impl Engine {
                         continue;
                     }
                     if !v.cpu.semantics.faults_count() {
-                        engine.faulted_at = Some(engine.icount());
+                        engine.slice.faulted_at = Some(engine.icount());
                     }
                     engine.deliver_exception(v, Exception::db(dr6));
                     if v.cpu.activity == Activity::Shutdown {
@@ -261,22 +266,22 @@ impl Engine {
 
     /// Gives a run more of what its slice allows.
     fn take_portion(&mut self, v: &mut Vcpu) {
-        let more = self.reserve.min(PORTION);
-        self.reserve -= more;
-        self.beyond -= more;
+        let more = self.slice.reserve.min(PORTION);
+        self.slice.reserve -= more;
+        self.slice.beyond -= more;
         v.run.budget += more as i64;
         v.run.icount_base += more as i64;
         if v.run.pause_below != i64::MIN {
             v.run.pause_below += more as i64;
         }
-        self.patience.look();
+        self.slice.patience.look();
     }
 
     /// Lets go of a block that was removed while a vCPU was in it, once the vCPU is out.
     fn end_overrun(&mut self, index: usize) {
-        if self.resume[index].is_none() {
-            if let Some(id) = self.overrun.take() {
-                self.blocks.release(id);
+        if self.progress[index].resume.is_none() {
+            if let Some(id) = self.cache.overrun.take() {
+                self.cache.blocks.release(id);
             }
         }
     }
@@ -284,9 +289,9 @@ impl Engine {
     /// Host address of the block at rip if the jump cache knows it, and if it fits whatever its length.
     #[inline]
     fn known_code(&self, v: &Vcpu, mode: Mode) -> Option<u64> {
-        let roomy = v.run.budget >= self.limits.instructions as i64;
+        let roomy = v.run.budget >= self.translator.limits.instructions as i64;
         // The relative that leaves jumps behind does so in jumps, not in look-ups.
-        let asked = self.link.is_some() || self.protocol.chain_kept;
+        let asked = self.cache.link.is_some() || self.coherence.protocol.chain_kept;
         if !roomy || asked || mode.one() || !mode.code_flat() || self.waits_for_interrupt(v) {
             return None;
         }
@@ -307,12 +312,12 @@ impl Engine {
         };
         let code = self.ready(v, id, exact);
         // Not before: a flush on the way here has dropped what it names.
-        let link = self.link.take();
+        let link = self.cache.link.take();
         if code.is_some() {
             self.chain(link, id);
             if self.waits_for_interrupt(v) {
-                let count = i64::from(self.blocks.get(id).count);
-                self.request_exit_after(v, count);
+                let count = i64::from(self.cache.blocks.get(id).count);
+                self.slice.request_exit_after(&mut v.run, count);
             }
         }
         Ok(Some(code))
@@ -321,7 +326,7 @@ impl Engine {
     /// What to do after code came back. `None` goes on.
     fn after(&mut self, v: &mut Vcpu) -> Option<RunEnd> {
         let exit = v.run.exit;
-        self.stats.exits[exit as usize % Exit::COUNT] += 1;
+        self.observers.stats.exits[exit as usize % Exit::COUNT] += 1;
         if exit == Exit::Chain as u32 {
             self.follow(v);
             return None;
@@ -331,11 +336,11 @@ impl Engine {
             return None;
         }
         if exit == Exit::Partial as u32 {
-            self.resume[usize::from(v.cpu.id)] = self.partial_end.take();
+            self.progress[usize::from(v.cpu.id)].resume = self.cache.partial.end.take();
             return None;
         }
         if exit == Exit::Signal as u32 {
-            match signals::exception(self, v) {
+            match caught::exception(self, v) {
                 Ok(fault) => Self::raise(v, fault),
                 Err(fault) => {
                     self.host_fault = Some(fault);
@@ -344,20 +349,20 @@ impl Engine {
             }
         }
         if let Some(fault) = v.pending.fault.take() {
-            self.clear_exit_request(v);
-            self.note_boundary(v);
+            self.slice.clear_exit_request(&mut v.run);
+            self.clock.note_boundary(&v.run);
             self.deliver_fault(v, fault);
             return (v.cpu.activity == Activity::Shutdown).then_some(RunEnd::TripleFault);
         }
         if exit == Exit::Helper as u32 {
-            let flow = std::mem::replace(&mut self.flow, Flow::Next);
+            let flow = std::mem::replace(&mut self.slice.flow, Flow::Next);
             match flow {
                 Flow::Next => {}
                 Flow::Pause => return Some(RunEnd::Pause),
                 Flow::Halt => return Some(RunEnd::Halt),
                 Flow::Event(event, next) => {
-                    self.clear_exit_request(v);
-                    self.note_boundary(v);
+                    self.slice.clear_exit_request(&mut v.run);
+                    self.clock.note_boundary(&v.run);
                     self.deliver_at(v, event, next);
                     if v.cpu.semantics.steps_by_flags_after_system_calls() {
                         v.pending.debug_hits |= UNSTEPPED;
@@ -375,23 +380,23 @@ impl Engine {
     fn follow(&mut self, v: &mut Vcpu) {
         let from = v.run.site_block;
         let slot = v.run.exit_slot as usize;
-        let block = self.blocks.get(from);
+        let block = self.cache.blocks.get(from);
         if block.code == 0 {
             // A part of a block that has no code of its own now; it has the same slots.
-            v.cpu.rip = self.partial_targets[slot];
+            v.cpu.rip = self.cache.partial.targets[slot];
             return;
         }
         v.cpu.rip = block.slots[slot].target;
-        if block.slots[slot].patch.is_some() && self.blocks.is_live(from) {
-            self.link = Some((from, slot));
+        if block.slots[slot].patch.is_some() && self.cache.blocks.is_live(from) {
+            self.cache.link = Some((from, slot));
         }
     }
 
     /// Links the jump that was just followed to the block that it led to.
     fn chain(&mut self, link: Option<(BlockId, usize)>, to: BlockId) {
         let Some((from, slot)) = link else { return };
-        let (source, target) = (self.blocks.get(from), self.blocks.get(to));
-        if !self.blocks.is_live(from)
+        let (source, target) = (self.cache.blocks.get(from), self.cache.blocks.get(to));
+        if !self.cache.blocks.is_live(from)
             || source.code == 0
             // Only a part of the target may have been made.
             || target.code == 0
@@ -401,8 +406,8 @@ impl Engine {
         {
             return;
         }
-        if let Some((at, target)) = self.blocks.link(from, slot, to) {
-            self.code.patch_rel32(at, target);
+        if let Some((at, target)) = self.cache.blocks.link(from, slot, to) {
+            self.cache.buffer.patch_rel32(at, target);
         }
     }
 
@@ -411,7 +416,7 @@ impl Engine {
     /// replayer, which knows where the slice ends, does not ask it.
     fn fits(&mut self, v: &Vcpu, mode: Mode, beyond: u64) -> bool {
         let budget = v.run.budget.saturating_add_unsigned(beyond);
-        if budget >= self.limits.instructions as i64 {
+        if budget >= self.translator.limits.instructions as i64 {
             return true;
         }
         let linear = self.fetch_address(v);
@@ -421,28 +426,18 @@ impl Engine {
         };
         let paddr = page | linear & PAGE_MASK;
         let rip = v.cpu.rip;
-        if let Some(id) = self.blocks.find(paddr, None, rip, mode) {
-            return i64::from(self.blocks.get(id).count) <= budget;
+        if let Some(id) = self.cache.blocks.find(paddr, None, rip, mode) {
+            return i64::from(self.cache.blocks.get(id).count) <= budget;
         }
-        let mut decoded = self.scratch.take_decoded().emptied();
-        let limit = self.limits.instructions;
-        let bytes = self.code_at(paddr);
-        let offered = &self.offered;
+        let mut decoded = self.translator.scratch.take_decoded().emptied();
+        let limit = self.translator.limits.instructions;
+        let bytes = self.memory.code_at(paddr);
+        let offered = &self.translator.offered;
         let inside = shape::cut_into(&mut decoded.insns, bytes, rip, mode, offered, limit, false);
         let fits = inside && decoded.insns.len() as i64 <= budget;
         // Forgotten as a block: nobody fetches these bytes now.
-        self.scratch.give_decoded(decoded.emptied());
+        self.translator.scratch.give_decoded(decoded.emptied());
         fits
-    }
-
-    /// The bytes from a physical address to the end of its page; absent bytes read as all ones.
-    fn code_at(&self, paddr: u64) -> &[u8] {
-        static ABSENT: [u8; PAGE_SIZE as usize] = [0xff; PAGE_SIZE as usize];
-        let page = match self.ram.page_index(paddr) {
-            Some(index) => self.ram.page(index),
-            None => &ABSENT,
-        };
-        &page[(paddr & PAGE_MASK) as usize..]
     }
 
     /// Linear address of the next instruction.
@@ -460,16 +455,16 @@ impl Engine {
         if let Some(page) = self.vcpus.mmu(index).fetch.get(linear, user) {
             return Ok(page);
         }
-        self.stats.fetch_misses += 1;
+        self.observers.stats.fetch_misses += 1;
         let found = self.translate(&v.cpu, linear, Access::Fetch, Privilege::Current)?;
         let fetch = FetchPage {
             page: found.paddr,
             shift: found.page_size.trailing_zeros() as u8,
             global: found.global,
         };
-        if let Some(page) = self.ram.page_index(found.paddr) {
+        if let Some(page) = self.memory.ram.page_index(found.paddr) {
             self.acquire(v.cpu.id, page, HandOffKind::Read);
-            self.pages.info[page].flags |= PageFlags::FETCHED;
+            self.memory.pages.info[page].flags |= PageFlags::FETCHED;
         }
         self.vcpus
             .mmu_mut(index)
@@ -480,7 +475,7 @@ impl Engine {
     /// Finds the block at rip, or makes it. `None` when the vCPU is to be switched out between the
     /// fetch of the block's bytes and its link.
     fn lookup(&mut self, v: &mut Vcpu, mode: Mode) -> Result<Option<BlockId>, Exception> {
-        self.stats.lookups += 1;
+        self.observers.stats.lookups += 1;
         let rip = v.cpu.rip;
         if !mode.code64() && rip > u64::from(v.cpu.seg[sreg::CS].limit) {
             return Err(Exception::gp(0));
@@ -488,12 +483,12 @@ impl Engine {
         let linear = self.fetch_address(v);
         let page = self.fetch_page(v, linear)?;
         let paddr = page | linear & PAGE_MASK;
-        if let Some(id) = self.blocks.find(paddr, None, rip, mode) {
+        if let Some(id) = self.cache.blocks.find(paddr, None, rip, mode) {
             return Ok(Some(id));
         }
-        let watch = self.spent.sample();
+        let watch = self.observers.spent.sample();
         let made = self.fetch_and_link(v, mode, linear, paddr);
-        self.spent.add_sample(Phase::Translating, watch);
+        self.observers.spent.add_sample(Phase::Translating, watch);
         made
     }
 
@@ -511,10 +506,14 @@ impl Engine {
         };
         // A fault belongs to a slice only with an instruction after it.
         let progressed =
-            self.icount() != self.slice_start && self.faulted_at != Some(self.icount());
-        if self.protocol.fetch_window && progressed && self.switch_in(Window::Fetch, v.run.budget) {
+            self.icount() != self.slice.start && self.slice.faulted_at != Some(self.icount());
+        if self.coherence.protocol.fetch_window
+            && progressed
+            && self.switch_in(Window::Fetch, v.run.budget)
+        {
             self.note_fetch(v.cpu.id, &fetched, None);
-            self.under_way[usize::from(v.cpu.id)].fetched = Some(fetched);
+            self.guard_fetch(&fetched);
+            self.progress[usize::from(v.cpu.id)].under_way.fetched = Some(fetched);
             return Ok(None);
         }
         Ok(Some(self.link(v.cpu.id, &fetched)))
@@ -531,7 +530,7 @@ impl Engine {
     ) -> Result<Result<Fetched, BlockId>, Exception> {
         let rip = v.cpu.rip;
         let room = PAGE_SIZE as usize - (linear & PAGE_MASK) as usize;
-        let crosses = self.blocks.crossing(paddr, rip, mode);
+        let crosses = self.cache.blocks.crossing(paddr, rip, mode);
         let foreseen = if crosses {
             None
         } else {
@@ -550,15 +549,15 @@ impl Engine {
                 icount: self.icount(),
             }));
         }
-        let limit = self.limits.instructions;
-        let mut decoded = self.scratch.take_decoded().emptied();
+        let limit = self.translator.limits.instructions;
+        let mut decoded = self.translator.scratch.take_decoded().emptied();
         let inside = !crosses
             && shape::cut_into(
                 &mut decoded.insns,
-                self.code_at(paddr),
+                self.memory.code_at(paddr),
                 rip,
                 mode,
-                &self.offered,
+                &self.translator.offered,
                 limit,
                 false,
             );
@@ -574,19 +573,19 @@ impl Engine {
                 next & 0xffff_ffff
             };
             let next_page = self.fetch_page(v, next)?;
-            if let Some(id) = self.blocks.find(paddr, Some(next_page), rip, mode) {
+            if let Some(id) = self.cache.blocks.find(paddr, Some(next_page), rip, mode) {
                 return Ok(Err(id));
             }
             second = Some(next_page);
-            self.ram.read(paddr, &mut crossing[..room]);
-            self.ram.read(next_page, &mut crossing[room..]);
+            self.memory.ram.read(paddr, &mut crossing[..room]);
+            self.memory.ram.read(next_page, &mut crossing[room..]);
             decoded.insns.clear();
             let whole = shape::cut_into(
                 &mut decoded.insns,
                 &crossing,
                 rip,
                 mode,
-                &self.offered,
+                &self.translator.offered,
                 1,
                 true,
             );
@@ -598,12 +597,13 @@ impl Engine {
         }
         let count = decoded.insns.len() as u8;
         let bytes = if inside {
-            self.code_at(paddr)[..len].to_vec()
+            self.memory.code_at(paddr)[..len].to_vec()
         } else {
             crossing.truncate(len);
             crossing
         };
-        self.scratch
+        self.translator
+            .scratch
             .keep_decoded(decoded, &bytes, rip, mode, second.is_some());
         self.seen(v.cpu.id, Seen::Fetch, paddr, len.min(room));
         if let Some(second) = second {
@@ -624,7 +624,7 @@ impl Engine {
     /// Host address to enter a block at, or `None` when the budget forbids it. With `exact`, as much of
     /// the block as fits.
     fn ready(&mut self, v: &mut Vcpu, id: BlockId, exact: bool) -> Option<u64> {
-        let count = i64::from(self.blocks.get(id).count);
+        let count = i64::from(self.cache.blocks.get(id).count);
         if v.run.budget < count {
             if exact {
                 return self.partial(
@@ -637,13 +637,14 @@ impl Engine {
                 );
             }
             // A slice makes progress however short it is: this is its first block.
-            self.lend(v, count - v.run.budget);
+            let more = count - v.run.budget;
+            self.slice.lend(&mut v.run, more);
         }
         self.ensure_code(id);
-        let block = self.blocks.get(id);
+        let block = self.cache.blocks.get(id);
         let code = block.code;
         // A jump that is going to be linked does not ask the jump cache.
-        if self.link.is_none() && !block.mode.one() && block.second.is_none() {
+        if self.cache.link.is_none() && !block.mode.one() && block.second.is_none() {
             let (linear, rip, mode) = (self.fetch_address(v), block.rip, block.mode);
             let mmu = self.vcpus.mmu_mut(usize::from(v.cpu.id));
             mmu.remember_jump(linear, rip, mode, code);
@@ -651,17 +652,10 @@ impl Engine {
         Some(code)
     }
 
-    /// Raises the budget, so that the first block of a slice runs.
-    fn lend(&mut self, v: &mut Vcpu, instructions: i64) {
-        self.lent += instructions;
-        v.run.budget += instructions;
-        v.run.icount_base += instructions;
-    }
-
     /// Takes back behind a block what the budget was raised by for it. The block may have ended early, and what it
     /// has left over is not the slice's.
     fn take_back(&mut self, v: &mut Vcpu) {
-        let lent = std::mem::take(&mut self.lent);
+        let lent = std::mem::take(&mut self.slice.lent);
         // In version 1, what follows a fault is part of the slice.
         if v.cpu.semantics.faults_count() {
             v.run.budget -= lent;
@@ -671,7 +665,7 @@ impl Engine {
 
     /// Host address of code for a part of a block, made for this one time.
     fn partial(&mut self, v: &mut Vcpu, resume: Resume, exact: bool) -> Option<u64> {
-        let block = self.blocks.get(resume.block);
+        let block = self.cache.blocks.get(resume.block);
         let count = usize::from(block.count);
         let mut checked = resume.index == 0 && block.checked;
         let mut left = (count - resume.index) as i64;
@@ -688,26 +682,31 @@ impl Engine {
         }
         if run > v.run.budget {
             // The slice's first block, stopped inside; see `ready`.
-            self.lend(v, run - v.run.budget);
+            let more = run - v.run.budget;
+            self.slice.lend(&mut v.run, more);
         }
         let stop = resume.index + run as usize;
         loop {
             let code = self.generate(resume.block, resume.index, stop, checked);
-            if let Some(offset) = self.code.append(&code.bytes) {
-                self.partial_targets = code.slots.iter().map(|s| s.target).collect();
-                self.partial_traps = Some((offset, resume.block, code.traps));
-                self.partial_end = (stop < count).then_some(Resume {
+            if let Some(offset) = self.cache.buffer.append(&code.bytes) {
+                self.cache.partial.targets = code.slots.iter().map(|s| s.target).collect();
+                self.cache.partial.traps = Some((offset, resume.block, code.traps));
+                self.cache.partial.end = (stop < count).then_some(Resume {
                     block: resume.block,
                     index: stop,
                 });
-                return Some(self.code.address(offset));
+                return Some(self.cache.buffer.address(offset));
             }
             self.drop_code();
         }
     }
 
     fn enter_thread(&mut self, vcpu: *mut Vcpu) {
-        self.gs = Some(signals::enter(vcpu, self.code.range(), self.stubs.signal));
+        self.gs = Some(signals::enter(
+            vcpu,
+            self.cache.buffer.range(),
+            self.cache.stubs.signal,
+        ));
     }
 
     fn leave_thread(&mut self) {

@@ -10,10 +10,10 @@
 //! A flush takes pages out, and mostly the same pages come back with the next switch of processes. So
 //! their jumps only fall asleep: when a walk finds the same page again at the same address, they wake.
 
+use crate::memory::tlb::Tlb;
 use crate::memory::PAGE_SHIFT;
-use crate::runtime::vcpu::Mmu;
 use crate::saved::{LoadError, Reader, Writer};
-use crate::translate::layout::{jump_index, JUMP_BITS, NO_KEY};
+use crate::translate::layout::{jump_index, Jumps, JUMP_BITS, NO_KEY};
 use crate::translate::mode::Mode;
 
 const SLOTS: usize = 1024;
@@ -130,6 +130,14 @@ impl FetchTlb {
             self.previous[usize::from(first)] = jump as u16;
         }
     }
+}
+
+/// The translations that a vCPU keeps: of data accesses, of fetches, and of jumps.
+#[repr(C, align(64))]
+pub struct Mmu {
+    pub tlb: Tlb,
+    pub jumps: Jumps,
+    pub fetch: FetchTlb,
 }
 
 impl Mmu {

@@ -1,7 +1,23 @@
 //! What the host's CPU must have.
 
 use crate::cpu::cpuid::{CpuidTable, Feature};
-use crate::runtime::engine::HostError;
+use std::io;
+
+use thiserror::Error;
+
+/// The host cannot run the engine.
+#[derive(Debug, Error)]
+pub enum HostError {
+    #[error("this host's CPU lacks {0}, which rr86 needs (Intel Haswell, AMD Zen or later)")]
+    MissingFeature(&'static str),
+    #[error("this host's CPU lacks {0}, which the guest's CPU model offers")]
+    MissingForModel(&'static str),
+    #[error("the host refused {what}: {error}")]
+    Refused {
+        what: &'static str,
+        error: io::Error,
+    },
+}
 
 /// Whether the host's user code has a feature.
 fn has_feature(name: &str) -> bool {

@@ -16,8 +16,6 @@ use crate::translate::path::{Member, Superblock};
 use crate::translate::shortcuts::Shortcuts;
 use iced_x86::Instruction;
 
-/// Samples that make a block hot.
-pub(in crate::runtime) const HOT: u8 = 8;
 /// How many times hotter the one way of a branch has to be than the other.
 const CLEAR: u32 = 4;
 /// Superblocks that are made for a block until it is left alone, because its path changes too often.
@@ -32,17 +30,17 @@ impl Engine {
     /// Sets how many samples make a block hot, 1 to 255; before any code is made. It changes when host code is made
     /// again, and nothing that a guest can see, so that short runs get superblocks, too.
     pub fn set_hot(&mut self, samples: u8) {
-        debug_assert!(self.blocks.is_empty());
-        self.hot = samples;
+        debug_assert!(self.cache.blocks.is_empty());
+        self.translator.hot = samples;
     }
 
     /// A slice has ended before the block at rip.
     pub(in crate::runtime) fn sample(&mut self, v: &Vcpu) {
-        if !self.shortcuts.has(Shortcuts::PATHS)
+        if !self.translator.shortcuts.has(Shortcuts::PATHS)
             // Executions of stale blocks are told of one by one.
-            || self.protocol.can_be_stale()
-            || self.oracle.is_some()
-            || !self.hooks.is_empty()
+            || self.coherence.protocol.can_be_stale()
+            || self.observers.oracle.is_some()
+            || !self.stops.hooks.is_empty()
         {
             return;
         }
@@ -59,13 +57,17 @@ impl Engine {
         else {
             return;
         };
-        let Some(id) = self.blocks.find(page | rip & PAGE_MASK, None, rip, mode) else {
+        let Some(id) = self
+            .cache
+            .blocks
+            .find(page | rip & PAGE_MASK, None, rip, mode)
+        else {
             return;
         };
-        let block = self.blocks.get_mut(id);
+        let block = self.cache.blocks.get_mut(id);
         block.heat = block.heat.saturating_add(1);
-        let block = self.blocks.get(id);
-        if block.heat >= self.hot
+        let block = self.cache.blocks.get(id);
+        if block.heat >= self.translator.hot
             && !block.has_path
             && block.paths < MOST
             && block.code != 0
@@ -93,27 +95,29 @@ impl Engine {
         if length < 2 {
             return;
         }
-        let links = self.blocks.successors(id);
-        let old = self.blocks.get(id).code_offset;
+        let links = self.cache.blocks.successors(id);
+        let old = self.cache.blocks.get(id).code_offset;
         let code = self.generate_with(id, &Superblock::new(members));
         let ordinary = code.ordinary;
         if !self.replace(id, old, code) {
             return;
         }
-        let offset = self.blocks.get(id).code_offset;
-        self.blocks.set_path(id, &path[..length], offset + ordinary);
-        self.stats.superblocks += 1;
+        let offset = self.cache.blocks.get(id).code_offset;
+        self.cache
+            .blocks
+            .set_path(id, &path[..length], offset + ordinary);
+        self.observers.stats.superblocks += 1;
         for (slot, to) in links.into_iter().enumerate() {
             if let Some(to) = to {
                 self.link_slot(id, slot, to);
             }
         }
-        let block = self.blocks.get(id);
+        let block = self.cache.blocks.get(id);
         let (page, mode) = (block.paddr & !PAGE_MASK, block.mode);
         for slot in OWN_SLOTS..block.slots.len() {
-            let target = self.blocks.get(id).slots[slot].target;
+            let target = self.cache.blocks.get(id).slots[slot].target;
             let paddr = page | target & PAGE_MASK;
-            if let Some(to) = self.blocks.find(paddr, None, target, mode) {
+            if let Some(to) = self.cache.blocks.find(paddr, None, target, mode) {
                 self.link_slot(id, slot, to);
             }
         }
@@ -121,24 +125,24 @@ impl Engine {
 
     /// Links a slot of a block to another block, if both have code for it.
     fn link_slot(&mut self, from: BlockId, slot: usize, to: BlockId) {
-        if self.blocks.get(to).code == 0 {
+        if self.cache.blocks.get(to).code == 0 {
             return;
         }
-        if let Some((at, target)) = self.blocks.link(from, slot, to) {
-            self.code.patch_rel32(at, target);
+        if let Some((at, target)) = self.cache.blocks.link(from, slot, to) {
+            self.cache.buffer.patch_rel32(at, target);
         }
     }
 
     /// The blocks that mostly follow one another from this one on.
     fn path_from(&self, head: BlockId) -> Vec<BlockId> {
         let mut path = vec![head];
-        let mut total = usize::from(self.blocks.get(head).count);
+        let mut total = usize::from(self.cache.blocks.get(head).count);
         let mut closed = None;
         while let Some(next) = self.likely_next(path[path.len() - 1]) {
             if next == head {
                 closed = Some(path.len());
             }
-            total += usize::from(self.blocks.get(next).count);
+            total += usize::from(self.cache.blocks.get(next).count);
             if total > LONGEST || path.len() == MEMBERS || self.is_loop(next) {
                 break;
             }
@@ -154,8 +158,8 @@ impl Engine {
         if self.is_loop(id) {
             return None;
         }
-        let heat = |id: BlockId| u32::from(self.blocks.get(id).heat);
-        match self.blocks.successors(id) {
+        let heat = |id: BlockId| u32::from(self.cache.blocks.get(id).heat);
+        match self.cache.blocks.successors(id) {
             [Some(a), Some(b)] if heat(a) >= CLEAR * heat(b).max(2) => Some(a),
             [Some(a), Some(b)] if heat(b) >= CLEAR * heat(a).max(2) => Some(b),
             [Some(_), Some(_)] => None,
@@ -165,13 +169,13 @@ impl Engine {
 
     /// Whether a block jumps to its own start; it may have fast code of its own.
     fn is_loop(&self, id: BlockId) -> bool {
-        let block = self.blocks.get(id);
+        let block = self.cache.blocks.get(id);
         let mut own = block.slots.iter().take(OWN_SLOTS);
         own.any(|slot| slot.target == block.rip)
     }
 
     fn instructions(&self, id: BlockId) -> Insns {
-        let block = self.blocks.get(id);
+        let block = self.cache.blocks.get(id);
         let mut insns = Vec::new();
         let count = usize::from(block.count);
         shape::cut_into(
@@ -179,7 +183,7 @@ impl Engine {
             &block.bytes,
             block.rip,
             block.mode,
-            &self.offered,
+            &self.translator.offered,
             count,
             false,
         );

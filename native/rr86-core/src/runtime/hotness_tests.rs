@@ -10,12 +10,14 @@ use iced_x86::{BlockEncoderOptions, IcedError};
 use super::*;
 use crate::cpu::cpuid::CpuidTable;
 use crate::cpu::state::{gpr, sreg, CpuState, Segment, TableRegister};
+use crate::runtime::agent::Agent;
 use crate::runtime::bus::Bus;
 use crate::runtime::codebuf::CodeBuffer;
 use crate::runtime::dispatch::{RunEnd, Span};
-use crate::runtime::engine::{Agent, BlockLimits, StopCause};
 use crate::runtime::entry::place_stubs;
 use crate::runtime::protocol::Protocol;
+use crate::runtime::stops::StopCause;
+use crate::runtime::translator::BlockLimits;
 use crate::translate::lower::emitter::Hooks;
 
 const MEMORY: u64 = 0x40000;
@@ -273,7 +275,11 @@ impl Twins {
         let [with, without] = self.machines.each_ref().map(|engine| {
             let cpu = engine.cpu(vcpu);
             let now = (engine.icount(), cpu.rip, cpu.gpr, cpu.rflags);
-            (now, engine.blocks.digest(), engine.observed.len())
+            (
+                now,
+                engine.cache.blocks.digest(),
+                engine.observers.events.len(),
+            )
         });
         assert_eq!(with, without);
         ends[0]
@@ -292,20 +298,20 @@ impl Twins {
             }
         }
         let [with, without] = self.machines.each_mut().map(|engine| {
-            let lines: Vec<u64> = (0..engine.ram.pages())
-                .map(|page| engine.ram.take_lines(page))
+            let lines: Vec<u64> = (0..engine.memory.ram.pages())
+                .map(|page| engine.memory.ram.take_lines(page))
                 .collect();
             (
                 lines,
                 engine.ram_digest(),
-                std::mem::take(&mut engine.observed),
+                std::mem::take(&mut engine.observers.events),
             )
         });
         assert!(with == without, "memory or events");
     }
 
     fn block(&self, rip: u64) -> Option<&crate::runtime::cache::Block> {
-        let live = self.machines[0].blocks.iter_live();
+        let live = self.machines[0].cache.blocks.iter_live();
         live.into_iter().find(|block| block.rip == rip)
     }
 
@@ -317,8 +323,8 @@ impl Twins {
     /// Runs until the loop has a superblock.
     fn warm_up(&mut self) {
         self.run(600);
-        assert!(self.has_path(), "{:?}", self.machines[0].stats);
-        assert_eq!(self.machines[1].stats.superblocks, 0);
+        assert!(self.has_path(), "{:?}", self.machines[0].observers.stats);
+        assert_eq!(self.machines[1].observers.stats.superblocks, 0);
     }
 
     fn set(&mut self, vcpu: usize, register: usize, value: u64) {
@@ -341,8 +347,8 @@ fn a_path_goes_with_each_of_its_blocks_whoever_writes() {
         // The loop itself, with what it writes in every turn.
         |twins, at| {
             twins.set(0, gpr::RDI, at);
-            let removed = twins.machines[0].stats.blocks_invalidated;
-            while twins.machines[0].stats.blocks_invalidated == removed {
+            let removed = twins.machines[0].observers.stats.blocks_invalidated;
+            while twins.machines[0].observers.stats.blocks_invalidated == removed {
                 twins.slice(0, 1, true);
             }
             twins.set(0, gpr::RDI, SINK);
@@ -360,13 +366,13 @@ fn a_path_goes_with_each_of_its_blocks_whoever_writes() {
             for indirect in [false, true] {
                 let mut twins = Twins::new(|_| Ok(()), indirect, 4096);
                 twins.warm_up();
-                let made = twins.machines[0].stats.superblocks;
+                let made = twins.machines[0].observers.stats.superblocks;
                 let at = twins.places.immediates[member];
                 write(&mut twins, at);
                 assert!(!twins.has_path(), "writer {number}, block {member}");
                 twins.run(20);
                 twins.warm_up();
-                assert!(twins.machines[0].stats.superblocks > made);
+                assert!(twins.machines[0].observers.stats.superblocks > made);
             }
         }
     }
@@ -391,7 +397,7 @@ fn a_path_whose_blocks_change_again_and_again_is_given_up() {
 fn stops_inside_of_a_path_are_exact_and_no_superblock_goes_over_them() {
     let mut twins = Twins::plain();
     twins.warm_up();
-    let made = twins.machines[0].stats.superblocks;
+    let made = twins.machines[0].observers.stats.superblocks;
     for number in [1, 2] {
         let stop = twins.places.immediates[number] - 1;
         let hooks = Hooks {
@@ -409,7 +415,7 @@ fn stops_inside_of_a_path_are_exact_and_no_superblock_goes_over_them() {
                 twins.slice(0, budget, false);
             }
         }
-        assert_eq!(twins.machines[0].stats.superblocks, made);
+        assert_eq!(twins.machines[0].observers.stats.superblocks, made);
     }
     twins.each(|engine| engine.set_stops(Hooks::default(), Vec::new(), &[], None));
     twins.warm_up();
@@ -445,7 +451,7 @@ fn dropped_code_and_flushed_blocks_take_superblocks_with_them() {
         put(engine, OTHER + 80, &[0xeb, 0xfe]);
     });
     twins.slice(1, 60, false);
-    assert!(twins.machines[0].stats.block_flushes > 0);
+    assert!(twins.machines[0].observers.stats.block_flushes > 0);
     assert!(!twins.has_path());
     twins.warm_up();
 }
@@ -496,7 +502,7 @@ fn code_that_is_mapped_elsewhere_is_another_path() {
     twins.set(0, 14, CODE ^ TWIN);
     twins.set(0, 15, PT + (CODE >> 12) * 8);
     twins.run(2000);
-    let with = twins.machines[0].blocks.iter_live();
+    let with = twins.machines[0].cache.blocks.iter_live();
     let heads = with.iter().filter(|b| b.rip == places.head && b.has_path);
     assert_eq!(heads.count(), 2);
 }
@@ -511,10 +517,10 @@ fn interrupts_and_signals_come_at_the_same_moments() {
     assert!(twins.machines[0].cpu(0).gpr[13] > 3);
     // From inside of the path, too.
     for (register, memory) in [(gpr::RDI, SINK), (gpr::RSI, SOURCE)] {
-        let before = twins.machines[0].stats.slow_accesses;
+        let before = twins.machines[0].observers.stats.slow_accesses;
         twins.set(0, register, DEVICE);
         twins.run(300);
-        assert!(twins.machines[0].stats.slow_accesses - before > 300);
+        assert!(twins.machines[0].observers.stats.slow_accesses - before > 300);
         twins.set(0, register, memory);
         twins.warm_up();
     }
@@ -530,10 +536,10 @@ fn a_code_buffer_that_is_full_keeps_no_guest_from_running() {
         let mut code = CodeBuffer::new(1 << 20).unwrap();
         place_stubs(&mut code, None);
         let mut code = CodeBuffer::new(code.used() + room).unwrap();
-        engine.stubs = place_stubs(&mut code, None);
-        engine.code = code;
+        engine.cache.stubs = place_stubs(&mut code, None);
+        engine.cache.buffer = code;
         twins.run(120);
-        let stats = twins.machines[0].stats;
+        let stats = twins.machines[0].observers.stats;
         dropped += u64::from(stats.code_drops > 0);
         made += u64::from(stats.superblocks > 0);
     }

@@ -9,18 +9,12 @@ use crate::translate::decode::classify::shape;
 impl Engine {
     /// The block with this serial number, if it exists or can still be reached.
     pub fn block_with_serial(&self, serial: u64) -> Option<BlockId> {
-        self.blocks.with_serial(serial).or_else(|| {
-            self.left_behind
-                .iter()
-                .copied()
-                .chain(self.overrun)
-                .find(|&id| self.blocks.get(id).serial == serial)
-        })
+        self.cache.with_serial(serial)
     }
 
     /// The block that a vCPU is in, or would enter next if it exists.
     pub fn current_block(&self, vcpu: usize) -> Option<BlockId> {
-        if let Some(resume) = self.resume.get(vcpu).copied().flatten() {
+        if let Some(resume) = self.progress.get(vcpu).and_then(|each| each.resume) {
             return Some(resume.block);
         }
         let cpu = self.cpu(vcpu);
@@ -34,7 +28,7 @@ impl Engine {
         };
         let mut read = |paddr: u64, size: usize| {
             let mut bytes = [0; 8];
-            self.ram.read(paddr, &mut bytes[..size]);
+            self.memory.ram.read(paddr, &mut bytes[..size]);
             u64::from_le_bytes(bytes)
         };
         let paddr = if cpu.paging() {
@@ -42,7 +36,7 @@ impl Engine {
         } else {
             linear
         };
-        self.blocks.find(paddr, None, cpu.rip, mode)
+        self.cache.blocks.find(paddr, None, cpu.rip, mode)
     }
 
     /// Whether a vCPU's next instruction is another one in its block than in memory.
@@ -50,18 +44,23 @@ impl Engine {
         let Some(id) = self.current_block(vcpu) else {
             return false;
         };
-        let block = self.blocks.get(id);
+        let block = self.cache.blocks.get(id);
         let offset = self.cpu(vcpu).rip.wrapping_sub(block.rip) as usize;
         let Some(rest) = block.bytes.get(offset..) else {
             return false;
         };
-        let insn = shape::single(rest, self.cpu(vcpu).rip, block.mode, &self.offered);
+        let insn = shape::single(
+            rest,
+            self.cpu(vcpu).rip,
+            block.mode,
+            &self.translator.offered,
+        );
         !self.holds(id, offset, insn.len())
     }
 
     /// Whether memory holds these bytes of a block.
     pub(in crate::runtime) fn holds(&self, id: BlockId, offset: usize, length: usize) -> bool {
-        let block = self.blocks.get(id);
+        let block = self.cache.blocks.get(id);
         let range = offset..(offset + length).min(block.bytes.len());
         self.memory_of(block).get(range.clone()) == block.bytes.get(range)
     }
@@ -71,7 +70,9 @@ impl Engine {
         let mut bytes = vec![0; block.bytes.len()];
         let mut done = 0;
         for (at, len) in block.ranges() {
-            self.ram.read(at, &mut bytes[done..done + len as usize]);
+            self.memory
+                .ram
+                .read(at, &mut bytes[done..done + len as usize]);
             done += len as usize;
         }
         bytes
@@ -80,7 +81,7 @@ impl Engine {
     /// Moment at which a vCPU was last serialised: by an interrupt, or by an instruction that does so
     /// (SDM vol. 3A, section 9.3).
     pub fn serialised_at(&self, vcpu: usize) -> Option<u64> {
-        self.serialised.get(vcpu).copied().flatten()
+        self.progress.get(vcpu)?.serialised
     }
 
     /// Removes a block as if a write to it had been noticed. The run is not the recorded one any more.
@@ -88,17 +89,17 @@ impl Engine {
         let Some(id) = self.block_with_serial(serial) else {
             return false;
         };
-        if self.blocks.is_live(id) {
+        if self.cache.blocks.is_live(id) {
             let pages = self.listed_pages(id);
-            self.blocks.bury(id, pages);
+            self.cache.blocks.bury(id, pages);
         }
-        self.left_behind.retain(|&b| b != id);
+        self.cache.retired.retain(|&b| b != id);
         // Other vCPUs may hold the same bytes already.
-        let paddr = self.blocks.get(id).paddr;
+        let paddr = self.cache.blocks.get(id).paddr;
         self.forget_fetches(paddr);
-        for resume in &mut self.resume {
-            if resume.is_some_and(|r| r.block == id) {
-                *resume = None;
+        for each in &mut self.progress {
+            if each.is_in(id) {
+                each.resume = None;
             }
         }
         // No chain and no cache leads anywhere now.
@@ -110,11 +111,11 @@ impl Engine {
     /// instead of being linked. If they are under way, they are dropped now, and the vCPU looks again when it
     /// runs; otherwise when they are about to be linked.
     pub fn refetch(&mut self, serial: u64, vcpu: usize, fetched: u64) {
-        let steps = self.under_way.get_mut(vcpu);
+        let steps = self.progress.get_mut(vcpu).map(|each| &mut each.under_way);
         let taken = steps.and_then(|s| s.fetched.take_if(|f| f.icount == fetched));
         match taken {
             Some(fetched) => self.forget_fetches(fetched.paddr),
-            None => self.refetched = Some(serial),
+            None => self.coherence.refetched = Some(serial),
         }
     }
 }

@@ -1,15 +1,33 @@
-//! Running translated blocks: the cache of blocks and the buffer of host code, the dispatcher, the slow paths of memory
-//! accesses, what keeps blocks in step with memory, helpers for what is not copied, host signals, and observers.
+//! Running translated blocks. [`engine::Engine`] is made of parts with one job each; what takes several of them is in
+//! the files above it.
 //!
-//! `engine` owns it all and `dispatch` runs it; `slow` is every access that is not plain RAM; `execute` is every
-//! instruction that is not copied.
+//! | parts | |
+//! |---|---|
+//! | `guest_memory` | RAM, and what is known of each page |
+//! | `code_cache`, `cache`, `codebuf` | blocks, their links, and their host code |
+//! | `translator`, `ahead` | how blocks are made, and making them before they are needed |
+//! | `vcpu`, `fetch`, `progress` | what is one vCPU's: registers, translations, steps under way |
+//! | `clock`, `slice` | virtual time, and the budget of what runs |
+//! | `windows`, `protocol` | block protocols, and the windows between their steps |
+//! | `stops` | what the debugger waits for |
+//! | `observers`, `oracle`, `writelog`, `storelog`, `inputs` | what is noted beside the run |
+//!
+//! Above them: `dispatch` goes from block to block, with `delivery` (interrupts and exceptions), `block_code` (host code
+//! of a block), `hotness` (superblocks) and `caught` (guest exceptions out of host signals). `slow` is every access that
+//! is not plain RAM, `view` memory as helpers see it, `execute` every instruction that is not copied. `coherence` keeps
+//! blocks and memory in step, `acquire` pages and their owners, `steps` what a protocol has under way. `outside` and
+//! `watching` are the bus and the observers as the others use them. `inspect` and `checkpoint` are for callers.
 
 mod acquire;
+pub mod agent;
 pub mod ahead;
 mod block_code;
 pub mod bus;
 pub mod cache;
+mod caught;
 mod checkpoint;
+pub mod clock;
+pub mod code_cache;
 pub mod codebuf;
 mod coherence;
 mod delivery;
@@ -18,16 +36,28 @@ pub mod engine;
 mod entry;
 pub mod execute;
 pub mod fetch;
-mod host;
+mod flags;
+pub mod guest_memory;
+pub mod host;
 mod hotness;
 pub mod inputs;
 mod inspect;
+pub mod observers;
 pub mod oracle;
+mod outside;
+mod prepared;
+pub mod progress;
 pub mod protocol;
+mod setup;
 pub mod signals;
+pub mod slice;
 pub mod slow;
+mod steps;
+pub mod stops;
 pub mod storelog;
+pub mod translator;
 pub mod vcpu;
 pub mod view;
+mod watching;
 pub mod windows;
 pub mod writelog;

@@ -8,12 +8,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::memory::pages::DEVICE;
 use crate::memory::ram::LINE_SHIFT;
 use crate::memory::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
-use crate::runtime::cache::BlockId;
-use crate::runtime::engine::Engine;
-use crate::runtime::vcpu::Vcpu;
 
 const LINES: usize = 1 << (PAGE_SHIFT - LINE_SHIFT);
 /// Gaps that are kept; more are only counted.
@@ -115,16 +111,16 @@ pub struct Oracle {
     clock: Clock,
     verdict: Verdict,
     /// rip between blocks; none while code runs.
-    between: Option<u64>,
+    pub(in crate::runtime) between: Option<u64>,
 }
 
 /// An access within one page.
-struct Access {
-    agent: u8,
-    seen: Seen,
-    paddr: u64,
-    len: usize,
-    icount: u64,
+pub(in crate::runtime) struct Access {
+    pub agent: u8,
+    pub seen: Seen,
+    pub paddr: u64,
+    pub len: usize,
+    pub icount: u64,
 }
 
 impl Oracle {
@@ -136,6 +132,13 @@ impl Oracle {
             from,
             lines,
         });
+    }
+
+    /// Whether somebody was seen to write the byte at a physical address.
+    pub(in crate::runtime) fn saw_write(&self, paddr: u64) -> bool {
+        let book = self.books.get((paddr >> PAGE_SHIFT) as usize);
+        let book = book.and_then(Option::as_deref);
+        book.is_some_and(|book| book.last[(paddr & PAGE_MASK) as usize] != 0)
     }
 
     /// What was found so far.
@@ -177,7 +180,11 @@ impl Oracle {
     }
 
     /// An access to bytes of one page. `rip` is asked only where the log has a gap.
-    fn access(&mut self, access: &Access, rip: impl FnOnce() -> Option<u64>) {
+    pub(in crate::runtime) fn access(
+        &mut self,
+        access: &Access,
+        rip: impl FnOnce() -> Option<u64>,
+    ) {
         let now = self.advance(access.icount);
         let start = (access.paddr & PAGE_MASK) as usize;
         let book = self.book(access.paddr >> PAGE_SHIFT);
@@ -247,101 +254,10 @@ impl Oracle {
     }
 }
 
-impl Engine {
-    /// Asks the oracle about everything that happens to memory from now on; before anything has.
-    pub fn ask_oracle(&mut self) {
-        self.oracle = Some(Box::default());
-        // Code that is there may do without the looks that are now to be taken.
-        self.drop_code();
-    }
-
-    /// Sends the oracle away: what it has read of the log is no longer what will happen.
-    pub fn dismiss_oracle(&mut self) {
-        self.oracle = None;
-    }
-
-    /// The oracle, if one is asked.
-    pub fn oracle(&self) -> Option<&Oracle> {
-        self.oracle.as_deref()
-    }
-
-    /// The same, to be told of the log.
-    pub fn oracle_mut(&mut self) -> Option<&mut Oracle> {
-        self.oracle.as_deref_mut()
-    }
-
-    /// Physical address of a byte that is not zero, as RAM is at power-on, and that the oracle saw nobody
-    /// write: it is not told of everything then, and its verdict is worth nothing.
-    pub fn unseen_by_oracle(&self) -> Option<u64> {
-        let oracle = self.oracle.as_deref()?;
-        (0..self.ram.pages()).find_map(|index| {
-            let paddr = self.ram.page_address(index);
-            let book = oracle.books.get((paddr >> PAGE_SHIFT) as usize);
-            let book = book.and_then(Option::as_deref);
-            let written = |at: usize| book.is_some_and(|book| book.last[at] != 0);
-            let mut bytes = self.ram.page(index).iter().enumerate();
-            bytes
-                .find(|&(at, &byte)| byte != 0 && !written(at))
-                .map(|(at, _)| paddr + at as u64)
-        })
-    }
-
-    /// Tells the oracle of an access.
-    #[inline]
-    pub(in crate::runtime) fn seen(&mut self, agent: u8, seen: Seen, paddr: u64, len: usize) {
-        if self.oracle.is_some() {
-            self.tell_oracle(agent, seen, paddr, len);
-        }
-    }
-
-    fn tell_oracle(&mut self, agent: u8, seen: Seen, paddr: u64, len: usize) {
-        let Some(mut oracle) = self.oracle.take() else {
-            return;
-        };
-        let mut done = 0;
-        while done < len {
-            let at = paddr.wrapping_add(done as u64);
-            let n = (len - done).min((PAGE_SIZE - (at & PAGE_MASK)) as usize);
-            if self.ram.page_index(at).is_some() {
-                let access = Access {
-                    agent,
-                    seen,
-                    paddr: at,
-                    len: n,
-                    icount: self.icount(),
-                };
-                let between = oracle.between;
-                oracle.access(&access, || match agent {
-                    DEVICE => None,
-                    _ => between.or_else(|| self.position_rip()),
-                });
-            }
-            done += n;
-        }
-        self.oracle = Some(oracle);
-    }
-
-    /// Tells the oracle where the running vCPU stands, if not inside a block.
-    #[inline]
-    pub(in crate::runtime) fn stand_between(&mut self, rip: Option<u64>) {
-        if let Some(oracle) = &mut self.oracle {
-            oracle.between = rip;
-        }
-    }
-
-    /// Tells the oracle of the entry of a block, at whose site the engine stands.
-    pub(in crate::runtime) fn entered_block(&mut self, vcpu: &Vcpu, id: BlockId) {
-        let block = self.blocks.get(id);
-        let ranges: Vec<(u64, u64)> = block.ranges().collect();
-        for (at, len) in ranges {
-            self.seen(vcpu.cpu.id, Seen::Fetch, at, len as usize);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::pages::DEVICE;
 
     const LINE: u64 = 64;
 

@@ -8,29 +8,13 @@
 //!
 //! What no guest instruction stands for ends the run with a [`HostFault`], which says where it was.
 
+use crate::runtime::vcpu::Caught;
 use std::cell::Cell;
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::sync::Once;
 
-use crate::cpu::exception::{vector, Exception};
-use crate::runtime::cache::BlockId;
-use crate::runtime::engine::Engine;
-use crate::runtime::slow::flags_to_ax;
 use crate::runtime::vcpu::Vcpu;
-use crate::translate::decode::classify::shape;
-use crate::translate::site::Site;
-
-/// What the handler noted.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Caught {
-    /// Host address of the instruction.
-    pub address: u64,
-    /// The host's exception vector.
-    pub vector: u64,
-    pub rflags: u64,
-}
 
 #[derive(Clone, Copy)]
 struct Running {
@@ -216,101 +200,3 @@ impl fmt::Display for HostFault {
 }
 
 impl std::error::Error for HostFault {}
-
-/// The block and the offset in its code of a host address, and the site that is noted for it.
-fn find(engine: &Engine, address: u64) -> (Option<(BlockId, usize)>, Option<u32>) {
-    let Some(offset) = engine.code.offset_of(address) else {
-        return (None, None);
-    };
-    let inside = |start: usize, traps: &[crate::translate::code::Trap]| {
-        let at = (offset - start) as u32;
-        let mut traps = traps.iter();
-        let trap = traps.find(|t| (t.start..t.end).contains(&at));
-        trap.map(|t| t.site)
-    };
-    if let Some((start, block, traps)) = &engine.partial_traps {
-        if offset >= *start {
-            if let Some(site) = inside(*start, traps) {
-                return (Some((*block, offset - start)), Some(site));
-            }
-        }
-    }
-    match engine.code_map.find(offset) {
-        None => (None, None),
-        Some((start, block)) => {
-            let site = inside(start, engine.traps_of(start, block));
-            (Some((block, offset - start)), site)
-        }
-    }
-}
-
-/// The guest exception that a caught signal stands for; puts rip, flags and the budget where the
-/// instruction was.
-///
-/// # Errors
-/// [`HostFault`] when it stands for none. The vCPU then has the registers that the code had.
-pub(in crate::runtime) fn exception(
-    engine: &mut Engine,
-    v: &mut Vcpu,
-) -> Result<Exception, Box<HostFault>> {
-    let caught = v.pending.signal;
-    let (block, site) = find(engine, caught.address);
-    if let (Some((block, _)), Some(site)) = (block, site) {
-        let exception = match u8::try_from(caught.vector) {
-            Ok(vector::DE) => Some(Exception::new(vector::DE)),
-            Ok(vector::MF) => Some(Exception::new(vector::MF)),
-            Ok(vector::XM) => Some(Exception::new(vector::XM)),
-            Ok(vector::AC) => Some(Exception::with_code(vector::AC, 0)),
-            Ok(vector::GP) => Some(Exception::gp(0)),
-            _ => None,
-        };
-        let site = Site::unpack(site);
-        v.cpu.rip = engine
-            .blocks
-            .get(block)
-            .rip
-            .wrapping_add(u64::from(site.offset));
-        v.run.budget += i64::from(site.remaining);
-        if site.host_flags {
-            v.run.flags_ax = flags_to_ax(caught.rflags);
-        }
-        if let Some(exception) = exception {
-            return Ok(exception);
-        }
-    }
-    let place = block.map(|(block, at)| {
-        let known = match site {
-            Some(site) => Some(Site::unpack(site).offset),
-            None => engine.instruction_of(block, at).map(|(offset, left)| {
-                v.run.budget += i64::from(left);
-                offset
-            }),
-        };
-        let block = engine.blocks.get(block);
-        v.cpu.rip = block.rip.wrapping_add(u64::from(known.unwrap_or(0)));
-        let bytes = match known {
-            Some(offset) => {
-                let rest = &block.bytes[usize::from(offset)..];
-                let insn = shape::single(rest, v.cpu.rip, block.mode, &engine.offered);
-                rest[..insn.len().clamp(1, rest.len())].to_vec()
-            }
-            None => block.bytes.to_vec(),
-        };
-        Place {
-            rip: v.cpu.rip,
-            bytes,
-            block: block.serial,
-            block_rip: block.rip,
-            code_bits: block.mode.bits(),
-        }
-    });
-    engine.clear_exit_request(v);
-    engine.note_boundary(v);
-    Err(Box::new(HostFault {
-        vector: caught.vector,
-        address: caught.address,
-        vcpu: v.cpu.id,
-        icount: engine.icount(),
-        place,
-    }))
-}

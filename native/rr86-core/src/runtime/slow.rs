@@ -10,34 +10,25 @@ use crate::cpu::fpu;
 use crate::cpu::memory::{PhysicalMemory, Privilege};
 use crate::cpu::paging::is_canonical;
 use crate::cpu::paging::{self, Access, Permissions, Translation};
-use crate::cpu::state::{sreg, CpuState, STATUS_FLAGS};
+use crate::cpu::state::{sreg, CpuState};
 use crate::memory::pages::{HandOffKind, PageFlags};
 use crate::memory::tlb::{Fill, MmuIndex};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
+use crate::runtime::agent::Agent;
+use crate::runtime::agent::Writer;
 use crate::runtime::cache::{BlockId, NO_BLOCK};
-use crate::runtime::coherence::Writer;
-use crate::runtime::engine::{Agent, Engine};
+use crate::runtime::engine::Engine;
+use crate::runtime::flags::flags_to_ax;
 use crate::runtime::oracle::Seen;
 use crate::runtime::protocol::Source;
+use crate::runtime::vcpu::PendingAccess;
 use crate::runtime::vcpu::Vcpu;
-use crate::runtime::windows::{Uncommitted, Unguard, Window};
+use crate::runtime::windows::{Unchecked, Uncommitted, Unguard, Window};
 use crate::runtime::writelog::{Commit, Passage};
 use crate::translate::decode::classify::{needs_alignment, shape, waits};
 use crate::translate::layout::Exit;
 use crate::translate::mode::Mode;
 use crate::translate::site::{AccessKind, Site};
-
-/// A store in the bounce buffer that has not happened yet.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PendingAccess {
-    /// Offset of the data in the bounce buffer.
-    offset: usize,
-    /// Physical address and length of each part; the second is for a page crossing.
-    parts: [(u64, usize); 2],
-    linear: u64,
-    /// Without a watch on its page this write would have taken the fast path.
-    plain: bool,
-}
 
 /// What `access` gives back: the address to use, and whether the data must be committed.
 #[repr(C)]
@@ -48,25 +39,10 @@ pub struct AccessResult {
 
 const LEAVE: AccessResult = AccessResult { host: 0, commit: 0 };
 
-/// RFLAGS status bits from the saved form in AX.
-pub fn flags_from_ax(ax: u64) -> u64 {
-    (ax >> 8 & 0xd5) | (ax & 1) << 11
-}
-
-/// The saved form of RFLAGS' status bits.
-pub fn flags_to_ax(rflags: u64) -> u64 {
-    (rflags & 0xd5 | 2) << 8 | (rflags >> 11 & 1)
-}
-
-/// Makes `cpu.rflags` complete.
-pub fn sync_flags(vcpu: &mut Vcpu) {
-    let status = flags_from_ax(vcpu.run.flags_ax);
-    vcpu.cpu.rflags = vcpu.cpu.rflags & !STATUS_FLAGS | status;
-}
-
 /// Sets rip and the budget to a fault at `site` and leaves the code.
 fn fault(vcpu: &mut Vcpu, engine: &Engine, site: Site, exception: Exception) {
     vcpu.cpu.rip = engine
+        .cache
         .blocks
         .get(vcpu.run.site_block)
         .rip
@@ -79,13 +55,13 @@ fn fault(vcpu: &mut Vcpu, engine: &Engine, site: Site, exception: Exception) {
 /// What an instruction raises before its access can fault, for those where the host would find out only
 /// when the access has been made: a pending x87 exception, or a misaligned SSE operand.
 fn earlier_fault(vcpu: &Vcpu, engine: &Engine, site: Site, linear: u64) -> Option<Exception> {
-    let block = engine.blocks.get(vcpu.run.site_block);
+    let block = engine.cache.blocks.get(vcpu.run.site_block);
     let offset = usize::from(site.offset);
     let insn = shape::single(
         &block.bytes[offset..],
         block.rip,
         block.mode,
-        &engine.offered,
+        &engine.translator.offered,
     );
     if waits(&insn) && fpu::pending_x87_error(&vcpu.cpu) {
         return Some(Exception::new(vector::MF));
@@ -96,18 +72,17 @@ fn earlier_fault(vcpu: &Vcpu, engine: &Engine, site: Site, linear: u64) -> Optio
 /// Called by translated code: makes an access possible.
 ///
 /// # Safety
-/// Called only by the stubs, with the running vCPU, whose `engine` pointer is valid and not borrowed
-/// elsewhere.
+/// As for [`Engine::running`].
 pub unsafe extern "sysv64" fn access(vcpu: *mut Vcpu, linear: u64, site: u32) -> AccessResult {
-    // SAFETY: by the contract of this function.
-    let (vcpu, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).pending.engine) };
+    // SAFETY: the contracts are the same.
+    let (vcpu, engine) = unsafe { Engine::running(vcpu) };
     let site = Site::unpack(site);
-    engine.stats.slow_accesses += 1;
+    engine.observers.stats.slow_accesses += 1;
     engine.slow_step(vcpu);
-    engine.note_position(vcpu, site);
-    vcpu.run.target_code = engine.stubs.lookup;
-    vcpu.run.commit = engine.stubs.commit;
-    let mode = engine.blocks.get(vcpu.run.site_block).mode;
+    engine.clock.note_position(&vcpu.run, site);
+    vcpu.run.target_code = engine.cache.stubs.lookup;
+    vcpu.run.commit = engine.cache.stubs.commit;
+    let mode = engine.cache.blocks.get(vcpu.run.site_block).mode;
     match engine.resolve(vcpu, linear, usize::from(site.size), site.kind, mode) {
         Ok(result) => {
             if result.host == vcpu.run.bounce.0[(linear & 63) as usize..].as_ptr() as u64 {
@@ -136,13 +111,13 @@ pub unsafe extern "sysv64" fn access(vcpu: *mut Vcpu, linear: u64, site: u32) ->
 /// # Safety
 /// As for [`access`].
 pub unsafe extern "sysv64" fn commit(vcpu: *mut Vcpu, rflags: u64, site: u32) -> u64 {
-    // SAFETY: by the contract of this function.
-    let (vcpu, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).pending.engine) };
+    // SAFETY: the contracts are the same.
+    let (vcpu, engine) = unsafe { Engine::running(vcpu) };
     let site = Site::unpack(site);
-    engine.note_position(vcpu, site);
-    vcpu.run.target_code = engine.stubs.lookup;
+    engine.clock.note_position(&vcpu.run, site);
+    vcpu.run.target_code = engine.cache.stubs.lookup;
     let pending = vcpu.pending.access;
-    engine.current_vcpu = vcpu.cpu.id;
+    engine.slice.vcpu = vcpu.cpu.id;
     let stop = engine.finish_store(vcpu, site, &pending);
     let size = usize::from(site.size);
     vcpu.pending.debug_hits |= engine.breakpoints_hit(&vcpu.cpu, pending.linear, size, true);
@@ -163,8 +138,8 @@ pub unsafe extern "sysv64" fn commit(vcpu: *mut Vcpu, rflags: u64, site: u32) ->
 /// # Safety
 /// As for [`access`].
 pub unsafe extern "sysv64" fn segment(vcpu: *mut Vcpu, offset: u64, site: u32) -> AccessResult {
-    // SAFETY: by the contract of this function.
-    let (vcpu, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).pending.engine) };
+    // SAFETY: the contracts are the same.
+    let (vcpu, engine) = unsafe { Engine::running(vcpu) };
     let site = Site::unpack(site);
     let number = vcpu.run.site as usize;
     match linear_address(&vcpu.cpu, number, offset, usize::from(site.size), site.kind) {
@@ -274,7 +249,7 @@ impl Engine {
             let bytes = vcpu.run.bounce.0;
             let data = &bytes[at..at + len];
             at += len;
-            let Some(page) = self.ram.page_index(paddr) else {
+            let Some(page) = self.memory.ram.page_index(paddr) else {
                 self.store_to_device(vcpu.cpu.id, paddr, data);
                 continue;
             };
@@ -308,26 +283,47 @@ impl Engine {
     ) -> bool {
         let vcpu = usize::from(writer.agent.number());
         let linear = writer.linear.unwrap_or(paddr);
-        let mmu = writer
-            .running
-            .map_or(MmuIndex::Supervisor, |id| self.blocks.get(id).mode.mmu());
+        let mmu = writer.running.map_or(MmuIndex::Supervisor, |id| {
+            self.cache.blocks.get(id).mode.mmu()
+        });
         let passage = self.passage(writer.source, page);
+        let windowed = passage == Passage::Checked && self.coherence.protocol.store_window;
+        let commit_first = self.coherence.protocol.commit_first;
+        if windowed && commit_first {
+            // Without a switch in between, the order of the two shows nowhere.
+            if left.is_some_and(|left| self.switch_in(Window::Store, left)) {
+                let commit = Commit {
+                    agent: writer.agent,
+                    linear: writer.linear,
+                    late: None,
+                    passage,
+                };
+                self.commit(&commit, paddr, data);
+                self.progress[vcpu].under_way.unchecked = Some(Unchecked {
+                    paddr,
+                    linear,
+                    mmu,
+                    len: data.len(),
+                    source: writer.source,
+                });
+                self.coherence.in_window = Some(Window::Store);
+                return true;
+            }
+        }
         let checked = self.check(*writer, paddr, data.len());
-        let emptied = checked.emptied && self.protocol.unguard_window;
+        let emptied = checked.emptied && self.coherence.protocol.unguard_window;
         if let Some(left) = left {
-            if passage == Passage::Checked
-                && self.protocol.store_window
-                && self.switch_in(Window::Store, left)
-            {
-                self.checked_stores[vcpu] = (self.icount(), self.position_rip().unwrap_or(0));
-                self.under_way[vcpu].uncommitted = Some(Uncommitted {
+            if windowed && !commit_first && self.switch_in(Window::Store, left) {
+                self.progress[vcpu].checked_store =
+                    (self.icount(), self.position_rip().unwrap_or(0));
+                self.progress[vcpu].under_way.uncommitted = Some(Uncommitted {
                     paddr,
                     linear,
                     mmu,
                     data: data.to_vec(),
                     emptied,
                 });
-                self.in_window = Some(Window::Store);
+                self.coherence.in_window = Some(Window::Store);
                 return true;
             }
         }
@@ -340,8 +336,8 @@ impl Engine {
         let stop = self.commit(&commit, paddr, data) | checked.stop;
         if let Some(left) = left {
             if emptied && self.switch_in(Window::Unguard, left) {
-                self.under_way[vcpu].unguard = Some(Unguard { linear, mmu, page });
-                self.in_window = Some(Window::Unguard);
+                self.progress[vcpu].under_way.unguard = Some(Unguard { linear, mmu, page });
+                self.coherence.in_window = Some(Window::Unguard);
                 return true;
             }
         }
@@ -350,7 +346,7 @@ impl Engine {
 
     /// What is left of the budget after the instruction at `site`.
     pub(in crate::runtime) fn left_after(&self, vcpu: &Vcpu, site: Site) -> i64 {
-        self.plain_budget(vcpu) + i64::from(site.remaining) - 1
+        self.slice.plain_budget(&vcpu.run) + i64::from(site.remaining) - 1
     }
 
     /// Finds out how an access can be made.
@@ -373,7 +369,7 @@ impl Engine {
         let first = self.map(&vcpu.cpu, mmu, linear, kind_of(kind), Privilege::Current)?;
         let paddr = first | linear & PAGE_MASK;
         let mut parts = [(paddr, size.min(room)), (0, 0)];
-        self.plain = false;
+        self.slice.plain = false;
         if size > room {
             let next = linear.wrapping_add(room as u64);
             let next = if mode.code64() {
@@ -386,9 +382,9 @@ impl Engine {
         } else if let Some(host) = self.direct(&vcpu.cpu, linear, first, size, kind, mmu) {
             return Ok(AccessResult { host, commit: 0 });
         }
-        self.stats.bounced_accesses += 1;
+        self.observers.stats.bounced_accesses += 1;
         let offset = (linear & 63) as usize;
-        let plain = self.plain;
+        let plain = self.slice.plain;
         vcpu.pending.access = PendingAccess {
             offset,
             parts,
@@ -427,10 +423,10 @@ impl Engine {
     ) -> Result<u64, Exception> {
         let tlb = &self.vcpus.mmu(usize::from(cpu.id)).tlb;
         if let Some(fill) = tlb.get(mmu, linear, access == Access::Write) {
-            return Ok(self.ram.page_address(fill.page as usize));
+            return Ok(self.memory.ram.page_address(fill.page as usize));
         }
         let found = self.translate(cpu, linear, access, privilege)?;
-        if let Some(page) = self.ram.page_index(found.paddr) {
+        if let Some(page) = self.memory.ram.page_index(found.paddr) {
             let (may_read, may_write) = if mmu == MmuIndex::User {
                 (Permissions::USER_READ, Permissions::USER_WRITE)
             } else {
@@ -444,8 +440,8 @@ impl Engine {
                 global: found.global,
                 size: found.page_size,
             };
-            self.stats.tlb_fills += 1;
-            let host = self.ram.page_pointer(page) as u64;
+            self.observers.stats.tlb_fills += 1;
+            let host = self.memory.ram.page_pointer(page) as u64;
             let tlb = &mut self.vcpus.mmu_mut(usize::from(cpu.id)).tlb;
             tlb.insert(mmu, linear, host, &fill);
         }
@@ -463,7 +459,7 @@ impl Engine {
         kind: AccessKind,
         mmu: MmuIndex,
     ) -> Option<u64> {
-        let page = self.ram.page_index(paddr)?;
+        let page = self.memory.ram.page_index(paddr)?;
         if self.breakpoint_in_page(cpu, linear) {
             return None;
         }
@@ -475,7 +471,7 @@ impl Engine {
             HandOffKind::Read
         };
         self.acquire(number, page, access);
-        let flags = self.pages.info[page].flags;
+        let flags = self.memory.pages.info[page].flags;
         let watched = flags.intersects(PageFlags::WATCHED.union(PageFlags::LOGGED));
         let guarded = flags.contains(PageFlags::CODE)
             && !self
@@ -487,12 +483,12 @@ impl Engine {
             return None;
         }
         if writes {
-            self.pages.mark_dirty(page);
+            self.memory.pages.mark_dirty(page);
         }
         let write = !watched
             && !guarded
-            && (writes || self.may_write(page, number) && flags.contains(PageFlags::DIRTY));
-        if self.oracle.is_none() {
+            && (writes || self.memory.may_write(page, number) && flags.contains(PageFlags::DIRTY));
+        if self.observers.oracle.is_none() {
             let tlb = &mut self.vcpus.mmu_mut(usize::from(number)).tlb;
             tlb.allow(mmu, linear, write);
         }
@@ -500,12 +496,12 @@ impl Engine {
             self.seen(number, Seen::Read, paddr | linear & PAGE_MASK, size);
         }
         if writes && watched {
-            self.plain = true;
+            self.slice.plain = true;
             return None;
         }
-        let host = self.ram.page_pointer(page) as u64 + (linear & PAGE_MASK);
+        let host = self.memory.ram.page_pointer(page) as u64 + (linear & PAGE_MASK);
         if writes {
-            self.mark_lines(host as *const u8, size);
+            self.memory.mark_lines(host as *const u8, size);
             self.seen(number, Seen::Write, paddr | linear & PAGE_MASK, size);
         }
         Some(host)
@@ -522,7 +518,7 @@ impl Engine {
         if cpu.long_mode() && !is_canonical(linear) {
             return Err(Exception::gp(0));
         }
-        self.stats.page_walks += 1;
+        self.observers.stats.page_walks += 1;
         let mut physical = Walker {
             engine: self,
             agent: cpu.id,
@@ -532,10 +528,10 @@ impl Engine {
 
     /// Reads physical memory or devices as a vCPU.
     pub fn load(&mut self, vcpu: u8, paddr: u64, out: &mut [u8]) {
-        if let Some(page) = self.ram.page_index(paddr) {
+        if let Some(page) = self.memory.ram.page_index(paddr) {
             self.acquire(vcpu, page, HandOffKind::Read);
             self.seen(vcpu, Seen::Read, paddr, out.len());
-            self.ram.read(paddr, out);
+            self.memory.ram.read(paddr, out);
             return;
         }
         let id = usize::from(vcpu);
@@ -558,18 +554,18 @@ impl Engine {
         data: &[u8],
         whole: bool,
     ) -> bool {
-        let Some(page) = self.ram.page_index(paddr) else {
+        let Some(page) = self.memory.ram.page_index(paddr) else {
             self.store_to_device(vcpu, paddr, data);
             return false;
         };
-        self.current_vcpu = vcpu;
+        self.slice.vcpu = vcpu;
         let writer = Writer {
             agent: Agent::Vcpu(vcpu),
             source: Source::Helper,
             linear: Some(linear),
             running: Some(running).filter(|&id| id != NO_BLOCK),
         };
-        let left = self.string_left.filter(|_| whole);
+        let left = self.slice.string_left.filter(|_| whole);
         self.store_in_steps(&writer, page, paddr, data, left)
     }
 
@@ -604,11 +600,11 @@ struct Walker<'a> {
 impl Walker<'_> {
     fn read<const N: usize>(&mut self, paddr: u64) -> [u8; N] {
         let mut bytes = [0; N];
-        if let Some(page) = self.engine.ram.page_index(paddr) {
+        if let Some(page) = self.engine.memory.ram.page_index(paddr) {
             self.engine.acquire(self.agent, page, HandOffKind::Read);
             self.engine.seen(self.agent, Seen::Read, paddr, N);
         }
-        self.engine.ram.read(paddr, &mut bytes);
+        self.engine.memory.ram.read(paddr, &mut bytes);
         bytes
     }
 

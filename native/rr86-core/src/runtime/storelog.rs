@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::memory::PAGE_MASK;
-use crate::runtime::engine::Agent;
+use crate::runtime::agent::Agent;
 
 /// The last of a run of stores to the same bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl StoreLog {
         new: &[u8],
     ) {
         let lines = self.lines.get(&page).copied().unwrap_or(0);
-        if lines & crate::runtime::coherence::line_mask(paddr, new.len() as u64) == 0 {
+        if lines & crate::runtime::guest_memory::line_mask(paddr, new.len() as u64) == 0 {
             return;
         }
         let (icount, rip) = at;

@@ -8,10 +8,7 @@ use std::alloc::{alloc_zeroed, handle_alloc_error, Layout};
 use std::mem::{offset_of, size_of};
 use std::ptr::NonNull;
 
-use super::engine::Engine;
-use super::fetch::FetchTlb;
-use super::signals::Caught;
-use super::slow::PendingAccess;
+use super::fetch::{FetchTlb, Mmu};
 use crate::cpu::exception::Exception;
 use crate::cpu::state::CpuState;
 use crate::memory::tlb::Tlb;
@@ -19,6 +16,29 @@ use crate::translate::layout::{at, CodeStack, Frame, Jumps, RunState};
 
 /// In [`Pending::debug_hits`]: TF as it was before the instruction does not single-step it.
 pub const UNSTEPPED: u64 = 1 << 63;
+
+/// What the handler noted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Caught {
+    /// Host address of the instruction.
+    pub address: u64,
+    /// The host's exception vector.
+    pub vector: u64,
+    pub rflags: u64,
+}
+
+/// A store in the bounce buffer that has not happened yet.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PendingAccess {
+    /// Offset of the data in the bounce buffer.
+    pub(in crate::runtime) offset: usize,
+    /// Physical address and length of each part; the second is for a page crossing.
+    pub(in crate::runtime) parts: [(u64, usize); 2],
+    pub(in crate::runtime) linear: u64,
+    /// Without a watch on its page this write would have taken the fast path.
+    pub(in crate::runtime) plain: bool,
+}
 
 /// What is on its way between generated code, the dispatcher and the helpers that code has called.
 pub struct Pending {
@@ -28,7 +48,7 @@ pub struct Pending {
     pub signal: Caught,
     pub fault: Option<Exception>,
     /// Whose vCPU this is, while code runs.
-    pub engine: *mut Engine,
+    pub engine: *mut (),
     /// The access in the bounce buffer.
     pub access: PendingAccess,
 }
@@ -40,14 +60,6 @@ pub struct Vcpu {
     pub cpu: CpuState,
     pub run: RunState,
     pub pending: Box<Pending>,
-}
-
-/// The translations that a vCPU keeps: of data accesses, of fetches, and of jumps.
-#[repr(C, align(64))]
-pub struct Mmu {
-    pub tlb: Tlb,
-    pub jumps: Jumps,
-    pub fetch: FetchTlb,
 }
 
 /// A vCPU as it lies in memory.

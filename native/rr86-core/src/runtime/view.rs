@@ -105,7 +105,7 @@ impl<'a> View<'a> {
 
     /// Notes a write to RAM at a host address.
     pub fn note_write(&mut self, host: *const u8, size: usize) {
-        self.engine.mark_lines(host, size);
+        self.engine.memory.mark_lines(host, size);
     }
 
     /// Fills the TLB for an access to one page of RAM; `None` if it is anything else.
@@ -118,7 +118,7 @@ impl<'a> View<'a> {
         privilege: Privilege,
     ) -> Option<*mut u8> {
         let mmu = mmu(cpu, privilege);
-        self.engine.plain = false;
+        self.engine.slice.plain = false;
         if size as u64 > PAGE_SIZE - (linear & PAGE_MASK) {
             return None;
         }
@@ -182,12 +182,13 @@ impl<'a> View<'a> {
             return Ok(());
         }
         let mut done = 0;
-        let plain = self.engine.plain;
+        let plain = self.engine.slice.plain;
         let parts = self.parts(cpu, linear, data.len(), Access::Write, privilege)?;
         let whole = parts[1].1 == 0;
         for (paddr, len) in parts {
             if len > 0 && plain {
-                self.engine.helper_stop |= self.engine.commit_plain(self.vcpu, linear, paddr, data);
+                self.engine.slice.helper_stop |=
+                    self.engine.commit_plain(self.vcpu, linear, paddr, data);
             } else if len > 0 {
                 let at = linear.wrapping_add(done as u64);
                 let part = &data[done..done + len];
@@ -195,7 +196,7 @@ impl<'a> View<'a> {
                     .engine
                     .store((self.vcpu, self.block), at, paddr, part, whole)
                 {
-                    self.engine.helper_stop = true;
+                    self.engine.slice.helper_stop = true;
                 }
                 done += len;
             }

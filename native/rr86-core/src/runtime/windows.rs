@@ -4,18 +4,20 @@
 //! it runs again, before anything else. Whether to switch is a decision like any other: the recorder
 //! draws it, the replayer knows it.
 
+use super::protocol::{Protocol, Source};
 use crate::memory::tlb::MmuIndex;
-use crate::runtime::engine::Engine;
-use crate::runtime::vcpu::Vcpu;
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::translate::mode::Mode;
-use xxhash_rust::xxh3::xxh3_64;
+use std::collections::BTreeSet;
+use std::fmt;
 
 /// The windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Window {
     /// The block's bytes have been read; it is not linked, its page not guarded for it.
     Fetch,
-    /// The store has been checked; its data is not in memory.
+    /// One of the two steps of a store has been made: the check, or under protocols that commit
+    /// first, the commit.
     Store,
     /// The store has emptied the page; its guard has not been dropped.
     Unguard,
@@ -33,6 +35,16 @@ pub struct Fetched {
     pub count: u8,
     /// Moment of the fetch.
     pub icount: u64,
+}
+
+impl Fetched {
+    /// The physical ranges of the bytes, one for each page.
+    pub fn ranges(&self) -> [Option<(u64, u64)>; 2] {
+        let len = self.bytes.len() as u64;
+        let here = len.min(PAGE_SIZE - (self.paddr & PAGE_MASK));
+        let next = self.second.map(|at| (at, len - here));
+        [Some((self.paddr, here)), next]
+    }
 }
 
 /// A store that has been checked and not committed.
@@ -54,17 +66,46 @@ pub struct Unguard {
     pub page: usize,
 }
 
+/// A store whose data is in memory, and that has not been checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Unchecked {
+    pub paddr: u64,
+    pub linear: u64,
+    pub mmu: MmuIndex,
+    pub len: usize,
+    pub source: Source,
+}
+
 /// What a vCPU has under way.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct UnderWay {
     pub fetched: Option<Fetched>,
     pub uncommitted: Option<Uncommitted>,
     pub unguard: Option<Unguard>,
+    /// Under protocols that commit first.
+    pub unchecked: Option<Unchecked>,
+}
+
+impl fmt::Debug for UnderWay {
+    /// Digests are made of this text, so what only some protocols have is there only if they have it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = f.debug_struct("UnderWay");
+        text.field("fetched", &self.fetched)
+            .field("uncommitted", &self.uncommitted)
+            .field("unguard", &self.unguard);
+        if self.unchecked.is_some() {
+            text.field("unchecked", &self.unchecked);
+        }
+        text.finish()
+    }
 }
 
 impl UnderWay {
     pub fn is_empty(&self) -> bool {
-        self.fetched.is_none() && self.uncommitted.is_none() && self.unguard.is_none()
+        self.fetched.is_none()
+            && self.uncommitted.is_none()
+            && self.unguard.is_none()
+            && self.unchecked.is_none()
     }
 }
 
@@ -81,7 +122,7 @@ pub enum WindowPolicy {
 }
 
 impl WindowPolicy {
-    fn draw(&mut self, window: Window) -> bool {
+    pub(in crate::runtime) fn draw(&mut self, window: Window) -> bool {
         match self {
             Self::Draw { state, bias } => {
                 *state = state
@@ -98,93 +139,31 @@ impl WindowPolicy {
     }
 }
 
-impl Engine {
-    /// Whether to switch in a window that has been reached, with `left` instructions of the budget
-    /// still unused. A budget that ends at a debugger's stop is not the slice's.
-    pub(in crate::runtime) fn switch_in(&mut self, window: Window, left: i64) -> bool {
-        let left = left.saturating_add_unsigned(self.beyond);
-        match &mut self.windows {
-            WindowPolicy::Closed => false,
-            WindowPolicy::Expect(expected) => {
-                if *expected == Some(window) && left == 0 {
-                    *expected = None;
-                    true
-                } else {
-                    false
-                }
-            }
-            policy => self.windows_open && policy.draw(window),
-        }
-    }
+/// How blocks and memory are kept in step in this machine, and what that has led to.
+pub struct Coherence {
+    pub(in crate::runtime) protocol: Protocol,
+    /// Blocks are compared with memory wherever the protocol may have let them go stale.
+    pub(in crate::runtime) detects: bool,
+    pub(in crate::runtime) windows: WindowPolicy,
+    pub(in crate::runtime) windows_open: bool,
+    /// The window in which the running vCPU is to be switched out.
+    pub(in crate::runtime) in_window: Option<Window>,
+    /// Pages with code to which some vCPU can write unchecked.
+    pub(in crate::runtime) unguarded: BTreeSet<usize>,
+    /// Serial number of a block whose bytes are to be fetched anew.
+    pub(in crate::runtime) refetched: Option<u64>,
+}
 
-    /// Whether the replayer has to stop in a fetch window at the end of the budget.
-    pub fn expects_fetch(&self) -> bool {
-        self.beyond == 0 && matches!(self.windows, WindowPolicy::Expect(Some(Window::Fetch)))
-    }
-
-    /// Says who decides about windows.
-    pub fn set_windows(&mut self, policy: WindowPolicy) {
-        self.windows = policy;
-    }
-
-    /// Says whether a switch could let anybody else run.
-    pub fn open_windows(&mut self, open: bool) {
-        self.windows_open = open;
-    }
-
-    /// Has blocks at a physical address whose bytes have been read, and that are not linked, be fetched
-    /// anew.
-    pub(in crate::runtime) fn forget_fetches(&mut self, paddr: u64) {
-        for steps in &mut self.under_way {
-            if steps.fetched.as_ref().is_some_and(|f| f.paddr == paddr) {
-                steps.fetched = None;
-            }
+impl Coherence {
+    pub(in crate::runtime) fn new(protocol: Protocol) -> Self {
+        Self {
+            protocol,
+            detects: protocol.can_be_stale(),
+            windows: WindowPolicy::Closed,
+            windows_open: false,
+            in_window: None,
+            unguarded: BTreeSet::new(),
+            refetched: None,
         }
-    }
-
-    /// Finishes what a vCPU had under way when it was switched out.
-    pub(in crate::runtime) fn finish_steps(&mut self, v: &mut Vcpu) {
-        let index = usize::from(v.cpu.id);
-        if self.under_way[index].is_empty() {
-            return;
-        }
-        let UnderWay {
-            fetched,
-            uncommitted,
-            unguard,
-        } = std::mem::take(&mut self.under_way[index]);
-        if let Some(store) = uncommitted {
-            self.commit_late(v.cpu.id, &store);
-        }
-        if let Some(unguard) = unguard {
-            self.drop_guard(v.cpu.id, unguard);
-        }
-        if let Some(fetched) = fetched {
-            if self.refetched == Some(self.blocks.next_serial()) {
-                self.refetched = None;
-                self.forget_fetches(fetched.paddr);
-            } else {
-                self.link(v.cpu.id, &fetched);
-            }
-        }
-    }
-
-    /// Whether any vCPU has something under way.
-    pub fn has_under_way(&self) -> bool {
-        self.under_way.iter().any(|steps| !steps.is_empty())
-    }
-
-    /// Digest of everything that is under way.
-    pub fn windows_digest(&self) -> u64 {
-        let mut text = String::new();
-        for (n, steps) in self
-            .under_way
-            .iter()
-            .enumerate()
-            .filter(|(_, s)| !s.is_empty())
-        {
-            text += &format!("{n}: {steps:?}\n");
-        }
-        xxh3_64(text.as_bytes())
     }
 }

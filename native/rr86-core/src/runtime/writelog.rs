@@ -2,15 +2,13 @@
 //!
 //! Logging must not change the run, least of all a run in which a protocol lets some stores pass
 //! unchecked. A logged page therefore takes stores away from the fast path, as a watchpoint does, but a
-//! store that would have taken it ([`Engine::plain`]) is made exactly as the fast path makes it: no
+//! store that would have taken it (`Slice::plain`) is made exactly as the fast path makes it: no
 //! check, no window, no marking of blocks.
 
-use crate::memory::pages::PageFlags;
-use crate::memory::PAGE_SHIFT;
-use crate::runtime::engine::{Agent, Engine};
+use crate::runtime::agent::Agent;
 
 /// Most entries that are kept until somebody takes them.
-const CAPACITY: usize = 1 << 20;
+pub(in crate::runtime) const CAPACITY: usize = 1 << 20;
 
 /// How a write got past the block protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +58,10 @@ pub struct Logged {
 #[derive(Debug, Default)]
 pub struct WriteLog {
     /// Disjoint, in the order of their addresses.
-    ranges: Vec<(u64, u64)>,
-    entries: Vec<Logged>,
+    pub(in crate::runtime) ranges: Vec<(u64, u64)>,
+    pub(in crate::runtime) entries: Vec<Logged>,
     /// There were more than fit.
-    overflow: bool,
+    pub(in crate::runtime) overflow: bool,
 }
 
 /// What is known of a write when it is committed.
@@ -77,7 +75,7 @@ pub struct Commit {
 }
 
 /// The same bytes as disjoint ranges (address, length) in order.
-fn disjoint(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+pub(in crate::runtime) fn disjoint(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     ranges.sort_unstable();
     let mut out: Vec<(u64, u64)> = Vec::new();
     for (at, len) in ranges {
@@ -91,83 +89,6 @@ fn disjoint(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
         }
     }
     out
-}
-
-impl Engine {
-    /// Logs every write to these physical ranges (address, length) from now on; none ends the log.
-    pub fn log_writes(&mut self, ranges: Vec<(u64, u64)>) {
-        let old = std::mem::take(&mut self.write_log);
-        for &(at, len) in &old.ranges {
-            self.watch_pages(at, len, false);
-        }
-        self.write_log.ranges = disjoint(ranges);
-        self.watch_all();
-    }
-
-    /// The writes since the last call; `None` if there were too many.
-    pub fn take_writes(&mut self) -> Option<Vec<Logged>> {
-        let entries = std::mem::take(&mut self.write_log.entries);
-        (!std::mem::take(&mut self.write_log.overflow)).then_some(entries)
-    }
-
-    /// Watches the pages of everything that is watched or logged.
-    pub(in crate::runtime) fn watch_all(&mut self) {
-        let ranges: Vec<(u64, u64)> = self
-            .watches
-            .iter()
-            .chain(&self.write_log.ranges)
-            .copied()
-            .collect();
-        for (at, len) in ranges {
-            self.watch_pages(at, len, true);
-        }
-    }
-
-    /// Takes the pages of a range off the fast path of stores, or lets them back.
-    pub(in crate::runtime) fn watch_pages(&mut self, at: u64, len: u64, on: bool) {
-        let last = at.saturating_add(len.max(1) - 1);
-        for number in at >> PAGE_SHIFT..=last >> PAGE_SHIFT {
-            let Some(page) = self.ram.page_index(number << PAGE_SHIFT) else {
-                continue;
-            };
-            self.pages.info[page].flags.set(PageFlags::WATCHED, on);
-            self.vcpus.mmus().for_each(|mmu| mmu.tlb.protect_page(page));
-        }
-    }
-
-    /// Logs a write that is about to change memory.
-    pub(in crate::runtime) fn log_write(&mut self, commit: &Commit, paddr: u64, data: &[u8]) {
-        let end = paddr + data.len() as u64;
-        let ranges = &self.write_log.ranges;
-        let behind = ranges.partition_point(|&(at, _)| at < end);
-        // Of those that begin before the write's end, the last is the one that ends last.
-        if behind == 0 || ranges[behind - 1].0 + ranges[behind - 1].1 <= paddr {
-            return;
-        }
-        if self.write_log.entries.len() == CAPACITY {
-            self.write_log.overflow = true;
-            return;
-        }
-        let mut old = vec![0; data.len()];
-        self.ram.read(paddr, &mut old);
-        let now = self.icount();
-        let (checked, rip) = match (commit.agent, commit.late) {
-            (Agent::Device, _) => (now, None),
-            (_, Some((checked, rip))) => (checked, Some(rip)),
-            _ => (now, self.position_rip()),
-        };
-        self.write_log.entries.push(Logged {
-            agent: commit.agent,
-            checked,
-            committed: now,
-            rip,
-            linear: commit.linear,
-            paddr,
-            old,
-            new: data.to_vec(),
-            passage: commit.passage,
-        });
-    }
 }
 
 #[cfg(test)]

@@ -79,14 +79,14 @@ impl Machine {
         if let Some(why) = self.engine.keeps_more() {
             return Err(CheckpointError::Impossible(why));
         }
-        self.engine.pages.note_changes();
+        self.engine.memory.pages.note_changes();
         Ok(())
     }
 
     /// The pages that changed since the last checkpoint; each with whether it is zero now. Digests
     /// have just been taken.
     pub fn take_changed_pages(&mut self) -> Vec<(usize, bool)> {
-        let pages = &mut self.engine.pages;
+        let pages = &mut self.engine.memory.pages;
         let changed = pages.take_changed();
         changed
             .into_iter()
@@ -99,7 +99,7 @@ impl Machine {
         let mut w = Writer::new();
         w.u8(LAYOUT);
         w.varint(self.engine.vcpu_count() as u64);
-        w.varint(self.engine.ram.pages() as u64);
+        w.varint(self.engine.memory.ram.pages() as u64);
         w.varint(digests.len() as u64);
         for (name, value) in digests {
             w.bytes(name.as_bytes());
@@ -123,7 +123,7 @@ impl Machine {
     /// Zeroes RAM, before the pages of a checkpoint are put in.
     pub fn wipe(&mut self) {
         let engine = &mut *self.engine;
-        engine.pages.wipe(&mut engine.ram);
+        engine.memory.pages.wipe(&mut engine.memory.ram);
     }
 
     /// Puts a page of a checkpoint in.
@@ -135,11 +135,11 @@ impl Machine {
         page: usize,
         bytes: &[u8; PAGE_SIZE as usize],
     ) -> Result<(), CheckpointError> {
-        if page >= self.engine.ram.pages() {
+        if page >= self.engine.memory.ram.pages() {
             return Err(CheckpointError::Page(page));
         }
-        self.engine.pages.mark_dirty(page);
-        self.engine.ram.page_mut(page).copy_from_slice(bytes);
+        self.engine.memory.pages.mark_dirty(page);
+        self.engine.memory.ram.page_mut(page).copy_from_slice(bytes);
         Ok(())
     }
 
@@ -168,7 +168,7 @@ impl Machine {
         let vcpus = self.engine.vcpu_count();
         for (field, own) in [
             ("number of vCPUs", vcpus),
-            ("size of RAM", self.engine.ram.pages()),
+            ("size of RAM", self.engine.memory.ram.pages()),
         ] {
             let value = r.varint()?;
             if value != own as u64 {

@@ -3,8 +3,8 @@
 
 use super::*;
 use crate::cpu::semantics::Semantics;
-use crate::runtime::engine::BlockLimits;
 use crate::runtime::protocol::Protocol;
+use crate::runtime::translator::BlockLimits;
 use crate::runtime::windows::WindowPolicy;
 use crate::session::{MachineConfig, Policy, Scheduler, Wait};
 
@@ -38,6 +38,10 @@ fn draw_windows(state: u64) -> WindowPolicy {
 }
 
 fn machine() -> Machine {
+    machine_under(Protocol::named("qemu-7.2").expect("a protocol"))
+}
+
+fn machine_under(protocol: Protocol) -> Machine {
     let mut machine = Machine::new(MachineConfig {
         memory: 4 << 20,
         vcpus: 2,
@@ -50,7 +54,7 @@ fn machine() -> Machine {
         blocks: BlockLimits {
             instructions: 8,
             capacity: 64,
-            protocol: Protocol::named("qemu-7.2").expect("a protocol"),
+            protocol,
         },
         tracking: true,
     })
@@ -99,7 +103,7 @@ struct Saved {
 fn take(machine: &mut Machine) -> Saved {
     let digests = machine.digests();
     let state = machine.save(&digests);
-    let ram = &machine.engine.ram;
+    let ram = &machine.engine.memory.ram;
     let pages = (0..ram.pages())
         .filter(|&page| ram.page(page).iter().any(|&b| b != 0))
         .map(|page| (page, Box::new(*ram.page(page).first_chunk().unwrap())))
@@ -132,9 +136,22 @@ fn checkpoints() -> Vec<Saved> {
 
 #[test]
 fn a_restored_machine_goes_on_like_the_one_that_was_saved() {
-    let mut original = machine();
+    restores_under(Protocol::named("qemu-7.2").expect("a protocol"));
+}
+
+#[test]
+fn a_machine_under_another_order_of_the_steps_goes_on_too() {
+    restores_under(Protocol {
+        guard_first: true,
+        commit_first: true,
+        ..Protocol::named("qemu-7.2").expect("a protocol")
+    });
+}
+
+fn restores_under(protocol: Protocol) {
+    let mut original = machine_under(protocol);
     let mut scheduler = Scheduler::new(Policy::Random, 9, 40);
-    let mut other = machine();
+    let mut other = machine_under(protocol);
     let (mut windows, mut inside, mut stale) = (0, 0, 0);
     for _ in 0..200 {
         run(&mut original, &mut scheduler, 1);
@@ -143,7 +160,7 @@ fn a_restored_machine_goes_on_like_the_one_that_was_saved() {
         inside += (0..2)
             .filter(|&v| original.engine.inside_block(v).is_some())
             .count();
-        let blocks = original.engine.blocks.iter_live();
+        let blocks = original.engine.cache.blocks.iter_live();
         stale += blocks.iter().filter(|b| b.marked).count();
         put(&mut other, &saved.pages);
         other.restore(&saved.state).expect("a whole checkpoint");
@@ -153,11 +170,14 @@ fn a_restored_machine_goes_on_like_the_one_that_was_saved() {
         let policy = draw_windows(77);
         original.engine.set_windows(policy.clone());
         other.engine.set_windows(policy);
-        original.engine.observed.clear();
+        original.engine.observers.events.clear();
         let mut same = scheduler.clone();
         run(&mut original, &mut scheduler, 5);
         run(&mut other, &mut same, 5);
-        assert_eq!(original.engine.observed, other.engine.observed);
+        assert_eq!(
+            original.engine.observers.events,
+            other.engine.observers.events
+        );
         assert_eq!(original.digests(), other.digests());
     }
     assert!(

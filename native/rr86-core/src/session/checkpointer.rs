@@ -20,14 +20,14 @@ pub(super) fn write_checkpoint(
     let waited = writer.waited();
     let state = machine.save(digests);
     let changed = machine.take_changed_pages();
-    let ram = &machine.engine.ram;
+    let ram = &machine.engine.memory.ram;
     let pages = changed
         .into_iter()
         .map(|(page, zero)| (page, (!zero).then(|| ram.page(page))));
     let written = writer.checkpoint(machine.engine.icount(), &state, pages);
     let waiting = writer.waited().without(waited);
     let own = watch.read().without(waiting);
-    machine.engine.spent.add(Phase::Checkpoints, own);
+    machine.engine.observers.spent.add(Phase::Checkpoints, own);
     written
 }
 

@@ -3,7 +3,7 @@
 
 use super::machine::Machine;
 use crate::cpu::exception::vector;
-use crate::runtime::engine::StopCause;
+use crate::runtime::stops::StopCause;
 use crate::translate::lower::emitter::Hooks;
 
 /// Data register of the console's serial port.

@@ -19,8 +19,11 @@ use crate::cpu::state::{Activity, CpuState, RFlags};
 use crate::host_time::{Phase, Stopwatch};
 use crate::machine::dma::DmaAccess;
 use crate::machine::{Board, BoardConfig, Signal};
+use crate::runtime::agent::Agent;
 use crate::runtime::dispatch::RunEnd;
-use crate::runtime::engine::{Agent, BlockLimits, Engine, HostError};
+use crate::runtime::engine::Engine;
+use crate::runtime::host::HostError;
+use crate::runtime::translator::BlockLimits;
 use crate::runtime::windows::WindowPolicy;
 
 /// What a machine is made of.
@@ -167,10 +170,10 @@ impl Machine {
         };
         let inside = last.is_some_and(|last| {
             let pages = (paddr >> 12)..=(last >> 12);
-            pages.clone().count() <= self.engine.ram.pages()
+            pages.clone().count() <= self.engine.memory.ram.pages()
                 && pages
                     .into_iter()
-                    .all(|p| self.engine.ram.page_index(p << 12).is_some())
+                    .all(|p| self.engine.memory.ram.page_index(p << 12).is_some())
         });
         if !inside {
             return Err(error);
@@ -233,10 +236,13 @@ impl Machine {
         for (name, bytes) in self.board().save() {
             all.push((name, xxh3_64(&bytes)));
         }
-        all.push(("blocks".to_string(), self.engine.blocks.digest()));
+        all.push(("blocks".to_string(), self.engine.cache.blocks.digest()));
         all.push(("windows".to_string(), self.engine.windows_digest()));
         all.push(("time".to_string(), self.engine.now()));
-        self.engine.spent.add(Phase::Digests, watch.read());
+        self.engine
+            .observers
+            .spent
+            .add(Phase::Digests, watch.read());
         all
     }
 
@@ -282,7 +288,7 @@ impl Machine {
         if selective {
             self.board().pass_until(at);
         }
-        self.engine.skipped_ns += at - now;
+        self.engine.clock.skipped_ns += at - now;
         Wait::Skipped(at)
     }
 
@@ -317,10 +323,10 @@ impl Machine {
     /// all are made.
     fn serve_dma(&mut self, hurried: bool) -> bool {
         while let Some(access) = self.board().dma_access() {
-            if hurried && self.engine.patience.is_over() {
+            if hurried && self.engine.slice.patience.is_over() {
                 return false;
             }
-            self.engine.patience.step();
+            self.engine.slice.patience.step();
             let now = self.engine.now();
             match access {
                 DmaAccess::Read { paddr, length } => {
@@ -347,7 +353,7 @@ impl Machine {
     /// Whether all bytes of a range of at most a page are RAM.
     fn is_ram(&self, paddr: u64, length: usize) -> bool {
         let last = paddr.checked_add(length.max(1) as u64 - 1);
-        let ram = &self.engine.ram;
+        let ram = &self.engine.memory.ram;
         last.is_some_and(|last| [paddr, last].iter().all(|&at| ram.page_index(at).is_some()))
     }
 

@@ -23,7 +23,7 @@ impl KeptPages {
                 self.0.remove(&page);
             } else {
                 let mut copy = [0; PAGE_SIZE as usize];
-                copy.copy_from_slice(machine.engine.ram.page(page));
+                copy.copy_from_slice(machine.engine.memory.ram.page(page));
                 self.0.insert(page, Arc::new(copy));
             }
         }

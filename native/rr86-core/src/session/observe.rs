@@ -2,7 +2,7 @@
 
 use super::slice::{Ending, SliceStop};
 use crate::memory::pages::{HandOffKind, DEVICE, NOBODY};
-use crate::runtime::engine::Observed;
+use crate::runtime::observers::Observed;
 use crate::runtime::windows::Window;
 use crate::trace::{Access, Block, Event, SliceEnd, NO_VCPU};
 

@@ -102,7 +102,7 @@ impl Recording {
 
     /// Writes down what the engine has observed.
     fn drain(&mut self, machine: &mut Machine) -> Result<(), TraceError> {
-        let mut observed = std::mem::take(&mut machine.engine.observed);
+        let mut observed = std::mem::take(&mut machine.engine.observers.events);
         if let Some(writer) = &mut self.writer {
             for (icount, o) in &observed {
                 writer.push(*icount, &observe::event(o))?;
@@ -110,7 +110,7 @@ impl Recording {
         }
         // Keep the allocation.
         observed.clear();
-        machine.engine.observed = observed;
+        machine.engine.observers.events = observed;
         Ok(())
     }
 }
@@ -265,7 +265,7 @@ impl Session<Recording> {
             detail: detail.to_string(),
         };
         let closed = self.close(&stop, footer);
-        self.machine.engine.spent.whole += watch.read();
+        self.machine.engine.observers.spent.whole += watch.read();
         Ok(closed?)
     }
 
@@ -273,7 +273,7 @@ impl Session<Recording> {
         let (machine, recording) = (&mut self.machine, &mut self.decisions);
         let icount = if machine.engine.host_fault().is_some() {
             // What the unfinished slice has done is not in the trace.
-            machine.engine.slice_start
+            machine.engine.slice.start
         } else {
             let icount = machine.engine.icount();
             if recording.writer.is_some() {

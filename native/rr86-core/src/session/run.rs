@@ -6,7 +6,7 @@ use super::error::SessionError;
 use super::machine::Machine;
 use super::slice::SliceReport;
 use crate::host_time::{Phase, Spent, Stopwatch};
-use crate::runtime::engine::StopCause;
+use crate::runtime::stops::StopCause;
 
 /// A machine under way, and who decides for it.
 pub struct Session<D> {
@@ -69,7 +69,7 @@ impl<D: Decisions> Session<D> {
 
     /// What the run has cost the host.
     pub fn spent(&self) -> Spent {
-        let mut spent = self.machine.engine.spent;
+        let mut spent = self.machine.engine.observers.spent;
         spent.add(Phase::Trace, self.decisions.waited());
         spent
     }
@@ -81,11 +81,11 @@ impl<D: Decisions> Session<D> {
     /// machine whose trace could not be written has stopped at a slice boundary.
     pub fn run(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, SessionError> {
         let watch = Stopwatch::start();
-        self.machine.engine.patience.begin();
+        self.machine.engine.slice.patience.begin();
         conditions.arm(&mut self.machine);
         let stop = self.drive(limit, conditions);
         let kept = self.decisions.keep(true);
-        self.machine.engine.spent.whole += watch.read();
+        self.machine.engine.observers.spent.whole += watch.read();
         kept.and(stop)
     }
 
@@ -122,10 +122,10 @@ impl<D: Decisions> Session<D> {
         if self.decisions.progress(&self.machine) >= end {
             return Ok(Next::Stop(Stop::Limit));
         }
-        if self.machine.engine.patience.is_over() {
+        if self.machine.engine.slice.patience.is_over() {
             return Ok(Next::Stop(Stop::TimeUp));
         }
-        self.machine.engine.patience.step();
+        self.machine.engine.slice.patience.step();
         self.decisions.next(&mut self.machine)
     }
 
@@ -144,7 +144,7 @@ impl<D: Decisions> Session<D> {
             }
             SliceReport::Failed => {
                 // The slice has no end, so what it did cannot be written down or compared.
-                self.machine.engine.observed.clear();
+                self.machine.engine.observers.events.clear();
                 Some(Stop::Failed)
             }
             SliceReport::TimeUp => Some(Stop::TimeUp),

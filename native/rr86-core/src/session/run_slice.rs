@@ -4,7 +4,7 @@ use super::machine::Machine;
 use super::slice::{Decision, Ending, Finished, Slice, SliceReport, SliceStop, Slices};
 use crate::cpu::state::Activity;
 use crate::runtime::dispatch::{RunEnd, Span};
-use crate::runtime::engine::StopCause;
+use crate::runtime::stops::StopCause;
 
 /// Instructions that a slice has before PAUSE gives way: vCPUs that wait for each other, or for the
 /// time, would otherwise take turns at every PAUSE, with a decision for each.

@@ -1,6 +1,6 @@
 //! Slices: what is decided of them, how they end, and what comes between two.
 
-use crate::runtime::engine::StopCause;
+use crate::runtime::stops::StopCause;
 use crate::runtime::windows::Window;
 
 /// Where the lengths of slices come from.

@@ -3,8 +3,10 @@
 
 use rr86_core::cpu::cpuid::{CpuidRow, CpuidTable};
 use rr86_core::cpu::state::{sreg, CpuState, Segment, TableRegister};
+use rr86_core::runtime::agent::Agent;
 use rr86_core::runtime::dispatch::{RunEnd, Span};
-use rr86_core::runtime::engine::{Agent, BlockLimits, Engine};
+use rr86_core::runtime::engine::Engine;
+use rr86_core::runtime::translator::BlockLimits;
 
 use super::Mode;
 use crate::engine::NoBus;
@@ -77,7 +79,7 @@ pub struct Machine {
 impl Machine {
     pub fn new(mode: Mode) -> Self {
         let limits = BlockLimits {
-            protocol: rr86_core::runtime::protocol::PROTOCOLS[0],
+            protocol: rr86_core::runtime::protocol::PRECISE,
             instructions: 64,
             capacity: 4096,
         };
@@ -176,7 +178,7 @@ impl Machine {
             start: self.engine.icount(),
         };
         let end = self.engine.run(0, span).1;
-        self.engine.observed.clear();
+        self.engine.observers.events.clear();
         match end {
             RunEnd::HostFault => {
                 let text = self.engine.host_fault().map(ToString::to_string);
@@ -215,7 +217,7 @@ impl Machine {
         };
         let mut frame = [0; 8];
         let at = sp + if code { word } else { 0 };
-        self.engine.ram.read(at, &mut frame[..word as usize]);
+        self.engine.memory.ram.read(at, &mut frame[..word as usize]);
         let rip = u64::from_le_bytes(frame);
         let expected = self.start.rip;
         if self.mode.user() && vector == 13 && rip == expected + length as u64 {

@@ -6,7 +6,7 @@ use super::operand::{register, set_register};
 use super::{Context, Result};
 use crate::cpu::io::check_port;
 use crate::cpu::state::gpr;
-use crate::runtime::engine::StopCause;
+use crate::runtime::stops::StopCause;
 
 impl Context<'_> {
     /// Checks that the code may use `size` ports at `port`.
@@ -21,9 +21,9 @@ impl Context<'_> {
     pub fn port_out(&mut self, port: u16, size: usize, value: u32) {
         self.engine
             .io_write(usize::from(self.v.cpu.id), port, size, value);
-        if self.engine.stop_port == Some(port) {
-            self.engine.stopped = Some(StopCause::Output);
-            self.engine.helper_stop = true;
+        if self.engine.stops.port == Some(port) {
+            self.engine.stops.stopped = Some(StopCause::Output);
+            self.engine.slice.helper_stop = true;
         }
     }
 }

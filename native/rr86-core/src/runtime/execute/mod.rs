@@ -13,10 +13,13 @@ mod transfer;
 
 use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
-use crate::cpu::interrupt::Event;
 use crate::cpu::state::CpuState;
-use crate::runtime::engine::{Engine, Resume, StopCause};
-use crate::runtime::slow::{flags_to_ax, sync_flags};
+use crate::runtime::engine::Engine;
+use crate::runtime::flags::{flags_to_ax, sync_flags};
+use crate::runtime::progress::Resume;
+use crate::runtime::slice::Flow;
+use crate::runtime::stops::StopCause;
+use crate::runtime::translator::{Decoded, DECODED};
 use crate::runtime::vcpu::Vcpu;
 use crate::runtime::view::View;
 use crate::translate::decode::classify::{classify, shape, Class};
@@ -24,55 +27,6 @@ use crate::translate::layout::Exit;
 use crate::translate::lower::inline::falls_through;
 use crate::translate::site::Site;
 use iced_x86::{Instruction, Mnemonic as M};
-
-/// Helper calls by instruction.
-pub struct HelperCounts(Vec<u64>);
-
-impl HelperCounts {
-    pub(super) fn new() -> Self {
-        Self(vec![0; iced_x86::Mnemonic::values().count()])
-    }
-
-    fn count(&mut self, mnemonic: iced_x86::Mnemonic) {
-        self.0[mnemonic as usize] += 1;
-    }
-
-    /// (mnemonic, calls), most calls first.
-    pub fn sorted(&self) -> Vec<(String, u64)> {
-        let mut all: Vec<(String, u64)> = iced_x86::Mnemonic::values()
-            .zip(&self.0)
-            .filter(|(_, &calls)| calls > 0)
-            .map(|(m, &calls)| (format!("{m:?}").to_lowercase(), calls))
-            .collect();
-        all.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-        all
-    }
-}
-
-/// Instructions that helpers have executed, so that they need not be decoded each time.
-pub struct DecodedCache(Vec<Decoded>);
-
-#[derive(Clone, Copy)]
-struct Decoded {
-    /// Serial number of the block and offset in it.
-    place: (u64, u16),
-    insn: Instruction,
-    /// What it raises by its mere form, in its block's mode.
-    refused: Option<Exception>,
-}
-
-const DECODED: usize = 1 << 10;
-
-impl DecodedCache {
-    pub(super) fn new() -> Self {
-        let nothing = Decoded {
-            place: (u64::MAX, 0),
-            insn: Instruction::default(),
-            refused: None,
-        };
-        Self(vec![nothing; DECODED])
-    }
-}
 
 impl Engine {
     /// The instruction at an offset of a block, and what it raises by its mere form.
@@ -82,16 +36,16 @@ impl Engine {
         id: crate::runtime::cache::BlockId,
         offset: u16,
     ) -> (Instruction, Option<Exception>) {
-        let block = self.blocks.get(id);
+        let block = self.cache.blocks.get(id);
         let place = (block.serial, offset);
         let index = block.serial.wrapping_mul(31).wrapping_add(offset.into()) as usize % DECODED;
-        let known = &mut self.decoded.0[index];
+        let known = &mut self.translator.decoded.0[index];
         if known.place != place {
             let bytes = &block.bytes[usize::from(offset)..];
             let rip = block.rip.wrapping_add(u64::from(offset));
-            let insn = shape::single(bytes, rip, block.mode, &self.offered);
-            let refused = match classify(&insn, block.mode, &self.offered) {
-                _ if shape::too_long(&insn, bytes, block.mode, &self.offered) => {
+            let insn = shape::single(bytes, rip, block.mode, &self.translator.offered);
+            let refused = match classify(&insn, block.mode, &self.translator.offered) {
+                _ if shape::too_long(&insn, bytes, block.mode, &self.translator.offered) => {
                     Some(Exception::gp(0))
                 }
                 Class::Raise(exception) => Some(exception),
@@ -105,17 +59,6 @@ impl Engine {
         }
         (known.insn, known.refused)
     }
-}
-
-/// How to go on after a helper.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flow {
-    /// With the instruction at rip.
-    Next,
-    Pause,
-    Halt,
-    /// Deliver this, which returns to that address.
-    Event(Event, u64),
 }
 
 /// A helper at work: the vCPU, the engine, and the instruction.
@@ -218,22 +161,21 @@ fn run(context: &mut Context<'_>) -> Result {
 /// Called by translated code for the instruction at `site`. Returns 0 to go on with the next one.
 ///
 /// # Safety
-/// Called only by the stubs, with the running vCPU, whose `engine` pointer is valid and not borrowed
-/// elsewhere.
+/// As for [`Engine::running`].
 pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
-    // SAFETY: by the contract of this function.
-    let (v, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).pending.engine) };
+    // SAFETY: the contracts are the same.
+    let (v, engine) = unsafe { Engine::running(vcpu) };
     let site = Site::unpack(site);
     let ends = site.stack;
-    engine.stats.helper_calls += 1;
+    engine.observers.stats.helper_calls += 1;
     engine.slow_step(v);
-    engine.note_position(v, site);
+    engine.clock.note_position(&v.run, site);
     sync_flags(v);
     let (insn, refused) = engine.instruction_at(v.run.site_block, site.offset);
     let rip = insn.ip();
     v.cpu.rip = rip;
-    engine.helpers.count(insn.mnemonic());
-    engine.helper_stop = false;
+    engine.observers.helpers.count(insn.mnemonic());
+    engine.slice.helper_stop = false;
     let left = engine.left_after(v, site);
     let mut context = Context {
         v,
@@ -248,14 +190,14 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     };
     let flow = context.flow;
     if serialises(&insn) {
-        engine.serialised[usize::from(v.cpu.id)] = Some(engine.icount());
+        engine.progress[usize::from(v.cpu.id)].serialised = Some(engine.icount());
     }
     v.run.flags_ax = flags_to_ax(v.cpu.rflags);
     if !ends && site.remaining > 1 {
         // The shadow of STI covers an instruction of the same block, which nothing interrupts.
         v.cpu.shadow = 0;
     } else if v.cpu.shadow != 0 {
-        engine.request_exit(v);
+        engine.slice.request_exit(&mut v.run);
     }
     engine.after_bus(v);
     match result {
@@ -272,12 +214,12 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
             if v.cpu.rip == rip && !keeps_rip(&insn) {
                 v.cpu.rip = insn.next_ip();
             }
-            engine.flow = flow;
+            engine.slice.flow = flow;
             v.run.exit = Exit::Helper as u32;
             1
         }
         Ok(()) => {
-            if engine.helper_stop {
+            if engine.slice.helper_stop {
                 engine.end_after(v, site);
                 return 1;
             }
@@ -315,9 +257,9 @@ fn is_done(v: &Vcpu, insn: &Instruction) -> bool {
 /// Whether the code after an instruction that ends its block, and is done, is jumped to.
 fn goes_on(engine: &Engine, insn: &Instruction) -> bool {
     falls_through(insn)
-        && !engine.helper_stop
-        && engine.stopped.is_none()
-        && engine.in_window.is_none()
+        && !engine.slice.helper_stop
+        && engine.stops.stopped.is_none()
+        && engine.coherence.in_window.is_none()
 }
 
 /// Instructions that have set rip, perhaps to their own address.
@@ -353,23 +295,23 @@ fn keeps_rip(insn: &Instruction) -> bool {
 /// # Safety
 /// As for [`helper`].
 pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
-    // SAFETY: by the contract of this function.
-    let (v, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).pending.engine) };
+    // SAFETY: the contracts are the same.
+    let (v, engine) = unsafe { Engine::running(vcpu) };
     let site = Site::unpack(site);
-    engine.note_position(v, site);
+    engine.clock.note_position(&v.run, site);
     let moment = engine.icount();
-    if engine.passed_hook == Some(moment) {
+    if engine.stops.passed_hook == Some(moment) {
         return 0;
     }
-    engine.passed_hook = Some(moment);
-    engine.stopped = Some(StopCause::Hook);
-    let block = engine.blocks.get(v.run.site_block);
+    engine.stops.passed_hook = Some(moment);
+    engine.stops.stopped = Some(StopCause::Hook);
+    let block = engine.cache.blocks.get(v.run.site_block);
     v.cpu.rip = block.rip.wrapping_add(u64::from(site.offset));
     // Not by what remains: of a part of a block, that is less.
     let index = engine.index_after(v.run.site_block, usize::from(site.offset)) - 1;
     v.run.budget += i64::from(site.remaining);
     v.run.exit = Exit::Stopped as u32;
-    engine.resume[usize::from(v.cpu.id)] = Some(Resume {
+    engine.progress[usize::from(v.cpu.id)].resume = Some(Resume {
         block: v.run.site_block,
         index,
     });
@@ -382,36 +324,36 @@ pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
 /// # Safety
 /// As for [`helper`].
 pub unsafe extern "sysv64" fn entered(vcpu: *mut Vcpu, site: u32) -> u32 {
-    // SAFETY: by the contract of this function.
-    let (v, engine) = unsafe { (&mut *vcpu, &mut *(*vcpu).pending.engine) };
+    // SAFETY: the contracts are the same.
+    let (v, engine) = unsafe { Engine::running(vcpu) };
     let site = Site::unpack(site);
     let id = v.run.site_block;
     if site.offset == 0 && engine.oracle().is_some() {
-        engine.note_position(v, site);
+        engine.clock.note_position(&v.run, site);
         engine.entered_block(v, id);
-        if !engine.blocks.get(id).checked {
+        if !engine.cache.blocks.get(id).checked {
             return 0;
         }
     }
     if !engine.is_stale(id) {
         return 0;
     }
-    engine.note_position(v, site);
+    engine.clock.note_position(&v.run, site);
     let moment = engine.icount();
-    let passed = engine.passed_hook == Some(moment);
+    let passed = engine.stops.passed_hook == Some(moment);
     if !passed {
         engine.note_stale_entry(v.cpu.id, id);
     }
-    if !engine.stop_on_stale || passed {
+    if !engine.stops.on_stale || passed {
         return 0;
     }
-    engine.passed_hook = Some(moment);
-    engine.stopped = Some(StopCause::Stale);
-    let rip = engine.blocks.get(id).rip;
+    engine.stops.passed_hook = Some(moment);
+    engine.stops.stopped = Some(StopCause::Stale);
+    let rip = engine.cache.blocks.get(id).rip;
     v.cpu.rip = rip.wrapping_add(u64::from(site.offset));
     v.run.budget += i64::from(site.remaining);
     v.run.exit = Exit::Stopped as u32;
-    engine.resume[usize::from(v.cpu.id)] = Some(Resume {
+    engine.progress[usize::from(v.cpu.id)].resume = Some(Resume {
         block: id,
         index: engine.index_after(id, usize::from(site.offset)) - 1,
     });

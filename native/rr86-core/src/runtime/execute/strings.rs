@@ -132,10 +132,10 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
     }
     let rip = c.v.cpu.rip;
     // The block has paid for one instruction already. That the host's time is up does not count here.
-    let budget = if c.engine.exit_due {
+    let budget = if c.engine.slice.exit_due {
         c.v.run.budget
     } else {
-        c.engine.plain_budget(c.v)
+        c.engine.slice.plain_budget(&c.v.run)
     };
     let allowed = budget.max(0) as u64 + 1;
     let start = c.engine.icount();
@@ -185,7 +185,7 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
             finished = true;
             break;
         }
-        if c.engine.helper_stop || c.engine.has_signals() {
+        if c.engine.slice.helper_stop || c.engine.has_signals() {
             break;
         }
         if done < allowed && c.engine.is_time_up(&c.v.cpu) {
@@ -201,8 +201,12 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
     c.v.run.budget -= done.max(1) as i64 - 1;
     c.v.cpu.rip = if finished { c.insn.next_ip() } else { rip };
     // Unless the slice is over or the machine is wanted, only a debugger wants to stop here.
-    let over = c.engine.in_window.is_some();
-    if !finished && !over && !c.engine.has_signals() && (done < allowed || c.engine.beyond > 0) {
+    let over = c.engine.coherence.in_window.is_some();
+    if !finished
+        && !over
+        && !c.engine.has_signals()
+        && (done < allowed || c.engine.slice.beyond > 0)
+    {
         c.engine.resume_repeated(c.v);
     }
     Ok(())
@@ -255,9 +259,9 @@ fn advance(cpu: &mut CpuState, s: &Shape, iterations: u64) {
 
 /// One iteration, after which so much of the budget is left.
 fn iterate_once(c: &mut Context<'_>, s: &Shape, left: i64) -> Result {
-    c.engine.string_left = Some(left);
+    c.engine.slice.string_left = Some(left);
     let result = iterate(c, s);
-    c.engine.string_left = None;
+    c.engine.slice.string_left = None;
     result
 }
 

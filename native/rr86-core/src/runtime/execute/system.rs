@@ -4,13 +4,14 @@ use iced_x86::{Mnemonic as M, OpKind, Register};
 
 use super::operand::{register, segment_number, set_register};
 use super::transfer::{load_far_pointer, operand_linear, FULL};
-use super::{Context, Flow, Result};
+use super::{Context, Result};
 use crate::cpu::control;
 use crate::cpu::exception::Exception;
 use crate::cpu::msr::{self, is_apic_msr};
 use crate::cpu::segment;
 use crate::cpu::state::{gpr, sreg, RFlags, TableRegister};
 use crate::cpu::syscall::swapgs;
+use crate::runtime::slice::Flow;
 use crate::translate::site::AccessKind;
 
 const ZF: u64 = RFlags::ZF.bits();
@@ -56,7 +57,11 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         M::Cpuid => {
             let enabled = c.apic_enabled();
             let (leaf, subleaf) = (c.v.cpu.gpr[gpr::RAX] as u32, c.ecx());
-            let (a, b, x, d) = c.engine.model.query(&c.v.cpu, leaf, subleaf, enabled);
+            let (a, b, x, d) = c
+                .engine
+                .translator
+                .model
+                .query(&c.v.cpu, leaf, subleaf, enabled);
             let cpu = c.cpu();
             cpu.gpr[gpr::RAX] = u64::from(a);
             cpu.gpr[gpr::RBX] = u64::from(b);
@@ -94,7 +99,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
                     .ok_or(Exception::gp(0))?
             } else {
                 let now = c.engine.now();
-                msr::rdmsr(&c.v.cpu, &c.engine.model, index, now)?
+                msr::rdmsr(&c.v.cpu, &c.engine.translator.model, index, now)?
             };
             c.edx_eax(value);
         }
@@ -109,7 +114,8 @@ pub fn execute(c: &mut Context<'_>) -> Result {
                     .ok_or(Exception::gp(0))?;
             } else {
                 let now = c.engine.now();
-                let effects = msr::wrmsr(&mut c.v.cpu, &c.engine.model, index, value, now)?;
+                let effects =
+                    msr::wrmsr(&mut c.v.cpu, &c.engine.translator.model, index, value, now)?;
                 c.apply(effects);
                 c.engine.set_tsc_offset(c.v);
             }
@@ -122,7 +128,8 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         }
         M::Stac | M::Clac => {
             let allow = c.insn.mnemonic() == M::Stac;
-            let effects = control::set_alignment_check(&mut c.v.cpu, &c.engine.model, allow)?;
+            let effects =
+                control::set_alignment_check(&mut c.v.cpu, &c.engine.translator.model, allow)?;
             c.apply(effects);
         }
         M::Pushf | M::Pushfd | M::Pushfq => {
@@ -169,12 +176,12 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         }
         M::Xgetbv => {
             let ecx = c.ecx();
-            let value = control::xgetbv(&c.v.cpu, &c.engine.model, ecx)?;
+            let value = control::xgetbv(&c.v.cpu, &c.engine.translator.model, ecx)?;
             c.edx_eax(value);
         }
         M::Xsetbv => {
             let (ecx, value) = (c.ecx(), c.edx_eax_value());
-            let effects = control::xsetbv(&mut c.v.cpu, &c.engine.model, ecx, value)?;
+            let effects = control::xsetbv(&mut c.v.cpu, &c.engine.translator.model, ecx, value)?;
             c.apply(effects);
         }
         M::Invlpg => {
@@ -267,7 +274,7 @@ fn move_system(c: &mut Context<'_>) -> Result {
         } else {
             value & 0xffff_ffff
         };
-        control::write_cr(&mut c.v.cpu, &c.engine.model, to.number(), value)?
+        control::write_cr(&mut c.v.cpu, &c.engine.translator.model, to.number(), value)?
     } else {
         control::write_dr(c.cpu(), to.number(), value)?
     };

@@ -3,13 +3,14 @@
 use iced_x86::{Code, Mnemonic as M, OpKind};
 
 use super::operand::{offset, segment_number, truncate};
-use super::{Context, Flow, Result};
+use super::{Context, Result};
 use crate::cpu::exception::{vector, Exception, DR6_BS};
 use crate::cpu::interrupt::Event;
 use crate::cpu::memory::{LinearMemory, Privilege};
 use crate::cpu::stack::Stack;
 use crate::cpu::state::{gpr, sreg, RFlags, Segment};
 use crate::cpu::{far, iret, segment, syscall};
+use crate::runtime::slice::Flow;
 use crate::runtime::vcpu::UNSTEPPED;
 use crate::translate::site::AccessKind;
 

@@ -1,0 +1,109 @@
+//! Which guest exception a host signal stands for.
+
+use super::cache::BlockId;
+use super::engine::Engine;
+use super::flags::flags_to_ax;
+use super::signals::{HostFault, Place};
+use super::vcpu::Vcpu;
+use crate::cpu::exception::{vector, Exception};
+use crate::translate::decode::classify::shape;
+use crate::translate::site::Site;
+
+/// The block and the offset in its code of a host address, and the site that is noted for it.
+fn find(engine: &Engine, address: u64) -> (Option<(BlockId, usize)>, Option<u32>) {
+    let Some(offset) = engine.cache.buffer.offset_of(address) else {
+        return (None, None);
+    };
+    let inside = |start: usize, traps: &[crate::translate::code::Trap]| {
+        let at = (offset - start) as u32;
+        let mut traps = traps.iter();
+        let trap = traps.find(|t| (t.start..t.end).contains(&at));
+        trap.map(|t| t.site)
+    };
+    if let Some((start, block, traps)) = &engine.cache.partial.traps {
+        if offset >= *start {
+            if let Some(site) = inside(*start, traps) {
+                return (Some((*block, offset - start)), Some(site));
+            }
+        }
+    }
+    match engine.cache.map.find(offset) {
+        None => (None, None),
+        Some((start, block)) => {
+            let site = inside(start, engine.cache.traps_of(start, block));
+            (Some((block, offset - start)), site)
+        }
+    }
+}
+
+/// The guest exception that a caught signal stands for; puts rip, flags and the budget where the
+/// instruction was.
+///
+/// # Errors
+/// [`HostFault`] when it stands for none. The vCPU then has the registers that the code had.
+pub(in crate::runtime) fn exception(
+    engine: &mut Engine,
+    v: &mut Vcpu,
+) -> Result<Exception, Box<HostFault>> {
+    let caught = v.pending.signal;
+    let (block, site) = find(engine, caught.address);
+    if let (Some((block, _)), Some(site)) = (block, site) {
+        let exception = match u8::try_from(caught.vector) {
+            Ok(vector::DE) => Some(Exception::new(vector::DE)),
+            Ok(vector::MF) => Some(Exception::new(vector::MF)),
+            Ok(vector::XM) => Some(Exception::new(vector::XM)),
+            Ok(vector::AC) => Some(Exception::with_code(vector::AC, 0)),
+            Ok(vector::GP) => Some(Exception::gp(0)),
+            _ => None,
+        };
+        let site = Site::unpack(site);
+        v.cpu.rip = engine
+            .cache
+            .blocks
+            .get(block)
+            .rip
+            .wrapping_add(u64::from(site.offset));
+        v.run.budget += i64::from(site.remaining);
+        if site.host_flags {
+            v.run.flags_ax = flags_to_ax(caught.rflags);
+        }
+        if let Some(exception) = exception {
+            return Ok(exception);
+        }
+    }
+    let place = block.map(|(block, at)| {
+        let known = match site {
+            Some(site) => Some(Site::unpack(site).offset),
+            None => engine.instruction_of(block, at).map(|(offset, left)| {
+                v.run.budget += i64::from(left);
+                offset
+            }),
+        };
+        let block = engine.cache.blocks.get(block);
+        v.cpu.rip = block.rip.wrapping_add(u64::from(known.unwrap_or(0)));
+        let bytes = match known {
+            Some(offset) => {
+                let rest = &block.bytes[usize::from(offset)..];
+                let insn = shape::single(rest, v.cpu.rip, block.mode, &engine.translator.offered);
+                rest[..insn.len().clamp(1, rest.len())].to_vec()
+            }
+            None => block.bytes.to_vec(),
+        };
+        Place {
+            rip: v.cpu.rip,
+            bytes,
+            block: block.serial,
+            block_rip: block.rip,
+            code_bits: block.mode.bits(),
+        }
+    });
+    engine.slice.clear_exit_request(&mut v.run);
+    engine.clock.note_boundary(&v.run);
+    Err(Box::new(HostFault {
+        vector: caught.vector,
+        address: caught.address,
+        vcpu: v.cpu.id,
+        icount: engine.icount(),
+        place,
+    }))
+}

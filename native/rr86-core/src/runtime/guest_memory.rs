@@ -1,0 +1,62 @@
+//! The guest's RAM, and what is known of each of its pages.
+
+use crate::memory::pages::Pages;
+use crate::memory::ram::GuestRam;
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
+
+/// RAM and its pages.
+pub struct GuestMemory {
+    pub ram: GuestRam,
+    pub pages: Pages,
+    /// Pages have owners, and the lines that these write are marked.
+    pub(in crate::runtime) tracking: bool,
+}
+
+impl GuestMemory {
+    pub(in crate::runtime) fn new(ram: GuestRam) -> Self {
+        Self {
+            pages: Pages::new(ram.pages()),
+            ram,
+            tracking: true,
+        }
+    }
+
+    /// Whether a vCPU may write a page without asking.
+    pub(in crate::runtime) fn may_write(&self, page: usize, vcpu: u8) -> bool {
+        !self.tracking || self.pages.owns(page, vcpu)
+    }
+
+    /// Notes a write to RAM by Rust code.
+    #[inline]
+    pub(in crate::runtime) fn mark_lines(&mut self, host: *const u8, len: usize) {
+        if self.tracking {
+            self.ram.mark_lines(host, len);
+        }
+    }
+
+    /// Changes bytes of one page of RAM.
+    pub(in crate::runtime) fn put(&mut self, page: usize, paddr: u64, data: &[u8]) {
+        let offset = (paddr & PAGE_MASK) as usize;
+        let bytes = &mut self.ram.page_mut(page)[offset..offset + data.len()];
+        bytes.copy_from_slice(data);
+        let host = bytes.as_ptr();
+        self.mark_lines(host, data.len());
+    }
+
+    /// The bytes from a physical address to the end of its page; absent bytes read as all ones.
+    pub(in crate::runtime) fn code_at(&self, paddr: u64) -> &[u8] {
+        static ABSENT: [u8; PAGE_SIZE as usize] = [0xff; PAGE_SIZE as usize];
+        let page = match self.ram.page_index(paddr) {
+            Some(index) => self.ram.page(index),
+            None => &ABSENT,
+        };
+        &page[(paddr & PAGE_MASK) as usize..]
+    }
+}
+
+/// Bits of the 64-byte lines of a page that [paddr, paddr + len) touches; the range is in one page.
+pub fn line_mask(paddr: u64, len: u64) -> u64 {
+    let first = (paddr & PAGE_MASK) >> 6;
+    let last = ((paddr & PAGE_MASK) + len.max(1) - 1) >> 6;
+    (u64::MAX >> (63 - last.min(63))) & (u64::MAX << first)
+}

@@ -1,0 +1,148 @@
+//! What is noted beside the run: events of blocks and pages, counters, logs, and the oracle. None of it influences
+//! the run.
+
+use super::oracle::Oracle;
+use super::writelog::WriteLog;
+use crate::host_time::Spent;
+use crate::memory::pages::HandOff;
+use crate::translate::layout::Exit;
+
+/// All observers of a run.
+pub struct Observers {
+    /// What happened since the recorder last looked, with its moment.
+    pub events: Vec<(u64, Observed)>,
+    pub stats: Stats,
+    /// What the run has cost the host.
+    pub spent: Spent,
+    pub helpers: HelperCounts,
+    pub(in crate::runtime) write_log: WriteLog,
+    /// Hears of every access; see `oracle`.
+    pub(in crate::runtime) oracle: Option<Box<Oracle>>,
+}
+
+impl Default for Observers {
+    fn default() -> Self {
+        Self {
+            events: Vec::new(),
+            stats: Stats::default(),
+            spent: Spent::default(),
+            helpers: HelperCounts::new(),
+            write_log: WriteLog::default(),
+            oracle: None,
+        }
+    }
+}
+
+/// What the engine tells about blocks and pages, for the recorder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observed {
+    /// A block came into being.
+    Link {
+        serial: u64,
+        vcpu: u8,
+        rip: u64,
+        paddr: u64,
+        len: u16,
+        mode: u32,
+        digest: u32,
+    },
+    /// A block's bytes were read. The block has no number yet if its link comes later.
+    Fetch {
+        serial: Option<u64>,
+        vcpu: u8,
+        rip: u64,
+        paddr: u64,
+        len: u16,
+        mode: u32,
+        digest: u32,
+    },
+    /// A block no longer matches memory, and the protocol has left it in place. `born`: it never
+    /// did since it was linked.
+    Stale {
+        serial: u64,
+        vcpu: u8,
+        born: bool,
+    },
+    /// A stale block was entered; told once a block.
+    StaleEntry {
+        serial: u64,
+        vcpu: u8,
+    },
+    /// A breakpoint instruction was executed that memory does not hold; told once a block.
+    StaleInt3 {
+        serial: u64,
+        vcpu: u8,
+    },
+    /// A write removed a block.
+    Invalidate {
+        serial: u64,
+        by: u8,
+        paddr: u64,
+        len: u32,
+    },
+    /// All blocks were removed because the cache was full.
+    Flush {
+        vcpu: u8,
+    },
+    HandOff(HandOff),
+}
+
+/// Counters; none of them influences the run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    pub blocks_translated: u64,
+    /// Blocks whose code was there before they were.
+    pub blocks_ahead: u64,
+    pub instructions_translated: u64,
+    pub blocks_invalidated: u64,
+    /// Blocks that a protocol let go stale, and executions of such blocks.
+    pub stale_blocks: u64,
+    pub stale_entries: u64,
+    /// Executions of breakpoint instructions that memory did not hold.
+    pub stale_int3s: u64,
+    /// Superblocks made.
+    pub superblocks: u64,
+    pub block_flushes: u64,
+    pub code_drops: u64,
+    pub dispatches: u64,
+    /// Returns of translated code by [`Exit`].
+    pub exits: [u64; Exit::COUNT],
+    pub lookups: u64,
+    /// Look-ups that found the page not known for fetches.
+    pub fetch_misses: u64,
+    /// Accesses that called Rust, and those of them that took place in the bounce buffer. What `across` makes
+    /// is in neither.
+    pub slow_accesses: u64,
+    pub bounced_accesses: u64,
+    pub tlb_fills: u64,
+    pub tlb_flushes: u64,
+    pub page_walks: u64,
+    pub helper_calls: u64,
+    pub hand_offs: u64,
+    pub exceptions: u64,
+    pub interrupts: u64,
+}
+
+/// Helper calls by instruction.
+pub struct HelperCounts(Vec<u64>);
+
+impl HelperCounts {
+    fn new() -> Self {
+        Self(vec![0; iced_x86::Mnemonic::values().count()])
+    }
+
+    pub(in crate::runtime) fn count(&mut self, mnemonic: iced_x86::Mnemonic) {
+        self.0[mnemonic as usize] += 1;
+    }
+
+    /// (mnemonic, calls), most calls first.
+    pub fn sorted(&self) -> Vec<(String, u64)> {
+        let mut all: Vec<(String, u64)> = iced_x86::Mnemonic::values()
+            .zip(&self.0)
+            .filter(|(_, &calls)| calls > 0)
+            .map(|(m, &calls)| (format!("{m:?}").to_lowercase(), calls))
+            .collect();
+        all.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        all
+    }
+}

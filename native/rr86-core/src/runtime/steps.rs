@@ -1,0 +1,107 @@
+//! Steps of a block protocol that a vCPU has begun: whether it is switched out between them, and finishing them.
+
+use super::engine::Engine;
+use super::vcpu::Vcpu;
+use super::windows::{UnderWay, Window, WindowPolicy};
+use xxhash_rust::xxh3::xxh3_64;
+
+impl Engine {
+    /// Whether to switch in a window that has been reached, with `left` instructions of the budget
+    /// still unused. A budget that ends at a debugger's stop is not the slice's.
+    pub(in crate::runtime) fn switch_in(&mut self, window: Window, left: i64) -> bool {
+        let left = left.saturating_add_unsigned(self.slice.beyond);
+        match &mut self.coherence.windows {
+            WindowPolicy::Closed => false,
+            WindowPolicy::Expect(expected) => {
+                if *expected == Some(window) && left == 0 {
+                    *expected = None;
+                    true
+                } else {
+                    false
+                }
+            }
+            policy => self.coherence.windows_open && policy.draw(window),
+        }
+    }
+
+    /// Whether the replayer has to stop in a fetch window at the end of the budget.
+    pub fn expects_fetch(&self) -> bool {
+        self.slice.beyond == 0
+            && matches!(
+                self.coherence.windows,
+                WindowPolicy::Expect(Some(Window::Fetch))
+            )
+    }
+
+    /// Says who decides about windows.
+    pub fn set_windows(&mut self, policy: WindowPolicy) {
+        self.coherence.windows = policy;
+    }
+
+    /// Says whether a switch could let anybody else run.
+    pub fn open_windows(&mut self, open: bool) {
+        self.coherence.windows_open = open;
+    }
+
+    /// Has blocks at a physical address whose bytes have been read, and that are not linked, be fetched
+    /// anew.
+    pub(in crate::runtime) fn forget_fetches(&mut self, paddr: u64) {
+        for each in &mut self.progress {
+            let steps = &mut each.under_way;
+            if steps.fetched.as_ref().is_some_and(|f| f.paddr == paddr) {
+                steps.fetched = None;
+            }
+        }
+    }
+
+    /// Finishes what a vCPU had under way when it was switched out.
+    pub(in crate::runtime) fn finish_steps(&mut self, v: &mut Vcpu) {
+        let index = usize::from(v.cpu.id);
+        if self.progress[index].under_way.is_empty() {
+            return;
+        }
+        let UnderWay {
+            fetched,
+            uncommitted,
+            unguard,
+            unchecked,
+        } = std::mem::take(&mut self.progress[index].under_way);
+        if let Some(store) = uncommitted {
+            self.commit_late(v.cpu.id, &store);
+        }
+        if let Some(store) = unchecked {
+            self.check_late(v.cpu.id, &store);
+        }
+        if let Some(unguard) = unguard {
+            self.drop_guard(v.cpu.id, unguard);
+        }
+        if let Some(fetched) = fetched {
+            if self.coherence.refetched == Some(self.cache.blocks.next_serial()) {
+                self.coherence.refetched = None;
+                self.forget_fetches(fetched.paddr);
+            } else {
+                self.link(v.cpu.id, &fetched);
+            }
+        }
+    }
+
+    /// Whether any vCPU has something under way.
+    pub fn has_under_way(&self) -> bool {
+        self.progress.iter().any(|each| !each.under_way.is_empty())
+    }
+
+    /// Digest of everything that is under way.
+    pub fn windows_digest(&self) -> u64 {
+        let mut text = String::new();
+        for (n, steps) in self
+            .progress
+            .iter()
+            .map(|each| &each.under_way)
+            .enumerate()
+            .filter(|(_, s)| !s.is_empty())
+        {
+            text += &format!("{n}: {steps:?}\n");
+        }
+        xxh3_64(text.as_bytes())
+    }
+}

@@ -1,0 +1,72 @@
+//! What the debugger waits for, and where it has stopped the run.
+
+use crate::translate::lower::emitter::Hooks;
+
+/// The debugger's stops.
+#[derive(Default)]
+pub struct Stops {
+    /// Instructions before which to stop.
+    pub(in crate::runtime) hooks: Hooks,
+    /// Physical ranges (address, length) of which a write stops the run.
+    pub(in crate::runtime) watches: Vec<(u64, u64)>,
+    /// Interrupt vectors, a bit each.
+    pub(in crate::runtime) vectors: [u64; 4],
+    /// An OUT to this port.
+    pub(in crate::runtime) port: Option<u16>,
+    /// Before a stale block runs.
+    pub(in crate::runtime) on_stale: bool,
+    /// What has stopped the run and is not reported yet.
+    pub(in crate::runtime) stopped: Option<StopCause>,
+    /// Moment of a hook that has already stopped the run.
+    pub(in crate::runtime) passed_hook: Option<u64>,
+}
+
+/// Why the engine stopped at the debugger's request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopCause {
+    /// Before an instruction in `Hooks`.
+    Hook,
+    /// After an instruction wrote a watched range.
+    Watch { paddr: u64 },
+    /// Before the first instruction of an interrupt handler.
+    Interrupt { vector: u8 },
+    /// After an OUT to the watched port.
+    Output,
+    /// The instruction count was reached.
+    Moment,
+    /// Before a stale block runs.
+    Stale,
+}
+
+impl Stops {
+    /// Sets the interrupt vectors and the port.
+    pub(in crate::runtime) fn set_events(&mut self, vectors: &[u8], port: Option<u16>) {
+        self.port = port;
+        self.vectors = [0; 4];
+        for &vector in vectors {
+            self.vectors[usize::from(vector >> 6)] |= 1 << (vector & 63);
+        }
+    }
+
+    /// Whether the first instruction of this vector's handler is waited for.
+    pub(in crate::runtime) fn waits_for(&self, vector: u8) -> bool {
+        self.vectors[usize::from(vector >> 6)] >> (vector & 63) & 1 != 0
+    }
+
+    /// Whether a write of these bytes of RAM stops the run; if so, it is noted.
+    pub(in crate::runtime) fn watched(&mut self, paddr: u64, len: u64) -> bool {
+        let end = paddr.saturating_add(len);
+        let mut watches = self.watches.iter();
+        let hit = watches.any(|&(at, size)| paddr < at.saturating_add(size) && at < end);
+        if hit {
+            self.stopped = Some(StopCause::Watch { paddr });
+        }
+        hit
+    }
+
+    /// Forgets a stop that is not reported.
+    pub(in crate::runtime) fn forget(&mut self) {
+        self.stopped = None;
+        self.passed_hook = None;
+    }
+}

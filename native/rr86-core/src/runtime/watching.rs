@@ -1,0 +1,180 @@
+//! Telling observers: the oracle of every access, the write log of writes to what it watches.
+
+use super::agent::Agent;
+use super::cache::BlockId;
+use super::engine::Engine;
+use super::oracle::{Access, Oracle, Seen};
+use super::vcpu::Vcpu;
+use super::writelog::{disjoint, Commit, Logged, CAPACITY};
+use crate::memory::pages::{PageFlags, DEVICE};
+use crate::memory::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
+
+impl Engine {
+    /// Asks the oracle about everything that happens to memory from now on; before anything has.
+    pub fn ask_oracle(&mut self) {
+        self.observers.oracle = Some(Box::default());
+        // Code that is there may do without the looks that are now to be taken.
+        self.drop_code();
+    }
+
+    /// Sends the oracle away: what it has read of the log is no longer what will happen.
+    pub fn dismiss_oracle(&mut self) {
+        self.observers.oracle = None;
+    }
+
+    /// The oracle, if one is asked.
+    pub fn oracle(&self) -> Option<&Oracle> {
+        self.observers.oracle.as_deref()
+    }
+
+    /// The same, to be told of the log.
+    pub fn oracle_mut(&mut self) -> Option<&mut Oracle> {
+        self.observers.oracle.as_deref_mut()
+    }
+
+    /// Physical address of a byte that is not zero, as RAM is at power-on, and that the oracle saw nobody
+    /// write: it is not told of everything then, and its verdict is worth nothing.
+    pub fn unseen_by_oracle(&self) -> Option<u64> {
+        let oracle = self.observers.oracle.as_deref()?;
+        (0..self.memory.ram.pages()).find_map(|index| {
+            let paddr = self.memory.ram.page_address(index);
+            let written = |at: usize| oracle.saw_write(paddr + at as u64);
+            let mut bytes = self.memory.ram.page(index).iter().enumerate();
+            bytes
+                .find(|&(at, &byte)| byte != 0 && !written(at))
+                .map(|(at, _)| paddr + at as u64)
+        })
+    }
+
+    /// Tells the oracle of an access.
+    #[inline]
+    pub(in crate::runtime) fn seen(&mut self, agent: u8, seen: Seen, paddr: u64, len: usize) {
+        if self.observers.oracle.is_some() {
+            self.tell_oracle(agent, seen, paddr, len);
+        }
+    }
+
+    fn tell_oracle(&mut self, agent: u8, seen: Seen, paddr: u64, len: usize) {
+        let Some(mut oracle) = self.observers.oracle.take() else {
+            return;
+        };
+        let mut done = 0;
+        while done < len {
+            let at = paddr.wrapping_add(done as u64);
+            let n = (len - done).min((PAGE_SIZE - (at & PAGE_MASK)) as usize);
+            if self.memory.ram.page_index(at).is_some() {
+                let access = Access {
+                    agent,
+                    seen,
+                    paddr: at,
+                    len: n,
+                    icount: self.icount(),
+                };
+                let between = oracle.between;
+                oracle.access(&access, || match agent {
+                    DEVICE => None,
+                    _ => between.or_else(|| self.position_rip()),
+                });
+            }
+            done += n;
+        }
+        self.observers.oracle = Some(oracle);
+    }
+
+    /// Tells the oracle where the running vCPU stands, if not inside a block.
+    #[inline]
+    pub(in crate::runtime) fn stand_between(&mut self, rip: Option<u64>) {
+        if let Some(oracle) = &mut self.observers.oracle {
+            oracle.between = rip;
+        }
+    }
+
+    /// Tells the oracle of the entry of a block, at whose site the engine stands.
+    pub(in crate::runtime) fn entered_block(&mut self, vcpu: &Vcpu, id: BlockId) {
+        let block = self.cache.blocks.get(id);
+        let ranges: Vec<(u64, u64)> = block.ranges().collect();
+        for (at, len) in ranges {
+            self.seen(vcpu.cpu.id, Seen::Fetch, at, len as usize);
+        }
+    }
+}
+
+impl Engine {
+    /// Logs every write to these physical ranges (address, length) from now on; none ends the log.
+    pub fn log_writes(&mut self, ranges: Vec<(u64, u64)>) {
+        let old = std::mem::take(&mut self.observers.write_log);
+        for &(at, len) in &old.ranges {
+            self.watch_pages(at, len, false);
+        }
+        self.observers.write_log.ranges = disjoint(ranges);
+        self.watch_all();
+    }
+
+    /// The writes since the last call; `None` if there were too many.
+    pub fn take_writes(&mut self) -> Option<Vec<Logged>> {
+        let entries = std::mem::take(&mut self.observers.write_log.entries);
+        (!std::mem::take(&mut self.observers.write_log.overflow)).then_some(entries)
+    }
+
+    /// Watches the pages of everything that is watched or logged.
+    pub(in crate::runtime) fn watch_all(&mut self) {
+        let ranges: Vec<(u64, u64)> = self
+            .stops
+            .watches
+            .iter()
+            .chain(&self.observers.write_log.ranges)
+            .copied()
+            .collect();
+        for (at, len) in ranges {
+            self.watch_pages(at, len, true);
+        }
+    }
+
+    /// Takes the pages of a range off the fast path of stores, or lets them back.
+    pub(in crate::runtime) fn watch_pages(&mut self, at: u64, len: u64, on: bool) {
+        let last = at.saturating_add(len.max(1) - 1);
+        for number in at >> PAGE_SHIFT..=last >> PAGE_SHIFT {
+            let Some(page) = self.memory.ram.page_index(number << PAGE_SHIFT) else {
+                continue;
+            };
+            self.memory.pages.info[page]
+                .flags
+                .set(PageFlags::WATCHED, on);
+            self.vcpus.mmus().for_each(|mmu| mmu.tlb.protect_page(page));
+        }
+    }
+
+    /// Logs a write that is about to change memory.
+    pub(in crate::runtime) fn log_write(&mut self, commit: &Commit, paddr: u64, data: &[u8]) {
+        let end = paddr + data.len() as u64;
+        let ranges = &self.observers.write_log.ranges;
+        let behind = ranges.partition_point(|&(at, _)| at < end);
+        // Of those that begin before the write's end, the last is the one that ends last.
+        if behind == 0 || ranges[behind - 1].0 + ranges[behind - 1].1 <= paddr {
+            return;
+        }
+        if self.observers.write_log.entries.len() == CAPACITY {
+            self.observers.write_log.overflow = true;
+            return;
+        }
+        let mut old = vec![0; data.len()];
+        self.memory.ram.read(paddr, &mut old);
+        let now = self.icount();
+        let (checked, rip) = match (commit.agent, commit.late) {
+            (Agent::Device, _) => (now, None),
+            (_, Some((checked, rip))) => (checked, Some(rip)),
+            _ => (now, self.position_rip()),
+        };
+        self.observers.write_log.entries.push(Logged {
+            agent: commit.agent,
+            checked,
+            committed: now,
+            rip,
+            linear: commit.linear,
+            paddr,
+            old,
+            new: data.to_vec(),
+            passage: commit.passage,
+        });
+    }
+}
