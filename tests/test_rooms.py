@@ -48,7 +48,7 @@ CORE_STILL = {
     "translate": {"memory"},
 }
 # How many files of a room are in circles at most; a room that is not here has none.
-CORE_CIRCLES = {"runtime": 17, "machine": 6, "cpu": 2}
+CORE_CIRCLES = {"runtime": 17, "cpu": 2}
 
 
 # -- the package -----------------------------------------------------------------------------------
