@@ -44,7 +44,7 @@ from rr86.guests import demo_image
 from rr86.machine.spec import BoardSpec, format_size, parse_size
 from rr86.record.recorder import Recorder, board_spec
 from rr86.replay.trace import open_trace
-from rr86.session.power import switch_on
+from rr86.session.power import start
 from rr86.session.stop import Stop
 
 PLAIN, RECORDING, REPLAYING = "rr86 plain", "rr86 recording", "rr86 replaying"
@@ -91,7 +91,7 @@ def _check(reason: str, what: str, detail: str) -> None:
 def run_plain(guest: Guest, images: dict[str, bytes]) -> Sample:
     """The machine alone: no trace, no events kept."""
     started = time.monotonic()
-    machine = switch_on(_spec(guest), images)
+    machine = start(_spec(guest), images)
     while True:
         stop = machine.run(_SLICE)
         machine.console_output()

@@ -48,7 +48,7 @@ from rr86.machine.spec import parse_size
 from rr86.record.recorder import board_spec
 from rr86.session.conditions import as_conditions
 from rr86.session.execution import Execution
-from rr86.session.power import switch_on
+from rr86.session.power import start
 
 VCPUS = (1, 2, 4, 8)
 # Programs and iterations of the unit of work whose growth is measured; it takes about a second.
@@ -240,7 +240,7 @@ def cost(
     """Boot and work once, plain."""
     initrd = initramfs(executables, [("parallel", PARALLEL)])
     spec = board_spec(smp=smp, memory=memory, append=APPEND)
-    machine = switch_on(spec, {"kernel": kernel, "initrd": initrd})
+    machine = start(spec, {"kernel": kernel, "initrd": initrd})
     execution = Execution(machine, Inspector(machine, GuestSymbols(kernel), smp))
     moments = [(time.monotonic(), 0)]
     for marker in ("[bench parallel begin]", "[bench parallel end 0 "):

@@ -1,4 +1,7 @@
-"""The native core: one machine with its vCPUs, and trace files. See docs/architecture.md.
+"""The native core: machines, the sessions that run them, and trace files. See
+docs/architecture.md.
+
+A `Machine` is set up, and a session takes it over: `Recording`, `Replay`, `Diversion` or `Alone`.
 
 What it raises are classes of `rr86.errors`: `TraceError`, `DivergenceError`, `HostError`,
 `EngineError`, and `NativeError` for everything else.
@@ -9,10 +12,14 @@ from typing import Self, TypeAlias, TypedDict, final, type_check_only
 
 __all__ = [
     "VERSION",
+    "Alone",
+    "Diversion",
     "Events",
     "ExpansionReader",
     "Machine",
     "Moment",
+    "Recording",
+    "Replay",
     "TraceReader",
     "block_protocols",
     "disable_shortcuts",
@@ -146,12 +153,29 @@ class Moment:
     @property
     def icount(self) -> int: ...
 
-@final
-class Machine:
-    """A Q35 machine: plain, recording (after `record_to`) or replaying (after `replay_from`).
+@type_check_only
+class MachineView:
+    """What can be looked at in any machine. Nothing here changes it."""
 
-    Nothing here reads the host's clock. All methods raise `NativeError` on failure.
-    """
+    def registers(self, vcpu: int) -> dict[str, int]:
+        """rax…r15, rip, rflags, {es,cs,ss,ds,fs,gs,ldtr,tr}{"",_base,_limit,_attr}, gdtr_base,
+        gdtr_limit, idtr_base, idtr_limit, cr0, cr2, cr3, cr4, cr8, efer, xcr0, dr0…dr3, dr6, dr7,
+        cpl, lstar, kernel_gs_base, star, sysenter_eip, activity (0 active, 1 halted,
+        2 wait-for-SIPI, 3 shutdown)."""
+    def fpu_state(self, vcpu: int) -> bytes:
+        """The vCPU's XSAVE area in the standard format (legacy region first)."""
+    def read_physical(self, paddr: int, length: int) -> bytes: ...
+    def read_virtual(self, vcpu: int, address: int, length: int) -> bytes:
+        """Read linear memory as `vcpu` maps it now; stops short at the first unmapped page."""
+    def translate(self, vcpu: int, address: int) -> int | None:
+        """Physical address of a linear one, or None where it is not mapped."""
+    def digests(self) -> dict[str, int]:
+        """Digest of each component: "ram", "cpu0"…, "lapic0"…, "ioapic", …, "blocks"."""
+
+@final
+class Machine(MachineView):
+    """A Q35 machine at power-on, to be loaded. A session takes it over, and after that it raises
+    `NativeError` at every call, as all methods here do on failure."""
 
     def __new__(
         cls,
@@ -160,16 +184,12 @@ class Machine:
         vcpus: int,
         cpuid: Sequence[tuple[int, int, int, int, int, int]],
         msrs: Sequence[tuple[int, int]] = ...,
-        seed: int = 0,
-        quantum: int = 100_000,
         start_time: int = 1_700_000_000,
         fw_cfg: Sequence[tuple[int, bytes | memoryview]] = ...,
         fw_cfg_files: Sequence[tuple[str, bytes]] = ...,
         max_block: int = 64,
         block_capacity: int = 262_144,
         block_protocol: BlockProtocol | None = None,
-        window_bias: int = 8192,
-        schedule: str = "uniform",
         cross_writes: bool = True,
         semantics: int = 2,
     ) -> Self:
@@ -181,69 +201,53 @@ class Machine:
         `block_protocol` None is "precise". `memory` in bytes; `start_time` is what the RTC shows at
         power-on, in Unix seconds (UTC).
         """
-
-    # -- before the first run ---------------------------------------------------------------
     def load(self, paddr: int, data: bytes | memoryview) -> None:
         """Write an image into guest RAM (through the one write function). A view has to show one
         piece of a `bytes`, here as in `fw_cfg`."""
     def set_registers(self, vcpu: int, values: dict[str, int]) -> None:
         """Set registers by name; the names are those of `registers`."""
-
-    # -- recording and replaying ----------------------------------------------------------------
-    def record_to(
-        self,
-        path: str,
-        header: bytes,
-        images: Sequence[tuple[str, bytes]],
-        checkpoints: int | None = None,
-    ) -> None:
-        """Start a trace at `path`: msgpack `header`, images by content hash, then events; with a
-        checkpoint at the first slice boundary after every `checkpoints` instructions."""
-    def set_patience(self, steps: int) -> None:
-        """For tests: have `run` come back after so many steps, each a block at the least, instead
-        of a twentieth of a second."""
-    def finish_recording(self, footer: bytes) -> None:
-        """Close the trace properly; `footer` is msgpack metadata known only at the end."""
-    def without_side_file(self) -> str | None:
-        """Why the trace has no side file: a recorder that is killed then loses what is not in a
-        whole chunk yet. None if it has one, or needs none."""
-    def replay_from(self, path: str, verify: bool = True, checkpoint: int | None = None) -> None:
-        """Take decisions and inputs from the trace at `path`, from power-on, or from one of the
-        trace's checkpoints; the machine has the configuration of the recorded one. After an error
-        the machine is of no use."""
-    def replay_events(self, events: Events, verify: bool) -> None:
-        """As `replay_from`, from power-on, with events that are being decoded already."""
-    def keep(self, trace: str) -> Moment:
-        """Keep the moment of a replay of `trace` that stands between two slices, for other replays
-        of it."""
-    def replay_from_moment(self, moment: Moment, verify: bool) -> None:
-        """As `replay_from`, beginning at a moment that another machine's replay has kept."""
-    def make_checkpoints(self, source: str, path: str, every: int) -> None:
-        """While replaying `source` from power-on, write a copy of it to `path`, with a checkpoint
-        at the first digests after every so many instructions."""
-    def finish_checkpoints(self) -> None:
-        """Complete the copy that `make_checkpoints` began, whether or not the replay has come to
-        its end."""
-    def expand_to(self, trace: str, path: str, stores: bool = False) -> None:
-        """Have the replay that is about to begin make an expansion of its trace."""
-    def finish_expansion(self) -> None:
-        """Close the expansion at the end of the replay."""
-    def replay_alone(self, path: str, expansion: str, vcpu: int, verify: bool = True) -> None:
-        """Replay one vCPU of a trace with its inputs from an expansion. `run` then counts that
-        vCPU's instructions (`stats()["own_instructions"]`)."""
+    def take_ram(self, touched: bytes) -> None:
+        """Take RAM from the host ahead of the guest, which sees no difference, on a thread;
+        `touched` is what `Recording.touched_ram` said of an earlier run."""
     def ask_oracle(self) -> None:
         """Before anything is loaded: have the oracle check the log of cross-vCPU writes of the
         trace that will be replayed. Slow."""
-    def oracle_verdict(self) -> OracleVerdict | None:
-        """What the oracle has found, if it was asked and the replay is still the recorded run."""
-    def touched_ram(self) -> bytes:
-        """A bit for each 2 MiB of RAM, lowest first: whether the guest has touched them."""
-    def take_ram(self, touched: bytes) -> None:
-        """Take RAM from the host ahead of the guest, which sees no difference, on a thread."""
-    def trace_bytes(self) -> int:
-        """Bytes written to the trace so far (0 when not recording)."""
+    def plant(self, rip: int, code: bytes) -> None:
+        """Put host code in front of the copy of the guest instruction at `rip`: a trial of what
+        becomes of code that fails."""
 
-    # -- running ---------------------------------------------------------------------------------
+@type_check_only
+class Session(MachineView):
+    """What all sessions have: each owns its machine.
+
+    Nothing here reads the host's clock. All methods raise `NativeError` on failure.
+    """
+
+    def set_patience(self, steps: int) -> None:
+        """For tests: have `run` come back after so many steps, each a block at the least, instead
+        of a twentieth of a second."""
+    def current_block(self, vcpu: int) -> BlockInfo | None:
+        """The block that a vCPU is in, or would enter next if it exists."""
+    def block(self, serial: int) -> BlockInfo | None:
+        """The block with this number, while it exists or can still be reached."""
+    def serialised_at(self, vcpu: int) -> int | None:
+        """Moment of the last interrupt or serialising instruction of a vCPU."""
+    def log_writes(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Log all writes to these physical ranges (address, length) from now on, without any
+        effect on the run; an empty list ends it."""
+    def logged_writes(self) -> list[LoggedWrite]:
+        """The writes since the last call, in the order of their commits."""
+    def seconds(self) -> dict[str, float]:
+        """Where the host's time went, on the thread that runs the guest: "whole", and of that
+        "translating", "digests", "checkpoints", "trace" (waiting for the thread that writes or
+        reads it) and "guest" (the rest)."""
+    def stats(self) -> dict[str, int]:
+        """Counters: instructions, slices, blocks_translated, tlb_misses, …"""
+
+@type_check_only
+class WholeMachine(Session):
+    """A session of all vCPUs and devices."""
+
     def run(
         self,
         max_instructions: int,
@@ -267,65 +271,144 @@ class Machine:
         ("console", index, 0): after the OUT that sent the last byte of
         `console_patterns[index]` to COM1 (matched over all bytes sent since the last match).
         Calling `run` again continues from the stop without stopping at the same moment again.
+
+        Raises `TraceError` when a trace cannot be written or read, `DivergenceError` when a replay
+        leaves the recorded path, `EngineError` when translated code fails on the host.
         """
     def console_output(self) -> bytes:
         """Bytes that the guest sent to COM1 since the last call."""
     def debugcon_output(self) -> tuple[bytes, int]:
         """Bytes that the guest sent to the debug consoles (ports 0xe9 and 0x402) since the last
         call, and how many of them came before any byte was sent to COM1."""
-    def compared_digests(self) -> tuple[int, int]:
-        """How many digests this replay has compared and found equal, and at how many moments."""
+
+@final
+class Recording(WholeMachine):
+    """A machine whose scheduler decides; `record_to` has a trace keep what it decides. Without that
+    the machine just runs."""
+
+    def __new__(
+        cls,
+        machine: Machine,
+        *,
+        seed: int = 0,
+        quantum: int = 100_000,
+        schedule: str = "uniform",
+        window_bias: int = 8192,
+    ) -> Self:
+        """Take a machine over. The scheduler draws slices of about `quantum` instructions from
+        `seed`; vCPUs are switched in a window of the block protocol with a probability of
+        `window_bias` in 65,536."""
+    def record_to(
+        self,
+        path: str,
+        header: bytes,
+        images: Sequence[tuple[str, bytes]],
+        checkpoints: int | None = None,
+    ) -> None:
+        """Start a trace at `path`: msgpack `header`, images by content hash, then events; with a
+        checkpoint at the first slice boundary after every `checkpoints` instructions."""
+    def finish(self, footer: bytes) -> None:
+        """Close the trace properly; `footer` is msgpack metadata known only at the end."""
+    def without_side_file(self) -> str | None:
+        """Why the trace has no side file: a recorder that is killed then loses what is not in a
+        whole chunk yet. None if it has one, or needs none."""
+    def trace_bytes(self) -> int:
+        """Bytes written to the trace so far; 0 without one."""
     def console_input(self, data: bytes) -> None:
         """Give bytes to COM1's receiver at the next slice boundary; recorded."""
-
-    # -- looking ----------------------------------------------------------------------------------
-    def registers(self, vcpu: int) -> dict[str, int]:
-        """rax…r15, rip, rflags, {es,cs,ss,ds,fs,gs,ldtr,tr}{"",_base,_limit,_attr}, gdtr_base,
-        gdtr_limit, idtr_base, idtr_limit, cr0, cr2, cr3, cr4, cr8, efer, xcr0, dr0…dr3, dr6, dr7,
-        cpl, lstar, kernel_gs_base, star, sysenter_eip, activity (0 active, 1 halted,
-        2 wait-for-SIPI, 3 shutdown)."""
-    def fpu_state(self, vcpu: int) -> bytes:
-        """The vCPU's XSAVE area in the standard format (legacy region first)."""
-    def read_physical(self, paddr: int, length: int) -> bytes: ...
-    def read_virtual(self, vcpu: int, address: int, length: int) -> bytes:
-        """Read linear memory as `vcpu` maps it now; stops short at the first unmapped page."""
-    def translate(self, vcpu: int, address: int) -> int | None:
-        """Physical address of a linear one, or None where it is not mapped."""
-    def digests(self) -> dict[str, int]:
-        """Digest of each component: "ram", "cpu0"…, "lapic0"…, "ioapic", …, "blocks"."""
     def detect_stale(self, on: bool) -> None:
         """Whether to look for stale blocks, which is the default. Without, a recording runs the
         same and costs what it would cost if there were no stale events; it cannot be verified."""
-    def current_block(self, vcpu: int) -> BlockInfo | None:
-        """The block that a vCPU is in, or would enter next if it exists."""
-    def block(self, serial: int) -> BlockInfo | None:
-        """The block with this number, while it exists or can still be reached."""
-    def serialised_at(self, vcpu: int) -> int | None:
-        """Moment of the last interrupt or serialising instruction of a vCPU."""
-    def log_writes(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Log all writes to these physical ranges (address, length) from now on, without any
-        effect on the run; an empty list ends it."""
-    def logged_writes(self) -> list[LoggedWrite]:
-        """The writes since the last call, in the order of their commits."""
+    def touched_ram(self) -> bytes:
+        """A bit for each 2 MiB of RAM, lowest first: whether the guest has touched them."""
 
-    # -- leaving the recording --------------------------------------------------------------------
-    def go_free(self) -> None:
-        """Go on without the recording's authority: nothing is compared any more, and its slices
-        are suggestions. Give `run` a limit: such a run need not end."""
-    def plant(self, rip: int, code: bytes) -> None:
-        """Put host code in front of the copy of the guest instruction at `rip`: a trial of what
-        becomes of code that fails."""
+@final
+class Replay(WholeMachine):
+    """A machine that takes decisions and inputs from a trace. It has the configuration of the
+    recorded one, and what it does is compared if `verify`."""
+
+    def __new__(
+        cls, machine: Machine, path: str, verify: bool = True, checkpoint: int | None = None
+    ) -> Self:
+        """Take a machine over, for the trace at `path`, from power-on or from one of the trace's
+        checkpoints."""
+    @staticmethod
+    def of_events(machine: Machine, events: Events, verify: bool) -> Replay:
+        """A replay from power-on, of events that are being decoded already."""
+    @staticmethod
+    def from_moment(machine: Machine, moment: Moment, verify: bool) -> Replay:
+        """A replay that begins at a moment that another replay has kept."""
+    def keep(self, trace: str) -> Moment:
+        """Keep the moment of a replay of `trace` that stands between two slices, for other sessions
+        of it."""
+    def divert(self) -> Diversion:
+        """Leave the recording here: nothing is compared any more, and its slices and inputs are
+        suggestions. The diversion takes the machine over. Give its `run` a limit: such a run need
+        not end."""
+    def divert_with(
+        self,
+        *,
+        seed: int = 0,
+        quantum: int = 100_000,
+        schedule: str = "uniform",
+        window_bias: int = 8192,
+    ) -> Diversion:
+        """Leave the recording at the end of the slice that is under way, and go on with a scheduler
+        as `Recording` has."""
+    def make_checkpoints(self, source: str, path: str, every: int) -> None:
+        """While replaying `source` from power-on, write a copy of it to `path`, with a checkpoint
+        at the first digests after every so many instructions."""
+    def finish_checkpoints(self) -> None:
+        """Complete the copy that `make_checkpoints` began, whether or not the replay has come to
+        its end."""
+    def expand_to(self, trace: str, path: str, stores: bool = False) -> None:
+        """Have the replay that is about to begin make an expansion of its trace."""
+    def finish_expansion(self) -> None:
+        """Close the expansion at the end of the replay."""
+    def compared_digests(self) -> tuple[int, int]:
+        """How many digests this replay has compared and found equal, and at how many moments."""
+    def oracle_verdict(self) -> OracleVerdict | None:
+        """What the oracle has found, if it was asked."""
+
+@final
+class Diversion(WholeMachine):
+    """A machine that has left a recording: nothing is compared or written down. `Replay.divert` and
+    `Replay.divert_with` make it, or a moment."""
+
+    @staticmethod
+    def from_moment(
+        machine: Machine,
+        moment: Moment,
+        *,
+        seed: int = 0,
+        quantum: int = 100_000,
+        schedule: str = "uniform",
+        window_bias: int = 8192,
+    ) -> Diversion:
+        """Take a machine over, and go on from the moment with a scheduler as `Recording` has."""
+    def console_input(self, data: bytes) -> None:
+        """Give bytes to COM1's receiver at the next slice boundary."""
     def invalidate_block(self, serial: int) -> bool:
-        """Go free, and remove a block as if a write to its source had been noticed."""
+        """Remove a block as if a write to its source had been noticed."""
     def refetch_block(self, serial: int, vcpu: int, fetched: int) -> None:
-        """Go free, and have the bytes that `vcpu` fetched at the moment `fetched`, for a block that
-        is not linked yet, be fetched anew."""
-    def seconds(self) -> dict[str, float]:
-        """Where the host's time went, on the thread that runs the guest: "whole", and of that
-        "translating", "digests", "checkpoints", "trace" (waiting for the thread that writes or
-        reads it) and "guest" (the rest)."""
-    def stats(self) -> dict[str, int]:
-        """Counters: instructions, slices, blocks_translated, tlb_misses, …"""
+        """Have the bytes that `vcpu` fetched at the moment `fetched`, for a block that is not
+        linked yet, be fetched anew."""
+
+@final
+class Alone(Session):
+    """One vCPU of a trace without the others, with its inputs from an expansion. There are no
+    devices: RAM is as this vCPU has seen it."""
+
+    def __new__(
+        cls, machine: Machine, path: str, expansion: str, vcpu: int, verify: bool = True
+    ) -> Self:
+        """Take a machine over, for the trace at `path`."""
+    def run(self, max_instructions: int) -> StopInfo:
+        """Run to the end of the trace, or until the vCPU has retired about `max_instructions` more.
+        Runs with the GIL released. Raises as `Replay.run`."""
+    @property
+    def instructions(self) -> int:
+        """Instructions that the vCPU has retired."""
 
 # (address, hand-offs, writers, readers); agents are vCPU numbers, 255 for a device
 _SharedLineRow: TypeAlias = tuple[int, int, list[int], list[int]]

@@ -95,7 +95,7 @@ class Machine:
         assert self.path is not None
         self.path.write_text(json.dumps(self.trace))
 
-    def finish_recording(self, footer: bytes) -> None:
+    def finish(self, footer: bytes) -> None:
         if self.guest.fails_at is not None and self.position >= self.guest.fails_at:
             raise NativeError("the trace is broken already")
         self.trace["footer"] = footer.hex()
@@ -326,6 +326,24 @@ REGISTERS = [
 ]
 
 
+def _record(machine: Machine, **_: object) -> Machine:
+    """A fake machine is its own session."""
+    return machine
+
+
+class _Replay:
+    def __new__(  # type: ignore[misc]
+        cls, machine: Machine, path: str, verify: bool = True, checkpoint: int | None = None
+    ) -> Machine:
+        machine.replay_from(path, verify, checkpoint)
+        return machine
+
+    @staticmethod
+    def of_events(machine: Machine, events: object, verify: bool) -> Machine:
+        machine.replay_events(events, verify)
+        return machine
+
+
 @dataclass
 class FakeCore:
     """The handle that tests get: set `guest`, look at `machines`."""
@@ -352,7 +370,12 @@ def core(monkeypatch: pytest.MonkeyPatch) -> FakeCore:
 
 def install(fake: FakeCore, monkeypatch: pytest.MonkeyPatch) -> None:
     native = ModuleType("rr86._native")
-    for each in (Machine, TraceReader):
-        setattr(native, each.__name__, each)
+    for name, each in (
+        ("Machine", Machine),
+        ("TraceReader", TraceReader),
+        ("Recording", _record),
+        ("Replay", _Replay),
+    ):
+        setattr(native, name, each)
     monkeypatch.setitem(sys.modules, "rr86._native", native)
     monkeypatch.setattr("rr86.machine.board.power_on", fake.power_on)

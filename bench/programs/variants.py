@@ -23,7 +23,7 @@ from rr86.record.recorder import Recorder, board_spec
 from rr86.replay.trace import open_trace
 from rr86.session.conditions import Condition, as_conditions
 from rr86.session.execution import Execution
-from rr86.session.power import switch_on
+from rr86.session.power import start
 from rr86.session.stop import Stop
 
 NATIVE, PLAIN, RECORDING, REPLAYING, IN_QEMU = "native", "plain", "recording", "replaying", "QEMU"
@@ -168,7 +168,7 @@ class Rr86:
     def _plain_boot(self, programs: list[Program]) -> Boot:
         images = _images(self._setting, programs)
         console = _Console(self._setting.patience)
-        machine = switch_on(self._spec, images)
+        machine = start(self._spec, images)
         inspector = Inspector(machine, GuestSymbols(images["kernel"]), self._smp)
         execution = Execution(machine, inspector, console.feed)
         return console.follow(lambda: execution.run(console.conditions, tick=console.impatient))

@@ -28,7 +28,7 @@ from rr86.trace.metadata import COUNTERS, Footer, Header, this_host
 from rr86.version import __version__
 
 if TYPE_CHECKING:
-    from rr86._native import Machine
+    from rr86._native import Recording as NativeRecording
     from rr86.machine.spec import BoardSpec
     from rr86.translate.protocols import Protocol
 
@@ -122,11 +122,11 @@ class Recorder:
         option makes no sense, `HostError` if this host lacks what the CPU model needs, and
         `TraceError` if the trace cannot be written.
         """
-        from rr86.session.power import switch_on
+        from rr86.session.power import start
 
         self.spec = spec
         self.path = Path(output)
-        self.machine: Machine = switch_on(spec, images)
+        self.machine: NativeRecording = start(spec, images)
         header = Header(
             version=__version__,
             spec=spec.to_dict(),
@@ -279,7 +279,7 @@ class Recorder:
                 stop={} if self.stop is None else self.stop.as_dict(),
                 statistics={name: statistics.get(name, 0) for name in COUNTERS},
             )
-            self.machine.finish_recording(footer.pack())
+            self.machine.finish(footer.pack())
             self._execution.drain()
             sizes = TraceReader(str(self.path)).summary()
             self._recording = Recording(

@@ -38,6 +38,7 @@ class AloneSession:
         verify: bool = True,
         images: Mapping[str, bytes] | None = None,
     ) -> None:
+        from rr86._native import Alone
         from rr86.session.power import switch_on
 
         check_vcpu(trace, vcpu)
@@ -46,9 +47,9 @@ class AloneSession:
         """Instructions that this vCPU has retired."""
         self.stop: Stop | None = None
         self._trace, self._path = trace, path
-        self.machine = switch_on(trace.spec, trace.all_images() if images is None else images)
+        machine = switch_on(trace.spec, trace.all_images() if images is None else images)
         with _blaming(trace, path):
-            self.machine.replay_alone(str(trace.path), str(path), vcpu, verify)
+            self.machine = Alone(machine, str(trace.path), str(path), vcpu, verify)
         self.inspector = Inspector(self.machine, trace.symbols(), trace.spec.vcpus)
 
     @property
@@ -64,7 +65,7 @@ class AloneSession:
             left = _STRETCH if last is None else min(_STRETCH, max(1, last - self.instructions))
             with _blaming(self._trace, self._path):
                 self.stop = from_native(self.machine.run(left), None)
-            self.instructions = self.machine.stats()["own_instructions"]
+            self.instructions = self.machine.instructions
             reached = last is not None and self.instructions >= last
             if self.stop.over or (reached and self.stop.reason != "time-up"):
                 return self.stop

@@ -297,7 +297,6 @@ def _prove(trace: RecordedRun, finding: Finding, write: Write, moment: "Moment |
     """Replay with the block made to see the write, past the failure."""
     victim, execution = finding.victim, finding.execution
     session = trace.session(at=write.checked - 1, moment=moment)
-    machine = session.machine
     if write.checked > session.icount:
         session.run(f"icount={write.checked}")
     if write.vcpu is not None:
@@ -307,12 +306,14 @@ def _prove(trace: RecordedRun, finding: Finding, write: Write, moment: "Moment |
             frames[:1] = [finding.writer_symbol]
         finding.writer_stack = tuple(frames)
     if victim.born_stale:
-        machine.refetch_block(victim.id, victim.vcpu, victim.fetched)
+        diversion = session.divert()
+        diversion.refetch_block(victim.id, victim.vcpu, victim.fetched)
         how, changed = "refetched", victim.linked
     else:
         if write.committed + 1 <= execution.icount:
             session.run(f"icount={write.committed + 1}")
-        machine.invalidate_block(victim.id)
+        diversion = session.divert()
+        diversion.invalidate_block(victim.id)
         how, changed = "invalidated", session.icount
     again: list[str] = []
     others = 0
@@ -321,7 +322,7 @@ def _prove(trace: RecordedRun, finding: Finding, write: Write, moment: "Moment |
         stop = session.run(["stale", f"icount={end}"])
         if str(stop.condition) != "stale":
             break
-        block = machine.current_block(stop.vcpu)
+        block = diversion.current_block(stop.vcpu)
         # Made after the write, a block that goes stale is the victim of a later one.
         same = block is not None and tuple(block["ranges"]) == victim.ranges
         if same and block is not None and block["fetched_at"] <= write.committed:

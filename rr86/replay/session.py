@@ -13,7 +13,7 @@ from rr86.session.execution import Execution, Tick
 from rr86.session.stop import Stop
 
 if TYPE_CHECKING:
-    from rr86._native import Events, Machine, Moment
+    from rr86._native import Diversion, Events, Moment
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
     from rr86.cpu.physical import PhysicalNames
@@ -42,23 +42,25 @@ class ReplaySession:
         debugcon: DebugSink | None = None,
         names: "Callable[[], PhysicalNames] | None" = None,
     ) -> None:
+        from rr86._native import Replay
         from rr86.session.power import switch_on
 
-        self.machine: Machine = switch_on(spec, images, oracle)
-        self.machine.take_ram(touched)
+        machine = switch_on(spec, images, oracle)
+        machine.take_ram(touched)
         self._path = path
+        self.machine: Replay
         self.began = 0
         """The moment at which this replay began: 0, or that of a checkpoint or of `keep`."""
         if moment is not None:
-            self.machine.replay_from_moment(moment, verify)
+            self.machine = Replay.from_moment(machine, moment, verify)
             self.began = moment.icount
         elif checkpoint is not None:
-            self.machine.replay_from(str(path), verify, checkpoint.number)
+            self.machine = Replay(machine, str(path), verify, checkpoint.number)
             self.began = checkpoint.icount
         elif events is not None:
-            self.machine.replay_events(events, verify)
+            self.machine = Replay.of_events(machine, events, verify)
         else:
-            self.machine.replay_from(str(path), verify)
+            self.machine = Replay(machine, str(path), verify)
         self.inspector = Inspector(
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
@@ -119,6 +121,17 @@ class ReplaySession:
         Raises `NativeError` where no moment can be kept.
         """
         return self.machine.keep(str(self._path))
+
+    def divert(self) -> "Diversion":
+        """Leave the recording here: nothing is compared any more, and its slices and inputs are
+        suggestions. `run` goes on with the diversion, and needs a limit, because such a run need
+        not end. What only a replay can do raises `NativeError` from here on.
+
+        Raises `NativeError` if it has left the recording already.
+        """
+        diversion = self.machine.divert()
+        self._execution.hand_over(diversion)
+        return diversion
 
     def registers(self, vcpu: int = 0) -> dict[str, int]:
         """All registers of a vCPU, by name.
@@ -183,8 +196,8 @@ class ReplaySession:
 
     def statistics(self) -> dict[str, int]:
         """The core's counters."""
-        return self.machine.stats()
+        return self._execution.machine.stats()
 
     def seconds(self) -> dict[str, float]:
         """Where the host's time went; see docs/performance.md."""
-        return self.machine.seconds()
+        return self._execution.machine.seconds()

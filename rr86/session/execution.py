@@ -25,7 +25,7 @@ from rr86.session.variables import Variables
 from rr86.session.view import GuestView
 
 if TYPE_CHECKING:
-    from rr86._native import Machine
+    from rr86._native import WholeMachine
     from rr86.cpu.physical import PhysicalNames
 
 _FIRST_SLICE = 2_000_000
@@ -46,7 +46,7 @@ class Execution:
 
     def __init__(
         self,
-        machine: "Machine",
+        machine: "WholeMachine",
         inspector: Inspector,
         console: Callable[[bytes], None] | None = None,
         began: int = 0,
@@ -67,6 +67,12 @@ class Execution:
         self._variables = Variables(machine, inspector, names)
         self._slice = _FIRST_SLICE
         self._icount = began
+
+    def hand_over(self, machine: "WholeMachine") -> None:
+        """Go on with another session, which has taken the machine over."""
+        self.machine = machine
+        self.inspector.guest = machine
+        self._variables.machine = machine
 
     @property
     def icount(self) -> int:

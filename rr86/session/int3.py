@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rr86.session.conditions import AnyInt3, Condition, Int3, StaleInt3
 
 if TYPE_CHECKING:
-    from rr86._native import Machine
+    from rr86._native import Session
 
 # INT3, and INT with vector 3.
 SHORT, LONG = b"\xcc", b"\xcd\x03"
@@ -45,7 +45,7 @@ class Int3Look:
         return f"honest int3: memory holds {holds}, as block {self.block} does"
 
 
-def look(machine: "Machine", vcpu: int) -> Int3Look | None:
+def look(machine: "Session", vcpu: int) -> Int3Look | None:
     """The INT3 that a vCPU is about to execute; None if it is not about to execute one."""
     block = machine.current_block(vcpu)
     if block is None:
@@ -60,7 +60,7 @@ def look(machine: "Machine", vcpu: int) -> Int3Look | None:
     return None
 
 
-def explain(machine: "Machine", vcpu: int, condition: Condition | None) -> str | None:
+def explain(machine: "Session", vcpu: int, condition: Condition | None) -> str | None:
     """What kind of INT3 a run has stopped at; None if it stopped for something else."""
     if not isinstance(condition, Int3 | AnyInt3 | StaleInt3):
         return None

@@ -5,7 +5,7 @@ from itertools import count, takewhile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rr86._native import Machine
+    from rr86._native import Machine, Recording
     from rr86.machine.spec import BoardSpec
 
 
@@ -21,3 +21,16 @@ def switch_on(spec: "BoardSpec", images: Mapping[str, bytes], oracle: bool = Fal
         modules=tuple((name, images[name]) for name in names),
     )
     return power_on(spec, files, oracle)
+
+
+def start(spec: "BoardSpec", images: Mapping[str, bytes]) -> "Recording":
+    """The same machine with its scheduler, ready to run; without a trace so far."""
+    from rr86._native import Recording
+
+    return Recording(
+        switch_on(spec, images),
+        seed=spec.seed,
+        quantum=spec.quantum,
+        schedule=spec.schedule,
+        window_bias=spec.window_bias,
+    )

@@ -43,7 +43,7 @@ class Variables:
         names: "Callable[[], PhysicalNames] | None" = None,
     ) -> None:
         """`names` are those of a finished recording; without, per-CPU variables have no place."""
-        self._machine = machine
+        self.machine = machine
         self._inspector = inspector
         self._names = names
         # Distance from a linear address of the image to its physical one.
@@ -59,8 +59,8 @@ class Variables:
         address = text + table.offset
         for vcpu in range(self._inspector.vcpus):
             # Without paging, a vCPU that waits for its start would map anything.
-            paged = self._machine.registers(vcpu)["cr0"] & _PAGING
-            physical = self._machine.translate(vcpu, address) if paged else None
+            paged = self.machine.registers(vcpu)["cr0"] & _PAGING
+            physical = self.machine.translate(vcpu, address) if paged else None
             if physical is not None:
                 self._bias = address - physical
                 return

@@ -53,9 +53,9 @@ class Recorded:
 
 
 def outcome(stop: rr86.Stop, machine: object, console: bytes, debugcon: bytes) -> Outcome:
-    from rr86._native import Machine
+    from rr86._native import Recording, Replay
 
-    assert isinstance(machine, Machine)
+    assert isinstance(machine, Recording | Replay)
     return Outcome(
         reason=stop.reason,
         code=stop.code,

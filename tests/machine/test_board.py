@@ -74,8 +74,7 @@ def test_power_on_hands_everything_to_the_native_machine(monkeypatch: pytest.Mon
     assert machine.memory == {item.address: item.data for item in placement.loads}
     assert machine.registers == {0: placement.registers}
     assert machine.arguments["vcpus"] == 4
-    assert machine.arguments["quantum"] == 1234
-    assert machine.arguments["seed"] == 5
+    assert machine.arguments["memory"] == SPEC.memory
     assert dict(machine.arguments["msrs"])[0x10A] >> 1 & 1
     assert any(row[0] == 0x4000_0000 for row in machine.arguments["cpuid"])
 

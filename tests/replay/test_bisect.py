@@ -83,7 +83,7 @@ def test_the_proof_is_a_run_in_which_the_guest_is_well(stale: Recorded) -> None:
     session = stale.trace().session()
     session.run(f"icount={finding.write.checked if finding.write else 0}")
     victim = finding.victim
-    session.machine.refetch_block(victim.id, victim.vcpu, victim.fetched)
+    session.divert().refetch_block(victim.id, victim.vcpu, victim.fetched)
     stop = session.run("console=STRAY", max_instructions=2_000_000)
     assert stop.reason == "limit"
     assert b"STRAY" not in session.console

@@ -46,9 +46,9 @@ def test_a_moment_is_only_kept_between_two_slices(stale: Recorded) -> None:
     session.run(f"icount={stale.outcome.icount // 2}")
     with pytest.raises(NativeError, match="between two recorded slices"):
         session.keep()
-    session.machine.go_free()
+    session.divert()
     session.run(max_instructions=1)
-    with pytest.raises(NativeError, match="between two recorded slices"):
+    with pytest.raises(NativeError, match="left for a diversion"):
         session.keep()
 
 

@@ -79,6 +79,29 @@ pub enum TraceError {
 }
 
 impl TraceError {
+    /// The number of the damaged chunk, and where that begins in the file.
+    pub fn place(&self) -> Option<(u32, u64)> {
+        match *self {
+            TraceError::Truncated { chunk, offset }
+            | TraceError::Checksum { chunk, offset }
+            | TraceError::Malformed { chunk, offset, .. } => Some((chunk, offset)),
+            _ => None,
+        }
+    }
+
+    /// The file, where the error is about one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            TraceError::Io { path, .. }
+            | TraceError::NotATrace { path }
+            | TraceError::OtherVersion { path, .. }
+            | TraceError::FileHeader { path }
+            | TraceError::InUse { path }
+            | TraceError::NotASideFile { path } => Some(path),
+            _ => None,
+        }
+    }
+
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         TraceError::Io {
             path: path.to_owned(),

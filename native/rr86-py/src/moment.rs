@@ -1,0 +1,16 @@
+//! Moments of replays, as Python has them.
+
+use pyo3::prelude::*;
+use rr86_core::session;
+
+/// A moment of a replay, for other sessions of its trace.
+#[pyclass(frozen, module = "rr86._native")]
+pub struct Moment(pub session::Moment);
+
+#[pymethods]
+impl Moment {
+    #[getter]
+    fn icount(&self) -> u64 {
+        self.0.icount
+    }
+}

@@ -1,0 +1,148 @@
+//! A replay, as Python has it.
+
+use std::path::Path;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use rr86_core::session::{self, Checkpointer, Session};
+use rr86_core::trace::TraceReader;
+
+use crate::diversion::Diversion;
+use crate::errors::{self, NativeError};
+use crate::face::whole_machine;
+use crate::held::{scheduler, Held, Return};
+use crate::machine::Machine;
+use crate::moment::Moment;
+use crate::oracle;
+use crate::trace::Events;
+
+#[pyclass(module = "rr86._native")]
+pub struct Replay {
+    held: Held<session::Replay>,
+}
+
+impl Replay {
+    fn of(session: Session<session::Replay>) -> Self {
+        let held = Held::new(session);
+        Self { held }
+    }
+
+    fn returned(&mut self, _found: &Return) {}
+}
+
+fn open(path: &str) -> PyResult<TraceReader> {
+    TraceReader::open(Path::new(path)).map_err(errors::trace)
+}
+
+whole_machine! { Replay {
+    #[new]
+    #[pyo3(signature = (machine, path, verify=true, checkpoint=None))]
+    fn new(
+        py: Python<'_>,
+        machine: &mut Machine,
+        path: &str,
+        verify: bool,
+        checkpoint: Option<usize>,
+    ) -> PyResult<Self> {
+        let reader = open(path)?;
+        let Some(n) = checkpoint else {
+            let events = reader.stream_for_replay(0);
+            return Ok(Self::of(Session::replay(machine.take()?, events, verify)));
+        };
+        let all = reader.checkpoints().map_err(errors::trace)?;
+        let info = all.get(n).ok_or_else(|| {
+            NativeError::new_err(format!("the trace has no checkpoint {n}"))
+        })?;
+        let machine = machine.take()?;
+        py.detach(|| Session::from_checkpoint(machine, &reader, info, verify))
+            .map(Self::of)
+            .map_err(errors::session)
+    }
+
+    #[staticmethod]
+    fn of_events(machine: &mut Machine, events: &Events, verify: bool) -> PyResult<Self> {
+        let events = events.take()?;
+        Ok(Self::of(Session::replay(machine.take()?, events, verify)))
+    }
+
+    #[staticmethod]
+    fn from_moment(
+        py: Python<'_>,
+        machine: &mut Machine,
+        moment: &Moment,
+        verify: bool,
+    ) -> PyResult<Self> {
+        let machine = machine.take()?;
+        py.detach(|| Session::<session::Replay>::from_moment(machine, &moment.0, verify))
+            .map(Self::of)
+            .map_err(errors::session)
+    }
+
+    fn keep(&mut self, py: Python<'_>, trace: &str) -> PyResult<Moment> {
+        let reader = open(trace)?;
+        let session = self.held.session()?;
+        let moment = py.detach(|| session.keep(&reader));
+        moment.map(Moment).map_err(errors::checkpoint)
+    }
+
+    fn divert(&mut self) -> PyResult<Diversion> {
+        Ok(Diversion::of(self.held.take()?.divert()))
+    }
+
+    #[pyo3(signature = (*, seed=0, quantum=100_000, schedule="uniform", window_bias=8192))]
+    fn divert_with(
+        &mut self,
+        py: Python<'_>,
+        seed: u64,
+        quantum: u64,
+        schedule: &str,
+        window_bias: u32,
+    ) -> PyResult<Diversion> {
+        let scheduler = scheduler(schedule, seed, quantum)?;
+        let session = self.held.take()?;
+        let diversion = py.detach(|| session.divert_with(scheduler));
+        let mut diversion = diversion.map_err(errors::session)?;
+        diversion.machine.draw_windows(seed, window_bias);
+        Ok(Diversion::of(diversion))
+    }
+
+    fn make_checkpoints(&mut self, source: &str, path: &str, every: u64) -> PyResult<()> {
+        let reader = open(source)?;
+        let copy = Checkpointer::create(reader, Path::new(path), every).map_err(errors::trace)?;
+        let session = self.held.session()?;
+        session.make_checkpoints(copy).map_err(errors::checkpoint)
+    }
+
+    fn finish_checkpoints(&mut self, py: Python<'_>) -> PyResult<()> {
+        let copy = self.held.session()?.take_checkpointer();
+        let copy = copy.ok_or_else(|| NativeError::new_err("no checkpoints are being made"))?;
+        py.detach(|| copy.finish()).map_err(errors::trace)
+    }
+
+    #[pyo3(signature = (trace, path, stores=false))]
+    fn expand_to(&mut self, trace: &str, path: &str, stores: bool) -> PyResult<()> {
+        let reader = open(trace)?;
+        let session = self.held.session()?;
+        session
+            .expand(&reader, Path::new(path), stores)
+            .map_err(errors::trace)
+    }
+
+    fn finish_expansion(&mut self) -> PyResult<()> {
+        let session = self.held.session()?;
+        session.finish_expansion().map_err(errors::trace)
+    }
+
+    fn compared_digests(&mut self) -> PyResult<(u64, u64)> {
+        let compared = self.held.session()?.decisions.compared;
+        Ok((compared.digests, compared.moments))
+    }
+
+    fn oracle_verdict<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let engine = &self.machine()?.engine;
+        let oracle = engine.oracle();
+        oracle
+            .map(|o| oracle::verdict(py, o.verdict(), engine.unseen_by_oracle()))
+            .transpose()
+    }
+} }
