@@ -93,8 +93,6 @@ fn set_fact(fields: &Bound<'_, PyDict>, name: &str, fact: &Fact) -> PyResult<()>
         | Fact::SliceEnd(number)
         | Fact::Jump(number)
         | Fact::Wait(Wait::Skipped(number)) => fields.set_item(name, number),
-        Fact::Wait(_) | Fact::Runnable { .. } | Fact::Event(..) | Fact::Told(_) => {
-            fields.set_item(name, fact.to_string())
-        }
+        other => fields.set_item(name, other.to_string()),
     }
 }

@@ -12,7 +12,7 @@ use super::clock::Clock;
 use super::code_cache::CodeCache;
 use super::fetch::Mmu;
 use super::guest_memory::GuestMemory;
-use super::inputs::Inputs;
+use super::inputs::{InputDivergence, Inputs};
 use super::observers::{Observed, Observers};
 use super::progress::{Progress, Resume};
 use super::signals::HostFault;
@@ -47,7 +47,7 @@ pub struct Engine {
     /// Where vCPUs' inputs come from.
     pub inputs: Inputs,
     /// What a vCPU that runs alone did otherwise than logged, and when.
-    pub(in crate::runtime) diverged: Option<(u64, String)>,
+    pub(in crate::runtime) diverged: Option<(u64, InputDivergence)>,
     /// Code has failed on the host; nothing runs any more.
     pub(in crate::runtime) host_fault: Option<Box<HostFault>>,
     /// The GS base of the thread while a vCPU runs.

@@ -151,6 +151,32 @@ fn differences(old: &PageBytes, new: &PageBytes) -> Vec<(u16, Vec<u8>)> {
         .collect()
 }
 
+/// A page of RAM that a vCPU acquires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acquisition {
+    /// RAM page index.
+    pub page: usize,
+    pub write: bool,
+}
+
+impl Acquisition {
+    pub(in crate::runtime) fn new(page: usize, write: bool) -> Self {
+        Self { page, write }
+    }
+}
+
+/// What a vCPU that runs alone did otherwise than logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputDivergence {
+    /// It asked a device for more than was answered.
+    Answer,
+    /// It acquired a page where the log has another acquisition, at that moment, or none.
+    Page {
+        logged: Option<(u64, Acquisition)>,
+        found: Acquisition,
+    },
+}
+
 /// Where a vCPU's inputs come from.
 #[derive(Default)]
 pub enum Inputs {

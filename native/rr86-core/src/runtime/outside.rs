@@ -2,7 +2,7 @@
 
 use super::agent::{Agent, Writer};
 use super::engine::Engine;
-use super::inputs::{Delivery, Inputs};
+use super::inputs::{Acquisition, Delivery, InputDivergence, Inputs};
 use super::protocol::Source;
 use super::storelog::StoreLog;
 use super::vcpu::Vcpu;
@@ -17,7 +17,7 @@ impl Engine {
             return match tape.answers.pop_front() {
                 Some(answer) => answer,
                 None => {
-                    self.diverge("it asks a device for more than was answered");
+                    self.diverge(InputDivergence::Answer);
                     Some(0)
                 }
             };
@@ -34,9 +34,9 @@ impl Engine {
     }
 
     /// Notes that a vCPU that runs alone does something else than was logged.
-    fn diverge(&mut self, what: &str) {
+    fn diverge(&mut self, what: InputDivergence) {
         if self.diverged.is_none() {
-            self.diverged = Some((self.icount(), what.to_string()));
+            self.diverged = Some((self.icount(), what));
         }
     }
 
@@ -210,10 +210,9 @@ impl Engine {
                 self.put_foreign(agent, page, at + u64::from(offset), &bytes);
             }
         } else if self.memory.pages.info[page].writer != NOBODY {
-            let due = due.map(|d| (d.icount, d.page, d.write));
-            self.diverge(&format!(
-                "it acquires page {page:#x} (write: {write}), the log has (moment, page, write) {due:x?}"
-            ));
+            let logged = due.map(|d| (d.icount, Acquisition::new(d.page as usize, d.write)));
+            let found = Acquisition::new(page, write);
+            self.diverge(InputDivergence::Page { logged, found });
         }
     }
 
@@ -241,7 +240,7 @@ impl Engine {
     }
 
     /// What a vCPU that runs alone did otherwise than logged, and when.
-    pub fn take_divergence(&mut self) -> Option<(u64, String)> {
+    pub fn take_divergence(&mut self) -> Option<(u64, InputDivergence)> {
         self.diverged.take()
     }
 }

@@ -10,19 +10,19 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::decisions::{Decisions, Next, Stop};
-use super::error::{Divergence, Fact, SessionError};
-use super::expansion::{ExpansionReader, Part};
+use super::error::{Fact, SessionError};
+use super::expansion::ExpansionReader;
+use super::foreign::Foreign;
 use super::machine::Machine;
 use super::run::Session;
 use super::slice::{Decision, Finished, SliceReport, SliceStop, Slices};
+use super::verify::Position;
 use crate::cpu::save;
 use crate::cpu::state::Activity;
 use crate::host_time::HostTime;
-use crate::memory::pages::{HandOffKind, DEVICE};
-use crate::memory::PAGE_SHIFT;
 use crate::runtime::dispatch::{RunEnd, Span};
-use crate::runtime::inputs::Inputs;
-use crate::trace::{Access, Event, EventStream, SliceEnd, TraceError, TraceReader, NO_VCPU};
+use crate::runtime::inputs::InputDivergence;
+use crate::trace::{Event, EventStream, SliceEnd, TraceError, TraceReader};
 
 /// No run has so many instructions: at a billion a second it would take a century.
 const FARTHEST: u64 = 1 << 62;
@@ -32,36 +32,13 @@ pub struct Alone {
     vcpu: usize,
     /// Instructions that this vCPU has retired.
     instructions: u64,
-    /// Slices of the trace that have begun, of any vCPU.
-    decisions: u64,
+    position: Position,
     events: EventStream,
-    inputs: Recorded,
-    /// Hand-offs to others since the last slice.
-    handed: Vec<Handed>,
+    foreign: Foreign,
     /// Its slice that is under way, or was the last.
     slice: Bounds,
     verify: bool,
     finished: bool,
-}
-
-/// What reached the vCPU from outside, interval by interval.
-struct Recorded {
-    expansion: ExpansionReader,
-    /// Chunks of the expansion that are still to come, last first.
-    parts: Vec<usize>,
-    part: Part,
-    /// The next change of its state in this part.
-    next_sync: usize,
-    /// Points so far at which its state could have been changed from outside.
-    syncs: u64,
-}
-
-/// A page that another agent got.
-struct Handed {
-    icount: u64,
-    page: u64,
-    to: u8,
-    kind: HandOffKind,
 }
 
 /// A recorded slice.
@@ -72,42 +49,13 @@ struct Bounds {
     stop: SliceEnd,
 }
 
-impl Recorded {
-    /// Takes the next interval's inputs from the expansion.
-    fn load(&mut self, machine: &mut Machine) -> Result<(), TraceError> {
-        let pages = machine.engine.memory.ram.pages();
-        let mut part = match self.parts.pop() {
-            Some(n) => self.expansion.part(n, pages)?,
-            None => Part::default(),
-        };
-        let tape = std::mem::take(&mut part.tape);
-        machine.engine.inputs = Inputs::Played(Box::new(tape));
-        self.part = part;
-        self.next_sync = 0;
-        Ok(())
-    }
-}
-
 impl Alone {
     fn name(&self) -> String {
         format!("cpu{}", self.vcpu)
     }
 
     fn diverged(&self, component: &str, icount: u64, expected: Fact, found: Fact) -> SessionError {
-        Box::new(Divergence {
-            component: component.to_string(),
-            decision: self.decisions,
-            icount,
-            vcpu: self.vcpu as u8,
-            expected,
-            found,
-        })
-        .into()
-    }
-
-    /// Something that the log does not have, in words.
-    fn astray(&self, component: &str, icount: u64, what: impl Into<String>) -> SessionError {
-        self.diverged(component, icount, Fact::Nothing, Fact::Told(what.into()))
+        self.position.diverged(component, icount, expected, found)
     }
 
     /// Where a recorded slice ends; no run gets to what only a forged trace can say.
@@ -134,7 +82,7 @@ impl Alone {
                 instructions,
                 stop,
             } => {
-                self.decisions += 1;
+                self.position.decisions += 1;
                 let end = self.end_of(icount, instructions)?;
                 if usize::from(vcpu) == self.vcpu {
                     let start = icount;
@@ -142,7 +90,7 @@ impl Alone {
                     return self.begin_slice(machine).map(Next::Slice);
                 }
                 machine.engine.set_icount(end);
-                self.hand_over(machine, u64::MAX);
+                self.foreign.hand_over(machine, u64::MAX);
             }
             Event::TimeSkip { to_ns } => {
                 let engine = &mut machine.engine;
@@ -150,19 +98,13 @@ impl Alone {
             }
             Event::HandOff {
                 page, to, access, ..
-            } if usize::from(to) != self.vcpu => self.handed.push(Handed {
-                icount,
-                page,
-                to: if to == NO_VCPU { DEVICE } else { to },
-                kind: match access {
-                    Access::Read => HandOffKind::Read,
-                    Access::Write => HandOffKind::Write,
-                },
-            }),
+            } if usize::from(to) != self.vcpu => {
+                self.foreign.hand_off(icount, page, to, access);
+            }
             Event::Digests { list } => {
                 self.sync(machine)?;
                 self.check(machine, &list)?;
-                self.inputs.load(machine)?;
+                self.foreign.load(machine)?;
             }
             _ => {}
         }
@@ -172,7 +114,7 @@ impl Alone {
     fn begin_slice(&mut self, machine: &mut Machine) -> Result<Decision, SessionError> {
         let Bounds { start, end, .. } = self.slice;
         // What happened inside this slice can only be a device's.
-        self.hand_over(machine, start);
+        self.foreign.hand_over(machine, start);
         machine.engine.set_icount(start);
         machine.engine.begin_slice();
         self.sync(machine)?;
@@ -182,44 +124,24 @@ impl Alone {
         })
     }
 
-    /// Lets others have the pages that they got before an instruction count.
-    fn hand_over(&mut self, machine: &mut Machine, before: u64) {
-        let count = self.handed.iter().take_while(|h| h.icount < before).count();
-        for h in self.handed.drain(..count) {
-            let engine = &mut machine.engine;
-            if let Some(page) = engine.memory.ram.page_index(h.page << PAGE_SHIFT) {
-                engine.lose_page(h.to, page, h.kind);
-            }
-        }
+    fn sync(&mut self, machine: &mut Machine) -> Result<(), SessionError> {
+        let synced = self.foreign.sync(machine);
+        synced.map_err(|error| {
+            let icount = machine.engine.icount();
+            self.diverged(&self.name(), icount, Fact::Nothing, Fact::State(error))
+        })
     }
 
-    /// Brings the vCPU's state to what it became from outside.
-    fn sync(&mut self, machine: &mut Machine) -> Result<(), SessionError> {
-        let icount = machine.engine.icount();
-        let index = self.inputs.syncs;
-        self.inputs.syncs += 1;
-        let next = self.inputs.part.syncs.get(self.inputs.next_sync);
-        let Some(sync) = next.filter(|sync| sync.index == index) else {
-            return Ok(());
+    /// The vCPU did something else with its inputs than was logged.
+    fn other_input(&self, icount: u64, what: InputDivergence) -> SessionError {
+        let (expected, found) = match what {
+            InputDivergence::Answer => (Fact::Nothing, Fact::Question),
+            InputDivergence::Page { logged, found } => {
+                let logged = logged.map_or(Fact::Nothing, |(at, page)| Fact::Acquired(at, page));
+                (logged, Fact::Acquired(icount, found))
+            }
         };
-        self.inputs.next_sync += 1;
-        let before = machine.engine.cpu(self.vcpu);
-        let (mut bytes, semantics) = (save::save(before), before.semantics);
-        for (offset, new) in &sync.changes {
-            let at = usize::from(*offset);
-            let Some(place) = bytes.get_mut(at..at + new.len()) else {
-                let what = "a state with other parts than the log's";
-                return Err(self.astray(&self.name(), icount, what));
-            };
-            place.copy_from_slice(new);
-        }
-        let cpu = save::restore(&bytes, semantics)
-            .map_err(|error| self.astray(&self.name(), icount, error.to_string()))?;
-        if sync.init {
-            machine.engine.init_vcpu(self.vcpu);
-        }
-        *machine.engine.cpu_mut(self.vcpu) = cpu;
-        Ok(())
+        self.diverged(&self.name(), icount, expected, found)
     }
 
     /// Runs a slice in stretches, each up to the next interrupt or to the next page that a device gets.
@@ -232,8 +154,8 @@ impl Alone {
         let vcpu = self.vcpu;
         loop {
             let now = machine.engine.icount();
-            self.hand_over(machine, now + 1);
-            let next = self.next_stop(machine, now).min(end);
+            self.foreign.hand_over(machine, now + 1);
+            let next = self.foreign.next_stop(machine, now).min(end);
             let left = end - now;
             let budget = (next - now) + if next == end { more } else { 0 };
             if budget == 0 && left == 0 && !asked {
@@ -250,7 +172,7 @@ impl Alone {
             machine.engine.observers.events.clear();
             self.instructions += count;
             if let Some((icount, what)) = machine.engine.take_divergence() {
-                return Err(self.astray(&self.name(), icount, what));
+                return Err(self.other_input(icount, what));
             }
             let now = machine.engine.icount();
             let mut over = true;
@@ -266,8 +188,8 @@ impl Alone {
                 RunEnd::Pause if asked => over = false,
                 RunEnd::Budget | RunEnd::Pause | RunEnd::Halt => {}
                 other => {
-                    let what = format!("a stop inside the slice: {other:?}");
-                    return Err(self.astray("schedule", now, what));
+                    let found = Fact::Stopped(other);
+                    return Err(self.diverged("schedule", now, Fact::SliceEnd(end), found));
                 }
             }
             if now >= end && over {
@@ -286,38 +208,18 @@ impl Alone {
         }))
     }
 
-    /// The next moment after `now` at which something reaches the vCPU inside its slice.
-    fn next_stop(&self, machine: &Machine, now: u64) -> u64 {
-        let Inputs::Played(tape) = &machine.engine.inputs else {
-            return u64::MAX;
-        };
-        let delivery = tape.deliveries.iter().map(|d| d.icount).find(|&i| i > now);
-        let handed = self.handed.first().map(|h| h.icount).filter(|&i| i > now);
-        delivery.unwrap_or(u64::MAX).min(handed.unwrap_or(u64::MAX))
-    }
-
     /// Whether the vCPU has taken all of its inputs, and is as recorded.
     fn check(&self, machine: &Machine, list: &[(Arc<str>, u64)]) -> Result<(), SessionError> {
         let icount = machine.engine.icount();
         let name = self.name();
-        let unused = match &machine.engine.inputs {
-            Inputs::Played(tape) => !tape.is_empty(),
-            _ => false,
-        };
-        if unused {
-            let expected = Fact::Told("inputs that it has not taken".to_string());
-            return Err(self.diverged(&name, icount, expected, Fact::Nothing));
+        if !Foreign::all_taken(machine) {
+            return Err(self.diverged(&name, icount, Fact::Inputs, Fact::Nothing));
         }
         if !self.verify {
             return Ok(());
         }
         let value = xxh3_64(&save::save(machine.engine.cpu(self.vcpu)));
-        let recorded = list.iter().find(|(n, _)| **n == *name).map(|(_, d)| *d);
-        if recorded == Some(value) {
-            return Ok(());
-        }
-        let expected = recorded.map_or(Fact::Nothing, Fact::Digest);
-        Err(self.diverged(&name, icount, expected, Fact::Digest(value)))
+        self.position.check_digest(icount, list, &name, value)
     }
 }
 
@@ -361,7 +263,7 @@ impl Decisions for Alone {
             let expected = Fact::SliceEnd(self.slice.end);
             return Err(self.diverged("schedule", now, expected, Fact::SliceEnd(now)));
         }
-        self.hand_over(machine, u64::MAX);
+        self.foreign.hand_over(machine, u64::MAX);
         Ok(())
     }
 
@@ -391,23 +293,17 @@ impl Session<Alone> {
             offset: 0,
             why: "there is no whole expansion of this trace",
         })?;
-        let mut parts = expansion.parts(vcpu as u8);
-        parts.reverse();
-        let mut inputs = Recorded {
-            expansion,
-            parts,
-            part: Part::default(),
-            next_sync: 0,
-            syncs: 0,
+        let foreign = Foreign::new(vcpu, expansion, &mut machine)?;
+        let position = Position {
+            decisions: 0,
+            vcpu: vcpu as u8,
         };
-        inputs.load(&mut machine)?;
         let alone = Alone {
             vcpu,
             instructions: 0,
-            decisions: 0,
+            position,
             events: trace.stream(),
-            inputs,
-            handed: Vec::new(),
+            foreign,
             slice: Bounds {
                 start: 0,
                 end: 0,

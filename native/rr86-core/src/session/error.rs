@@ -6,6 +6,9 @@ use thiserror::Error;
 
 use super::checkpoint::CheckpointError;
 use super::slice::Wait;
+use crate::cpu::save::RestoreError;
+use crate::runtime::dispatch::RunEnd;
+use crate::runtime::inputs::Acquisition;
 use crate::trace::{Event, TraceError};
 
 /// Why a session cannot go on.
@@ -62,8 +65,16 @@ pub enum Fact {
     Runnable { vcpu: usize, runnable: bool },
     /// An observation, and its instruction count.
     Event(u64, Event),
-    /// What a vCPU alone did or met, in words: there is no event for it.
-    Told(String),
+    /// A vCPU alone acquires a page at this moment.
+    Acquired(u64, Acquisition),
+    /// A vCPU alone asks a device something.
+    Question,
+    /// Inputs of a vCPU alone that it has not taken.
+    Inputs,
+    /// A vCPU alone comes to a stop inside its slice.
+    Stopped(RunEnd),
+    /// What others did to the state of a vCPU alone cannot be done.
+    State(RestoreError),
 }
 
 impl fmt::Display for Fact {
@@ -84,7 +95,14 @@ impl fmt::Display for Fact {
                 write!(f, "vCPU {vcpu}, which {can} run")
             }
             Self::Event(icount, event) => write!(f, "{event:?} at {icount}"),
-            Self::Told(text) => write!(f, "{text}"),
+            Self::Acquired(icount, Acquisition { page, write }) => {
+                let what = if *write { "writing" } else { "reading" };
+                write!(f, "page {page:#x} of RAM acquired for {what} at {icount}")
+            }
+            Self::Question => write!(f, "a question to a device"),
+            Self::Inputs => write!(f, "inputs"),
+            Self::Stopped(end) => write!(f, "a stop inside the slice ({end:?})"),
+            Self::State(error) => write!(f, "a state that does not fit the log: {error}"),
         }
     }
 }

@@ -1,14 +1,30 @@
 //! Makes an expansion: rides along with a full replay and notes what reaches each vCPU from outside.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::expansion::{ExpansionWriter, Part, Sync};
 use super::machine::Machine;
 use crate::cpu::save;
+use crate::memory::PAGE_SHIFT;
 use crate::runtime::inputs::{InputLog, Inputs};
 use crate::runtime::storelog::StoreLog;
-use crate::trace::TraceError;
+use crate::trace::{survey, TraceError, TraceReader};
 
+/// The lines that one agent wrote and another then got, by RAM page index.
+fn shared_lines(
+    trace: &TraceReader,
+    machine: &Machine,
+) -> Result<BTreeMap<usize, u64>, TraceError> {
+    let ram = &machine.engine.memory.ram;
+    let all = survey::shared_lines(trace)?;
+    Ok(all
+        .into_iter()
+        .filter_map(|(page, lines)| Some((ram.page_index(page << PAGE_SHIFT)?, lines)))
+        .collect())
+}
+
+/// Notes the inputs of each vCPU, and writes them to an expansion at every set of digests.
 pub struct Expander {
     writer: ExpansionWriter,
     vcpus: Vec<Progress>,
@@ -27,13 +43,19 @@ struct Progress {
 }
 
 impl Expander {
-    /// Begins with a machine that has not run. With `stores`, the last stores to these lines, by RAM page
-    /// index, are kept too.
-    pub fn new(
+    /// Begins with a machine that has not run. With `stores`, the last stores to lines that agents share are kept
+    /// too.
+    ///
+    /// # Errors
+    /// When the file cannot be written or the trace cannot be read.
+    pub fn create(
         machine: &mut Machine,
-        writer: ExpansionWriter,
-        stores: Option<BTreeMap<usize, u64>>,
-    ) -> Self {
+        trace: &TraceReader,
+        path: &Path,
+        stores: bool,
+    ) -> Result<Self, TraceError> {
+        let writer = ExpansionWriter::create(path, trace, stores)?;
+        let stores = stores.then(|| shared_lines(trace, machine)).transpose()?;
         let count = machine.engine.vcpu_count();
         let log = InputLog::new(count, &machine.engine.memory);
         machine.engine.inputs = Inputs::Logged(Box::new(log));
@@ -44,10 +66,8 @@ impl Expander {
             known: save::save(machine.engine.cpu(v)),
             ..Progress::default()
         };
-        Self {
-            writer,
-            vcpus: (0..count).map(start).collect(),
-        }
+        let vcpus = (0..count).map(start).collect();
+        Ok(Self { writer, vcpus })
     }
 
     /// A vCPU is about to run a slice.

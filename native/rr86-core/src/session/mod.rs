@@ -9,6 +9,7 @@
 //! - [`Diversion`]: from a moment of a replay on, a scheduler of its own, or the recorded slices as suggestions;
 //! - [`Alone`]: the trace and its [`expansion`], for one vCPU without the others.
 
+mod ahead;
 mod alone;
 mod checkpoint;
 mod checkpointer;
@@ -18,6 +19,7 @@ mod diversion;
 mod error;
 mod expander;
 pub mod expansion;
+mod foreign;
 mod machine;
 mod moment;
 mod observe;
@@ -27,6 +29,7 @@ mod run;
 mod run_slice;
 mod scheduler;
 mod slice;
+mod verify;
 
 pub use alone::Alone;
 pub use checkpoint::CheckpointError;

@@ -1,29 +1,26 @@
 //! Replaying: decisions and inputs come from a trace, and what the machine does is compared with what the recorder
 //! saw.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 
+use super::ahead::translate_ahead;
 use super::checkpoint::CheckpointError;
 use super::checkpointer::Checkpointer;
 use super::decisions::{Decisions, Next, Stop};
-use super::error::{Divergence, Fact, SessionError};
+use super::error::{Fact, SessionError};
 use super::expander::Expander;
-use super::expansion::ExpansionWriter;
 use super::machine::Machine;
 use super::moment::{KeptPages, Moment};
 use super::observe;
 use super::run::Session;
 use super::slice::{Decision, Finished, Slices, Wait};
+use super::verify::Position;
 use crate::host_time::HostTime;
 use crate::memory::pages::DEVICE;
-use crate::memory::PAGE_SHIFT;
-use crate::runtime::ahead::Guess;
 use crate::runtime::windows::WindowPolicy;
 use crate::trace::event::Kind;
-use crate::trace::{survey, Block, CheckpointInfo, Event, EventStream, SliceEnd, TraceReader};
+use crate::trace::{CheckpointInfo, Event, EventStream, SliceEnd, TraceReader};
 use crate::trace::{TraceError, CONSOLE, DEADLOCK, NO_VCPU};
 
 /// How much of the machine's state a replay has found as recorded.
@@ -39,11 +36,9 @@ pub struct Replay {
     verify: bool,
     /// Recorded observations of the slice that is about to run or under way.
     observations: Vec<(u64, Event)>,
-    /// The last slice that was read: its vCPU, and how many instructions it has in the recording.
-    vcpu: u8,
+    position: Position,
+    /// How many instructions the last slice that was read has in the recording.
     instructions: u64,
-    /// Slices of the trace that have begun.
-    decisions: u64,
     /// Digests that were compared and equal, and the moments at which they were.
     pub compared: Compared,
     finished: bool,
@@ -54,40 +49,14 @@ pub struct Replay {
     expander: Option<Box<Expander>>,
 }
 
-/// The lines that one agent wrote and another then got, by RAM page index.
-fn shared_lines(
-    trace: &TraceReader,
-    machine: &Machine,
-) -> Result<BTreeMap<usize, u64>, TraceError> {
-    let ram = &machine.engine.memory.ram;
-    let all = survey::shared_lines(trace)?;
-    Ok(all
-        .into_iter()
-        .filter_map(|(page, lines)| Some((ram.page_index(page << PAGE_SHIFT)?, lines)))
-        .collect())
-}
-
-/// A block that the trace tells of, as the thread that translates ahead wants it.
-fn guess(block: Block) -> Guess {
-    Guess {
-        serial: block.id,
-        linear: block.pc,
-        paddr: block.paddr,
-        len: block.len,
-        mode: block.mode,
-        digest: block.digest,
-    }
-}
-
 impl Replay {
     pub(super) fn of(events: EventStream, decisions: u64, verify: bool) -> Self {
         Self {
             events,
             verify,
             observations: Vec::new(),
-            vcpu: 0,
+            position: Position { decisions, vcpu: 0 },
             instructions: 0,
-            decisions,
             compared: Compared::default(),
             finished: false,
             checkpointer: None,
@@ -99,47 +68,6 @@ impl Replay {
     /// What the trace says of the rest of the run.
     pub(super) fn into_events(self) -> EventStream {
         self.events
-    }
-
-    fn diverged(
-        &self,
-        machine: &Machine,
-        component: &str,
-        expected: Fact,
-        found: Fact,
-    ) -> SessionError {
-        let icount = machine.engine.icount();
-        self.diverged_at(icount, component, expected, found)
-    }
-
-    fn diverged_at(
-        &self,
-        icount: u64,
-        component: &str,
-        expected: Fact,
-        found: Fact,
-    ) -> SessionError {
-        Box::new(Divergence {
-            component: component.to_string(),
-            decision: self.decisions,
-            icount,
-            vcpu: self.vcpu,
-            expected,
-            found,
-        })
-        .into()
-    }
-
-    /// Has the blocks that the trace tells of translated ahead. Not for the oracle, whose code is special; and
-    /// not on a single processor, of which the thread would take more from the guest than it gives back.
-    fn look_ahead(&mut self, machine: &mut Machine) {
-        if let Some(blocks) = self.events.take_blocks() {
-            let single = available_parallelism().is_ok_and(|n| n.get() == 1);
-            if !single && machine.engine.oracle_mut().is_none() {
-                let guesses = blocks.map(|next| next.map(guess));
-                machine.engine.translate_ahead(guesses);
-            }
-        }
     }
 
     /// Follows one event of the trace.
@@ -155,9 +83,9 @@ impl Replay {
                 instructions,
                 stop,
             } => {
-                self.vcpu = vcpu;
+                self.position.vcpu = vcpu;
+                self.position.decisions += 1;
                 self.instructions = instructions;
-                self.decisions += 1;
                 return self.begin_slice(machine, icount, stop).map(Next::Slice);
             }
             Event::TimeSkip { to_ns } => match machine.prepare() {
@@ -199,7 +127,7 @@ impl Replay {
     ) -> Result<Decision, SessionError> {
         let window = observe::window(stop);
         machine.engine.set_windows(WindowPolicy::Expect(window));
-        let vcpu = usize::from(self.vcpu);
+        let vcpu = usize::from(self.position.vcpu);
         match machine.prepare() {
             Wait::Ready => {}
             other => {
@@ -235,41 +163,26 @@ impl Replay {
         }
     }
 
-    /// Compares what the engine has observed in a slice with what was recorded of it.
-    fn check_observations(&mut self, machine: &mut Machine) -> Result<(), SessionError> {
-        let mut observed = std::mem::take(&mut machine.engine.observers.events);
-        let recorded = std::mem::take(&mut self.observations);
-        if self.verify {
-            let mut recorded = recorded.iter();
-            for (icount, o) in &observed {
-                let got = (*icount, observe::event(o));
-                let want = recorded.next();
-                if want != Some(&got) {
-                    return Err(self.mismatch(want, Some(&got)));
-                }
-            }
-            if let Some(want) = recorded.next() {
-                return Err(self.mismatch(Some(want), None));
-            }
-        }
-        // Keep the allocation.
-        observed.clear();
-        machine.engine.observers.events = observed;
-        Ok(())
+    fn diverged(
+        &self,
+        machine: &Machine,
+        component: &str,
+        expected: Fact,
+        found: Fact,
+    ) -> SessionError {
+        let icount = machine.engine.icount();
+        self.position.diverged(component, icount, expected, found)
     }
 
-    /// One of the two is there.
-    fn mismatch(&self, want: Option<&(u64, Event)>, got: Option<&(u64, Event)>) -> SessionError {
-        let component = match want.or(got).map(|(_, e)| e) {
-            Some(Event::HandOff { .. }) => "pages",
-            _ => "blocks",
-        };
-        let fact = |side: Option<&(u64, Event)>| {
-            side.map_or(Fact::Nothing, |(at, e)| Fact::Event(*at, e.clone()))
-        };
-        let moments = [want, got].into_iter().flatten().map(|(at, _)| *at);
-        let icount = moments.min().unwrap_or_default();
-        self.diverged_at(icount, component, fact(want), fact(got))
+    /// Compares what the engine has observed in a slice with what was recorded of it.
+    fn check_observations(&mut self, machine: &mut Machine) -> Result<(), SessionError> {
+        let recorded = std::mem::take(&mut self.observations);
+        if self.verify {
+            let observed = &machine.engine.observers.events;
+            self.position.check_observations(&recorded, observed)?;
+        }
+        machine.engine.observers.events.clear();
+        Ok(())
     }
 
     fn check_digests(
@@ -281,15 +194,14 @@ impl Replay {
             return Ok(());
         }
         let digests = machine.digests();
-        for (name, value) in digests.iter().filter(|_| self.verify) {
-            let recorded = list.iter().find(|(n, _)| **n == **name).map(|(_, d)| *d);
-            if recorded != Some(*value) {
-                let expected = recorded.map_or(Fact::Nothing, Fact::Digest);
-                return Err(self.diverged(machine, name, expected, Fact::Digest(*value)));
+        if self.verify {
+            let icount = machine.engine.icount();
+            for (name, value) in &digests {
+                self.position.check_digest(icount, list, name, *value)?;
+                self.compared.digests += 1;
             }
-            self.compared.digests += 1;
+            self.compared.moments += 1;
         }
-        self.compared.moments += u64::from(self.verify);
         if let (Some(copy), Some(chunks)) = (&mut self.checkpointer, self.events.between_chunks()) {
             copy.at_digests(machine, chunks, &digests)?;
         }
@@ -323,7 +235,7 @@ impl Decisions for Replay {
     }
 
     fn next(&mut self, machine: &mut Machine) -> Result<Next, SessionError> {
-        self.look_ahead(machine);
+        translate_ahead(machine, &mut self.events);
         match self.events.next() {
             Some(next) => {
                 let (icount, event) = next?;
@@ -425,7 +337,7 @@ impl Session<Replay> {
             kept,
             reader,
             &replay.events,
-            replay.decisions,
+            replay.position.decisions,
         ))
     }
 
@@ -455,11 +367,7 @@ impl Session<Replay> {
         path: &Path,
         stores: bool,
     ) -> Result<(), TraceError> {
-        let writer = ExpansionWriter::create(path, trace, stores)?;
-        let lines = stores
-            .then(|| shared_lines(trace, &self.machine))
-            .transpose()?;
-        let expander = Expander::new(&mut self.machine, writer, lines);
+        let expander = Expander::create(&mut self.machine, trace, path, stores)?;
         self.decisions.expander = Some(Box::new(expander));
         Ok(())
     }
