@@ -1,6 +1,6 @@
 """A replay under way: run to a moment, look around, run on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
     from rr86.cpu.physical import PhysicalNames
-    from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
     from rr86.replay.oracle import OracleReport
     from rr86.trace.checkpoint import Checkpoint
@@ -42,12 +41,11 @@ class ReplaySession:
         events: "Events | None" = None,
         debugcon: DebugSink | None = None,
         names: "Callable[[], PhysicalNames] | None" = None,
-        devices: "Sequence[Device]" = (),
     ) -> None:
         from rr86._native import Replay
         from rr86.session.power import switch_on
 
-        machine = switch_on(spec, images, oracle, devices)
+        machine = switch_on(spec, images, oracle)
         machine.take_ram(touched)
         self._path = path
         self.machine: Replay
@@ -127,10 +125,9 @@ class ReplaySession:
     def divert(self) -> "Diversion":
         """Leave the recording here: nothing is compared any more, and its slices and inputs are
         suggestions. `run` goes on with the diversion, and needs a limit, because such a run need
-        not end.
+        not end. What only a replay can do raises `NativeError` from here on.
 
-        Raises `NativeError` if this replay was left already; what only a replay can do raises it
-        from here on.
+        Raises `NativeError` if it has left the recording already.
         """
         diversion = self.machine.divert()
         self._execution.hand_over(diversion)
