@@ -59,7 +59,7 @@ impl Engine {
     /// it last.
     pub(in crate::runtime) fn transfer(&mut self, agent: u8, page: usize, kind: HandOffKind) -> u8 {
         let before = self.memory.pages.info[page];
-        for index in 0..self.vcpus.len() {
+        for index in 0..self.vcpus.count() {
             let number = index as u8;
             if number == agent || !self.memory.pages.reads(page, number) {
                 continue;

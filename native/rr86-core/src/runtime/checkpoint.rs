@@ -309,7 +309,7 @@ impl Engine {
         for &page in &self.coherence.unguarded {
             w.varint(page as u64);
         }
-        for n in 0..self.vcpus.len() {
+        for n in 0..self.vcpus.count() {
             w.bytes(&save::save(self.cpu(n)));
             let mmu = self.vcpus.mmu(n);
             mmu.tlb.save(w);
@@ -338,7 +338,7 @@ impl Engine {
     /// For a state that no engine like this one can have.
     pub fn restore(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
         self.empty();
-        let vcpus = self.vcpus.len();
+        let vcpus = self.vcpus.count();
         self.clock.icount = moment(r)?;
         self.clock.skipped_ns = moment(r)?;
         self.slice.faulted_at = maybe_moment(r)?;
@@ -499,7 +499,7 @@ impl Engine {
                 self.source(&place)
             };
             if bytes.len() != place.len
-                || usize::from(made_by) >= self.vcpus.len()
+                || usize::from(made_by) >= self.vcpus.count()
                 || flags >> 5 != 0
                 || fetched_at.max(linked_at) >= MOST_TIME
             {

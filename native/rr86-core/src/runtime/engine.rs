@@ -67,7 +67,7 @@ impl Engine {
     }
 
     pub fn vcpu_count(&self) -> usize {
-        self.vcpus.len()
+        self.vcpus.count()
     }
 
     /// The state of a vCPU; complete whenever the engine is not running.

@@ -81,7 +81,7 @@ impl Engine {
     pub fn set_semantics(&mut self, semantics: Semantics) {
         debug_assert!(self.cache.blocks.is_empty());
         self.translator.set_semantics(semantics);
-        for index in 0..self.vcpus.len() {
+        for index in 0..self.vcpus.count() {
             let vcpu = self.vcpus.vcpu_mut(index);
             vcpu.cpu.semantics = semantics;
             vcpu.run.host_mxcsr_mask = u8::from(semantics.keeps_host_mxcsr_mask());

@@ -1,4 +1,4 @@
 //! Host instructions as bytes.
 
 pub mod asm;
-pub mod encode;
+pub mod instruction;

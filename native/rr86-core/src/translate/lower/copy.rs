@@ -12,7 +12,7 @@ use crate::translate::decode::operands::{
     may_trap, memory_bytes, number, segment_index, sized, source_first, takes_words, MemoryUse,
 };
 use crate::translate::encode::asm::{self, Reg, W16, W32, W64};
-use crate::translate::encode::encode;
+use crate::translate::encode::instruction;
 use crate::translate::layout::{at, GUEST_RAX, HOST, T0, T1};
 use crate::translate::lower::access::{Access, Sum};
 use crate::translate::lower::emitter::Emitter;
@@ -333,7 +333,7 @@ impl Emitter<'_> {
 
     /// Encodes an instruction whose operands are all host operands.
     pub(in crate::translate) fn encode(&mut self, op: &Instruction) {
-        if encode::common(&mut self.hot, op) {
+        if instruction::common(&mut self.hot, op) {
             return;
         }
         let encoder = &mut self.scratch.encoder;
