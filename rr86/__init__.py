@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rr86.errors import (
         AddressError,
         ConditionError,
+        DeviceError,
         DivergenceError,
         EngineError,
         Error,
@@ -63,6 +64,7 @@ _HOMES = {
     "BoardSpec": "rr86.machine.spec",
     "Condition": "rr86.session.conditions",
     "ConditionError": "rr86.errors",
+    "DeviceError": "rr86.errors",
     "DivergenceError": "rr86.errors",
     "EngineError": "rr86.errors",
     "Error": "rr86.errors",
@@ -101,6 +103,7 @@ __all__ = [
     "BoardSpec",
     "Condition",
     "ConditionError",
+    "DeviceError",
     "DivergenceError",
     "EngineError",
     "Error",

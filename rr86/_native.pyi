@@ -209,6 +209,10 @@ class Machine(MachineView):
         piece of a `bytes`, here as in `fw_cfg`."""
     def set_registers(self, vcpu: int, values: dict[str, int]) -> None:
         """Set registers by name; the names are those of `registers`."""
+    def plug(self, device: object) -> None:
+        """Add a device that is written in Python: an object of `rr86.machine.Device`, whose
+        `_describe`, `_serve`, `_save` and `_load` are called. `NativeError` if its name or one of
+        its addresses is taken."""
     def take_ram(self, touched: bytes) -> None:
         """Take RAM from the host ahead of the guest, which sees no difference, on a thread;
         `touched` is what `Recording.touched_ram` said of an earlier run."""

@@ -83,6 +83,18 @@ class AddressError(Error):
         self.address = address
 
 
+class DeviceError(Error):
+    """A device in Python that cannot be used like this, that raised an exception (the error's
+    cause), or that a trace needs and was not given.
+
+    `device` is the component's name, where a device of a running machine is meant.
+    """
+
+    def __init__(self, message: str, device: str | None = None) -> None:
+        super().__init__(message)
+        self.device = device
+
+
 class RecordingError(Error):
     """A recording that cannot be started or go on. `path` is its trace, if that is the reason."""
 

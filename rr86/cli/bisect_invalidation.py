@@ -5,6 +5,7 @@ from typing import Annotated
 
 from typer import Argument, BadParameter, Option
 
+from rr86.cli.devices import Devices, devices
 from rr86.cli.status import Exit, Failure, fail, reporting_errors, say
 from rr86.cli.values import parse_moment, trace_or_newest
 
@@ -25,6 +26,7 @@ def _run(
     at: int | None,
     pc: int | None,
     block: int | None,
+    device: list[str] | None,
     as_json: bool,
     html: Path | None,
 ) -> None:
@@ -36,7 +38,7 @@ def _run(
     from rr86.replay.trace import open_trace
     from rr86.trace.place import is_trace
 
-    recorded = open_trace(trace_or_newest(trace))
+    recorded = open_trace(trace_or_newest(trace), devices(device))
     if html is not None:
         if is_trace(html):
             fail(f"'{html}' is a trace, and is left as it is: choose another name for the page")
@@ -81,6 +83,7 @@ def command(
     block: Annotated[
         int | None, Option("--block", metavar="ID", help="This block, as in rr86 events.")
     ] = None,
+    device: Devices = None,
     as_json: Annotated[bool, Option("--json", help="As one JSON object.")] = False,
     html: Annotated[
         Path | None,
@@ -95,7 +98,7 @@ def command(
     Exit status: 0 found and proved; 1 no stale block was executed; 2 for an error.
     """
     try:
-        _run(trace, at, pc, block, as_json, html)
+        _run(trace, at, pc, block, device, as_json, html)
     except Failure:
         # Status 1 says something here that an error must not be taken for.
         raise Exit(FAILED) from None

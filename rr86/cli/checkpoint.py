@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from rr86.cli.devices import Devices, devices
 from rr86.cli.status import Exit, reporting_errors, say
 from rr86.cli.values import parse_count, trace_or_newest
 
@@ -28,6 +29,7 @@ def command(
         Path | None,
         Option("-o", "--output", metavar="FILE", help="Leave the trace, and write this one."),
     ] = None,
+    device: Devices = None,
     as_json: Annotated[bool, Option("--json", help="The result as one JSON object.")] = False,
 ) -> None:
     """Replay a trace once, and keep the whole machine after every so many instructions.
@@ -40,7 +42,7 @@ def command(
     from rr86.replay.checkpoints import EVERY, add_checkpoints
     from rr86.replay.trace import open_trace
 
-    recorded = open_trace(trace_or_newest(trace))
+    recorded = open_trace(trace_or_newest(trace), devices(device))
     progress = Progress("replaying", recorded.summary()["last_icount"])
     interruption = Interruption()
 

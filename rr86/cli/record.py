@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from rr86.cli.devices import NewDevices, new_devices
 from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile
 from rr86.cli.status import OK, Exit, never_met, of_stop, reporting_errors, say
 from rr86.cli.values import parse_bytes, parse_count, parse_duration
@@ -127,6 +128,7 @@ def command(
             "reach later moments at once.",
         ),
     ] = None,
+    device: NewDevices = None,
     no_input: Annotated[bool, Option("--no-input", help="Give stdin to nobody.")] = False,
     console: ConsoleFile = None,
     debugcon: DebugconFile = None,
@@ -186,6 +188,7 @@ def command(
             until=conditions,
             checkpoints=checkpoints,
             read=read,
+            devices=new_devices(device),
             **{name: value for name, value in more.items() if value is not None},
         )
         out.begin()

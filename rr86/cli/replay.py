@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option
 
+from rr86.cli.devices import Devices, devices
 from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile
 from rr86.cli.status import ERROR, Exit, never_met, of_stop, reporting_errors, say
 from rr86.cli.values import parse_moment, trace_or_newest
@@ -70,6 +71,7 @@ def command(
             help="Begin there, from the last checkpoint before; what comes earlier is not shown.",
         ),
     ] = None,
+    device: Devices = None,
     no_verify: Annotated[
         bool, Option("--no-verify", help="Do not compare digests on the way.")
     ] = False,
@@ -124,7 +126,7 @@ def command(
     if expansion is not None and not lone:
         raise BadParameter("--expansion is for --vcpu and --parallel")
     conditions = as_conditions(until)
-    recorded = open_trace(trace_or_newest(trace))
+    recorded = open_trace(trace_or_newest(trace), devices(device))
     if not recorded.complete and not quiet:
         why = recorded.damage or "nobody ended it"
         side = recorded.side_file

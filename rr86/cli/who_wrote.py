@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option
 
+from rr86.cli.devices import Devices, devices
 from rr86.cli.status import Exit, Failure, reporting_errors, say
 from rr86.cli.values import parse_moment
 
@@ -77,6 +78,7 @@ def _run(
     vcpu: int | None,
     expand: bool,
     path: Path | None,
+    device: list[str] | None,
     as_json: bool,
 ) -> None:
     import json
@@ -91,7 +93,7 @@ def _run(
     place = parse_place(address)
     if vcpu is not None and not virtual:
         raise BadParameter("--vcpu says who maps a linear address: it needs --virtual")
-    recorded = open_trace(trace)
+    recorded = open_trace(trace, devices(device))
     with interruptible() as interruption:
         if expand:
             expanded(recorded, path, True, interruption, quiet=as_json)
@@ -169,6 +171,7 @@ def command(
             help="Where the expansion is, or shall be; by default TRACE.expansion.",
         ),
     ] = None,
+    device: Devices = None,
     as_json: Annotated[bool, Option("--json", help="As one JSON object.")] = False,
 ) -> None:
     """Name the last writer of some bytes: which vCPU, at which moment, with which instruction, and
@@ -180,7 +183,7 @@ def command(
     Exit status: 0 if somebody wrote them; 1 if nobody did, since power-on; 2 for an error.
     """
     try:
-        _run(trace, address, at, virtual, vcpu, expand, path, as_json)
+        _run(trace, address, at, virtual, vcpu, expand, path, device, as_json)
     except Failure:
         # Status 1 says something here that an error must not be taken for.
         raise Exit(FAILED) from None

@@ -2,6 +2,7 @@
 
 from rr86.errors import GuestImageError, SpecError
 from rr86.machine.board import Placement, build, power_on
+from rr86.machine.device import Device
 from rr86.machine.loaders.detect import read_image
 from rr86.machine.loaders.image import BootFiles
 from rr86.machine.spec import BoardSpec, parse_size
@@ -9,6 +10,7 @@ from rr86.machine.spec import BoardSpec, parse_size
 __all__ = [
     "BoardSpec",
     "BootFiles",
+    "Device",
     "GuestImageError",
     "Placement",
     "SpecError",

@@ -24,11 +24,12 @@ from rr86.session.execution import Execution, Tick
 from rr86.session.limits import Limits
 from rr86.session.stop import Stop
 from rr86.session.variables import check
-from rr86.trace.metadata import COUNTERS, Footer, Header, this_host
+from rr86.trace.metadata import COUNTERS, DeviceEntry, Footer, Header, this_host
 from rr86.version import __version__
 
 if TYPE_CHECKING:
     from rr86._native import Recording as NativeRecording
+    from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
     from rr86.translate.protocols import Protocol
 
@@ -78,6 +79,15 @@ def board_spec(
     return BoardSpec.from_dict(values)
 
 
+def _entries(devices: "Sequence[Device]") -> list[DeviceEntry]:
+    """Devices as the header names them; nothing is imported where there are none."""
+    if not devices:
+        return []
+    from rr86.session.devices import described
+
+    return [DeviceEntry(*described(each)) for each in devices]
+
+
 def _protocol_settings(protocol: "str | Protocol") -> dict[str, object]:
     """The settings of a board for a block protocol, which may be named or described."""
     from rr86.translate.protocols import described
@@ -110,28 +120,32 @@ class Recorder:
         console: Callable[[bytes], None] | None = None,
         checkpoints: int | None = None,
         debugcon: DebugSink | None = None,
+        devices: "Sequence[Device]" = (),
     ) -> None:
         """Switch on a machine and start its trace at `output`.
 
         `images` are "kernel" and maybe "initrd", "module0"…; `file_names` says what to call them
         in the trace. `console` gets the bytes that the guest sends to its serial console,
         `debugcon` those to its debug consoles (`rr86.session.console.DebugSink`).
-        `checkpoints` asks for a checkpoint after every so many instructions.
+        `checkpoints` asks for a checkpoint after every so many instructions. `devices` are further
+        devices of the machine (`rr86.machine.Device`), which a replay has to be given, too.
 
         Raises `GuestImageError` if the kernel cannot be booted, `SpecError` or `UsageError` if an
-        option makes no sense, `HostError` if this host lacks what the CPU model needs, and
-        `TraceError` if the trace cannot be written.
+        option makes no sense, `HostError` if this host lacks what the CPU model needs,
+        `DeviceError` or `NativeError` if a device does not fit, and `TraceError` if the trace
+        cannot be written.
         """
         from rr86.session.power import start
 
         self.spec = spec
         self.path = Path(output)
-        self.machine: NativeRecording = start(spec, images)
+        self.machine: NativeRecording = start(spec, images, devices)
         header = Header(
             version=__version__,
             spec=spec.to_dict(),
             images={name: (file_names or {}).get(name, name) for name in images},
             host=this_host(),
+            devices=_entries(devices),
         )
         if checkpoints is not None and checkpoints <= 0:
             raise UsageError(
@@ -320,6 +334,7 @@ def start(
     read: Callable[[Path, str], bytes] = read_image,
     debugcon: DebugSink | None = None,
     until: Until = None,
+    devices: "Sequence[Device]" = (),
     **more: int | str | bool,
 ) -> Recorder:
     """A `Recorder` for image files; options as for `record`.
@@ -361,6 +376,7 @@ def start(
             console=console,
             checkpoints=checkpoints,
             debugcon=debugcon,
+            devices=devices,
         )
 
 
@@ -380,6 +396,7 @@ def record(
     console: Callable[[bytes], None] | None = None,
     checkpoints: int | None = None,
     debugcon: DebugSink | None = None,
+    devices: "Sequence[Device]" = (),
     **more: int | str | bool,
 ) -> Recording:
     """Record a run of `kernel` from power-on until it ends, a condition holds or a limit is met.
@@ -388,6 +405,7 @@ def record(
     folder; `until` takes conditions as in `--until`; `console` gets the guest's console bytes, and
     `debugcon` those of its debug consoles (`rr86.session.console.DebugSink`);
     `checkpoints` asks for a checkpoint after every so many instructions (`Trace.session(at=…)`);
+    `devices` are further devices of the machine (`rr86.machine.Device`, docs/devices.md);
     `protocol` is the name of a block protocol or a `Protocol`, which may be of your own;
     `more` are fields of `BoardSpec` such as `quantum` or `max_block`. When the call is
     interrupted (Ctrl-C), the trace is finished before the exception goes on.
@@ -410,6 +428,7 @@ def record(
         read=read_image,
         debugcon=debugcon,
         until=conditions,
+        devices=devices,
         **more,
     )
     with recorder:

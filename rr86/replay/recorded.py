@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rr86.errors import TraceContentError
@@ -14,12 +15,21 @@ from rr86.trace.metadata import Footer
 
 if TYPE_CHECKING:
     from rr86._native import Moment
+    from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
     from rr86.session.console import DebugSink
+    from rr86.session.devices import Given
 
 
 class RecordedRun(TraceFile):
-    """A trace with its board, and with replays of the whole machine."""
+    """A trace with its board, and with replays of the whole machine.
+
+    `devices` are classes of devices in Python that it was recorded with, for all that replays it.
+    """
+
+    def __init__(self, path: str | Path, devices: "Given" = ()) -> None:
+        super().__init__(path)
+        self.devices = tuple(devices)
 
     @cached_property
     def spec(self) -> "BoardSpec":
@@ -51,6 +61,7 @@ class RecordedRun(TraceFile):
         oracle: bool = False,
         moment: "Moment | None" = None,
         debugcon: "DebugSink | None" = None,
+        devices: "Given | None" = None,
     ) -> ReplaySession:
         """A replay that stands at power-on, or at the last checkpoint at or before the moment `at`,
         or at a moment that another session of this trace has kept (`ReplaySession.keep`).
@@ -59,13 +70,16 @@ class RecordedRun(TraceFile):
         `oracle`, the replay is slow, always begins at power-on, and checks on its way that the
         trace holds every cross-vCPU write: `ReplaySession.oracle_report` says what was found.
         `console` gets what the guest sends to its serial console, `debugcon` what it sends to its
-        debug consoles (`rr86.session.console.DebugSink`).
+        debug consoles (`rr86.session.console.DebugSink`). If the trace was recorded with devices
+        in Python, their classes have to be given, here or to `open_trace`.
 
-        Raises `TraceError` if what it begins with is damaged, `TraceContentError` if the oracle is
+        Raises `DeviceError` if such a device is missing or is not what was recorded,
+        `TraceError` if what it begins with is damaged, `TraceContentError` if the oracle is
         asked and the trace has no cross-vCPU writes, `GuestImageError` if the kernel cannot be
         booted, `HostError` if this host lacks what the guest's CPU model needs, and `SpecError` if
         `RR86_DISABLE` makes no sense.
         """
+        plugged = self._plugged(devices)
         if oracle and not self.spec.cross_writes:
             raise TraceContentError("the trace was recorded without cross-vCPU writes")
         begin = None if at is None or oracle else nearest(self.checkpoints(), at)
@@ -87,7 +101,17 @@ class RecordedRun(TraceFile):
             events=events,
             debugcon=debugcon,
             names=self.names,
+            devices=plugged,
         )
+
+    def _plugged(self, given: "Given | None") -> "list[Device]":
+        """The devices of a session; nothing is imported for a trace that has none."""
+        given = self.devices if given is None else tuple(given)
+        if not (given or self.header.devices):
+            return []
+        from rr86.session.devices import for_replay
+
+        return for_replay(self.header.devices, given)
 
     def replay(
         self,

@@ -1,6 +1,6 @@
 """A replay under way: run to a moment, look around, run on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
     from rr86.cpu.physical import PhysicalNames
+    from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
     from rr86.replay.oracle import OracleReport
     from rr86.trace.checkpoint import Checkpoint
@@ -41,11 +42,12 @@ class ReplaySession:
         events: "Events | None" = None,
         debugcon: DebugSink | None = None,
         names: "Callable[[], PhysicalNames] | None" = None,
+        devices: "Sequence[Device]" = (),
     ) -> None:
         from rr86._native import Replay
         from rr86.session.power import switch_on
 
-        machine = switch_on(spec, images, oracle)
+        machine = switch_on(spec, images, oracle, devices)
         machine.take_ram(touched)
         self._path = path
         self.machine: Replay

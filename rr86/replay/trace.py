@@ -10,6 +10,7 @@ from rr86.replay.recorded import RecordedRun
 if TYPE_CHECKING:
     from rr86.replay.alone import AloneSession, ParallelReplay
     from rr86.replay.writers import WriteRecord
+    from rr86.session.devices import Given
     from rr86.session.execution import Tick
 
 
@@ -66,10 +67,11 @@ class Trace(RecordedRun):
         return who_wrote(self, paddr, size, at, expansion)
 
 
-def open_trace(path: str | Path) -> Trace:
-    """Open a trace file.
+def open_trace(path: str | Path, devices: "Given" = ()) -> Trace:
+    """Open a trace file. `devices` are classes of devices in Python that it was recorded with, if
+    it was: rr86 imports none by itself.
 
     Raises `TraceError` if there is none, or it is of another version, and `TraceContentError` if
     its header makes no sense.
     """
-    return Trace(path)
+    return Trace(path, devices)

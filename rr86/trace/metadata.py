@@ -42,6 +42,13 @@ def this_host(cpuinfo: Path = Path("/proc/cpuinfo")) -> Host:
     return Host(maker, family)
 
 
+class DeviceEntry(NamedTuple):
+    """A device in Python: its class (`module:name`) and what it was made with."""
+
+    kind: str
+    options: Mapping[str, int | str | bool]
+
+
 @dataclass(frozen=True)
 class Header:
     """What a trace says about its start: rr86's version, board, images by name, and host."""
@@ -51,17 +58,21 @@ class Header:
     # Image name ("kernel", "initrd", "module0"…) to the name of the file it came from.
     images: Mapping[str, str]
     host: Host
+    # Devices by users, which a replay has to be given.
+    devices: Sequence[DeviceEntry] = ()
 
     def pack(self) -> bytes:
         """The header as msgpack."""
         import msgpack
 
-        content = {
+        content: dict[str, Any] = {
             "rr86": self.version,
             "spec": dict(self.spec),
             "images": dict(self.images),
             "host": {"maker": self.host.maker, "family": self.host.family},
         }
+        if self.devices:
+            content["devices"] = [[each.kind, dict(each.options)] for each in self.devices]
         packed: bytes = msgpack.packb(content)
         return packed
 
@@ -81,6 +92,7 @@ class Header:
             spec=spec,
             images=images,
             host=Host(_entry(host, "maker", str), _entry(host, "family", int)),
+            devices=_devices(content.get("devices", [])),
         )
 
 
@@ -164,6 +176,21 @@ def _entry(content: Mapping[str, Any], key: str, kind: type) -> Any:
     if type(value) is not kind:
         raise TraceContentError(f"the trace's header lacks or misnames {key!r}")
     return value
+
+
+def _devices(rows: Any) -> tuple[DeviceEntry, ...]:
+    """The devices that a header names."""
+    entries = []
+    for row in rows if isinstance(rows, list) else [rows]:
+        match row:
+            case [str(kind), dict(options)] if all(
+                isinstance(key, str) and isinstance(value, (int, str, bool))
+                for key, value in options.items()
+            ):
+                entries.append(DeviceEntry(kind, options))
+            case _:
+                raise TraceContentError("the trace's header makes no sense at 'devices'")
+    return tuple(entries)
 
 
 def _address(value: Any) -> int | None:

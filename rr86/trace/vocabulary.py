@@ -21,7 +21,7 @@ SLICE_ENDS = (
 )
 STOP_REASONS = (
     *("none", "condition", "limit", "poweroff", "reset", "debug-exit"),
-    *("triple-fault", "end", "deadlock", "host-fault"),
+    *("triple-fault", "end", "deadlock", "host-fault", "device-error"),
 )
 NO_VCPU = 0xFF
 # What a stale event tells of a block: 0 that it never matched memory since it was linked, 1 that it

@@ -66,9 +66,16 @@ def cases(kernels: list[Path]) -> Iterator[Case]:
             yield Case(str(kernel), {"smp": vcpus, "seed": 1})
             yield Case(str(kernel), {"smp": vcpus, "seed": 2, "checkpoints": 300_000_000})
         for protocol in PROTOCOLS[1:]:
-            yield Case(str(kernel), {"smp": MANY_VCPUS, "seed": 3, "protocol": protocol})
+            # Under `chain-kept` a kernel spins for ever, and slowly.
+            if protocol != "chain-kept":
+                yield Case(str(kernel), {"smp": MANY_VCPUS, "seed": 3, "protocol": protocol})
         for schedule in SCHEDULES[1:]:
             yield Case(str(kernel), {"smp": MANY_VCPUS, "seed": 4, "schedule": schedule})
+
+
+def _limit(case: Case) -> int:
+    """Instructions. Those of storms are faults, which take long."""
+    return ASTRAY // 20 if case.guest.startswith("storm") else ASTRAY
 
 
 def _record(case: Case, path: Path) -> None:
@@ -76,7 +83,7 @@ def _record(case: Case, path: Path) -> None:
     if case.guest == "demo":
         record_demo(path.parent, path.stem, **options)
     elif case.guest in GUESTS:
-        record_guest(GUESTS[case.guest], path, far=ASTRAY, **options)
+        record_guest(GUESTS[case.guest], path, far=_limit(case), **options)
     else:
         folder = Path(case.guest)
         rr86.record(

@@ -30,6 +30,9 @@ pub enum LoadError {
     /// A component's state is absent.
     #[error("the saved state lacks the component {0:?}")]
     MissingComponent(String),
+    /// A device that is not part of the core does not take the state.
+    #[error("{0}")]
+    Refused(String),
     /// The state holds a component that this board does not have.
     #[error("the saved state has a component {0:?}, which this board lacks")]
     UnknownComponent(String),

@@ -24,9 +24,9 @@ pub fn describe<'py>(
     d.set_item("source", PyBytes::new(py, &block.bytes))?;
     d.set_item("memory", PyBytes::new(py, &engine.memory_of(block)))?;
     d.set_item("stale", engine.is_stale(id))?;
-    d.set_item("vcpu", block.made_by)?;
-    d.set_item("fetched_at", block.fetched_at)?;
-    d.set_item("linked_at", block.linked_at)?;
+    d.set_item("vcpu", block.made.by)?;
+    d.set_item("fetched_at", block.made.fetched_at)?;
+    d.set_item("linked_at", block.made.linked_at)?;
     Ok(d)
 }
 

@@ -1,5 +1,6 @@
 //! Errors of the core as Python exceptions. The messages are the core's own, and so are the attributes.
 
+use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pyo3::{import_exception, PyTypeInfo};
@@ -14,6 +15,19 @@ import_exception!(rr86.errors, TraceError);
 import_exception!(rr86.errors, DivergenceError);
 import_exception!(rr86.errors, HostError);
 import_exception!(rr86.errors, EngineError);
+import_exception!(rr86.errors, DeviceError);
+
+/// A device that is written in Python raised an exception, which is the error's cause.
+pub fn device(py: Python<'_>, name: &str, cause: PyErr) -> PyErr {
+    // Ctrl-C reaches whatever Python code is running.
+    if cause.is_instance_of::<PyKeyboardInterrupt>(py) {
+        return cause;
+    }
+    let text = format!("the device {name:?} raised {cause}");
+    let error = DeviceError::new_err((text, name.to_string()));
+    error.set_cause(py, Some(cause));
+    error
+}
 
 /// An exception with attributes; `fill` gives them by the names of its keyword arguments.
 fn with_fields<E: PyTypeInfo>(

@@ -8,6 +8,7 @@ use rr86_core::session::{
     Condition, Conditions, Decisions, Ending, Machine, Policy, Scheduler, Session, Stop,
 };
 
+use crate::device;
 use crate::errors::{self, NativeError};
 
 /// A condition: (kind, a, b).
@@ -97,7 +98,14 @@ impl<D: Decisions + Send> Held<D> {
         session.by_lines = by_lines;
         let conditions = &mut self.conditions;
         let stop = py.detach(|| session.run(max_instructions, conditions));
-        let stop = stop.map_err(errors::session)?;
+        let stop = match stop {
+            Ok(stop) => stop,
+            // What a device in Python has done wrong comes before what that led to.
+            Err(error) => {
+                let raised = device::raised(py, &mut session.machine);
+                return Err(raised.unwrap_or_else(|| errors::session(error)));
+            }
+        };
         let vcpu = match stop {
             Stop::Ended(Ending::TripleFault { vcpu }) => vcpu,
             _ => session.vcpu,
@@ -115,8 +123,11 @@ impl<D: Decisions + Send> Held<D> {
     /// What a call came back with, for Python.
     ///
     /// # Errors
-    /// When translated code has failed on the host.
+    /// When translated code has failed on the host, or a device in Python has raised an exception.
     pub fn answer<'py>(&mut self, py: Python<'py>, found: &Return) -> PyResult<Bound<'py, PyDict>> {
+        if let Some(error) = device::raised(py, self.machine()?) {
+            return Err(error);
+        }
         if found.stop == Stop::Failed {
             return Err(errors::host_fault(self.machine()?));
         }
@@ -178,6 +189,7 @@ fn describe(stop: Stop) -> (&'static str, u8, u32) {
         Stop::End => ("end", 7, 0),
         Stop::Deadlock => ("deadlock", 8, 0),
         Stop::Failed => ("host-fault", 9, 0),
+        Stop::Ended(Ending::DeviceFailed) => ("device-error", 10, 0),
     }
 }
 

@@ -6,6 +6,7 @@
 mod alone;
 mod blocks;
 mod bytes;
+mod device;
 mod diversion;
 mod errors;
 mod expansion;

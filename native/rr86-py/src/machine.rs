@@ -16,6 +16,7 @@ use rr86_core::session::{self, MachineConfig};
 use rr86_core::translate::shortcuts::Shortcuts;
 
 use crate::bytes::Slice;
+use crate::device;
 use crate::errors::{self, NativeError};
 use crate::face::looking;
 use crate::protocol::BlockProtocol;
@@ -120,6 +121,10 @@ looking! { Machine {
                 .map_err(errors::machine)?;
         }
         Ok(())
+    }
+
+    fn plug(&mut self, device: &Bound<'_, PyAny>) -> PyResult<()> {
+        device::plug(self.machine()?, device)
     }
 
     /// Takes RAM from the host ahead of the guest, as `touched_ram` told of an earlier run.

@@ -1,115 +1,69 @@
 //! The Q35 board: all devices, their wires, and the one door through which vCPUs reach them.
 //!
-//! After every access the board samples the devices' interrupt outputs and carries changes to the
-//! 8259 pair and the I/O APIC, and from there to the local APICs. What vCPUs have to do about it is
-//! collected as [`Signal`]s. Before an access all timers due by then are fired, so that what an
+//! After every access the board looks at the devices that it concerned: their interrupt outputs, their next deadline,
+//! what they ask for. Changes go to the 8259 pair and the I/O APIC, and from there to the local APICs. What vCPUs have
+//! to do about it is collected as [`Signal`]s. Before an access all timers due by then are fired, so that what an
 //! access sees depends on its time alone.
 
-#[path = "idle.rs"]
-mod idle;
+use thiserror::Error;
 
-use super::device::{load_from_bytes, save_to_bytes, LoadError, Reader, State, Writer};
-use super::fw_cfg::FwCfg;
-use super::fw_cfg_dma::Access;
-use super::hpet::{self, Hpet, Route};
-use super::i8042::I8042;
-use super::ioapic::{self, IoApic};
-use super::lapic::{Action, Lapic};
-use super::lapic_bus::{self, Message};
+use super::bus::Bus;
+use super::device::{load_from_bytes, save_to_bytes, Device, Lines, LoadError, Outbox};
+use super::dma::DmaAccess;
+use super::interrupts::Interrupts;
+use super::message;
 use super::misc::Misc;
 use super::pci::Pci;
-use super::pic::Pic;
-use super::pit::Pit;
-use super::pm::Pm;
-use super::rtc::Rtc;
+use super::q35::{devices, BoardConfig};
+use super::range::Range;
 use super::serial::Serial;
-use crate::contents::Contents;
-use crate::cpu::semantics::Semantics;
+use super::signal::Signal;
 
-/// What a board is made of.
-#[derive(Debug, Clone)]
-pub struct BoardConfig {
-    /// Number of processors; APIC IDs count from 0, which is the bootstrap processor.
-    pub vcpus: usize,
-    /// RAM in bytes, as CMOS and fw_cfg tell it.
-    pub memory: u64,
-    /// Unix seconds (UTC) that the RTC shows at virtual time 0.
-    pub start_time: i64,
-    pub semantics: Semantics,
-    /// Further fw_cfg items by key.
-    pub fw_cfg: Vec<(u16, Contents)>,
-    /// fw_cfg files by name.
-    pub fw_cfg_files: Vec<(String, Vec<u8>)>,
+/// The component behind all devices: the levels of the wires.
+const WIRES: &str = "wires";
+
+/// A device that cannot be plugged in.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PlugError {
+    #[error("the machine has a component {0:?} already, so a device needs another name")]
+    Name(String),
+    #[error("the device {device:?} wants {first:#x} to {last:#x}, where the machine has something already")]
+    Taken {
+        device: String,
+        first: u64,
+        last: u64,
+    },
+    #[error("the device {0:?} wants a place on the PCI bus that is taken")]
+    Function(String),
 }
 
-/// What the board asks of vCPUs or of the machine as a whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signal {
-    /// INIT: reset this vCPU and let it wait for a start-up IPI.
-    Init(usize),
-    /// Start-up IPI: real-mode code at page number × 4096.
-    Sipi(usize, u8),
-    /// Non-maskable interrupt.
-    Nmi(usize),
-    /// A maskable interrupt became deliverable: leave HLT.
-    Interrupt(usize),
-    /// The guest entered S5.
-    PowerOff,
-    /// The guest asked for a reset; [`Board::reset`] has not been called yet.
-    Reset,
-    /// isa-debug-exit with the exit status.
-    DebugExit(u32),
-    /// An access moved the earliest deadline: ask [`Board::next_deadline`] again.
-    DeadlineChanged,
+/// What the board knows of a device since it last looked.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Seen {
+    lines: Lines,
+    deadline: Option<u64>,
+    wants_dma: bool,
+}
+
+/// Numbers of the devices that the board has to do with by type.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    pci: usize,
+    serial: usize,
+    misc: usize,
 }
 
 /// The board.
 pub struct Board {
-    config: BoardConfig,
-    pub(super) lapics: Vec<Lapic>,
-    pub(super) ioapic: IoApic,
-    pub(super) pic: Pic,
-    pub(super) pit: Pit,
-    pub(super) hpet: Hpet,
-    pub(super) rtc: Rtc,
-    pub(super) serial: Serial,
-    pub(super) i8042: I8042,
-    pub(super) pm: Pm,
-    pub(super) pci: Pci,
-    pub(super) fw_cfg: FwCfg,
-    pub(super) misc: Misc,
-    wires: Wires,
-    /// Cached: whether each vCPU has a deliverable maskable interrupt.
-    pending: Vec<bool>,
+    pub(super) bus: Bus,
+    known: Known,
+    /// For each device, in the order of the bus; those of interrupt controllers stay empty.
+    pub(super) seen: Vec<Seen>,
     /// Cached: the earliest deadline of all timers.
-    deadline: Option<u64>,
-    pub(super) signals: Vec<Signal>,
-    /// Interrupt messages on their way; empty between calls.
-    messages: Vec<Message>,
-}
-
-/// Levels as they were last carried to the interrupt controllers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Wires {
-    isa: u16,
-    pins: u32,
-    /// PCI interrupt lines A to H.
-    pirqs: u8,
-}
-
-impl State for Wires {
-    fn save(&self, w: &mut Writer) {
-        w.u16(self.isa);
-        w.u32(self.pins);
-        w.u8(self.pirqs);
-    }
-
-    fn load(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
-        self.isa = r.u16()?;
-        self.pins = r.u32()?;
-        self.pirqs = r.u8()?;
-        Ok(())
-    }
+    pub(super) deadline: Option<u64>,
+    /// Cached: whether a device waits for DMA.
+    wants_dma: bool,
+    pub(super) out: Outbox,
 }
 
 /// I/O APIC pin of an ISA line. Line 0 is wired to pin 2; the cascade line 2 has no pin.
@@ -121,68 +75,89 @@ fn pin_of_isa(line: u8) -> Option<u8> {
     }
 }
 
-/// The timers, in the order in which those that are due at the same time fire.
-#[derive(Clone, Copy)]
-enum Timer {
-    Pit,
-    Hpet,
-    Rtc,
-    Pm,
-    Lapic(usize),
+fn pins_of_isa(lines: u16) -> u32 {
+    (0..16)
+        .filter(|line| lines >> line & 1 != 0)
+        .filter_map(pin_of_isa)
+        .fold(0, |pins, pin| pins | 1 << pin)
 }
 
 impl Board {
     /// A board as firmware would leave it for a direct boot.
+    ///
+    /// # Panics
+    /// If the list of devices lacks one that every board has.
     #[must_use]
     pub fn new(config: &BoardConfig) -> Self {
-        let vcpus = config.vcpus.max(1);
-        let mut board = Self {
-            lapics: (0..vcpus as u32).map(Lapic::new).collect(),
-            ioapic: IoApic::new(),
-            pic: Pic::new(),
-            pit: Pit::new(),
-            hpet: Hpet::new(),
-            rtc: Rtc::new(config.start_time, config.memory),
-            serial: Serial::new(),
-            i8042: I8042::new(),
-            pm: Pm::new(),
-            pci: Pci::new(),
-            fw_cfg: FwCfg::new(vcpus, config.memory, &config.fw_cfg, &config.fw_cfg_files),
-            misc: Misc::new(),
-            wires: Wires::default(),
-            pending: vec![false; vcpus],
-            deadline: None,
-            signals: Vec::new(),
-            messages: Vec::new(),
-            config: config.clone(),
+        let bus = Bus::new(Interrupts::new(config.vcpus.max(1)), devices(config));
+        let known = "every board has a PCI bus, a serial port and the small ports";
+        let known = Known {
+            pci: bus.find::<Pci>().expect(known),
+            serial: bus.find::<Serial>().expect(known),
+            misc: bus.find::<Misc>().expect(known),
         };
-        board.carry_lines();
-        board.refresh();
-        board.signals.clear();
+        let mut board = Self {
+            seen: vec![Seen::default(); bus.count()],
+            bus,
+            known,
+            deadline: None,
+            wants_dma: false,
+            out: Outbox::default(),
+        };
+        board.start();
         board
     }
 
-    /// Resets all devices. Virtual time goes on, and so does the RTC; console bytes that are on
-    /// their way to or from the host stay.
-    pub fn reset(&mut self) {
-        let fresh = Self::new(&self.config);
-        self.serial.reset();
-        self.misc.reset();
-        self.fw_cfg.reset();
-        self.lapics = fresh.lapics;
-        self.ioapic = fresh.ioapic;
-        self.pic = fresh.pic;
-        self.pit = fresh.pit;
-        self.hpet = fresh.hpet;
-        self.rtc = fresh.rtc;
-        self.i8042 = fresh.i8042;
-        self.pm = fresh.pm;
-        self.pci = fresh.pci;
-        self.wires = fresh.wires;
-        self.pending = fresh.pending;
+    /// Carries everything for the first time.
+    fn start(&mut self) {
+        self.look_at_all();
         self.carry_lines();
         self.refresh();
-        self.signals.clear();
+        self.out.signals.clear();
+    }
+
+    /// Resets all devices. Virtual time goes on; console bytes that are on their way to or from the host stay.
+    pub fn reset(&mut self) {
+        for number in 0..self.bus.count() {
+            self.bus.device_mut(number).reset();
+        }
+        self.bus.interrupts.reset_wires();
+        self.bus.remap();
+        self.start();
+    }
+
+    /// Plugs a further device in, behind all others. A board's devices do not change once it runs.
+    ///
+    /// # Errors
+    /// [`PlugError`] when its name or its addresses are taken.
+    pub fn plug(&mut self, device: Box<dyn Device>) -> Result<(), PlugError> {
+        let name = device.name();
+        let own = ["ram", "blocks", "windows", "time", WIRES];
+        let taken = own.contains(&name.as_ref()) || name.starts_with("cpu") || name.is_empty();
+        if taken || (0..self.bus.count()).any(|number| self.bus.device(number).name() == name) {
+            return Err(PlugError::Name(name.into_owned()));
+        }
+        let is_taken = |range: &Range| self.bus.is_taken(range) || range.last().is_none();
+        if let Some(range) = device.ranges().iter().find(|range| is_taken(range)) {
+            return Err(PlugError::Taken {
+                device: name.into_owned(),
+                first: range.base,
+                last: range.last().unwrap_or(range.base),
+            });
+        }
+        let mut functions = device.functions().into_iter();
+        if functions.any(|devfn| self.bus.function(devfn).is_some()) {
+            return Err(PlugError::Function(name.into_owned()));
+        }
+        self.bus.add(device);
+        self.seen.push(Seen::default());
+        self.start();
+        Ok(())
+    }
+
+    /// All devices of a kind, but for interrupt controllers.
+    pub fn devices_of<D: Device>(&mut self) -> impl Iterator<Item = &mut D> {
+        self.bus.devices_of()
     }
 
     // --- Accesses -----------------------------------------------------------------------------
@@ -191,11 +166,7 @@ impl Board {
     pub fn io_read(&mut self, _vcpu: usize, port: u16, size: usize, now: u64) -> u32 {
         let before = self.deadline;
         self.catch_up(now);
-        if let Some(value) = self.pm_read(port, size, now) {
-            self.announce(before);
-            return value;
-        }
-        let value = self.port_read(port, size, now);
+        let value = self.bus.io_read(port, size, now, &mut self.out);
         self.settle(before, now);
         value
     }
@@ -204,7 +175,7 @@ impl Board {
     pub fn io_write(&mut self, _vcpu: usize, port: u16, size: usize, value: u32, now: u64) {
         let before = self.deadline;
         self.catch_up(now);
-        self.port_write(port, size, value, now);
+        self.bus.io_write(port, size, value, now, &mut self.out);
         self.settle(before, now);
     }
 
@@ -213,12 +184,7 @@ impl Board {
     pub fn mmio_read(&mut self, vcpu: usize, paddr: u64, size: usize, now: u64) -> u64 {
         let before = self.deadline;
         self.catch_up(now);
-        if let Some(offset) = self.lapic_offset(vcpu, paddr) {
-            let value = self.lapics[vcpu].mmio_read(offset, size, now);
-            self.settle_lapics(before, now);
-            return value;
-        }
-        let value = self.memory_read(paddr, size, now);
+        let value = self.bus.memory_read(vcpu, paddr, size, now, &mut self.out);
         self.settle(before, now);
         value
     }
@@ -227,65 +193,9 @@ impl Board {
     pub fn mmio_write(&mut self, vcpu: usize, paddr: u64, size: usize, value: u64, now: u64) {
         let before = self.deadline;
         self.catch_up(now);
-        if let Some(offset) = self.lapic_offset(vcpu, paddr) {
-            let action = self.lapics[vcpu].mmio_write(offset, size, value, now);
-            self.act(action);
-            self.settle_lapics(before, now);
-            return;
-        }
-        self.memory_write(paddr, size, value, now);
+        self.bus
+            .memory_write(vcpu, paddr, size, value, now, &mut self.out);
         self.settle(before, now);
-    }
-
-    fn lapic_offset(&self, vcpu: usize, paddr: u64) -> Option<u64> {
-        let page = self.lapics[vcpu].mmio_page()?;
-        (paddr & !0xfff == page).then_some(paddr & 0xfff)
-    }
-
-    fn memory_read(&mut self, paddr: u64, size: usize, now: u64) -> u64 {
-        if let Some(offset) = within(paddr, size, ioapic::BASE, 0x1000) {
-            let value = u64::from(self.ioapic.read(offset & !3)) >> (8 * (offset & 3));
-            return truncate(value, size);
-        }
-        if let Some(offset) = within(paddr, size, hpet::BASE, hpet::SIZE) {
-            return self.hpet.read(offset, size, now);
-        }
-        if let Some((base, length)) = self.pci.mmconfig_range() {
-            if let Some(offset) = within(paddr, size, base, length) {
-                return self.pci.mmconfig_read(offset, size, now);
-            }
-        }
-        if let Some((base, length)) = self.pci.rcba_range() {
-            if let Some(offset) = within(paddr, size, base, length) {
-                return self.pci.rcba_read(offset, size, now);
-            }
-        }
-        truncate(u64::MAX, size)
-    }
-
-    fn memory_write(&mut self, paddr: u64, size: usize, value: u64, now: u64) {
-        if let Some(offset) = within(paddr, size, ioapic::BASE, 0x1000) {
-            if size >= 4 || offset != 0x10 {
-                let value = truncate(value, size) as u32;
-                self.ioapic.write(offset, value, &mut self.messages);
-            }
-            return;
-        }
-        if let Some(offset) = within(paddr, size, hpet::BASE, hpet::SIZE) {
-            self.hpet.write(offset, size, value, now);
-            return;
-        }
-        if let Some((base, length)) = self.pci.mmconfig_range() {
-            if let Some(offset) = within(paddr, size, base, length) {
-                self.pci.mmconfig_write(offset, size, value, now);
-                return;
-            }
-        }
-        if let Some((base, length)) = self.pci.rcba_range() {
-            if let Some(offset) = within(paddr, size, base, length) {
-                self.pci.rcba_write(offset, size, value, now);
-            }
-        }
     }
 
     /// Reads IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register. The only failure is #GP(0).
@@ -293,9 +203,9 @@ impl Board {
     pub fn apic_msr_read(&mut self, vcpu: usize, msr: u32, now: u64) -> Result<u64, ()> {
         let before = self.deadline;
         self.catch_up(now);
-        let value = self.lapics[vcpu].read_msr(msr, now).map_err(|_| ());
+        let value = self.bus.interrupts.lapics[vcpu].read_msr(msr, now);
         self.announce(before);
-        value
+        value.map_err(|_| ())
     }
 
     /// Writes IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register. The only failure is #GP(0).
@@ -309,23 +219,29 @@ impl Board {
     ) -> Result<(), ()> {
         let before = self.deadline;
         self.catch_up(now);
-        let result = self.lapics[vcpu].write_msr(msr, value, now);
+        let lapic = &mut self.bus.interrupts.lapics[vcpu];
+        let page = lapic.mmio_page();
+        let result = lapic.write_msr(msr, value, now);
+        self.out.moved |= lapic.mmio_page() != page;
         if let Ok(action) = result {
-            self.act(action);
+            action.send(&mut self.out);
         }
-        self.settle_lapics(before, now);
+        self.remap_if_moved();
+        self.refresh();
+        self.catch_up(now);
+        self.announce(before);
         result.map(|_| ()).map_err(|_| ())
     }
 
     /// CR8 of a vCPU.
     #[must_use]
     pub fn cr8(&self, vcpu: usize) -> u8 {
-        self.lapics[vcpu].cr8()
+        self.bus.interrupts.lapics[vcpu].cr8()
     }
 
     /// Writes CR8. The caller has checked that the upper bits are zero.
     pub fn set_cr8(&mut self, vcpu: usize, value: u8) {
-        self.lapics[vcpu].set_cr8(value);
+        self.bus.interrupts.lapics[vcpu].set_cr8(value);
         self.refresh();
     }
 
@@ -334,192 +250,167 @@ impl Board {
     /// Whether a maskable interrupt would be delivered if IF were set.
     #[must_use]
     pub fn pending_interrupt(&self, vcpu: usize) -> bool {
-        self.pending[vcpu]
+        self.bus.interrupts.pending(vcpu)
     }
 
     /// The INTA cycle: takes the vector to deliver. The local APIC goes before the 8259 pair.
     /// Timers due by now have to be fired before, by [`Board::advance`].
     pub fn acknowledge_interrupt(&mut self, vcpu: usize) -> Option<u8> {
-        let vector = match self.lapics[vcpu].acknowledge() {
-            Some(vector) => Some(vector),
-            None if self.pic.irq() && self.lapics[vcpu].accepts_extint() => {
-                // The pair drops its output for a moment, so that the next request is an edge again.
-                let vector = self.pic.acknowledge();
-                self.set_lint0(false);
-                self.set_lint0(self.pic.irq());
-                Some(vector)
-            }
-            None => None,
-        };
+        let vector = self.bus.interrupts.acknowledge(vcpu, &mut self.out);
         self.refresh();
         vector
     }
 
-    /// Sets the level of a PCI interrupt line (0 = A to 7 = H), which the bridge routes.
-    pub fn set_pci_line(&mut self, pirq: usize, level: bool, now: u64) {
-        let bit = 1u8 << (pirq & 7);
-        if level {
-            self.wires.pirqs |= bit;
-        } else {
-            self.wires.pirqs &= !bit;
-        }
-        let before = self.deadline;
-        self.settle(before, now);
-    }
-
-    /// A message-signalled interrupt: a device's write to the window at 0xfee00000.
+    /// A message-signalled interrupt: a write to the window at 0xfee00000.
     pub fn send_msi(&mut self, address: u64, data: u32, now: u64) {
-        self.messages.extend(lapic_bus::msi(address, data));
+        self.out.messages.extend(message::msi(address, data));
         let before = self.deadline;
-        self.settle_lapics(before, now);
-    }
-
-    fn act(&mut self, action: Action) {
-        match action {
-            Action::None => {}
-            Action::Eoi(vector) => self.ioapic.end_of_interrupt(vector, &mut self.messages),
-            Action::Ipi(message) => self.messages.push(message),
-        }
-    }
-
-    fn set_lint0(&mut self, level: bool) {
-        for (vcpu, lapic) in self.lapics.iter_mut().enumerate() {
-            if lapic.set_lint0(level) {
-                self.signals.push(Signal::Nmi(vcpu));
-            }
-        }
-    }
-
-    fn isa_levels(&self) -> u16 {
-        let legacy = self.hpet.legacy();
-        let mut levels = 0;
-        for (line, level) in [
-            (0, self.pit.irq() && !legacy),
-            (1, self.i8042.keyboard_irq()),
-            (4, self.serial.irq()),
-            (8, self.rtc.irq() && !legacy),
-            (9, self.pm.irq()),
-            (12, self.i8042.mouse_irq()),
-        ] {
-            levels |= u16::from(level) << line;
-        }
-        levels
-    }
-
-    /// Samples all outputs and carries them to the interrupt controllers.
-    fn carry_lines(&mut self) {
-        let mut isa = self.isa_levels();
-        let mut pins = 0u32;
-        for line in 0..16 {
-            if let Some(pin) = pin_of_isa(line).filter(|_| isa >> line & 1 != 0) {
-                pins |= 1 << pin;
-            }
-        }
-        for pirq in 0..8 {
-            if self.wires.pirqs >> pirq & 1 != 0 {
-                let (line, pin) = self.pci.pirq_route(pirq);
-                isa |= line.map_or(0, |line| 1 << (line & 15));
-                pins |= 1 << (pin & 31);
-            }
-        }
-        for timer in 0..hpet::TIMERS {
-            if self.hpet.level(timer) {
-                match self.hpet.route(timer) {
-                    Route::Isa(line) => {
-                        isa |= 1 << line;
-                        pins |= pin_of_isa(line).map_or(0, |pin| 1 << pin);
-                    }
-                    Route::Pin(pin) => pins |= 1 << pin,
-                }
-            }
-        }
-        self.set_levels(isa, pins);
-        let pulses = self.hpet.take_pulses();
-        if pulses != 0 {
-            self.pulse(pulses, isa, pins);
-        }
-        self.set_lint0(self.pic.irq());
-    }
-
-    /// Carries short pulses of edge-triggered comparators on top of the standing levels.
-    fn pulse(&mut self, timers: u8, isa: u16, pins: u32) {
-        for timer in (0..hpet::TIMERS).filter(|timer| timers >> timer & 1 != 0) {
-            let (isa_bit, pin_bit) = match self.hpet.route(timer) {
-                Route::Isa(line) => (1 << line, pin_of_isa(line).map_or(0, |pin| 1 << pin)),
-                Route::Pin(pin) => (0, 1 << pin),
-            };
-            self.set_levels(isa | isa_bit, pins | pin_bit);
-            self.set_levels(isa, pins);
-        }
-    }
-
-    fn set_levels(&mut self, isa: u16, pins: u32) {
-        let changed = isa ^ self.wires.isa;
-        for line in (0..16u8).filter(|line| changed >> line & 1 != 0) {
-            self.pic.set_irq(line, isa >> line & 1 != 0);
-        }
-        let changed = pins ^ self.wires.pins;
-        for pin in (0..ioapic::PINS).filter(|pin| changed >> pin & 1 != 0) {
-            self.ioapic
-                .set_irq(pin, pins >> pin & 1 != 0, &mut self.messages);
-        }
-        self.wires.isa = isa;
-        self.wires.pins = pins;
-    }
-
-    /// Delivers messages and brings the cached answers up to date.
-    fn refresh(&mut self) {
-        for message in self.messages.drain(..) {
-            lapic_bus::deliver(&mut self.lapics, &message, &mut self.signals);
-        }
-        let extint = self.pic.irq();
-        for (vcpu, lapic) in self.lapics.iter().enumerate() {
-            let pending = lapic.pending() || extint && lapic.accepts_extint();
-            if pending && !self.pending[vcpu] {
-                self.signals.push(Signal::Interrupt(vcpu));
-            }
-            self.pending[vcpu] = pending;
-        }
-        self.deadline = self.earliest().map(|(at, _)| at);
-    }
-
-    /// After an access to any device.
-    fn settle(&mut self, before: Option<u64>, now: u64) {
-        self.carry_lines();
-        self.settle_lapics(before, now);
-    }
-
-    /// After an access that concerns local APICs only.
-    fn settle_lapics(&mut self, before: Option<u64>, now: u64) {
         self.refresh();
-        // The access may have armed a timer for a time that has already come.
         self.catch_up(now);
         self.announce(before);
     }
 
+    /// Carries the levels of all lines to the interrupt controllers.
+    pub(super) fn carry_lines(&mut self) {
+        let (isa, pins) = self.levels();
+        self.bus.interrupts.set_levels(isa, pins, &mut self.out);
+        self.carry_pulses(isa, pins);
+        self.bus.interrupts.carry_intr(&mut self.out);
+    }
+
+    /// ISA lines and pins of the I/O APIC that are high.
+    fn levels(&mut self) -> (u16, u32) {
+        let cuts = self
+            .seen
+            .iter()
+            .fold(0, |cuts, seen| cuts | seen.lines.cuts);
+        let (mut isa, mut pins, mut pirqs) = (0, 0, 0u8);
+        for Seen { lines, .. } in &self.seen {
+            isa |= lines.isa & if lines.cuts == 0 { !cuts } else { u16::MAX };
+            pins |= lines.pins;
+            if let Some((devfn, pin)) = lines.intx {
+                let pci: &Pci = self.bus.get(self.known.pci);
+                pirqs |= 1 << (pci.pirq_of(devfn, pin) & 7);
+            }
+        }
+        pins |= pins_of_isa(isa);
+        for pirq in (0..8).filter(|pirq| pirqs >> pirq & 1 != 0) {
+            let pci: &Pci = self.bus.get(self.known.pci);
+            let (line, pin) = pci.pirq_route(pirq);
+            isa |= line.map_or(0, |line| 1 << (line & 15));
+            pins |= 1 << (pin & 31);
+        }
+        self.bus.interrupts.wires.pirqs = pirqs;
+        (isa, pins)
+    }
+
+    /// Carries short pulses of edge-triggered outputs on top of the standing levels.
+    fn carry_pulses(&mut self, isa: u16, pins: u32) {
+        for number in self.bus.others() {
+            while let Some(pulse) = self.bus.device_mut(number).take_pulse() {
+                let interrupts = &mut self.bus.interrupts;
+                let high = pins | pulse.pins | pins_of_isa(pulse.isa);
+                interrupts.set_levels(isa | pulse.isa, high, &mut self.out);
+                interrupts.set_levels(isa, pins, &mut self.out);
+            }
+        }
+    }
+
+    /// When the device's next timer fires.
+    pub(super) fn seen_deadline(&self, number: usize) -> Option<u64> {
+        self.seen[number].deadline
+    }
+
+    /// Looks at a device that something has happened to. Says whether lines have to be carried.
+    pub(super) fn look_at(&mut self, number: usize) -> bool {
+        let device = self.bus.device(number);
+        let seen = Seen {
+            lines: device.lines(),
+            deadline: device.next_deadline(),
+            wants_dma: device.wants_dma(),
+        };
+        let before = std::mem::replace(&mut self.seen[number], seen);
+        if seen.wants_dma != before.wants_dma {
+            self.wants_dma = self.seen.iter().any(|seen| seen.wants_dma);
+        }
+        seen.lines != before.lines
+    }
+
+    fn look_at_all(&mut self) {
+        for number in self.bus.others() {
+            self.look_at(number);
+        }
+    }
+
+    fn remap_if_moved(&mut self) {
+        if std::mem::take(&mut self.out.moved) {
+            self.bus.remap();
+        }
+    }
+
+    /// Delivers messages and brings the cached answers up to date.
+    pub(super) fn refresh(&mut self) {
+        self.bus.interrupts.deliver(&mut self.out);
+        self.deadline = self.earliest().map(|(at, _)| at);
+    }
+
+    /// After an access: looks at all devices that it touched.
+    fn settle(&mut self, before: Option<u64>, now: u64) {
+        let (mut touched, mut carry) = (false, false);
+        while let Some(number) = self.bus.pop_touched() {
+            touched = true;
+            carry |= self.look_after_access(number);
+        }
+        if touched {
+            self.remap_if_moved();
+            if carry {
+                self.carry_lines();
+            }
+            self.refresh();
+            // The access may have armed a timer for a time that has already come.
+            self.catch_up(now);
+        }
+        self.announce(before);
+    }
+
+    /// Looks at a device that was accessed. Says whether lines have to be carried.
+    fn look_after_access(&mut self, number: usize) -> bool {
+        let interrupts = &self.bus.interrupts;
+        if number < interrupts.count() {
+            // Local APICs and the I/O APIC drive no lines, but for messages.
+            return number + 1 == interrupts.count();
+        }
+        if number == self.known.misc && !self.serial().used() {
+            self.bus.get_mut::<Misc>(number).note_alone();
+        }
+        let routes = number == self.known.pci && self.bus.interrupts.wires.pirqs != 0;
+        self.look_at(number) || routes
+    }
+
     fn announce(&mut self, before: Option<u64>) {
         if self.deadline != before {
-            self.signals.push(Signal::DeadlineChanged);
+            self.out.signals.push(Signal::DeadlineChanged);
         }
     }
 
     // --- Time ---------------------------------------------------------------------------------
 
-    fn earliest(&self) -> Option<(u64, Timer)> {
-        let mut best: Option<(u64, Timer)> = None;
-        let mut consider = |deadline: Option<u64>, timer: Timer| {
+    /// The earliest deadline, and whose it is. At the same time devices of the list go first, in their order, and then
+    /// local APICs.
+    fn earliest(&self) -> Option<(u64, usize)> {
+        let mut best: Option<(u64, usize)> = None;
+        let mut consider = |deadline: Option<u64>, number: usize| {
             if let Some(at) = deadline {
                 if best.is_none_or(|(earliest, _)| at < earliest) {
-                    best = Some((at, timer));
+                    best = Some((at, number));
                 }
             }
         };
-        consider(self.pit.next_deadline(), Timer::Pit);
-        consider(self.hpet.next_deadline(), Timer::Hpet);
-        consider(self.rtc.next_deadline(), Timer::Rtc);
-        consider(self.pm.next_deadline(), Timer::Pm);
-        for (vcpu, lapic) in self.lapics.iter().enumerate() {
-            consider(lapic.next_deadline(), Timer::Lapic(vcpu));
+        for number in self.bus.others() {
+            consider(self.seen[number].deadline, number);
+        }
+        for (number, lapic) in self.bus.interrupts.lapics.iter().enumerate() {
+            consider(lapic.next_deadline(), number);
         }
         best
     }
@@ -537,22 +428,61 @@ impl Board {
 
     fn catch_up(&mut self, now: u64) {
         while self.deadline.is_some_and(|at| at <= now) {
-            let Some((at, timer)) = self.earliest() else {
+            let Some((at, number)) = self.earliest() else {
                 break;
             };
-            match timer {
-                // Each change of the PIT's output counts; the others hold their interrupt until it
-                // is served, so that several of them at once are the same as one.
-                Timer::Pit => self.pit.advance(at),
-                Timer::Hpet => self.hpet.advance(now),
-                Timer::Rtc => self.rtc.advance(now),
-                Timer::Pm => self.pm.advance(now),
-                Timer::Lapic(vcpu) => self.lapics[vcpu].advance(now),
-            }
-            if !matches!(timer, Timer::Lapic(_)) {
+            self.bus.device_mut(number).advance(at, now, &mut self.out);
+            self.after_firing(number);
+        }
+    }
+
+    /// After a timer of a device fired.
+    pub(super) fn after_firing(&mut self, number: usize) {
+        if number >= self.bus.interrupts.count() {
+            self.look_at(number);
+            self.carry_lines();
+        }
+        self.refresh();
+    }
+
+    // --- DMA ----------------------------------------------------------------------------------
+
+    fn waiting_for_dma(&self) -> Option<usize> {
+        if !self.wants_dma {
+            return None;
+        }
+        self.seen.iter().position(|seen| seen.wants_dma)
+    }
+
+    /// The access to guest memory that a device needs next. Tell its outcome with
+    /// [`Board::dma_done`], and ask again until there is none.
+    #[must_use]
+    pub fn dma_access(&self) -> Option<DmaAccess> {
+        self.bus.device(self.waiting_for_dma()?).dma_access()
+    }
+
+    /// The access that [`Board::dma_access`] gave has been made: the bytes read (none for a write),
+    /// or `None` where there is no RAM.
+    pub fn dma_done(&mut self, bytes: Option<&[u8]>, now: u64) {
+        let Some(number) = self.waiting_for_dma() else {
+            return;
+        };
+        let before = (self.deadline, self.seen[number].deadline);
+        self.bus
+            .device_mut(number)
+            .dma_done(bytes, now, &mut self.out);
+        let moved = self.out.moved;
+        self.remap_if_moved();
+        let carry = self.look_at(number);
+        let rearmed = self.seen[number].deadline != before.1;
+        // Without such a change timers wait for the next access, as if there had been no transfer.
+        if carry || rearmed || moved || !self.out.messages.is_empty() {
+            if carry {
                 self.carry_lines();
             }
             self.refresh();
+            self.catch_up(now);
+            self.announce(before.0);
         }
     }
 
@@ -561,144 +491,99 @@ impl Board {
     /// Whether [`Board::take_signals`] or [`Board::dma_access`] has something to give.
     #[must_use]
     pub fn has_signals(&self) -> bool {
-        !self.signals.is_empty() || self.fw_cfg.dma.busy()
+        !self.out.signals.is_empty() || self.wants_dma
     }
 
     /// What the calls since the last time ask of vCPUs and machine, in order.
     pub fn take_signals(&mut self) -> Vec<Signal> {
-        std::mem::take(&mut self.signals)
+        std::mem::take(&mut self.out.signals)
     }
 
     /// What the calls since the last [`Board::take_signals`] ask for, without taking it.
     #[must_use]
     pub fn signals(&self) -> &[Signal] {
-        &self.signals
+        &self.out.signals
     }
 
     /// Replaces what is asked for; each concerns a vCPU that exists.
     pub fn set_signals(&mut self, signals: Vec<Signal>) {
-        self.signals = signals;
+        self.out.signals = signals;
     }
 
-    /// The access to guest memory that a device needs next. Tell its outcome with
-    /// [`Board::dma_done`], and ask again until there is none.
-    #[must_use]
-    pub fn dma_access(&self) -> Option<Access> {
-        self.fw_cfg.dma_access()
-    }
-
-    /// The access that [`Board::dma_access`] gave has been made: the bytes read (none for a write),
-    /// or `None` where there is no RAM.
-    pub fn dma_done(&mut self, bytes: Option<&[u8]>) {
-        self.fw_cfg.dma_done(bytes);
+    fn serial(&self) -> &Serial {
+        self.bus.get(self.known.serial)
     }
 
     /// Bytes that arrive at COM1 from outside.
     pub fn serial_receive(&mut self, bytes: &[u8], now: u64) {
         let before = self.deadline;
         self.catch_up(now);
-        self.serial.receive(bytes);
-        self.settle(before, now);
+        self.bus.get_mut::<Serial>(self.known.serial).receive(bytes);
+        if self.look_at(self.known.serial) {
+            self.carry_lines();
+        }
+        self.refresh();
+        self.catch_up(now);
+        self.announce(before);
     }
 
     /// What the guest sent over COM1 since the last call.
     pub fn take_serial_output(&mut self) -> Vec<u8> {
-        self.serial.take_output()
+        self.bus.get_mut::<Serial>(self.known.serial).take_output()
     }
 
     /// What the guest wrote to the debug consoles since the last call, and how many bytes of it came before
     /// any was sent over COM1.
     pub fn take_debugcon_output(&mut self) -> (Vec<u8>, usize) {
-        self.misc.take_debugcon_output()
+        self.bus
+            .get_mut::<Misc>(self.known.misc)
+            .take_debugcon_output()
     }
 
     /// Whether a line that was written to the debug consoles waits to be taken.
     pub fn has_debugcon_line(&self) -> bool {
-        self.misc.has_line()
+        self.bus.get::<Misc>(self.known.misc).has_line()
     }
 
     // --- State --------------------------------------------------------------------------------
 
-    /// All components by name, in a fixed order.
-    fn components(&mut self) -> Vec<(String, &mut dyn State)> {
-        let mut all: Vec<(String, &mut dyn State)> = Vec::new();
-        for (vcpu, lapic) in self.lapics.iter_mut().enumerate() {
-            all.push((format!("lapic{vcpu}"), lapic));
-        }
-        let devices: [(&str, &mut dyn State); 12] = [
-            ("ioapic", &mut self.ioapic),
-            ("pic", &mut self.pic),
-            ("pit", &mut self.pit),
-            ("hpet", &mut self.hpet),
-            ("rtc", &mut self.rtc),
-            ("serial", &mut self.serial),
-            ("i8042", &mut self.i8042),
-            ("pm", &mut self.pm),
-            ("pci", &mut self.pci),
-            ("fw_cfg", &mut self.fw_cfg),
-            ("misc", &mut self.misc),
-            ("wires", &mut self.wires),
-        ];
-        all.extend(devices.map(|(name, device)| (name.to_string(), device)));
-        all
-    }
-
     /// The complete state, component by component.
     #[must_use]
     pub fn save(&self) -> Vec<(String, Vec<u8>)> {
-        let lapics = self.lapics.iter().enumerate();
-        let mut parts: Vec<_> = lapics
-            .map(|(vcpu, lapic)| (format!("lapic{vcpu}"), save_to_bytes(lapic)))
+        let mut parts: Vec<_> = (0..self.bus.count())
+            .map(|number| self.bus.device(number))
+            .map(|device| (device.name().into_owned(), save_to_bytes(device)))
             .collect();
-        let devices: [(&str, &dyn State); 12] = [
-            ("ioapic", &self.ioapic),
-            ("pic", &self.pic),
-            ("pit", &self.pit),
-            ("hpet", &self.hpet),
-            ("rtc", &self.rtc),
-            ("serial", &self.serial),
-            ("i8042", &self.i8042),
-            ("pm", &self.pm),
-            ("pci", &self.pci),
-            ("fw_cfg", &self.fw_cfg),
-            ("misc", &self.misc),
-            ("wires", &self.wires),
-        ];
-        parts.extend(devices.map(|(name, device)| (name.to_string(), save_to_bytes(device))));
+        let wires = save_to_bytes(&self.bus.interrupts.wires);
+        parts.push((WIRES.to_string(), wires));
         parts
     }
 
     /// Replaces the complete state. Every component must be there, and no other.
     pub fn load(&mut self, parts: &[(String, Vec<u8>)]) -> Result<(), LoadError> {
-        let mut components = self.components();
-        for (name, _) in parts {
-            if !components.iter().any(|(known, _)| known == name) {
-                return Err(LoadError::UnknownComponent(name.clone()));
-            }
+        let names: Vec<_> = (0..self.bus.count())
+            .map(|number| self.bus.device(number).name())
+            .collect();
+        if let Some((name, _)) = parts
+            .iter()
+            .find(|(name, _)| name != WIRES && !names.iter().any(|known| known == name))
+        {
+            return Err(LoadError::UnknownComponent(name.clone()));
         }
-        for (name, component) in &mut components {
-            let Some((_, bytes)) = parts.iter().find(|(part, _)| part == name) else {
-                return Err(LoadError::MissingComponent(name.clone()));
-            };
-            load_from_bytes(*component, bytes)?;
+        let find = |name: &str| {
+            let part = parts.iter().find(|(part, _)| part == name);
+            part.map(|(_, bytes)| bytes.as_slice())
+                .ok_or_else(|| LoadError::MissingComponent(name.to_string()))
+        };
+        for (number, name) in names.iter().enumerate() {
+            load_from_bytes(self.bus.device_mut(number), find(name)?)?;
         }
+        load_from_bytes(&mut self.bus.interrupts.wires, find(WIRES)?)?;
+        self.bus.remap();
+        self.look_at_all();
         self.refresh();
-        self.signals.clear();
+        self.out.signals.clear();
         Ok(())
-    }
-}
-
-/// The offset of an access that lies wholly in a range.
-fn within(paddr: u64, size: usize, base: u64, length: u64) -> Option<u64> {
-    let offset = paddr.checked_sub(base)?;
-    (offset.checked_add(size as u64)? <= length).then_some(offset)
-}
-
-fn truncate(value: u64, size: usize) -> u64 {
-    if size >= 8 {
-        value
-    } else {
-        value & ((1 << (8 * size)) - 1)
     }
 }
 

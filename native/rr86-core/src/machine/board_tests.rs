@@ -2,7 +2,9 @@
 //! the same accesses give the same states, and no access panics.
 
 use super::super::lapic::BASE_EXTD;
+use super::super::{hpet, ioapic};
 use super::*;
+use crate::cpu::semantics::Semantics;
 use proptest::prelude::*;
 
 const LAPIC: u64 = 0xfee0_0000;
@@ -21,7 +23,7 @@ fn board(vcpus: usize) -> Board {
 }
 
 fn enable_lapics(board: &mut Board) {
-    for vcpu in 0..board.lapics.len() {
+    for vcpu in 0..board.bus.interrupts.lapics.len() {
         board.mmio_write(vcpu, LAPIC + 0xf0, 4, 0x1ff, 0);
     }
 }
@@ -184,22 +186,6 @@ fn a_tsc_deadline_in_the_past_fires_at_once() {
 }
 
 #[test]
-fn a_level_interrupt_returns_after_its_eoi_while_the_line_is_high() {
-    let mut board = board(1);
-    route(&mut board, 20, 0x80a1);
-    board.set_pci_line(4, true, 0);
-    let (_, pin) = board.pci.pirq_route(4);
-    assert_eq!(pin, 20);
-    assert_eq!(board.acknowledge_interrupt(0), Some(0xa1));
-    board.mmio_write(0, LAPIC + 0xb0, 4, 0, 0);
-    assert!(board.pending_interrupt(0));
-    assert_eq!(board.acknowledge_interrupt(0), Some(0xa1));
-    board.set_pci_line(4, false, 0);
-    board.mmio_write(0, LAPIC + 0xb0, 4, 0, 0);
-    assert!(!board.pending_interrupt(0));
-}
-
-#[test]
 fn lowest_priority_goes_to_the_least_busy_processor() {
     let mut board = board(3);
     enable_lapics(&mut board);
@@ -268,19 +254,19 @@ fn a_dma_request_waits_for_the_machine_and_survives_a_save() {
     let mut second = board(1);
     assert_eq!(second.load(&first.save()), Ok(()));
     assert!(second.has_signals());
-    let descriptor = Access::Read {
+    let descriptor = DmaAccess::Read {
         paddr: 0x1_0000_2000,
         length: 16,
     };
     assert_eq!(second.dma_access(), Some(descriptor));
     // No RAM there: the error goes where the descriptor should have been.
-    second.dma_done(None);
-    let status = Access::Write {
+    second.dma_done(None, 0);
+    let status = DmaAccess::Write {
         paddr: 0x1_0000_2000,
         data: vec![0, 0, 0, 1],
     };
     assert_eq!(second.dma_access(), Some(status));
-    second.dma_done(None);
+    second.dma_done(None, 0);
     assert!(!second.has_signals());
 }
 

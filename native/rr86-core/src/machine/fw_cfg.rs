@@ -7,43 +7,28 @@
 //! follow QEMU's `docs/specs/fw_cfg`. Items are read-only and part of the board's configuration, so
 //! the state is only the selected key, the position and a transfer under way.
 //!
-//! Interface: [`FwCfg::read`] and [`FwCfg::write`] with the offset from 0x510, whole accesses (the
-//! caller must not split them into bytes, since the selector is 16 bits wide and overlaps the data
-//! port); [`FwCfg::dma`], which the machine serves between two blocks; [`FwCfg::reset`].
+//! Accesses come whole, never split into bytes, since the selector is 16 bits wide and overlaps the data
+//! port.
 
-use super::device::{LoadError, Reader, State, Writer};
+use super::device::{Access, Device, LoadError, Outbox, Reader, State, Writer};
+use super::dma::DmaAccess;
 use super::fw_cfg_dma::Dma;
+use super::fw_cfg_items::Items;
+use super::range::{Range, Takes};
 use crate::contents::Contents;
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
-const KEY_SIGNATURE: u16 = 0x00;
-const KEY_ID: u16 = 0x01;
-const KEY_RAM_SIZE: u16 = 0x03;
-const KEY_NB_CPUS: u16 = 0x05;
-const KEY_MAX_CPUS: u16 = 0x0f;
-const KEY_FILE_DIR: u16 = 0x19;
-/// First key of named files.
-const KEY_FILE_FIRST: u16 = 0x20;
-/// Key bits: the write channel (0x4000) selects nothing of its own.
-const KEY_MASK: u16 = 0xbfff;
-/// Keys of one space, without the architecture bit.
-const KEY_SPACE_END: u16 = 0x4000;
-
-/// Interface id: the traditional interface (bit 0) and DMA (bit 1).
-const INTERFACES: u32 = 3;
 /// Offset of the DMA address register from the selector.
 const DMA_ADDRESS: u16 = 4;
 /// What the DMA address register reads as.
 const DMA_SIGNATURE: &[u8; 8] = b"QEMU CFG";
-/// Room for a file's name in the directory, with its final zero.
-const FILE_NAME_SIZE: usize = 56;
+/// The selector's port.
+const BASE: u16 = 0x510;
 
 /// The fw_cfg device.
 pub struct FwCfg {
-    items: BTreeMap<u16, Contents>,
-    selector: u16,
-    position: u32,
-    pub(super) dma: Dma,
+    items: Items,
+    dma: Dma,
 }
 
 impl FwCfg {
@@ -57,52 +42,10 @@ impl FwCfg {
         items: &[(u16, Contents)],
         files: &[(String, Vec<u8>)],
     ) -> Self {
-        let cpus = u16::try_from(vcpus).unwrap_or(u16::MAX).to_le_bytes();
-        let mut map = BTreeMap::new();
-        map.insert(KEY_SIGNATURE, b"QEMU".into());
-        map.insert(KEY_ID, INTERFACES.to_le_bytes().into());
-        map.insert(KEY_RAM_SIZE, memory.to_le_bytes().into());
-        map.insert(KEY_NB_CPUS, cpus.into());
-        map.insert(KEY_MAX_CPUS, cpus.into());
-
-        let named: BTreeMap<&str, &Vec<u8>> = files
-            .iter()
-            .map(|(name, content)| (name.as_str(), content))
-            .collect();
-        let mut entries = Vec::new();
-        let mut count: u32 = 0;
-        for (key, (name, content)) in (KEY_FILE_FIRST..KEY_SPACE_END).zip(&named) {
-            let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
-            entries.extend_from_slice(&size.to_be_bytes());
-            entries.extend_from_slice(&key.to_be_bytes());
-            entries.extend_from_slice(&[0, 0]);
-            let mut field = [0; FILE_NAME_SIZE];
-            for (to, from) in field[..FILE_NAME_SIZE - 1].iter_mut().zip(name.bytes()) {
-                *to = from;
-            }
-            entries.extend_from_slice(&field);
-            map.insert(key, content.as_slice().into());
-            count += 1;
-        }
-        let mut directory = count.to_be_bytes().to_vec();
-        directory.append(&mut entries);
-        map.insert(KEY_FILE_DIR, directory.into());
-
-        for (key, content) in items {
-            map.insert(key & KEY_MASK, content.clone());
-        }
         Self {
-            items: map,
-            selector: KEY_SIGNATURE,
-            position: 0,
+            items: Items::new(vcpus, memory, items, files),
             dma: Dma::default(),
         }
-    }
-
-    /// Back to the state after power-on.
-    pub fn reset(&mut self) {
-        self.select(KEY_SIGNATURE);
-        self.dma = Dma::default();
     }
 
     /// Reads port 0x510 + `offset`. The selector reads as zero; each read at offset 1 takes one byte
@@ -111,9 +54,9 @@ impl FwCfg {
     pub fn read(&mut self, offset: u16, size: usize, _now: u64) -> u32 {
         match (offset, size) {
             (0, 1) => 0,
-            (0, _) => 0xffff_0000 | u32::from(self.next_byte()) << 8,
-            (1, 1) => u32::from(self.next_byte()),
-            (1, _) => 0xffff_ff00 | u32::from(self.next_byte()),
+            (0, _) => 0xffff_0000 | u32::from(self.items.next_byte()) << 8,
+            (1, 1) => u32::from(self.items.next_byte()),
+            (1, _) => 0xffff_ff00 | u32::from(self.items.next_byte()),
             (DMA_ADDRESS.., _) => (0..size.min(4)).fold(0, |value, index| {
                 let byte = DMA_SIGNATURE.get(usize::from(offset - DMA_ADDRESS) + index);
                 value | u32::from(*byte.unwrap_or(&0xff)) << (8 * index)
@@ -126,52 +69,66 @@ impl FwCfg {
     /// to a half of the DMA address register, others do nothing (items are read-only).
     pub fn write(&mut self, offset: u16, size: usize, value: u32, _now: u64) {
         match (offset, size) {
-            (0, 2..) => self.select(value as u16),
+            (0, 2..) => self.items.select(value as u16),
             (DMA_ADDRESS, 4) => self.dma.write_high(value.swap_bytes()),
             (8, 4) => self.dma.write_low(value.swap_bytes()),
             _ => {}
         }
     }
-
-    /// Selects an item, from its beginning.
-    pub(super) fn select(&mut self, key: u16) {
-        self.selector = key & KEY_MASK;
-        self.position = 0;
-    }
-
-    /// The item's bytes from the position on.
-    pub(super) fn rest(&self) -> &[u8] {
-        self.items
-            .get(&self.selector)
-            .and_then(|item| item.get(usize::try_from(self.position).ok()?..))
-            .unwrap_or(&[])
-    }
-
-    /// Moves on by `count` bytes, at most to the item's end.
-    pub(super) fn skip(&mut self, count: u32) {
-        let left = u32::try_from(self.rest().len()).unwrap_or(u32::MAX);
-        self.position = self.position.saturating_add(count.min(left));
-    }
-
-    fn next_byte(&mut self) -> u8 {
-        let byte = self.rest().first().copied();
-        self.skip(1);
-        byte.unwrap_or(0)
-    }
 }
 
 impl State for FwCfg {
     fn save(&self, w: &mut Writer) {
-        w.u16(self.selector);
-        w.u32(self.position);
+        self.items.save(w);
         self.dma.save(w);
     }
 
     fn load(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
-        self.selector = r.u16()?;
-        self.position = r.u32()?;
+        self.items.load(r)?;
         self.dma.load(r)
     }
+}
+
+impl Device for FwCfg {
+    fn name(&self) -> Cow<'static, str> {
+        "fw_cfg".into()
+    }
+
+    fn reset(&mut self) {
+        self.items.reset();
+        self.dma = Dma::default();
+    }
+
+    fn ranges(&self) -> Vec<Range> {
+        [(0, 2), (DMA_ADDRESS, 8)]
+            .map(|(at, length)| Range::ports(BASE + at, length, at as u8).taking(Takes::Beginning))
+            .into()
+    }
+
+    fn read(&mut self, at: Access, _out: &mut Outbox) -> u64 {
+        FwCfg::read(self, offset(at), at.size, at.now).into()
+    }
+
+    fn write(&mut self, at: Access, value: u64, _out: &mut Outbox) {
+        FwCfg::write(self, offset(at), at.size, value as u32, at.now);
+    }
+
+    fn wants_dma(&self) -> bool {
+        self.dma.busy()
+    }
+
+    fn dma_access(&self) -> Option<DmaAccess> {
+        self.dma.access(&self.items)
+    }
+
+    fn dma_done(&mut self, bytes: Option<&[u8]>, _now: u64, _out: &mut Outbox) {
+        self.dma.done(&mut self.items, bytes);
+    }
+}
+
+/// Offset from the selector.
+fn offset(at: Access) -> u16 {
+    u16::from(at.region) + at.offset as u16
 }
 
 #[cfg(test)]

@@ -3,12 +3,13 @@
 //! A descriptor lies in guest memory, all fields big-endian: control (32 bits), length (32), address
 //! (64). Control asks for an optional selection of the item in its upper half, then for a read or a
 //! skip; when all is done it is overwritten with 0, or with the error bit. Devices have no way to guest
-//! memory of their own: the transfer is a chain of [`Access`]es that the machine makes, one after
+//! memory of their own: the transfer is a chain of [`DmaAccess`]es that the machine makes, one after
 //! another, through the one function for writes. It is served before the next instruction, so the
 //! guest always finds it done.
 
 use super::device::{LoadError, Reader, State, Writer};
-use super::fw_cfg::FwCfg;
+use super::dma::DmaAccess;
+use super::fw_cfg_items::Items;
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 
 const CONTROL_ERROR: u32 = 1 << 0;
@@ -19,13 +20,6 @@ const CONTROL_WRITE: u32 = 1 << 4;
 
 /// Size in bytes of a descriptor.
 const DESCRIPTOR_SIZE: usize = 16;
-
-/// One access of a device to guest memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Access {
-    Read { paddr: u64, length: usize },
-    Write { paddr: u64, data: Vec<u8> },
-}
 
 /// How far a transfer is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +60,47 @@ impl Dma {
     pub fn busy(&self) -> bool {
         self.phase != Phase::Idle
     }
+
+    /// The access to guest memory that the transfer under way needs next. Tell the outcome with
+    /// [`Dma::done`]. No access crosses a page, but for those to the descriptor.
+    #[must_use]
+    pub fn access(&self, items: &Items) -> Option<DmaAccess> {
+        match self.phase {
+            Phase::Idle => None,
+            Phase::Descriptor => Some(DmaAccess::Read {
+                paddr: self.descriptor,
+                length: DESCRIPTOR_SIZE,
+            }),
+            Phase::Data { address, left } => {
+                let room = (PAGE_SIZE - (address & PAGE_MASK)) as usize;
+                let length = room.min(left as usize);
+                let mut data: Vec<u8> = items.rest().iter().copied().take(length).collect();
+                data.resize(length, 0);
+                Some(DmaAccess::Write {
+                    paddr: address,
+                    data,
+                })
+            }
+            Phase::Status(value) => Some(DmaAccess::Write {
+                paddr: self.descriptor,
+                data: value.to_be_bytes().to_vec(),
+            }),
+        }
+    }
+
+    /// The access has been made; of a read, these are the bytes. `None` says that there is no RAM.
+    pub fn done(&mut self, items: &mut Items, bytes: Option<&[u8]>) {
+        self.phase = match (self.phase, bytes) {
+            (Phase::Idle | Phase::Status(_), _) => Phase::Idle,
+            (_, None) => Phase::Status(CONTROL_ERROR),
+            (Phase::Descriptor, Some(bytes)) => begin(items, bytes),
+            (Phase::Data { address, left }, Some(_)) => {
+                let done = (PAGE_SIZE - (address & PAGE_MASK)).min(u64::from(left)) as u32;
+                items.skip(done);
+                data(address.wrapping_add(u64::from(done)), left - done)
+            }
+        };
+    }
 }
 
 /// The big-endian number in four bytes of a descriptor.
@@ -77,67 +112,24 @@ fn word(descriptor: &[u8], at: usize) -> u32 {
         .fold(0, |value, &byte| value << 8 | u32::from(byte))
 }
 
-impl FwCfg {
-    /// The access to guest memory that the transfer under way needs next. Tell the outcome with
-    /// [`FwCfg::dma_done`]. No access crosses a page, but for those to the descriptor.
-    #[must_use]
-    pub fn dma_access(&self) -> Option<Access> {
-        match self.dma.phase {
-            Phase::Idle => None,
-            Phase::Descriptor => Some(Access::Read {
-                paddr: self.dma.descriptor,
-                length: DESCRIPTOR_SIZE,
-            }),
-            Phase::Data { address, left } => {
-                let room = (PAGE_SIZE - (address & PAGE_MASK)) as usize;
-                let length = room.min(left as usize);
-                let mut data: Vec<u8> = self.rest().iter().copied().take(length).collect();
-                data.resize(length, 0);
-                Some(Access::Write {
-                    paddr: address,
-                    data,
-                })
-            }
-            Phase::Status(value) => Some(Access::Write {
-                paddr: self.dma.descriptor,
-                data: value.to_be_bytes().to_vec(),
-            }),
-        }
+/// Does what a descriptor asks for, as far as that needs no memory.
+fn begin(items: &mut Items, descriptor: &[u8]) -> Phase {
+    let control = word(descriptor, 0);
+    let length = word(descriptor, 4);
+    let address = u64::from(word(descriptor, 8)) << 32 | u64::from(word(descriptor, 12));
+    if control & CONTROL_SELECT != 0 {
+        items.select((control >> 16) as u16);
     }
-
-    /// The access has been made; of a read, these are the bytes. `None` says that there is no RAM.
-    pub fn dma_done(&mut self, bytes: Option<&[u8]>) {
-        self.dma.phase = match (self.dma.phase, bytes) {
-            (Phase::Idle | Phase::Status(_), _) => Phase::Idle,
-            (_, None) => Phase::Status(CONTROL_ERROR),
-            (Phase::Descriptor, Some(bytes)) => self.begin(bytes),
-            (Phase::Data { address, left }, Some(_)) => {
-                let done = (PAGE_SIZE - (address & PAGE_MASK)).min(u64::from(left)) as u32;
-                self.skip(done);
-                data(address.wrapping_add(u64::from(done)), left - done)
-            }
-        };
-    }
-
-    /// Does what a descriptor asks for, as far as that needs no memory.
-    fn begin(&mut self, descriptor: &[u8]) -> Phase {
-        let control = word(descriptor, 0);
-        let length = word(descriptor, 4);
-        let address = u64::from(word(descriptor, 8)) << 32 | u64::from(word(descriptor, 12));
-        if control & CONTROL_SELECT != 0 {
-            self.select((control >> 16) as u16);
+    if control & CONTROL_READ != 0 {
+        data(address, length)
+    } else if control & CONTROL_WRITE != 0 {
+        // Items are read-only.
+        Phase::Status(if length == 0 { 0 } else { CONTROL_ERROR })
+    } else {
+        if control & CONTROL_SKIP != 0 {
+            items.skip(length);
         }
-        if control & CONTROL_READ != 0 {
-            data(address, length)
-        } else if control & CONTROL_WRITE != 0 {
-            // Items are read-only.
-            Phase::Status(if length == 0 { 0 } else { CONTROL_ERROR })
-        } else {
-            if control & CONTROL_SKIP != 0 {
-                self.skip(length);
-            }
-            Phase::Status(0)
-        }
+        Phase::Status(0)
     }
 }
 
@@ -189,7 +181,8 @@ impl State for Dma {
 
 #[cfg(test)]
 mod tests {
-    use super::super::device::{load_from_bytes, save_to_bytes};
+    use super::super::device::{load_from_bytes, save_to_bytes, Device, Outbox};
+    use super::super::fw_cfg::FwCfg;
     use super::*;
 
     const RAM: usize = 0x4000;
@@ -211,21 +204,21 @@ mod tests {
             return false;
         };
         match access {
-            Access::Read { paddr, length } => {
+            DmaAccess::Read { paddr, length } => {
                 let at = paddr as usize;
                 let bytes = ram.get(at..at.saturating_add(length)).map(<[u8]>::to_vec);
-                device.dma_done(bytes.as_deref());
+                device.dma_done(bytes.as_deref(), 0, &mut Outbox::default());
             }
-            Access::Write { paddr, data } => {
+            DmaAccess::Write { paddr, data } => {
                 let ends = (paddr & PAGE_MASK) + data.len() as u64;
                 assert!(ends <= PAGE_SIZE || data.len() == 4);
                 let at = paddr as usize;
                 match ram.get_mut(at..at.saturating_add(data.len())) {
                     Some(to) => {
                         to.copy_from_slice(&data);
-                        device.dma_done(Some(&[]));
+                        device.dma_done(Some(&[]), 0, &mut Outbox::default());
                     }
-                    None => device.dma_done(None),
+                    None => device.dma_done(None, 0, &mut Outbox::default()),
                 }
             }
         }
@@ -257,7 +250,7 @@ mod tests {
         let expected: Vec<u8> = (0..5000u32).map(|n| n as u8 | 1).collect();
         assert_eq!(ram[0xff0..0xff0 + 5000], expected);
         assert_eq!(ram[0xff0 + 5000..0xff0 + 5004], [0, 0, 0, 0xee]);
-        assert!(!d.dma.busy());
+        assert!(!d.wants_dma());
     }
 
     #[test]
@@ -285,7 +278,7 @@ mod tests {
         d.write(4, 4, u32::MAX, 0);
         d.write(8, 4, u32::MAX, 0);
         while step(&mut d, &mut ram) {}
-        assert!(!d.dma.busy());
+        assert!(!d.wants_dma());
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! The counter follows from the moment and value of its last setting. An armed comparator is kept
 //! as the moment at which it matches next.
 
-use super::device::{LoadError, Reader, State, Writer};
+use super::device::{Access, Device, Lines, LoadError, Outbox, Reader, State, Trial, Writer};
+use super::range::Range;
+use std::borrow::Cow;
 
 /// Physical address of the registers.
 pub const BASE: u64 = 0xfed0_0000;
@@ -159,12 +161,6 @@ impl Hpet {
         self.timers.iter().filter_map(|timer| timer.match_at).min()
     }
 
-    /// When this comparator matches next.
-    #[must_use]
-    pub(super) fn deadline_of(&self, index: usize) -> Option<u64> {
-        self.timers[index].match_at
-    }
-
     /// Handles all matches up to `now`; several of one timer give one interrupt.
     pub fn advance(&mut self, now: u64) {
         for index in 0..TIMERS {
@@ -173,7 +169,7 @@ impl Hpet {
     }
 
     /// Handles the matches of one comparator up to `now`.
-    pub(super) fn advance_one(&mut self, index: usize, now: u64) {
+    fn advance_one(&mut self, index: usize, now: u64) {
         let timer = &mut self.timers[index];
         let Some(at) = timer.match_at.filter(|&at| at <= now) else {
             return;
@@ -225,9 +221,15 @@ impl Hpet {
         })
     }
 
-    /// Edge-triggered comparators (one bit each) that matched since the last call.
-    pub fn take_pulses(&mut self) -> u8 {
-        std::mem::take(&mut self.pulses)
+    /// The line of a comparator.
+    fn line(&self, timer: usize) -> Lines {
+        match self.route(timer) {
+            Route::Isa(line) => Lines::isa(line, true),
+            Route::Pin(pin) => Lines {
+                pins: 1 << pin,
+                ..Lines::default()
+            },
+        }
     }
 
     fn read_register(&self, register: u64, now: u64) -> u64 {
@@ -359,6 +361,75 @@ impl State for Hpet {
     }
 }
 
+impl Device for Hpet {
+    fn name(&self) -> Cow<'static, str> {
+        "hpet".into()
+    }
+
+    fn reset(&mut self) {
+        *self = Self::new();
+    }
+
+    fn ranges(&self) -> Vec<Range> {
+        vec![Range::memory(BASE, SIZE, 0).quiet()]
+    }
+
+    fn read(&mut self, at: Access, _out: &mut Outbox) -> u64 {
+        Hpet::read(self, at.offset, at.size, at.now)
+    }
+
+    fn write(&mut self, at: Access, value: u64, _out: &mut Outbox) {
+        Hpet::write(self, at.offset, at.size, value, at.now);
+    }
+
+    fn lines(&self) -> Lines {
+        let cuts = if self.legacy() { 1 << 0 | 1 << 8 } else { 0 };
+        let lines = Lines {
+            cuts,
+            ..Lines::default()
+        };
+        (0..TIMERS)
+            .filter(|&timer| self.level(timer))
+            .fold(lines, |lines, timer| lines.and(self.line(timer)))
+    }
+
+    fn take_pulse(&mut self) -> Option<Lines> {
+        let timer = (0..TIMERS).find(|timer| self.pulses >> timer & 1 != 0);
+        if timer.is_none() {
+            self.pulses = 0;
+        }
+        let timer = timer?;
+        self.pulses &= !(1 << timer);
+        Some(self.line(timer))
+    }
+
+    fn next_deadline(&self) -> Option<u64> {
+        Hpet::next_deadline(self)
+    }
+
+    fn advance(&mut self, _deadline: u64, now: u64, _out: &mut Outbox) {
+        Hpet::advance(self, now);
+    }
+
+    fn trial(&mut self) -> Option<&mut dyn Trial> {
+        Some(self)
+    }
+}
+
+impl Trial for Hpet {
+    fn copy(&self) -> Box<dyn Device> {
+        Box::new(self.clone())
+    }
+
+    fn deadlines(&self) -> Vec<Option<u64>> {
+        self.timers.iter().map(|timer| timer.match_at).collect()
+    }
+
+    fn fire(&mut self, timer: usize, at: u64) {
+        self.advance_one(timer, at);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -386,9 +457,10 @@ mod tests {
         hpet.write(0x108, 4, 1000, 3);
         assert_eq!(hpet.next_deadline(), Some(10_000));
         hpet.advance(9_999);
-        assert_eq!(hpet.take_pulses(), 0);
+        assert_eq!(hpet.take_pulse(), None);
         hpet.advance(10_000);
-        assert_eq!(hpet.take_pulses(), 1);
+        assert_eq!(hpet.take_pulse(), Some(Lines::isa(0, true)));
+        assert_eq!(hpet.take_pulse(), None);
         assert_eq!(hpet.route(0), Route::Isa(0));
         assert_eq!(hpet.next_deadline(), Some(10_000 + (10 << 32)));
     }
@@ -403,7 +475,8 @@ mod tests {
         for expected in [5000, 9000, 13_000] {
             assert_eq!(hpet.next_deadline(), Some(expected));
             hpet.advance(expected);
-            assert_eq!(hpet.take_pulses(), 1);
+            assert_eq!(hpet.take_pulse(), Some(Lines::isa(0, true)));
+            assert_eq!(hpet.take_pulse(), None);
         }
         assert_eq!(hpet.read(0x108, 4, 13_000), 1700);
     }

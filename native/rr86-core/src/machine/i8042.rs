@@ -8,7 +8,10 @@
 //! Interface: [`I8042::read`] and [`I8042::write`] with offset 0 (port 0x60) or 4 (port 0x64),
 //! [`I8042::keyboard_irq`] (IRQ 1), [`I8042::mouse_irq`] (IRQ 12), [`I8042::take_reset`].
 
-use super::device::{LoadError, Reader, State, Writer};
+use super::device::{Access, Device, Lines, LoadError, Outbox, Reader, State, Writer};
+use super::range::Range;
+use super::signal::Signal;
+use std::borrow::Cow;
 
 const STATUS_OUTPUT_FULL: u8 = 1 << 0;
 const STATUS_COMMAND: u8 = 1 << 3;
@@ -207,6 +210,35 @@ impl State for I8042 {
         };
         self.reset_requested = r.bool()?;
         Ok(())
+    }
+}
+
+impl Device for I8042 {
+    fn name(&self) -> Cow<'static, str> {
+        "i8042".into()
+    }
+
+    fn reset(&mut self) {
+        *self = Self::new();
+    }
+
+    fn ranges(&self) -> Vec<Range> {
+        vec![Range::isa(0x60, 1, 0), Range::isa(0x64, 1, 4)]
+    }
+
+    fn read(&mut self, at: Access, _out: &mut Outbox) -> u64 {
+        I8042::read(self, at.region.into(), at.now).into()
+    }
+
+    fn write(&mut self, at: Access, value: u64, out: &mut Outbox) {
+        I8042::write(self, at.region.into(), value as u8, at.now);
+        if self.take_reset() {
+            out.signals.push(Signal::Reset);
+        }
+    }
+
+    fn lines(&self) -> Lines {
+        Lines::isa(1, self.keyboard_irq()).and(Lines::isa(12, self.mouse_irq()))
     }
 }
 

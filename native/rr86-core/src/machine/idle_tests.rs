@@ -216,7 +216,7 @@ proptest! {
         prop_assert_eq!(stepwise.save(), saved);
         prop_assert_eq!(stepwise.next_deadline(), at_once.next_deadline());
         prop_assert!(!stepwise.has_signals());
-        let lapics = stepwise.lapics.clone();
+        let lapics = stepwise.bus.interrupts.lapics.clone();
         for step in 0.. {
             let Some(at) = stepwise.next_deadline() else { break };
             if step == STEPS {
@@ -228,7 +228,7 @@ proptest! {
             stepwise.advance(at);
             let signals = stepwise.take_signals();
             prop_assert!(!signals.iter().any(acts), "{:?} at {}", signals, at);
-            for (now, old) in stepwise.lapics.iter().zip(&lapics) {
+            for (now, old) in stepwise.bus.interrupts.lapics.iter().zip(&lapics) {
                 prop_assert!(now.differs_only_in_time(old), "at {}", at);
             }
         }

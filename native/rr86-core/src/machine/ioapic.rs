@@ -1,8 +1,10 @@
 //! The I/O APIC (Intel 82093AA datasheet; ICH9 datasheet 13.5): 24 pins, version 0x20, which adds
 //! the EOI register.
 
-use super::device::{LoadError, Reader, State, Writer};
-use super::lapic_bus::{Delivery, Destination, Message};
+use super::device::{Access, Device, LoadError, Outbox, Reader, State, Writer};
+use super::message::{Delivery, Destination, Message};
+use super::range::Range;
+use std::borrow::Cow;
 
 /// Physical address of the registers.
 pub const BASE: u64 = 0xfec0_0000;
@@ -170,6 +172,35 @@ impl State for IoApic {
             *entry = r.u64()? & (ENTRY_WRITABLE | ENTRY_REMOTE_IRR);
         }
         Ok(())
+    }
+}
+
+impl Device for IoApic {
+    fn name(&self) -> Cow<'static, str> {
+        "ioapic".into()
+    }
+
+    fn reset(&mut self) {
+        *self = Self::new();
+    }
+
+    fn ranges(&self) -> Vec<Range> {
+        vec![Range::memory(BASE, 0x1000, 0).quiet()]
+    }
+
+    fn read(&mut self, at: Access, _out: &mut Outbox) -> u64 {
+        let register = u64::from(IoApic::read(self, at.offset & !3));
+        let bits = 8 * at.size.min(4) as u32;
+        register >> (8 * (at.offset & 3)) & (u64::MAX >> (64 - bits))
+    }
+
+    fn write(&mut self, at: Access, value: u64, out: &mut Outbox) {
+        // Parts of the data register cannot be written.
+        if at.size >= 4 || at.offset != 0x10 {
+            let bits = 8 * at.size.min(4) as u32;
+            let value = value as u32 & (u32::MAX >> (32 - bits));
+            IoApic::write(self, at.offset, value, &mut out.messages);
+        }
     }
 }
 

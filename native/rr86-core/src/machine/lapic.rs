@@ -1,11 +1,12 @@
 //! The local APIC (Intel SDM volume 3, chapter 11): registers, priorities, the local vector table
-//! and the timer. Its MSR face is in `lapic_msr`, messages between APICs in `lapic_bus`.
+//! and the timer. Its MSR face is in `lapic_msr`, its face as a
+//! device in `lapic_device`, messages between APICs in `message`.
 //!
 //! The timer is kept as the moment at which it fires next, from which the current count is computed.
 //! Its input clock and the TSC both tick once per nanosecond.
 
-use super::device::{LoadError, Reader, State, Writer};
-use super::lapic_bus::{Delivery, Destination, Message};
+use super::device::{LoadError, Outbox, Reader, State, Writer};
+use super::message::{Delivery, Destination, Message};
 
 /// Input clock of the timer before its divider, in Hz: one tick per nanosecond of virtual time.
 pub const TIMER_FREQUENCY: u64 = 1_000_000_000;
@@ -73,6 +74,17 @@ pub enum Action {
     Eoi(u8),
     /// Send an interprocessor interrupt.
     Ipi(Message),
+}
+
+impl Action {
+    /// Asks for it.
+    pub(super) fn send(self, out: &mut Outbox) {
+        match self {
+            Self::None => {}
+            Self::Eoi(vector) => out.served = Some(vector),
+            Self::Ipi(message) => out.messages.push(message),
+        }
+    }
 }
 
 /// A 256-bit vector register (IRR, ISR or TMR).

@@ -11,10 +11,22 @@
 //!
 //! Interface: [`Misc::claims`], [`Misc::read`] and [`Misc::write`] with absolute ports,
 //! [`Misc::take_debugcon_output`], [`Misc::reset`]. A wide access to a byte port is not claimed: the
-//! board splits it and offers the bytes.
+//! bus splits it and offers the bytes.
 
-use super::device::{LoadError, Reader, State, Writer};
+use super::device::{Access, Device, LoadError, Outbox, Reader, State, Writer};
+use super::range::{Range, Rank, Takes};
+use super::signal::Signal;
+use std::borrow::Cow;
 
+/// All ports; the place in here is the number of the region.
+const PORTS: [u16; 6] = [
+    PORT_POST,
+    PORT_92,
+    PORT_DEBUGCON,
+    PORT_DEBUG_EXIT,
+    PORT_SEABIOS_DEBUGCON,
+    PORT_RESET_CONTROL,
+];
 const PORT_POST: u16 = 0x80;
 const PORT_92: u16 = 0x92;
 const PORT_DEBUGCON: u16 = 0xe9;
@@ -174,6 +186,43 @@ impl State for Misc {
         self.port_92 = r.u8()?;
         self.reset_control = r.u8()?;
         Ok(())
+    }
+}
+
+impl Device for Misc {
+    fn name(&self) -> Cow<'static, str> {
+        "misc".into()
+    }
+
+    fn reset(&mut self) {
+        Misc::reset(self);
+    }
+
+    fn ranges(&self) -> Vec<Range> {
+        let range = |(region, &port): (usize, &u16)| {
+            let takes = match port {
+                PORT_DEBUG_EXIT => Takes::Beginning,
+                _ => Takes::Bytes,
+            };
+            Range::ports(port, 1, region as u8)
+                .taking(takes)
+                .ranked(Rank::Fixed)
+        };
+        PORTS.iter().enumerate().map(range).collect()
+    }
+
+    fn read(&mut self, at: Access, _out: &mut Outbox) -> u64 {
+        let port = PORTS[usize::from(at.region)];
+        Misc::read(self, port, at.size, at.now).into()
+    }
+
+    fn write(&mut self, at: Access, value: u64, out: &mut Outbox) {
+        let port = PORTS[usize::from(at.region)];
+        match Misc::write(self, port, at.size, value as u32, at.now) {
+            Some(MiscEvent::DebugExit(status)) => out.signals.push(Signal::DebugExit(status)),
+            Some(MiscEvent::Reset) => out.signals.push(Signal::Reset),
+            None => {}
+        }
     }
 }
 

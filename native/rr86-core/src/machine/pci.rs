@@ -6,22 +6,25 @@
 //! as firmware leaves them: MMCONFIG at 0xb0000000 for 256 buses, PMBASE 0x600 with ACPI enabled, RCBA
 //! at 0xfed1c000, PIRQs not routed to the 8259.
 //!
-//! Interface: [`Pci::io_read`], [`Pci::io_write`] with offset 0–7 from 0xcf8 and any width;
-//! [`Pci::mmconfig_range`], [`Pci::mmconfig_read`], [`Pci::mmconfig_write`]; [`Pci::rcba_range`],
-//! [`Pci::rcba_read`], [`Pci::rcba_write`]; [`Pci::pm_base`], [`Pci::pirq_route`], [`Pci::pirq_of`];
-//! for further devices [`Pci::add`], [`Pci::function`], [`Pci::function_mut`], [`Pci::decode_io`],
-//! [`Pci::decode_memory`].
+//! The chipset decodes addresses for others: the PM block answers where PMBASE says. Configuration cycles go to
+//! whichever device is the function; the chipset's own functions are this device's.
 
-use super::device::{LoadError, Reader, State, Writer};
-use super::pci_function::{
-    BarKind, PciFunction, COMMAND, COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY, CONFIG_SIZE,
-};
+use super::device::{Access, ConfigCycle, Device, LoadError, Outbox, Reader, State, Writer};
+use super::pci_config::{ConfigSpace, COMMAND, COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY};
+use super::pm::{PM_BLOCK, PM_SIZE};
+use super::range::{Range, Takes};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Device × 8 + function of the host bridge.
 pub const HOST_BRIDGE: u8 = 0x00;
 /// Device × 8 + function of the LPC bridge.
 pub const LPC_BRIDGE: u8 = 0xf8;
+
+/// Regions: ports 0xcf8 to 0xcff, MMCONFIG, and the chipset configuration registers.
+const PORTS: u8 = 0;
+const MMCONFIG: u8 = 1;
+const CHIPSET: u8 = 2;
 
 const ADDRESS_ENABLE: u32 = 1 << 31;
 /// Offset of the data window from 0xcf8.
@@ -63,22 +66,11 @@ const ROUTE_AT_RESET: u16 = 0x3210;
 const HPET_CONFIGURATION: u64 = 0x3404;
 const HPET_ENABLE: u8 = 1 << 7;
 
-/// An access that a function's base address register claims.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BarHit {
-    /// Device × 8 + function.
-    pub devfn: u8,
-    /// Base address register, 0–5.
-    pub bar: usize,
-    /// Offset into its range.
-    pub offset: u64,
-}
-
 /// The root bus with its functions.
 pub struct Pci {
     /// Last double word written to 0xcf8.
     address: u32,
-    functions: BTreeMap<u8, PciFunction>,
+    functions: BTreeMap<u8, ConfigSpace>,
     chipset: Vec<u8>,
 }
 
@@ -108,52 +100,12 @@ impl Pci {
         this
     }
 
-    /// Plugs a function in; one at the same place is replaced.
-    pub fn add(&mut self, function: PciFunction) {
+    fn add(&mut self, function: ConfigSpace) {
         self.functions.insert(function.devfn(), function);
     }
 
-    /// The function at `devfn` (device × 8 + function).
-    #[must_use]
-    pub fn function(&self, devfn: u8) -> Option<&PciFunction> {
+    fn function(&self, devfn: u8) -> Option<&ConfigSpace> {
         self.functions.get(&devfn)
-    }
-
-    /// The function at `devfn`, to be changed.
-    pub fn function_mut(&mut self, devfn: u8) -> Option<&mut PciFunction> {
-        self.functions.get_mut(&devfn)
-    }
-
-    /// Reads port 0xcf8 + `offset` (0–7), `size` 1, 2 or 4. The address register answers to whole
-    /// double words only (PCI Local Bus 3.0, §3.2.2.3.2), other accesses to it find nothing.
-    pub fn io_read(&mut self, offset: u16, size: usize, _now: u64) -> u32 {
-        if offset == 0 && size == 4 {
-            return self.address;
-        }
-        let mut bytes = [0xff; 4];
-        if self.address & ADDRESS_ENABLE != 0 {
-            for (port, byte) in (u64::from(offset)..).zip(bytes.iter_mut().take(size)) {
-                if let Some((bus, devfn, register)) = self.selected(port) {
-                    *byte = self.config_read(bus, devfn, register);
-                }
-            }
-        }
-        u32::from_le_bytes(bytes) & mask(size)
-    }
-
-    /// Writes port 0xcf8 + `offset` (0–7), `size` 1, 2 or 4.
-    pub fn io_write(&mut self, offset: u16, size: usize, value: u32, _now: u64) {
-        if offset == 0 && size == 4 {
-            self.address = value;
-        } else if self.address & ADDRESS_ENABLE != 0 {
-            for (port, byte) in
-                (u64::from(offset)..).zip(value.to_le_bytes().into_iter().take(size))
-            {
-                if let Some((bus, devfn, register)) = self.selected(port) {
-                    self.config_write(bus, devfn, register, byte);
-                }
-            }
-        }
     }
 
     /// Physical range (base, length) of MMCONFIG, if enabled.
@@ -170,24 +122,6 @@ impl Pci {
         (register & 1 != 0).then_some((register & 0xf_ffff_ffff & !(length - 1), length))
     }
 
-    /// Reads `size` bytes at `offset` into the MMCONFIG range.
-    pub fn mmconfig_read(&mut self, offset: u64, size: usize, _now: u64) -> u64 {
-        let mut bytes = [0; 8];
-        for (at, byte) in (0..).zip(bytes.iter_mut().take(size)) {
-            let (bus, devfn, register) = mmconfig_address(offset.wrapping_add(at));
-            *byte = self.config_read(bus, devfn, register);
-        }
-        u64::from_le_bytes(bytes)
-    }
-
-    /// Writes `size` bytes at `offset` into the MMCONFIG range.
-    pub fn mmconfig_write(&mut self, offset: u64, size: usize, value: u64, _now: u64) {
-        for (at, byte) in (0..).zip(value.to_le_bytes().into_iter().take(size)) {
-            let (bus, devfn, register) = mmconfig_address(offset.wrapping_add(at));
-            self.config_write(bus, devfn, register, byte);
-        }
-    }
-
     /// Physical range (base, length) of the chipset configuration registers (RCBA), if enabled.
     #[must_use]
     pub fn rcba_range(&self) -> Option<(u64, u64)> {
@@ -196,7 +130,7 @@ impl Pci {
     }
 
     /// Reads `size` bytes at `offset` into the RCBA range. Reserved registers read zero.
-    pub fn rcba_read(&mut self, offset: u64, size: usize, _now: u64) -> u64 {
+    fn rcba_read(&self, offset: u64, size: usize) -> u64 {
         let mut bytes = [0; 8];
         for (at, byte) in (0..).zip(bytes.iter_mut().take(size)) {
             *byte = self.chipset(offset.wrapping_add(at));
@@ -205,7 +139,7 @@ impl Pci {
     }
 
     /// Writes `size` bytes at `offset` into the RCBA range.
-    pub fn rcba_write(&mut self, offset: u64, size: usize, value: u64, _now: u64) {
+    fn rcba_write(&mut self, offset: u64, size: usize, value: u64) {
         for (at, byte) in (0..).zip(value.to_le_bytes().into_iter().take(size)) {
             self.set_chipset(offset.wrapping_add(at), byte);
         }
@@ -248,53 +182,18 @@ impl Pci {
         }
     }
 
-    /// The base address register that claims I/O port `port`; the lowest function wins.
-    #[must_use]
-    pub fn decode_io(&self, port: u16) -> Option<BarHit> {
-        self.decode(u64::from(port), true)
-    }
-
-    /// The base address register that claims physical address `address`; the lowest function wins.
-    #[must_use]
-    pub fn decode_memory(&self, address: u64) -> Option<BarHit> {
-        self.decode(address, false)
-    }
-
-    fn decode(&self, address: u64, io: bool) -> Option<BarHit> {
-        for (&devfn, function) in &self.functions {
-            for bar in 0..6 {
-                if let Some((kind, base, size)) = function.bar(bar) {
-                    let offset = address.wrapping_sub(base);
-                    // A register at zero was not assigned yet.
-                    if (kind == BarKind::Io) == io && base != 0 && offset < size {
-                        return Some(BarHit { devfn, bar, offset });
-                    }
-                }
-            }
-        }
-        None
-    }
-
     /// What port 0xcf8 + `port` selects: bus, device × 8 + function, register.
     fn selected(&self, port: u64) -> Option<(u8, u8, usize)> {
         let byte = usize::try_from(port.checked_sub(u64::from(DATA))?).ok()?;
         let [register, devfn, bus, _] = self.address.to_le_bytes();
-        (byte < 4).then_some((bus, devfn, usize::from(register & 0xfc) + byte))
+        let enabled = self.address & ADDRESS_ENABLE != 0;
+        (enabled && byte < 4).then_some((bus, devfn, usize::from(register & 0xfc) + byte))
     }
 
-    fn config_read(&self, bus: u8, devfn: u8, register: usize) -> u8 {
-        match self.functions.get(&devfn) {
-            Some(function) if bus == 0 => function.read(register),
-            _ => 0xff,
-        }
-    }
-
-    fn config_write(&mut self, bus: u8, devfn: u8, register: usize, value: u8) {
-        if bus == 0 && register < CONFIG_SIZE {
-            if let Some(function) = self.functions.get_mut(&devfn) {
-                function.write(register, value);
-            }
-        }
+    /// Everything that decides where devices answer.
+    fn decoding(&self) -> (Option<u16>, [Option<(u64, u64)>; 2]) {
+        let ranges = [self.mmconfig_range(), self.rcba_range()];
+        (self.pm_base(), ranges)
     }
 
     fn chipset(&self, offset: u64) -> u8 {
@@ -313,22 +212,14 @@ impl Pci {
     }
 }
 
-fn mask(size: usize) -> u32 {
-    match size {
-        1 => 0xff,
-        2 => 0xffff,
-        _ => u32::MAX,
-    }
-}
-
 /// Bus, device × 8 + function, and register (0–4095) at an offset into MMCONFIG.
 fn mmconfig_address(offset: u64) -> (u8, u8, usize) {
     let register = (offset & 0xfff) as usize;
     ((offset >> 20) as u8, (offset >> 12) as u8, register)
 }
 
-fn host_bridge() -> PciFunction {
-    let mut bridge = PciFunction::new(0, 0, 0x8086, 0x29c0, 0x06_0000, 2);
+fn host_bridge() -> ConfigSpace {
+    let mut bridge = ConfigSpace::new(0, 0, 0x8086, 0x29c0, 0x06_0000, 2);
     let command = COMMAND_MEMORY | COMMAND_MASTER;
     bridge.set(COMMAND, &command.to_le_bytes());
     bridge.set_u32(PCIEXBAR, PCIEXBAR_AT_RESET);
@@ -337,8 +228,8 @@ fn host_bridge() -> PciFunction {
     bridge
 }
 
-fn lpc_bridge() -> PciFunction {
-    let mut bridge = PciFunction::new(31, 0, 0x8086, 0x2918, 0x06_0100, 2);
+fn lpc_bridge() -> ConfigSpace {
+    let mut bridge = ConfigSpace::new(31, 0, 0x8086, 0x2918, 0x06_0100, 2);
     bridge.set_multi_function();
     let command = COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER;
     bridge.set(COMMAND, &command.to_le_bytes());
@@ -384,112 +275,78 @@ impl State for Pci {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::pci_function::BAR0;
-    use super::*;
-
-    fn address(device: u32, register: u32) -> u32 {
-        ADDRESS_ENABLE | device << 11 | register
+impl Device for Pci {
+    fn name(&self) -> Cow<'static, str> {
+        "pci".into()
     }
 
-    fn config(pci: &mut Pci, device: u32, register: u32, size: usize) -> u32 {
-        pci.io_write(0, 4, address(device, register & 0xfc), 0);
-        pci.io_read(4 + (register & 3) as u16, size, 0)
+    fn reset(&mut self) {
+        *self = Self::new();
     }
 
-    #[test]
-    fn linux_finds_mechanism_one_and_the_two_bridges() {
-        let mut pci = Pci::new();
-        pci.io_write(3, 1, 0x01, 0);
-        pci.io_write(0, 4, 0x8000_0000, 0);
-        assert_eq!(pci.io_read(0, 4, 0), 0x8000_0000);
-        assert_eq!(config(&mut pci, 0, 0, 4), 0x29c0_8086);
-        assert_eq!(config(&mut pci, 0, 0x0a, 2), 0x0600);
-        assert_eq!(config(&mut pci, 31, 0, 4), 0x2918_8086);
-        assert_eq!(config(&mut pci, 31, 0x0b, 1), 0x06);
-        assert_eq!(config(&mut pci, 31, 0x0e, 1), 0x80);
-        for device in 1..31 {
-            assert_eq!(config(&mut pci, device, 0, 4), u32::MAX);
+    fn ranges(&self) -> Vec<Range> {
+        let pm = |base| Range::ports(base, PM_SIZE, PM_BLOCK).quiet();
+        let mmconfig =
+            |(base, length)| Range::memory(base, length, MMCONFIG).taking(Takes::Configuration);
+        let rcba = |(base, length)| Range::memory(base, length, CHIPSET);
+        let mechanism_1 = Range::ports(0xcf8, 8, PORTS).taking(Takes::Configuration);
+        [
+            self.pm_base().map(pm).map(|range| range.answered_by("pm")),
+            Some(mechanism_1),
+            self.mmconfig_range().map(mmconfig),
+            self.rcba_range().map(rcba),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// The address register answers to whole double words only (PCI Local Bus 3.0, §3.2.2.3.2). What is no
+    /// configuration cycle reads as ones.
+    fn read(&mut self, at: Access, _out: &mut Outbox) -> u64 {
+        match (at.region, at.offset, at.size) {
+            (PORTS, 0, 4) => self.address.into(),
+            (CHIPSET, _, _) => self.rcba_read(at.offset, at.size),
+            _ => u64::MAX >> (64 - 8 * at.size.clamp(1, 8)),
         }
-        pci.io_write(0, 4, address(0, 0) | 1 << 16, 0);
-        assert_eq!(pci.io_read(4, 4, 0), u32::MAX);
     }
 
-    #[test]
-    fn mmconfig_and_ports_show_the_same_registers() {
-        let mut pci = Pci::new();
-        assert_eq!(pci.mmconfig_range(), Some((0xb000_0000, 256 << 20)));
-        assert_eq!(pci.mmconfig_read(31 << 15, 4, 0), 0x2918_8086);
-        assert_eq!(pci.mmconfig_read(0x100, 4, 0), 0xffff_ffff);
-        assert_eq!(pci.mmconfig_read(1 << 20, 4, 0), 0xffff_ffff);
-        pci.mmconfig_write(31 << 15 | 0x3c, 1, 0x5a, 0);
-        assert_eq!(config(&mut pci, 31, 0x3c, 1), 0x5a);
+    fn write(&mut self, at: Access, value: u64, _out: &mut Outbox) {
+        match (at.region, at.offset, at.size) {
+            (PORTS, 0, 4) => self.address = value as u32,
+            (CHIPSET, _, _) => self.rcba_write(at.offset, at.size, value),
+            _ => {}
+        }
     }
 
-    #[test]
-    fn mmconfig_follows_pciexbar() {
-        let mut pci = Pci::new();
-        config(&mut pci, 0, 0x60, 4);
-        pci.io_write(4, 4, 0xe000_0003, 0);
-        assert_eq!(pci.mmconfig_range(), Some((0xe000_0000, 128 << 20)));
-        pci.io_write(4, 4, 0xe000_0002, 0);
-        assert_eq!(pci.mmconfig_range(), None);
-    }
-
-    #[test]
-    fn the_pm_block_is_enabled_at_reset_and_can_be_moved() {
-        let mut pci = Pci::new();
-        assert_eq!(pci.pm_base(), Some(0x600));
-        config(&mut pci, 31, 0x40, 4);
-        pci.io_write(4, 4, 0xffff_b07f, 0);
-        assert_eq!(pci.io_read(4, 4, 0), 0xb001);
-        assert_eq!(pci.pm_base(), Some(0xb000));
-        config(&mut pci, 31, 0x44, 1);
-        pci.io_write(4, 1, 0, 0);
-        assert_eq!(pci.pm_base(), None);
-    }
-
-    #[test]
-    fn pirqs_go_to_fixed_ioapic_pins_and_where_the_guest_routes_them() {
-        let mut pci = Pci::new();
-        assert_eq!(pci.pirq_route(0), (None, 16));
-        config(&mut pci, 31, 0x68, 1);
-        pci.io_write(4, 1, 0x0b, 0);
-        assert_eq!(pci.pirq_route(4), (Some(11), 20));
-        assert_eq!(pci.pirq_of(3 << 3, 2), 5);
-        assert_eq!(pci.pirq_of(LPC_BRIDGE, 3), 3);
-    }
-
-    #[test]
-    fn chipset_registers_answer_at_rcba() {
-        let mut pci = Pci::new();
-        assert_eq!(pci.rcba_range(), Some((0xfed1_c000, 0x4000)));
-        assert_eq!(pci.rcba_read(0x3404, 4, 0), 0x80);
-        assert_eq!(pci.rcba_read(0x3140, 2, 0), 0x3210);
-        pci.rcba_write(0x3140, 2, 0x3217, 0);
-        assert_eq!(pci.pirq_of(LPC_BRIDGE, 0), 7);
-        assert_eq!(pci.rcba_read(u64::MAX, 8, 0), 0);
-    }
-
-    #[test]
-    fn an_added_function_is_decoded_by_its_base_address() {
-        let mut pci = Pci::new();
-        let mut function = PciFunction::new(2, 0, 0x1af4, 0x1042, 0x01_0000, 1);
-        assert!(function.add_bar(0, BarKind::Memory32, 0x1000));
-        pci.add(function);
-        config(&mut pci, 2, BAR0 as u32, 4);
-        pci.io_write(4, 4, 0xfebd_0000, 0);
-        assert_eq!(pci.decode_memory(0xfebd_0010), None);
-        config(&mut pci, 2, COMMAND as u32, 4);
-        pci.io_write(4, 2, u32::from(COMMAND_MEMORY), 0);
-        let hit = BarHit {
-            devfn: 2 << 3,
-            bar: 0,
-            offset: 0x10,
+    /// There is one bus only.
+    fn config_cycle(&self, region: u8, offset: u64) -> Option<ConfigCycle> {
+        let (bus, devfn, register) = match region {
+            PORTS => self.selected(offset)?,
+            MMCONFIG => mmconfig_address(offset),
+            _ => return None,
         };
-        assert_eq!(pci.decode_memory(0xfebd_0010), Some(hit));
-        assert_eq!(pci.decode_memory(0xfebd_1000), None);
-        assert_eq!(pci.decode_io(0x10), None);
+        (bus == 0).then_some(ConfigCycle { devfn, register })
+    }
+
+    fn functions(&self) -> Vec<u8> {
+        self.functions.keys().copied().collect()
+    }
+
+    fn config_read(&self, cycle: ConfigCycle) -> u8 {
+        let function = self.function(cycle.devfn);
+        function.map_or(0xff, |function| function.read(cycle.register))
+    }
+
+    fn config_write(&mut self, cycle: ConfigCycle, value: u8, _now: u64, out: &mut Outbox) {
+        let before = self.decoding();
+        if let Some(function) = self.functions.get_mut(&cycle.devfn) {
+            function.write(cycle.register, value);
+        }
+        out.moved |= self.decoding() != before;
     }
 }
+
+#[cfg(test)]
+#[path = "pci_tests.rs"]
+mod tests;

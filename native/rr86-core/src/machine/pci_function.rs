@@ -1,351 +1,292 @@
-//! One PCI function: its 256 bytes of configuration space (PCI Local Bus 3.0, chapter 6).
+//! A PCI function to build devices on.
 //!
-//! Which bits the guest may write, and which it clears by writing ones, are masks beside the bytes; so
-//! base address registers size themselves (the address bits below the size are read-only zeros) and a
-//! device only has to look at its bytes to know what the guest set.
+//! [`Card`] is what all functions have: configuration space with base address registers and capabilities, the interrupt
+//! pin, MSI-X. A device writes a [`Function`] for what is its own, the registers behind the base address registers, and
+//! [`PciDevice`] makes a [`Device`] of both. The guest sizes and moves the registers in configuration space; the bus maps
+//! them anew after each such write.
 
-use super::device::{LoadError, Reader, State, Writer};
+use std::borrow::Cow;
 
-/// Bytes of conventional configuration space.
-pub const CONFIG_SIZE: usize = 256;
+use super::device::{Access, ConfigCycle, Device, Lines, LoadError, Outbox, Reader, State, Writer};
+use super::dma::DmaAccess;
+use super::msix::Msix;
+use super::pci_config::{
+    BarKind, ConfigSpace, COMMAND, COMMAND_INTX_DISABLE, CONFIG_SIZE, INTERRUPT_PIN,
+};
+use super::range::{Range, Rank, Space};
 
-/// Vendor ID (16 bits).
-pub const VENDOR_ID: usize = 0x00;
-/// Device ID (16 bits).
-pub const DEVICE_ID: usize = 0x02;
-/// Command register (16 bits).
-pub const COMMAND: usize = 0x04;
-/// Status register (16 bits).
-pub const STATUS: usize = 0x06;
-/// Revision (low byte) and class code (three bytes above).
-pub const CLASS_REVISION: usize = 0x08;
-/// Header type (8 bits).
-pub const HEADER_TYPE: usize = 0x0e;
-/// First base address register (six of 32 bits).
-pub const BAR0: usize = 0x10;
-/// Subsystem vendor and device IDs (16 bits each).
-pub const SUBSYSTEM: usize = 0x2c;
-/// Offset of the first capability (8 bits).
-pub const CAPABILITY_POINTER: usize = 0x34;
-/// Interrupt line, a note of the firmware's (8 bits).
-pub const INTERRUPT_LINE: usize = 0x3c;
-/// Interrupt pin: 0 none, 1 INTA … 4 INTD (8 bits).
-pub const INTERRUPT_PIN: usize = 0x3d;
-
-/// Command: respond to I/O accesses.
-pub const COMMAND_IO: u16 = 1 << 0;
-/// Command: respond to memory accesses.
-pub const COMMAND_MEMORY: u16 = 1 << 1;
-/// Command: may use DMA and send MSIs.
-pub const COMMAND_MASTER: u16 = 1 << 2;
-/// Command: INTx is off.
-pub const COMMAND_INTX_DISABLE: u16 = 1 << 10;
-const COMMAND_PARITY: u16 = 1 << 6;
-const COMMAND_SERR: u16 = 1 << 8;
-
-const STATUS_INTERRUPT: u8 = 1 << 3;
-const STATUS_CAPABILITIES: u8 = 1 << 4;
-/// Error bits of the upper status byte, cleared by writing ones.
-const STATUS_ERRORS: u8 = 0xf9;
-const HEADER_MULTI_FUNCTION: u8 = 0x80;
-/// Capabilities start behind the header.
-const FIRST_CAPABILITY: usize = 0x40;
-
-const BAR_IO: u32 = 1;
-const BAR_64: u32 = 1 << 2;
-const BAR_PREFETCHABLE: u32 = 1 << 3;
-
-/// QEMU's subsystem IDs for its own boards.
-const SUBSYSTEM_IDS: u32 = 0x1100_1af4;
-
-/// What a base address register asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BarKind {
-    /// I/O ports.
-    Io,
-    /// Memory below 4 GiB.
-    Memory32,
-    /// Prefetchable memory anywhere; takes the next register, too.
-    Memory64,
+/// The part of a function that is the same for all.
+pub struct Card {
+    config: ConfigSpace,
+    msix: Option<Msix>,
+    /// The function asks for attention by its interrupt pin.
+    intx: bool,
+    at_power_on: ConfigSpace,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Bar {
-    kind: BarKind,
-    size: u64,
-}
-
-/// A function on the root bus.
-pub struct PciFunction {
-    devfn: u8,
-    config: [u8; CONFIG_SIZE],
-    writable: [u8; CONFIG_SIZE],
-    write_one_to_clear: [u8; CONFIG_SIZE],
-    bars: [Option<Bar>; 6],
-    next_capability: usize,
-}
-
-impl PciFunction {
-    /// A function at `device` (0–31) and `function` (0–7), with a 24-bit class code (base class on top).
+impl Card {
+    /// A card with this configuration space.
     #[must_use]
-    pub fn new(device: u8, function: u8, vendor: u16, id: u16, class: u32, revision: u8) -> Self {
-        let mut this = Self {
-            devfn: (device & 0x1f) << 3 | function & 7,
-            config: [0; CONFIG_SIZE],
-            writable: [0; CONFIG_SIZE],
-            write_one_to_clear: [0; CONFIG_SIZE],
-            bars: [None; 6],
-            next_capability: FIRST_CAPABILITY,
-        };
-        this.set_u32(VENDOR_ID, u32::from(vendor) | u32::from(id) << 16);
-        this.set_u32(CLASS_REVISION, class << 8 | u32::from(revision));
-        this.set_u32(SUBSYSTEM, SUBSYSTEM_IDS);
-        let command = COMMAND_IO
-            | COMMAND_MEMORY
-            | COMMAND_MASTER
-            | COMMAND_PARITY
-            | COMMAND_SERR
-            | COMMAND_INTX_DISABLE;
-        this.allow_writes(COMMAND, &command.to_le_bytes());
-        this.write_one_to_clear[STATUS + 1] = STATUS_ERRORS;
-        // Cache line size: kept, without effect.
-        this.writable[0x0c] = 0xff;
-        this.writable[INTERRUPT_LINE] = 0xff;
-        this
-    }
-
-    /// Device number × 8 + function number.
-    #[must_use]
-    pub fn devfn(&self) -> u8 {
-        self.devfn
-    }
-
-    /// Marks the device as one with several functions.
-    pub fn set_multi_function(&mut self) {
-        self.config[HEADER_TYPE] |= HEADER_MULTI_FUNCTION;
-    }
-
-    /// Uses an interrupt pin: 1 INTA … 4 INTD.
-    pub fn set_interrupt_pin(&mut self, pin: u8) {
-        self.config[INTERRUPT_PIN] = pin;
-    }
-
-    /// Shows in the status register whether the function asserts its INTx.
-    pub fn set_interrupt_status(&mut self, asserted: bool) {
-        self.config[STATUS] &= !STATUS_INTERRUPT;
-        if asserted {
-            self.config[STATUS] |= STATUS_INTERRUPT;
+    pub fn new(config: ConfigSpace) -> Self {
+        Self {
+            at_power_on: config.clone(),
+            config,
+            msix: None,
+            intx: false,
         }
     }
 
-    /// Sets which bits at `offset` the guest may change.
-    pub fn allow_writes(&mut self, offset: usize, mask: &[u8]) {
-        for (writable, mask) in self.writable.iter_mut().skip(offset).zip(mask) {
-            *writable = *mask;
+    /// A card that has MSI-X with `vectors` vectors, too, in base address register `bar`. `None` where register
+    /// or capability does not fit.
+    #[must_use]
+    pub fn with_msix(mut config: ConfigSpace, bar: usize, vectors: usize) -> Option<Self> {
+        let msix = Msix::new(&mut config, bar, vectors)?;
+        Some(Self {
+            msix: Some(msix),
+            ..Self::new(config)
+        })
+    }
+
+    /// The configuration space.
+    #[must_use]
+    pub fn config(&self) -> &ConfigSpace {
+        &self.config
+    }
+
+    /// The configuration space, for the device's own registers in it.
+    pub fn config_mut(&mut self) -> &mut ConfigSpace {
+        &mut self.config
+    }
+
+    /// Whether the driver wants messages. The interrupt pin is dead then.
+    #[must_use]
+    pub fn uses_msix(&self) -> bool {
+        (self.msix.as_ref()).is_some_and(|msix| msix.enabled(&self.config))
+    }
+
+    /// Asks for attention by the interrupt pin, or ceases to.
+    pub fn set_intx(&mut self, level: bool) {
+        self.intx = level;
+        self.config.set_interrupt_status(level);
+    }
+
+    /// Sends the message of an MSI-X vector, now or when it is unmasked.
+    pub fn notify(&mut self, vector: usize, out: &mut Outbox) {
+        if let Some(msix) = &mut self.msix {
+            msix.notify(&self.config, vector, out);
         }
     }
 
-    /// Adds base address register `index` (0–5) of `size` bytes, rounded up to a power of two. A
-    /// 64-bit one takes `index` + 1, too. Returns false where it does not fit.
-    pub fn add_bar(&mut self, index: usize, kind: BarKind, size: u64) -> bool {
-        let minimum = if kind == BarKind::Io { 4 } else { 16 };
-        let last = if kind == BarKind::Memory64 {
-            index + 1
-        } else {
-            index
-        };
-        let Some(size) = size.max(minimum).checked_next_power_of_two() else {
-            return false;
-        };
-        let limit = match kind {
-            BarKind::Io => 1 << 16,
-            BarKind::Memory32 => 1 << 31,
-            BarKind::Memory64 => 1 << 62,
-        };
-        if last > 5 || size > limit {
-            return false;
-        }
-        let address_bits = !(size - 1);
-        let offset = BAR0 + 4 * index;
-        let flags = match kind {
-            BarKind::Io => BAR_IO,
-            BarKind::Memory32 => 0,
-            BarKind::Memory64 => {
-                self.allow_writes(offset + 4, &((address_bits >> 32) as u32).to_le_bytes());
-                BAR_64 | BAR_PREFETCHABLE
-            }
-        };
-        self.allow_writes(offset, &(address_bits as u32).to_le_bytes());
-        self.set_u32(offset, flags);
-        self.bars[index] = Some(Bar { kind, size });
-        true
-    }
-
-    /// Where base address register `index` answers now: kind, address and size; `None` while the
-    /// command register has its decoding off.
-    #[must_use]
-    pub fn bar(&self, index: usize) -> Option<(BarKind, u64, u64)> {
-        let bar = (*self.bars.get(index)?)?;
-        let offset = BAR0 + 4 * index;
-        let low = u64::from(self.u32(offset));
-        let (enable, address) = match bar.kind {
-            BarKind::Io => (COMMAND_IO, low & 0xfffc),
-            BarKind::Memory32 => (COMMAND_MEMORY, low & !0xf),
-            BarKind::Memory64 => {
-                let high = u64::from(self.u32(offset + 4));
-                (COMMAND_MEMORY, high << 32 | low & !0xf)
-            }
-        };
-        (self.u16(COMMAND) & enable != 0).then_some((bar.kind, address, bar.size))
-    }
-
-    /// Adds a capability with `id` whose body, behind the two header bytes, is `body`. Returns its
-    /// offset, or `None` when the room is used up.
-    pub fn add_capability(&mut self, id: u8, body: &[u8]) -> Option<usize> {
-        let offset = self.next_capability;
-        let end = offset.checked_add(2)?.checked_add(body.len())?;
-        if end > CONFIG_SIZE {
-            return None;
-        }
-        self.config[offset] = id;
-        self.config[offset + 1] = self.config[CAPABILITY_POINTER];
-        self.config[offset + 2..end].copy_from_slice(body);
-        self.config[CAPABILITY_POINTER] = offset as u8;
-        self.config[STATUS] |= STATUS_CAPABILITIES;
-        self.next_capability = end.next_multiple_of(4);
-        Some(offset)
-    }
-
-    /// Reads a byte as the guest does; ones behind the end of conventional configuration space.
-    #[must_use]
-    pub fn read(&self, offset: usize) -> u8 {
-        self.config.get(offset).copied().unwrap_or(0xff)
-    }
-
-    /// Writes a byte as the guest does.
-    pub fn write(&mut self, offset: usize, value: u8) {
-        if offset < CONFIG_SIZE {
-            let writable = self.writable[offset];
-            let kept = self.config[offset] & !(self.write_one_to_clear[offset] & value);
-            self.config[offset] = kept & !writable | value & writable;
+    /// The event of an MSI-X vector was dealt with before its message could be sent.
+    pub fn withdraw(&mut self, vector: usize) {
+        if let Some(msix) = &mut self.msix {
+            msix.withdraw(vector);
         }
     }
 
-    /// 8 bits at `offset`, which must lie in configuration space (ones elsewhere).
-    #[must_use]
-    pub fn u8(&self, offset: usize) -> u8 {
-        self.read(offset)
-    }
-
-    /// 16 bits at `offset`.
-    #[must_use]
-    pub fn u16(&self, offset: usize) -> u16 {
-        u16::from_le_bytes([self.read(offset), self.read(offset + 1)])
-    }
-
-    /// 32 bits at `offset`.
-    #[must_use]
-    pub fn u32(&self, offset: usize) -> u32 {
-        u32::from(self.u16(offset)) | u32::from(self.u16(offset + 2)) << 16
-    }
-
-    /// Sets bytes at `offset` as the device itself does, whatever the masks say.
-    pub fn set(&mut self, offset: usize, bytes: &[u8]) {
-        for (to, from) in self.config.iter_mut().skip(offset).zip(bytes) {
-            *to = *from;
+    fn reset(&mut self) {
+        self.config = self.at_power_on.clone();
+        self.intx = false;
+        if let Some(msix) = &mut self.msix {
+            msix.reset();
         }
     }
 
-    /// Sets 32 bits at `offset` as the device itself does.
-    pub fn set_u32(&mut self, offset: usize, value: u32) {
-        self.set(offset, &value.to_le_bytes());
+    fn ranges(&self) -> Vec<Range> {
+        let range = |bar: usize| {
+            let (kind, base, size) = self.config.bar(bar)?;
+            let space = match kind {
+                BarKind::Io => Space::Ports,
+                BarKind::Memory32 | BarKind::Memory64 => Space::Memory,
+            };
+            // A register at zero was not assigned yet.
+            (base != 0).then(|| Range::new(space, base, size, bar as u8).ranked(Rank::Plugged))
+        };
+        (0..6).filter_map(range).collect()
+    }
+
+    fn lines(&self) -> Lines {
+        let pin = self.config.u8(INTERRUPT_PIN).checked_sub(1);
+        let off = self.config.u16(COMMAND) & COMMAND_INTX_DISABLE != 0 || self.uses_msix();
+        let high = self.intx && !off;
+        Lines {
+            intx: pin.filter(|_| high).map(|pin| (self.config.devfn(), pin)),
+            ..Lines::default()
+        }
+    }
+
+    /// The table, if this is its register.
+    fn table(&mut self, bar: usize) -> Option<(&mut Msix, &ConfigSpace)> {
+        let config = &self.config;
+        let msix = self.msix.as_mut().filter(|msix| msix.bar() == bar)?;
+        Some((msix, config))
     }
 }
 
-impl State for PciFunction {
+impl State for Card {
     fn save(&self, w: &mut Writer) {
-        w.u8(self.devfn);
-        for byte in self.config {
-            w.u8(byte);
+        self.config.save(w);
+        w.bool(self.intx);
+        if let Some(msix) = &self.msix {
+            msix.save(w);
         }
     }
 
     fn load(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
-        let devfn = r.u8()?;
-        if devfn != self.devfn {
-            return Err(LoadError::BadValue {
-                field: "PCI device and function number",
-                value: u64::from(devfn),
-            });
+        self.config.load(r)?;
+        self.intx = r.bool()?;
+        match &mut self.msix {
+            Some(msix) => msix.load(r),
+            None => Ok(()),
         }
-        for byte in &mut self.config {
-            *byte = r.u8()?;
+    }
+}
+
+/// What a PCI device does by itself. `at.region` of an access is the number of the base address register.
+pub trait Function: State + Send + 'static {
+    /// The component's name; see [`Device::name`].
+    fn name(&self) -> Cow<'static, str>;
+
+    /// Back to the state after power-on.
+    fn reset(&mut self);
+
+    /// Reads behind a base address register.
+    fn read(&mut self, card: &mut Card, at: Access, out: &mut Outbox) -> u64;
+
+    /// Writes behind a base address register.
+    fn write(&mut self, card: &mut Card, at: Access, value: u64, out: &mut Outbox);
+
+    /// The guest has written a byte of configuration space.
+    fn config_written(&mut self, card: &mut Card, register: usize, now: u64, out: &mut Outbox) {
+        let _ = (card, register, now, out);
+    }
+
+    /// See [`Device::next_deadline`].
+    fn next_deadline(&self) -> Option<u64> {
+        None
+    }
+
+    /// See [`Device::advance`].
+    fn advance(&mut self, card: &mut Card, deadline: u64, now: u64, out: &mut Outbox) {
+        let _ = (card, deadline, now, out);
+    }
+
+    /// The access to guest memory that it waits for. It is made only while the driver allows bus mastering.
+    fn dma_access(&self) -> Option<DmaAccess> {
+        None
+    }
+
+    /// Whether it waits for an access to guest memory.
+    fn wants_dma(&self) -> bool {
+        self.dma_access().is_some()
+    }
+
+    /// See [`Device::dma_done`].
+    fn dma_done(&mut self, card: &mut Card, bytes: Option<&[u8]>, now: u64, out: &mut Outbox) {
+        let _ = (card, bytes, now, out);
+    }
+}
+
+/// A function on its card, as a device of the board.
+pub struct PciDevice<F> {
+    card: Card,
+    function: F,
+}
+
+impl<F: Function> PciDevice<F> {
+    #[must_use]
+    pub fn new(card: Card, function: F) -> Self {
+        Self { card, function }
+    }
+}
+
+impl<F: Function> State for PciDevice<F> {
+    fn save(&self, w: &mut Writer) {
+        self.card.save(w);
+        self.function.save(w);
+    }
+
+    fn load(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
+        self.card.load(r)?;
+        self.function.load(r)
+    }
+}
+
+impl<F: Function> Device for PciDevice<F> {
+    fn name(&self) -> Cow<'static, str> {
+        self.function.name()
+    }
+
+    fn reset(&mut self) {
+        self.card.reset();
+        self.function.reset();
+    }
+
+    fn ranges(&self) -> Vec<Range> {
+        self.card.ranges()
+    }
+
+    fn read(&mut self, at: Access, out: &mut Outbox) -> u64 {
+        match self.card.table(at.region.into()) {
+            Some((msix, _)) => msix.read(at.offset, at.size),
+            None => self.function.read(&mut self.card, at, out),
         }
-        Ok(())
+    }
+
+    fn write(&mut self, at: Access, value: u64, out: &mut Outbox) {
+        match self.card.table(at.region.into()) {
+            Some((msix, config)) => msix.write(config, at.offset, at.size, value, out),
+            None => self.function.write(&mut self.card, at, value, out),
+        }
+    }
+
+    fn lines(&self) -> Lines {
+        self.card.lines()
+    }
+
+    fn next_deadline(&self) -> Option<u64> {
+        self.function.next_deadline()
+    }
+
+    fn advance(&mut self, deadline: u64, now: u64, out: &mut Outbox) {
+        self.function.advance(&mut self.card, deadline, now, out);
+    }
+
+    fn wants_dma(&self) -> bool {
+        self.card.config.may_master() && self.function.wants_dma()
+    }
+
+    fn dma_access(&self) -> Option<DmaAccess> {
+        self.function.dma_access()
+    }
+
+    fn dma_done(&mut self, bytes: Option<&[u8]>, now: u64, out: &mut Outbox) {
+        self.function.dma_done(&mut self.card, bytes, now, out);
+    }
+
+    fn functions(&self) -> Vec<u8> {
+        vec![self.card.config.devfn()]
+    }
+
+    fn config_read(&self, cycle: ConfigCycle) -> u8 {
+        self.card.config.read(cycle.register)
+    }
+
+    fn config_write(&mut self, cycle: ConfigCycle, value: u8, now: u64, out: &mut Outbox) {
+        if cycle.register >= CONFIG_SIZE {
+            return;
+        }
+        let before = self.card.ranges();
+        self.card.config.write(cycle.register, value);
+        out.moved |= self.card.ranges() != before;
+        if let Some(msix) = &mut self.card.msix {
+            msix.send_pending(&self.card.config, out);
+        }
+        self.function
+            .config_written(&mut self.card, cycle.register, now, out);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn write_u32(f: &mut PciFunction, offset: usize, value: u32) {
-        for (at, byte) in (offset..).zip(value.to_le_bytes()) {
-            f.write(at, byte);
-        }
-    }
-
-    fn function() -> PciFunction {
-        PciFunction::new(3, 0, 0x1af4, 0x1001, 0x01_0000, 0)
-    }
-
-    #[test]
-    fn a_memory_bar_tells_its_size_and_decodes_when_enabled() {
-        let mut f = function();
-        assert!(f.add_bar(1, BarKind::Memory32, 0x1000));
-        write_u32(&mut f, BAR0 + 4, u32::MAX);
-        assert_eq!(f.u32(BAR0 + 4), 0xffff_f000);
-        write_u32(&mut f, BAR0 + 4, 0xfebf_1234);
-        assert_eq!(f.bar(1), None);
-        write_u32(&mut f, COMMAND, u32::from(COMMAND_MEMORY));
-        assert_eq!(f.bar(1), Some((BarKind::Memory32, 0xfebf_1000, 0x1000)));
-    }
-
-    #[test]
-    fn a_64_bit_bar_takes_two_registers() {
-        let mut f = function();
-        assert!(f.add_bar(4, BarKind::Memory64, 0x4000));
-        write_u32(&mut f, BAR0 + 16, u32::MAX);
-        write_u32(&mut f, BAR0 + 20, u32::MAX);
-        assert_eq!(f.u32(BAR0 + 16), 0xffff_c00c);
-        assert_eq!(f.u32(BAR0 + 20), u32::MAX);
-        assert!(!f.add_bar(5, BarKind::Memory64, 0x4000));
-        assert!(!f.add_bar(0, BarKind::Io, 1 << 20));
-    }
-
-    #[test]
-    fn an_absent_bar_reads_zero_after_sizing() {
-        let mut f = function();
-        write_u32(&mut f, BAR0, u32::MAX);
-        assert_eq!(f.u32(BAR0), 0);
-    }
-
-    #[test]
-    fn capabilities_form_a_list_until_the_room_is_used_up() {
-        let mut f = function();
-        assert_eq!(f.add_capability(0x11, &[0; 10]), Some(0x40));
-        assert_eq!(f.add_capability(0x09, &[0; 14]), Some(0x4c));
-        assert_eq!(f.u8(CAPABILITY_POINTER), 0x4c);
-        assert_eq!(f.u8(0x4d), 0x40);
-        assert_eq!(f.u8(0x41), 0);
-        assert_ne!(f.u16(STATUS) & u16::from(STATUS_CAPABILITIES), 0);
-        assert_eq!(f.add_capability(0x09, &[0; 256]), None);
-    }
-
-    #[test]
-    fn identity_is_read_only() {
-        let mut f = function();
-        write_u32(&mut f, VENDOR_ID, 0);
-        assert_eq!(f.u32(VENDOR_ID), 0x1001_1af4);
-    }
-}
+#[path = "pci_function_tests.rs"]
+mod tests;

@@ -5,7 +5,9 @@
 //! detects edges. An edge that was seen stays requested until it is acknowledged, even when the
 //! line falls in between, so that a short pulse is never lost.
 
-use super::device::{LoadError, Reader, State, Writer};
+use super::device::{Access, Device, LoadError, Outbox, Reader, State, Writer};
+use super::range::Range;
+use std::borrow::Cow;
 
 /// Input of the first chip to which the second one is wired.
 const CASCADE: u8 = 2;
@@ -388,6 +390,38 @@ impl State for Pic {
         self.chips[0].load(r)?;
         self.chips[1].load(r)
     }
+}
+
+impl Device for Pic {
+    fn name(&self) -> Cow<'static, str> {
+        "pic".into()
+    }
+
+    fn reset(&mut self) {
+        *self = Self::new();
+    }
+
+    fn ranges(&self) -> Vec<Range> {
+        (0..)
+            .zip(PORTS)
+            .map(|(region, port)| Range::isa(port, 2, region))
+            .collect()
+    }
+
+    fn read(&mut self, at: Access, _out: &mut Outbox) -> u64 {
+        Pic::read(self, port(at)).into()
+    }
+
+    fn write(&mut self, at: Access, value: u64, _out: &mut Outbox) {
+        Pic::write(self, port(at), value as u8);
+    }
+}
+
+/// Two ports each of the first chip, of the second one, and of the edge/level control registers.
+const PORTS: [u16; 3] = [0x20, 0xa0, 0x4d0];
+
+fn port(at: Access) -> u16 {
+    PORTS[usize::from(at.region)] + at.offset as u16
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 //! A channel counts at 1.193182 MHz. It is kept as the moment when it was loaded plus the ticks that
 //! it had counted before its gate last stopped it; count and output follow from the time.
 
-use super::device::{LoadError, Reader, State, Writer};
+use super::device::{Access, Device, Lines, LoadError, Outbox, Reader, State, Trial, Writer};
+use super::range::Range;
+use std::borrow::Cow;
 
 /// Input clock in Hz.
 pub const FREQUENCY: u64 = 1_193_182;
@@ -404,6 +406,77 @@ impl State for Pit {
         self.irq = r.bool()?;
         self.next = r.option_u64()?;
         Ok(())
+    }
+}
+
+impl Device for Pit {
+    fn name(&self) -> Cow<'static, str> {
+        "pit".into()
+    }
+
+    fn reset(&mut self) {
+        *self = Self::new();
+    }
+
+    fn ranges(&self) -> Vec<Range> {
+        vec![Range::isa(0x40, 4, 0), Range::isa(0x61, 1, 1)]
+    }
+
+    fn read(&mut self, at: Access, _out: &mut Outbox) -> u64 {
+        Pit::read(self, port(at), at.now).into()
+    }
+
+    fn write(&mut self, at: Access, value: u64, _out: &mut Outbox) {
+        Pit::write(self, port(at), value as u8, at.now);
+    }
+
+    fn lines(&self) -> Lines {
+        Lines::isa(0, self.irq)
+    }
+
+    fn next_deadline(&self) -> Option<u64> {
+        self.next
+    }
+
+    /// Each change of the output counts, so time goes on to the deadline only.
+    fn advance(&mut self, deadline: u64, _now: u64, _out: &mut Outbox) {
+        self.sample(deadline);
+    }
+
+    fn trial(&mut self) -> Option<&mut dyn Trial> {
+        Some(self)
+    }
+}
+
+impl Trial for Pit {
+    fn copy(&self) -> Box<dyn Device> {
+        Box::new(self.clone())
+    }
+
+    fn deadlines(&self) -> Vec<Option<u64>> {
+        vec![self.next]
+    }
+
+    fn fire(&mut self, _timer: usize, at: u64) {
+        self.sample(at);
+    }
+
+    /// The output rises and falls.
+    fn firings(&self) -> usize {
+        2
+    }
+
+    fn pass(&mut self, until: u64) {
+        if self.next.is_some_and(|next| next <= until) {
+            self.sample(until);
+        }
+    }
+}
+
+fn port(at: Access) -> u16 {
+    match at.region {
+        0 => 0x40 + at.offset as u16,
+        _ => 0x61,
     }
 }
 

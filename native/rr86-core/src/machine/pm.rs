@@ -16,10 +16,16 @@
 //! [`Pm::smi_write`] with offset 0 (port 0xb2) or 1 (0xb3), [`Pm::irq`] (SCI), [`Pm::take_power_off`],
 //! [`Pm::next_deadline`], [`Pm::advance`], [`Pm::press_power_button`], [`Pm::raise_gpe`].
 
-use super::device::{LoadError, Reader, State, Writer};
+use super::device::{Access, Device, Lines, LoadError, Outbox, Reader, State, Trial, Writer};
+use super::range::Range;
+use super::signal::Signal;
+use std::borrow::Cow;
 
 /// Ports of the block.
 pub const PM_SIZE: u16 = 0x80;
+/// The block as a region. Where it lies is a register of the LPC bridge, which decodes it.
+pub const PM_BLOCK: u8 = 0;
+const SMI_PORTS: u8 = 1;
 /// Value for port 0xb2 that turns ACPI mode on (the FADT's ACPI_ENABLE).
 pub const ACPI_ENABLE: u8 = 0x02;
 /// Value for port 0xb2 that turns ACPI mode off (the FADT's ACPI_DISABLE).
@@ -275,6 +281,67 @@ impl State for Pm {
         self.apm = [r.u8()?, r.u8()?];
         self.power_off = r.bool()?;
         Ok(())
+    }
+}
+
+impl Device for Pm {
+    fn name(&self) -> Cow<'static, str> {
+        "pm".into()
+    }
+
+    fn reset(&mut self) {
+        *self = Self::new();
+    }
+
+    fn ranges(&self) -> Vec<Range> {
+        vec![Range::isa(0xb2, 2, SMI_PORTS)]
+    }
+
+    fn read(&mut self, at: Access, _out: &mut Outbox) -> u64 {
+        match at.region {
+            PM_BLOCK => Pm::read(self, at.offset as u16, at.size, at.now).into(),
+            _ => self.smi_read(at.offset as u16, at.now).into(),
+        }
+    }
+
+    fn write(&mut self, at: Access, value: u64, out: &mut Outbox) {
+        match at.region {
+            PM_BLOCK => Pm::write(self, at.offset as u16, at.size, value as u32, at.now),
+            _ => self.smi_write(at.offset as u16, value as u8, at.now),
+        }
+        if self.take_power_off() {
+            out.signals.push(Signal::PowerOff);
+        }
+    }
+
+    fn lines(&self) -> Lines {
+        Lines::isa(9, self.irq())
+    }
+
+    fn next_deadline(&self) -> Option<u64> {
+        Pm::next_deadline(self)
+    }
+
+    fn advance(&mut self, _deadline: u64, now: u64, _out: &mut Outbox) {
+        Pm::advance(self, now);
+    }
+
+    fn trial(&mut self) -> Option<&mut dyn Trial> {
+        Some(self)
+    }
+}
+
+impl Trial for Pm {
+    fn copy(&self) -> Box<dyn Device> {
+        Box::new(self.clone())
+    }
+
+    fn deadlines(&self) -> Vec<Option<u64>> {
+        vec![Pm::next_deadline(self)]
+    }
+
+    fn fire(&mut self, _timer: usize, at: u64) {
+        Pm::advance(self, at);
     }
 }
 

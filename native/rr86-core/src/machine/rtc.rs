@@ -9,9 +9,11 @@
 //! which the date must not be read), there is no square wave, and daylight saving is ignored.
 //!
 //! Interface: [`Rtc::read`] and [`Rtc::write`] with offset 0 (port 0x70) or 1 (0x71), [`Rtc::irq`]
-//! (IRQ 8), [`Rtc::next_deadline`], [`Rtc::advance`], [`Rtc::set_cmos`], [`Rtc::reset`].
+//! (IRQ 8), [`Rtc::next_deadline`], [`Rtc::advance`], [`Rtc::set_cmos`].
 
-use super::device::{LoadError, Reader, State, Writer};
+use super::device::{Access, Device, Lines, LoadError, Outbox, Reader, State, Trial, Writer};
+use super::range::Range;
+use std::borrow::Cow;
 
 const SECONDS: usize = 0x00;
 const SECONDS_ALARM: usize = 0x01;
@@ -75,6 +77,9 @@ pub struct Rtc {
     flags: u8,
     since: u64,
     request: bool,
+    /// What it was made with, for a reset.
+    start_time: i64,
+    memory: u64,
 }
 
 impl Rtc {
@@ -91,19 +96,14 @@ impl Rtc {
             flags: 0,
             since: 0,
             request: false,
+            start_time,
+            memory,
         };
         rtc.cmos[REG_A] = A_DIVIDER_32KHZ | 6;
         rtc.cmos[REG_B] = B_24_HOURS;
         rtc.cmos[REG_D] = D_VALID_RAM;
         rtc.describe_memory(memory);
         rtc
-    }
-
-    /// What a reset of the board does: the date, memory and alarm live on, interrupts are off.
-    pub fn reset(&mut self) {
-        self.cmos[REG_B] &= !SOURCES;
-        self.flags = 0;
-        self.request = false;
     }
 
     /// Sets a byte of CMOS memory (index 0x0e–0x7f, not the century), for the board's own facts.
@@ -501,6 +501,58 @@ impl State for Rtc {
         self.since = r.u64()?;
         self.request = r.bool()?;
         Ok(())
+    }
+}
+
+impl Device for Rtc {
+    fn name(&self) -> Cow<'static, str> {
+        "rtc".into()
+    }
+
+    fn reset(&mut self) {
+        *self = Self::new(self.start_time, self.memory);
+    }
+
+    fn ranges(&self) -> Vec<Range> {
+        vec![Range::isa(0x70, 2, 0)]
+    }
+
+    fn read(&mut self, at: Access, _out: &mut Outbox) -> u64 {
+        Rtc::read(self, at.offset as u16, at.now).into()
+    }
+
+    fn write(&mut self, at: Access, value: u64, _out: &mut Outbox) {
+        Rtc::write(self, at.offset as u16, value as u8, at.now);
+    }
+
+    fn lines(&self) -> Lines {
+        Lines::isa(8, self.irq())
+    }
+
+    fn next_deadline(&self) -> Option<u64> {
+        Rtc::next_deadline(self)
+    }
+
+    fn advance(&mut self, _deadline: u64, now: u64, _out: &mut Outbox) {
+        Rtc::advance(self, now);
+    }
+
+    fn trial(&mut self) -> Option<&mut dyn Trial> {
+        Some(self)
+    }
+}
+
+impl Trial for Rtc {
+    fn copy(&self) -> Box<dyn Device> {
+        Box::new(self.clone())
+    }
+
+    fn deadlines(&self) -> Vec<Option<u64>> {
+        vec![Rtc::next_deadline(self)]
+    }
+
+    fn fire(&mut self, _timer: usize, at: u64) {
+        Rtc::advance(self, at);
     }
 }
 

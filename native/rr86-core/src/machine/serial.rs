@@ -9,7 +9,9 @@
 //! Interface: [`Serial::read`] and [`Serial::write`] with register offset 0–7, [`Serial::irq`] (IRQ 4),
 //! [`Serial::receive`], [`Serial::take_output`], [`Serial::reset`]. It has no timers.
 
-use super::device::{LoadError, Reader, State, Writer};
+use super::device::{Access, Device, Lines, LoadError, Outbox, Reader, State, Writer};
+use super::range::Range;
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 const IER_RECEIVE: u8 = 1 << 0;
@@ -360,6 +362,32 @@ impl State for Serial {
         self.fifo = fifo.into();
         self.queue = r.bytes()?.into();
         Ok(())
+    }
+}
+
+impl Device for Serial {
+    fn name(&self) -> Cow<'static, str> {
+        "serial".into()
+    }
+
+    fn reset(&mut self) {
+        Serial::reset(self);
+    }
+
+    fn ranges(&self) -> Vec<Range> {
+        vec![Range::isa(0x3f8, 8, 0)]
+    }
+
+    fn read(&mut self, at: Access, _out: &mut Outbox) -> u64 {
+        Serial::read(self, at.offset as u16, at.now).into()
+    }
+
+    fn write(&mut self, at: Access, value: u64, _out: &mut Outbox) {
+        Serial::write(self, at.offset as u16, value as u8, at.now);
+    }
+
+    fn lines(&self) -> Lines {
+        Lines::isa(4, self.irq())
     }
 }
 

@@ -54,7 +54,7 @@ impl Engine {
             return;
         }
         let block = self.cache.blocks.get(id);
-        let (count, checked) = (usize::from(block.count), block.checked);
+        let (count, checked) = (usize::from(block.count), block.stale.checked);
         loop {
             let mut made = self.made_ahead(id);
             let mut code = match &mut made {
@@ -69,8 +69,8 @@ impl Engine {
                 let address = self.cache.buffer.address(offset);
                 let block = self.cache.blocks.get_mut(id);
                 block.code = address;
-                block.code_offset = offset;
-                block.code_len = code.bytes.len() as u32;
+                block.place.offset = offset;
+                block.place.len = code.bytes.len() as u32;
                 block.slots = std::mem::take(&mut code.slots);
                 block.traps = std::mem::take(&mut code.traps);
                 self.cache.map.insert(offset, id);
@@ -98,7 +98,7 @@ impl Engine {
         at: usize,
     ) -> Option<(u16, u8)> {
         let block = self.cache.blocks.get(id);
-        let (count, checked, length) = (block.count, block.checked, block.code_len);
+        let (count, checked, length) = (block.count, block.stale.checked, block.place.len);
         let code = self.generate(id, 0, usize::from(count), checked);
         let starts = self.translator.scratch.starts();
         let index = starts.partition_point(|&start| start as usize <= at);

@@ -18,6 +18,44 @@ pub use crate::translate::code::BlockId;
 pub const NO_BLOCK: BlockId = BlockId::MAX;
 const NONE: BlockId = BlockId::MAX;
 
+/// A stretch of the code buffer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    pub offset: usize,
+    pub len: u32,
+}
+
+/// What is known of a block that may no longer match memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Staleness {
+    /// Its source changed and the protocol left it in place.
+    pub marked: bool,
+    /// Entries compare the source with memory.
+    pub checked: bool,
+    /// It has been entered while it was stale.
+    pub entered: bool,
+    /// A breakpoint instruction in it was executed that memory did not hold.
+    pub int3: bool,
+}
+
+/// How often a block runs, and what has been made of that.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hotness {
+    /// Samples that found it about to run, see `hotness`.
+    pub samples: u8,
+    /// How often a superblock was made for it, and whether it has one now.
+    pub superblocks: u8,
+    pub has_superblock: bool,
+}
+
+/// The vCPU that made a block, and the moments at which its bytes were read and it was linked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Made {
+    pub by: u8,
+    pub fetched_at: u64,
+    pub linked_at: u64,
+}
+
 /// A translation block.
 ///
 /// What a look-up reads comes first, so that it lies in one line of the host's cache.
@@ -35,12 +73,6 @@ pub struct Block {
     next: BlockId,
     pub count: u8,
     live: bool,
-    /// Its source changed and the protocol left it in place.
-    pub marked: bool,
-    /// Entries compare the source with memory.
-    pub checked: bool,
-    pub code_len: u32,
-    pub code_offset: usize,
     /// Number that is never used again, for the trace.
     pub serial: u64,
     /// Source bytes as they were fetched.
@@ -52,21 +84,13 @@ pub struct Block {
     /// Where this block's own jumps lead, and those of its path.
     outgoing: [BlockId; OWN_SLOTS],
     exits: Vec<BlockId>,
-    /// Samples that found it about to run, see `paths`.
-    pub heat: u8,
-    /// How often a path was made for it, and whether it has one now.
-    pub paths: u8,
-    pub has_path: bool,
     /// Paths that lead through it: the block that each belongs to, and where its code is.
     heads: Vec<Head>,
-    /// It has been entered while it was stale.
-    pub entered_stale: bool,
-    /// A breakpoint instruction in it was executed that memory did not hold.
-    pub stale_int3: bool,
-    /// The vCPU that made it, and the moments at which its bytes were read and it was linked.
-    pub made_by: u8,
-    pub fetched_at: u64,
-    pub linked_at: u64,
+    /// Where its code is in the buffer.
+    pub place: Place,
+    pub stale: Staleness,
+    pub hot: Hotness,
+    pub made: Made,
 }
 
 impl Block {
@@ -268,26 +292,18 @@ impl Blocks {
             bytes: bytes.into(),
             count,
             code: 0,
-            code_offset: 0,
-            code_len: 0,
             slots: Vec::new(),
             traps: Vec::new(),
             incoming: Vec::new(),
             outgoing: [NONE; OWN_SLOTS],
+            place: Place::default(),
+            stale: Staleness::default(),
+            hot: Hotness::default(),
+            made: Made::default(),
             exits: Vec::new(),
-            heat: 0,
-            paths: 0,
-            has_path: false,
             heads: Vec::new(),
             next: self.buckets[place],
             live: true,
-            marked: false,
-            checked: false,
-            entered_stale: false,
-            stale_int3: false,
-            made_by: 0,
-            fetched_at: 0,
-            linked_at: 0,
         };
         self.next_serial += 1;
         self.live += 1;
@@ -335,11 +351,11 @@ impl Blocks {
     /// in the code buffer. When one of them goes, it is not entered any more.
     pub fn set_path(&mut self, id: BlockId, members: &[BlockId], ordinary: usize) {
         let block = &mut self.blocks[id as usize];
-        block.has_path = true;
-        block.paths += 1;
+        block.hot.has_superblock = true;
+        block.hot.superblocks += 1;
         let head = Head {
             block: id,
-            path: block.code_offset,
+            path: block.place.offset,
             ordinary,
         };
         for (place, &member) in members.iter().enumerate() {
@@ -351,9 +367,9 @@ impl Blocks {
 
     /// Links a slot of `from` to `to`; returns where to patch.
     pub fn link(&mut self, from: BlockId, slot: usize, to: BlockId) -> Option<(usize, usize)> {
-        let target = self.blocks[to as usize].code_offset;
+        let target = self.blocks[to as usize].place.offset;
         let source = &mut self.blocks[from as usize];
-        let patch = source.slots[slot].patch? as usize + source.code_offset;
+        let patch = source.slots[slot].patch? as usize + source.place.offset;
         match slot.checked_sub(OWN_SLOTS) {
             None => source.outgoing[slot] = to,
             Some(exit) => source.exits[exit] = to,
@@ -373,15 +389,18 @@ impl Blocks {
             if let (true, Some(at)) = (source.code != 0, source.slots[slot].patch) {
                 let exit = source.slots[slot].exit as usize;
                 let links = &mut patches.links;
-                links.push((source.code_offset + at as usize, source.code_offset + exit));
+                links.push((
+                    source.place.offset + at as usize,
+                    source.place.offset + exit,
+                ));
             }
         }
         self.unlink_own(id);
         for head in std::mem::take(&mut self.blocks[id as usize].heads) {
             patches.jumps.push((head.path, head.ordinary));
             let block = &mut self.blocks[head.block as usize];
-            if block.code_offset == head.path && block.code != 0 {
-                (block.has_path, block.heat) = (false, 0);
+            if block.place.offset == head.path && block.code != 0 {
+                (block.hot.has_superblock, block.hot.samples) = (false, 0);
             }
         }
     }
@@ -476,8 +495,8 @@ impl Blocks {
         self.unlink_own(id);
         let block = &mut self.blocks[id as usize];
         block.code = address;
-        block.code_offset = offset;
-        block.code_len = code.bytes.len() as u32;
+        block.place.offset = offset;
+        block.place.len = code.bytes.len() as u32;
         block.exits = vec![NONE; code.slots.len().saturating_sub(OWN_SLOTS)];
         block.slots = code.slots;
         block.traps = code.traps;
@@ -487,7 +506,7 @@ impl Blocks {
             .filter_map(|(from, slot)| {
                 let source = &self.blocks[from as usize];
                 let at = source.slots.get(slot as usize)?.patch?;
-                (source.code != 0).then_some((source.code_offset + at as usize, offset))
+                (source.code != 0).then_some((source.place.offset + at as usize, offset))
             })
             .collect();
         Patches {
@@ -506,7 +525,7 @@ impl Blocks {
             block.outgoing = [NONE; OWN_SLOTS];
             block.exits.clear();
             block.heads.clear();
-            (block.has_path, block.paths) = (false, 0);
+            (block.hot.has_superblock, block.hot.superblocks) = (false, 0);
         }
     }
 

@@ -457,17 +457,17 @@ impl Engine {
             let place = Place::from(block);
             place.save(w, &before);
             before = place;
-            w.u8(block.made_by);
-            w.delta(linked, block.fetched_at);
-            w.delta(block.fetched_at, block.linked_at);
-            linked = block.linked_at;
+            w.u8(block.made.by);
+            w.delta(linked, block.made.fetched_at);
+            w.delta(block.made.fetched_at, block.made.linked_at);
+            linked = block.made.linked_at;
             let own = self.differs(block);
             let flags = [
-                (block.marked, MARKED),
-                (block.checked, CHECKED),
-                (block.entered_stale, ENTERED_STALE),
+                (block.stale.marked, MARKED),
+                (block.stale.checked, CHECKED),
+                (block.stale.entered, ENTERED_STALE),
                 (own, OWN_BYTES),
-                (block.stale_int3, STALE_INT3),
+                (block.stale.int3, STALE_INT3),
             ];
             w.u8(flags.iter().map(|&(on, bit)| u8::from(on) * bit).sum());
             if own {
@@ -537,13 +537,13 @@ impl Engine {
                 pages.into_iter(),
             );
             let block = self.cache.blocks.get_mut(id);
-            block.made_by = made_by;
-            block.fetched_at = fetched_at;
-            block.linked_at = linked_at;
-            block.marked = flags & MARKED != 0;
-            block.checked = flags & CHECKED != 0;
-            block.entered_stale = flags & ENTERED_STALE != 0;
-            block.stale_int3 = flags & STALE_INT3 != 0;
+            block.made.by = made_by;
+            block.made.fetched_at = fetched_at;
+            block.made.linked_at = linked_at;
+            block.stale.marked = flags & MARKED != 0;
+            block.stale.checked = flags & CHECKED != 0;
+            block.stale.entered = flags & ENTERED_STALE != 0;
+            block.stale.int3 = flags & STALE_INT3 != 0;
             if !self.is_guarded(id) {
                 return bad("block on a page without code", serial);
             }

@@ -53,7 +53,7 @@ impl CodeCache {
         let block = self.blocks.get(id);
         let former = || self.former_traps.iter().rev().find(|(at, _)| *at == offset);
         match former() {
-            Some((_, traps)) if offset != block.code_offset => traps,
+            Some((_, traps)) if offset != block.place.offset => traps,
             _ => &block.traps,
         }
     }

@@ -369,7 +369,7 @@ impl Engine {
     /// Takes a block out of the caches that lead to its code without asking.
     fn unreach(&mut self, id: BlockId) {
         let block = self.cache.blocks.get(id);
-        let (code, rip, offset) = (block.code, block.rip, block.code_offset);
+        let (code, rip, offset) = (block.code, block.rip, block.place.offset);
         if code == 0 {
             return;
         }
@@ -410,7 +410,7 @@ impl Engine {
             let touched = block
                 .ranges()
                 .any(|(at, n)| paddr < at + n && at < paddr + len);
-            if touched && !block.marked && self.is_stale(id) {
+            if touched && !block.stale.marked && self.is_stale(id) {
                 self.mark(id, false);
             }
         }
@@ -426,7 +426,7 @@ impl Engine {
         self.observers.stats.stale_blocks += 1;
         let icount = self.icount();
         let block = self.cache.blocks.get_mut(id);
-        block.marked = true;
+        block.stale.marked = true;
         let serial = block.serial;
         let event = Observed::Stale {
             serial,
@@ -440,12 +440,12 @@ impl Engine {
     /// Counts an entry of a stale block, and tells of the first one.
     pub(in crate::runtime) fn note_stale_entry(&mut self, vcpu: u8, id: BlockId) {
         self.observers.stats.stale_entries += 1;
-        if !self.cache.blocks.get(id).marked {
+        if !self.cache.blocks.get(id).stale.marked {
             // The write did not come by where blocks are looked at.
             self.mark(id, false);
         }
         let block = self.cache.blocks.get_mut(id);
-        if !std::mem::replace(&mut block.entered_stale, true) {
+        if !std::mem::replace(&mut block.stale.entered, true) {
             let serial = block.serial;
             self.observers
                 .events
@@ -462,7 +462,7 @@ impl Engine {
         }
         self.observers.stats.stale_int3s += 1;
         let block = self.cache.blocks.get_mut(id);
-        if !std::mem::replace(&mut block.stale_int3, true) {
+        if !std::mem::replace(&mut block.stale.int3, true) {
             let serial = block.serial;
             self.observers
                 .events
@@ -474,7 +474,7 @@ impl Engine {
     /// has made it stale; `None` when that does not matter, or has been told.
     pub(in crate::runtime) fn still_right(&self, from: Resume) -> Option<usize> {
         let block = self.cache.blocks.get(from.block);
-        if self.cache.overrun != Some(from.block) || !block.marked || block.entered_stale {
+        if self.cache.overrun != Some(from.block) || !block.stale.marked || block.stale.entered {
             return None;
         }
         let memory = self.memory_of(block);
@@ -487,15 +487,15 @@ impl Engine {
     /// Makes every entry of a block come through a check from now on.
     fn check_entries(&mut self, id: BlockId) {
         let block = self.cache.blocks.get_mut(id);
-        if block.checked || !self.coherence.detects {
+        if block.stale.checked || !self.coherence.detects {
             return;
         }
-        block.checked = true;
+        block.stale.checked = true;
         if block.code == 0 {
             return;
         }
         // Whoever jumps to the old code is sent on to the new.
-        let (old, traps) = (block.code_offset, block.traps.clone());
+        let (old, traps) = (block.place.offset, block.traps.clone());
         let was_running = self.cache.map.get(old);
         self.redirect(id, old);
         if was_running.is_some() {
@@ -542,9 +542,9 @@ impl Engine {
         self.guard(id);
         let linked_at = self.icount();
         let block = self.cache.blocks.get_mut(id);
-        block.made_by = vcpu;
-        block.fetched_at = fetched.icount;
-        block.linked_at = linked_at;
+        block.made.by = vcpu;
+        block.made.fetched_at = fetched.icount;
+        block.made.linked_at = linked_at;
         let serial = block.serial;
         if fetched.icount == self.icount() {
             self.note_fetch(vcpu, fetched, Some(serial));

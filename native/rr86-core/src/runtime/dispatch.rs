@@ -66,6 +66,29 @@ pub struct Span {
     pub start: u64,
 }
 
+/// What comes next between two blocks.
+enum Before {
+    Enter(Entry),
+    /// Something has changed where the vCPU stands: look again.
+    Again,
+    End(RunEnd),
+}
+
+/// Code that is about to run, and what was so before.
+struct Entry {
+    /// Its host address.
+    code: u64,
+    /// It is one instruction, after which there may be traps.
+    single: bool,
+    /// RFLAGS.TF is set.
+    stepping: bool,
+    /// The interrupt shadow, and the debug exceptions that MOV SS holds back.
+    shadow: u8,
+    held: u64,
+    /// The budget without an exit request.
+    budget: i64,
+}
+
 impl Engine {
     /// Runs a vCPU. Returns the instructions retired and why it stopped.
     ///
@@ -112,156 +135,183 @@ impl Engine {
         }
     }
 
-    /// The loop of `run`; `progress` says that this slice has run something before.
+    /// The loop of `run`.
     ///
     /// # Safety
     /// Both pointers are valid, and the GS base points to `vcpu`.
     unsafe fn dispatch(this: *mut Self, vcpu: *mut Vcpu, span: Span) -> RunEnd {
-        let exact = span.exact;
-        // SAFETY: (all of this function) the pointers are valid by its contract, and nothing else refers to what
-        // they lead to. `engine` and `v` are made anew after code has run, which uses both pointers itself.
-        unsafe {
-            loop {
-                let engine = &mut *this;
-                let v = &mut *vcpu;
-                engine.slice.clear_exit_request(&mut v.run);
-                engine.take_back(v);
-                engine.clock.note_boundary(&v.run);
-                engine.stand_between(Some(v.cpu.rip));
-                engine.observers.stats.dispatches += 1;
-                if let Some(window) = engine.coherence.in_window.take() {
-                    return RunEnd::Window(window);
-                }
-                if let Some(cause) = engine.stops.stopped.take() {
-                    return RunEnd::Stopped(cause);
-                }
-                if engine.slice.reserve > 0
-                    && v.run.budget < engine.translator.limits.instructions as i64
-                {
-                    engine.take_portion(v);
-                }
-                let index = usize::from(v.cpu.id);
-                let resume = engine.progress[index].resume;
-                engine.end_overrun(index);
-                // Inside a block only a debugger stops; what else there is waits for its end. Behind a fault
-                // it waits for an instruction, since the slice may end there: see below.
-                let faulted = engine.slice.faulted_at == Some(engine.icount());
-                let waits = faulted && v.cpu.semantics.signals_wait_behind_faults();
-                if resume.is_none() && !waits && engine.has_signals() {
-                    return RunEnd::Signals;
-                }
-                if resume.is_none() {
-                    if let Some(end) = engine.interrupts(v) {
-                        return end;
-                    }
-                }
-                // A block that a slice has entered belongs to it, and a fetch window comes after all
-                // that the slice counts.
-                if v.run.budget <= 0
-                    && (exact || resume.is_none())
-                    && (resume.is_some() || !engine.expects_fetch())
-                {
-                    return RunEnd::Budget;
-                }
-                if engine.slice.patience.is_over() {
-                    engine.slice.time_up = true;
-                    return RunEnd::TimeUp;
-                }
-                engine.slice.patience.step();
-                let mode = Mode::of(&v.cpu);
-                v.run.jump_key = mode.key();
-                let single = match resume {
-                    None => mode.one(),
-                    Some(resume) => engine.cache.blocks.get(resume.block).mode.one(),
-                };
-                let stepping = v.cpu.rflags & RFlags::TF.bits() != 0;
-                let armed = v.cpu.dr[7] & 0xff != 0 && !v.cpu.holds_debug();
-                if single && armed && resume.is_none() && engine.execution_breakpoint(v) {
-                    continue;
-                }
-                if span.fitting && resume.is_none() {
-                    let now = engine.icount();
-                    // A fault that does not count is part of the slice in which it was raised only if an
-                    // instruction follows: a decision counts instructions, and cannot tell otherwise.
-                    let must = now == span.start || engine.slice.faulted_at == Some(now);
-                    if !must && !engine.fits(v, mode, engine.slice.beyond) {
-                        return RunEnd::Budget;
-                    }
-                }
-                let code = match resume {
-                    Some(resume) => {
-                        engine.cache.link = None;
-                        engine.partial(v, resume, exact)
-                    }
-                    None => match engine
-                        .known_code(v, mode)
-                        .map_or_else(|| engine.enter(v, mode, exact), |code| Ok(Some(Some(code))))
-                    {
-                        Ok(None) => return RunEnd::Window(Window::Fetch),
-                        Ok(Some(code)) => code,
-                        Err(fault) => {
-                            engine.cache.link = None;
-                            engine.deliver_fault(v, fault);
-                            if v.cpu.activity == Activity::Shutdown {
-                                return RunEnd::TripleFault;
-                            }
-                            continue;
-                        }
-                    },
-                };
-                let Some(code) = code else {
-                    return RunEnd::Budget;
-                };
-                let (shadow, held) = (v.cpu.shadow, v.cpu.held_debug());
-                v.cpu.shadow = 0;
-                v.cpu.rflags &= !RFlags::RF.bits();
-                engine.progress[index].resume = None;
-                v.pending.debug_hits = 0;
-                let before = engine.slice.plain_budget(&v.run);
-                engine.slice.faulted = false;
-                engine.stand_between(None);
-                engine.cache.buffer.settle();
-                let stubs = engine.cache.stubs;
-                entry::enter(&stubs, vcpu, code);
-
-                let engine = &mut *this;
-                let v = &mut *vcpu;
-                let end = engine.after(v);
-                // Whether a PAUSE ends the run is the scheduler's choice, so its trap cannot depend on that.
-                let paused = end == Some(RunEnd::Pause) && v.cpu.semantics.pauses_are_stepped();
-                if let (Some(end), false) = (end, paused) {
-                    return end;
-                }
-                let retired = {
-                    engine.slice.clear_exit_request(&mut v.run);
-                    v.run.budget < before && !engine.slice.faulted
-                };
-                if held != 0 && !retired && engine.progress[index].resume.is_some() {
-                    // A debugger stopped before the instruction, which is still to come.
-                    v.cpu.shadow = shadow;
-                }
-                // Traps after the instruction (SDM vol. 3B, section 17.3.1).
-                let hits = v.pending.debug_hits;
-                let step = stepping && hits & UNSTEPPED == 0;
-                let dr6 = hits & !UNSTEPPED | held | if step { DR6_BS } else { 0 };
-                if (single || hits & DR6_BS != 0) && retired && dr6 != 0 {
-                    if v.cpu.holds_debug() {
-                        v.cpu.hold_debug(dr6);
-                        continue;
-                    }
-                    if !v.cpu.semantics.faults_count() {
-                        engine.slice.faulted_at = Some(engine.icount());
-                    }
-                    engine.deliver_exception(v, Exception::db(dr6));
-                    if v.cpu.activity == Activity::Shutdown {
-                        return RunEnd::TripleFault;
-                    }
-                }
-                if let Some(end) = end {
-                    return end;
-                }
+        loop {
+            // SAFETY: the pointers are valid by the contract, and nothing else refers to what they lead to. The
+            // references end before code runs, which uses both pointers itself.
+            let entry = match unsafe { (*this).before_code(&mut *vcpu, &span) } {
+                Before::Enter(entry) => entry,
+                Before::Again => continue,
+                Before::End(end) => return end,
+            };
+            // SAFETY: as above; the code is that of the block which comes next.
+            let end = unsafe {
+                let stubs = (*this).cache.stubs;
+                entry::enter(&stubs, vcpu, entry.code);
+                (*this).after_code(&mut *vcpu, &entry)
+            };
+            if let Some(end) = end {
+                return end;
             }
         }
+    }
+
+    /// What is due between two blocks, and then the code of the next one.
+    fn before_code(&mut self, v: &mut Vcpu, span: &Span) -> Before {
+        self.slice.clear_exit_request(&mut v.run);
+        self.take_back(v);
+        self.clock.note_boundary(&v.run);
+        self.stand_between(Some(v.cpu.rip));
+        self.observers.stats.dispatches += 1;
+        if let Some(window) = self.coherence.in_window.take() {
+            return Before::End(RunEnd::Window(window));
+        }
+        if let Some(cause) = self.stops.stopped.take() {
+            return Before::End(RunEnd::Stopped(cause));
+        }
+        if self.slice.reserve > 0 && v.run.budget < self.translator.limits.instructions as i64 {
+            self.take_portion(v);
+        }
+        let index = usize::from(v.cpu.id);
+        let resume = self.progress[index].resume;
+        self.end_overrun(index);
+        // Inside a block only a debugger stops; what else there is waits for its end. Behind a fault
+        // it waits for an instruction, since the slice may end there: see below.
+        let faulted = self.slice.faulted_at == Some(self.icount());
+        let waits = faulted && v.cpu.semantics.signals_wait_behind_faults();
+        if resume.is_none() && !waits && self.has_signals() {
+            return Before::End(RunEnd::Signals);
+        }
+        if resume.is_none() {
+            if let Some(end) = self.interrupts(v) {
+                return Before::End(end);
+            }
+        }
+        // A block that a slice has entered belongs to it, and a fetch window comes after all
+        // that the slice counts.
+        if v.run.budget <= 0
+            && (span.exact || resume.is_none())
+            && (resume.is_some() || !self.expects_fetch())
+        {
+            return Before::End(RunEnd::Budget);
+        }
+        if self.slice.patience.is_over() {
+            self.slice.time_up = true;
+            return Before::End(RunEnd::TimeUp);
+        }
+        self.slice.patience.step();
+        let mode = Mode::of(&v.cpu);
+        v.run.jump_key = mode.key();
+        let single = match resume {
+            None => mode.one(),
+            Some(resume) => self.cache.blocks.get(resume.block).mode.one(),
+        };
+        let stepping = v.cpu.rflags & RFlags::TF.bits() != 0;
+        let armed = v.cpu.dr[7] & 0xff != 0 && !v.cpu.holds_debug();
+        if single && armed && resume.is_none() && self.execution_breakpoint(v) {
+            return Before::Again;
+        }
+        if span.fitting && resume.is_none() {
+            let now = self.icount();
+            // A fault that does not count is part of the slice in which it was raised only if an
+            // instruction follows: a decision counts instructions, and cannot tell otherwise.
+            let must = now == span.start || self.slice.faulted_at == Some(now);
+            if !must && !self.fits(v, mode, self.slice.beyond) {
+                return Before::End(RunEnd::Budget);
+            }
+        }
+        let code = match self.next_code(v, resume, mode, span.exact) {
+            Ok(code) => code,
+            Err(before) => return before,
+        };
+        let entry = Entry {
+            code,
+            single,
+            stepping,
+            shadow: v.cpu.shadow,
+            held: v.cpu.held_debug(),
+            budget: self.slice.plain_budget(&v.run),
+        };
+        v.cpu.shadow = 0;
+        v.cpu.rflags &= !RFlags::RF.bits();
+        self.progress[index].resume = None;
+        v.pending.debug_hits = 0;
+        self.slice.faulted = false;
+        self.stand_between(None);
+        self.cache.buffer.settle();
+        Before::Enter(entry)
+    }
+
+    /// Host address of the code that comes next: of the rest of a block, or of the block at rip.
+    fn next_code(
+        &mut self,
+        v: &mut Vcpu,
+        resume: Option<Resume>,
+        mode: Mode,
+        exact: bool,
+    ) -> Result<u64, Before> {
+        let code = match resume {
+            Some(resume) => {
+                self.cache.link = None;
+                self.partial(v, resume, exact)
+            }
+            None => match self.known_code(v, mode) {
+                Some(code) => Some(code),
+                None => match self.enter(v, mode, exact) {
+                    Ok(None) => return Err(Before::End(RunEnd::Window(Window::Fetch))),
+                    Ok(Some(code)) => code,
+                    Err(fault) => {
+                        self.cache.link = None;
+                        self.deliver_fault(v, fault);
+                        return Err(if v.cpu.activity == Activity::Shutdown {
+                            Before::End(RunEnd::TripleFault)
+                        } else {
+                            Before::Again
+                        });
+                    }
+                },
+            },
+        };
+        code.ok_or(Before::End(RunEnd::Budget))
+    }
+
+    /// What to do after code came back, traps after the instruction included. `None` goes on.
+    fn after_code(&mut self, v: &mut Vcpu, entry: &Entry) -> Option<RunEnd> {
+        let end = self.after(v);
+        // Whether a PAUSE ends the run is the scheduler's choice, so its trap cannot depend on that.
+        let paused = end == Some(RunEnd::Pause) && v.cpu.semantics.pauses_are_stepped();
+        if end.is_some() && !paused {
+            return end;
+        }
+        self.slice.clear_exit_request(&mut v.run);
+        let retired = v.run.budget < entry.budget && !self.slice.faulted;
+        let inside = self.progress[usize::from(v.cpu.id)].resume.is_some();
+        if entry.held != 0 && !retired && inside {
+            // A debugger stopped before the instruction, which is still to come.
+            v.cpu.shadow = entry.shadow;
+        }
+        // Traps after the instruction (SDM vol. 3B, section 17.3.1).
+        let hits = v.pending.debug_hits;
+        let step = entry.stepping && hits & UNSTEPPED == 0;
+        let dr6 = hits & !UNSTEPPED | entry.held | if step { DR6_BS } else { 0 };
+        if (entry.single || hits & DR6_BS != 0) && retired && dr6 != 0 {
+            if v.cpu.holds_debug() {
+                v.cpu.hold_debug(dr6);
+                return None;
+            }
+            if !v.cpu.semantics.faults_count() {
+                self.slice.faulted_at = Some(self.icount());
+            }
+            self.deliver_exception(v, Exception::db(dr6));
+            if v.cpu.activity == Activity::Shutdown {
+                return Some(RunEnd::TripleFault);
+            }
+        }
+        end
     }
 
     /// Gives a run more of what its slice allows.
@@ -667,7 +717,7 @@ impl Engine {
     fn partial(&mut self, v: &mut Vcpu, resume: Resume, exact: bool) -> Option<u64> {
         let block = self.cache.blocks.get(resume.block);
         let count = usize::from(block.count);
-        let mut checked = resume.index == 0 && block.checked;
+        let mut checked = resume.index == 0 && block.stale.checked;
         let mut left = (count - resume.index) as i64;
         if let Some(instructions) = self.still_right(resume) {
             // Up to the first instruction that is not what memory holds; that one is told of.

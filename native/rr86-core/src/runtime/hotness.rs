@@ -65,11 +65,11 @@ impl Engine {
             return;
         };
         let block = self.cache.blocks.get_mut(id);
-        block.heat = block.heat.saturating_add(1);
+        block.hot.samples = block.hot.samples.saturating_add(1);
         let block = self.cache.blocks.get(id);
-        if block.heat >= self.translator.hot
-            && !block.has_path
-            && block.paths < MOST
+        if block.hot.samples >= self.translator.hot
+            && !block.hot.has_superblock
+            && block.hot.superblocks < MOST
             && block.code != 0
             && !self.is_loop(id)
         {
@@ -96,13 +96,13 @@ impl Engine {
             return;
         }
         let links = self.cache.blocks.successors(id);
-        let old = self.cache.blocks.get(id).code_offset;
+        let old = self.cache.blocks.get(id).place.offset;
         let code = self.generate_with(id, &Superblock::new(members));
         let ordinary = code.ordinary;
         if !self.replace(id, old, code) {
             return;
         }
-        let offset = self.cache.blocks.get(id).code_offset;
+        let offset = self.cache.blocks.get(id).place.offset;
         self.cache
             .blocks
             .set_path(id, &path[..length], offset + ordinary);
@@ -158,7 +158,7 @@ impl Engine {
         if self.is_loop(id) {
             return None;
         }
-        let heat = |id: BlockId| u32::from(self.cache.blocks.get(id).heat);
+        let heat = |id: BlockId| u32::from(self.cache.blocks.get(id).hot.samples);
         match self.cache.blocks.successors(id) {
             [Some(a), Some(b)] if heat(a) >= CLEAR * heat(b).max(2) => Some(a),
             [Some(a), Some(b)] if heat(b) >= CLEAR * heat(a).max(2) => Some(b),

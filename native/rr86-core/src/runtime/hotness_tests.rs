@@ -317,7 +317,7 @@ impl Twins {
 
     fn has_path(&self) -> bool {
         let head = self.block(self.places.head);
-        head.is_some_and(|block| block.has_path)
+        head.is_some_and(|block| block.hot.has_superblock)
     }
 
     /// Runs until the loop has a superblock.
@@ -385,11 +385,11 @@ fn a_path_whose_blocks_change_again_and_again_is_given_up() {
     for turn in 0..2 * MOST {
         twins.run(600);
         let block = twins.block(head).unwrap();
-        assert_eq!(block.paths, MOST.min(turn + 1));
-        assert_eq!(block.has_path, turn < MOST);
+        assert_eq!(block.hot.superblocks, MOST.min(turn + 1));
+        assert_eq!(block.hot.has_superblock, turn < MOST);
         twins.each(|engine| put(engine, at, &[turn]));
         assert!(!twins.has_path());
-        assert!(!twins.block(head).unwrap().has_path);
+        assert!(!twins.block(head).unwrap().hot.has_superblock);
     }
 }
 
@@ -503,7 +503,9 @@ fn code_that_is_mapped_elsewhere_is_another_path() {
     twins.set(0, 15, PT + (CODE >> 12) * 8);
     twins.run(2000);
     let with = twins.machines[0].cache.blocks.iter_live();
-    let heads = with.iter().filter(|b| b.rip == places.head && b.has_path);
+    let heads = with
+        .iter()
+        .filter(|b| b.rip == places.head && b.hot.has_superblock);
     assert_eq!(heads.count(), 2);
 }
 

@@ -69,7 +69,7 @@ impl Engine {
         let plain = self.stops.hooks == Hooks::default()
             && self.observers.oracle.is_none()
             && ahead.suits(tracking, translator.shortcuts, translator.offered)
-            && !block.checked
+            && !block.stale.checked
             && block.second.is_none();
         if !plain || block.serial + 1 != self.cache.blocks.next_serial() {
             return None;

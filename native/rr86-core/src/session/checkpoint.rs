@@ -40,6 +40,8 @@ fn save_signal(w: &mut Writer, signal: Signal) {
         Signal::Reset => (5, 0, 0),
         Signal::DebugExit(code) => (6, 0, code),
         Signal::DeadlineChanged => (7, 0, 0),
+        // Nothing goes on from here, so this is never loaded.
+        Signal::DeviceFailed => (8, 0, 0),
     };
     w.u8(kind);
     w.varint(vcpu as u64);

@@ -161,7 +161,7 @@ fn restores_under(protocol: Protocol) {
             .filter(|&v| original.engine.inside_block(v).is_some())
             .count();
         let blocks = original.engine.cache.blocks.iter_live();
-        stale += blocks.iter().filter(|b| b.marked).count();
+        stale += blocks.iter().filter(|b| b.stale.marked).count();
         put(&mut other, &saved.pages);
         other.restore(&saved.state).expect("a whole checkpoint");
         other.digests();

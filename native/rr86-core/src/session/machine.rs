@@ -17,7 +17,7 @@ use crate::cpu::save;
 use crate::cpu::semantics::Semantics;
 use crate::cpu::state::{Activity, CpuState, RFlags};
 use crate::host_time::{Phase, Stopwatch};
-use crate::machine::fw_cfg_dma::Access;
+use crate::machine::dma::DmaAccess;
 use crate::machine::{Board, BoardConfig, Signal};
 use crate::runtime::agent::Agent;
 use crate::runtime::dispatch::RunEnd;
@@ -303,7 +303,7 @@ impl Machine {
             Signal::Nmi(v) => !sleepers[v].has_nmi,
             Signal::Interrupt(v) => sleepers[v].open,
             Signal::DeadlineChanged => false,
-            Signal::PowerOff | Signal::Reset | Signal::DebugExit(_) => true,
+            Signal::PowerOff | Signal::Reset | Signal::DebugExit(_) | Signal::DeviceFailed => true,
         })
     }
 
@@ -327,22 +327,23 @@ impl Machine {
                 return false;
             }
             self.engine.slice.patience.step();
+            let now = self.engine.now();
             match access {
-                Access::Read { paddr, length } => {
+                DmaAccess::Read { paddr, length } => {
                     let mut bytes = vec![0; length];
                     let inside = self.is_ram(paddr, length);
                     if inside {
                         self.engine.read_physical(paddr, &mut bytes);
                     }
-                    self.board().dma_done(inside.then_some(&bytes));
+                    self.board().dma_done(inside.then_some(&bytes), now);
                 }
-                Access::Write { paddr, data } => {
+                DmaAccess::Write { paddr, data } => {
                     let inside = self.is_ram(paddr, data.len());
                     if inside {
                         self.engine
                             .write_physical(Agent::Device, paddr, &data, None);
                     }
-                    self.board().dma_done(inside.then_some(&[]));
+                    self.board().dma_done(inside.then_some(&[]), now);
                 }
             }
         }
@@ -374,6 +375,9 @@ impl Machine {
                     Signal::Reset => self.ending = self.ending.or(Some(Ending::Reset)),
                     Signal::DebugExit(code) => {
                         self.ending = self.ending.or(Some(Ending::DebugExit(code)));
+                    }
+                    Signal::DeviceFailed => {
+                        self.ending = self.ending.or(Some(Ending::DeviceFailed));
                     }
                 }
             }

@@ -27,7 +27,7 @@ pub struct Session<D> {
 
 impl<D: Decisions> Session<D> {
     /// A session of a machine that stands between two slices.
-    pub(super) fn start(mut machine: Machine, decisions: D) -> Self {
+    pub fn start(mut machine: Machine, decisions: D) -> Self {
         machine.slices = decisions.slices();
         Self {
             machine,

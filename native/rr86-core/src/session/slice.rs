@@ -27,6 +27,8 @@ pub enum Ending {
     Reset,
     /// isa-debug-exit, with the exit status that QEMU would give.
     DebugExit(u32),
+    /// A device could not do its work.
+    DeviceFailed,
     /// A vCPU shut down after a triple fault.
     TripleFault {
         vcpu: usize,

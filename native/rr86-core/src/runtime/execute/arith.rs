@@ -29,6 +29,7 @@ fn byte_flags(value: u8) -> u64 {
     flags
 }
 
+/// One match, a few lines for each instruction; it is long because they are many.
 pub fn execute(c: &mut Context<'_>) -> Result {
     let rax = c.v.cpu.gpr[gpr::RAX];
     let al = rax as u8;

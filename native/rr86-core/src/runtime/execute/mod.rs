@@ -331,7 +331,7 @@ pub unsafe extern "sysv64" fn entered(vcpu: *mut Vcpu, site: u32) -> u32 {
     if site.offset == 0 && engine.oracle().is_some() {
         engine.clock.note_position(&v.run, site);
         engine.entered_block(v, id);
-        if !engine.cache.blocks.get(id).checked {
+        if !engine.cache.blocks.get(id).stale.checked {
             return 0;
         }
     }

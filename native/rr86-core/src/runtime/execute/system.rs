@@ -52,6 +52,7 @@ impl Context<'_> {
     }
 }
 
+/// One match, a few lines for each instruction; it is long because they are many.
 pub fn execute(c: &mut Context<'_>) -> Result {
     match c.insn.mnemonic() {
         M::Cpuid => {

@@ -128,6 +128,7 @@ pub fn repeated(insn: &Instruction) -> bool {
 }
 
 /// Classifies `insn` as it stands in `mode` on a processor that offers this.
+/// One match over all mnemonics, so that each is in one place; it is long because they are many.
 pub fn classify(insn: &Instruction, mode: Mode, offered: &Offered) -> Class {
     use Mnemonic as M;
     if insn.is_invalid() {

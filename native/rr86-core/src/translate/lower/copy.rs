@@ -63,52 +63,8 @@ impl Emitter<'_> {
 
         let memory = (0..op.op_count()).find(|&i| op.op_kind(i) == OpKind::Memory);
         let bit_offset = memory.is_some() && is_bit_test(&op) && op.op1_kind() == OpKind::Register;
-        let mut pending = None;
-        let mut sum = Sum::Whole;
-        if let Some(i) = memory {
-            let size = memory_bytes(&op);
-            let kind = kind_of(&op, access[i as usize]);
-            let displacement = self.run_displacement();
-            if let Some(displacement) = displacement {
-                self.mark_in_run(displacement, size, kind);
-            } else {
-                self.address_of(
-                    insn,
-                    size,
-                    kind,
-                    if bit_offset {
-                        Some(op.op1_register())
-                    } else {
-                        None
-                    },
-                );
-                let stack = insn.memory_segment() == Register::SS;
-                // The other temporary must be free, too.
-                let bare = (0..op.op_count()).all(|i| {
-                    let register = op.op_register(i);
-                    op.op_kind(i) != OpKind::Register
-                        || !register.is_gpr()
-                        || !is_high_byte(register) && HOST[number(register)].is_some()
-                });
-                if bare
-                    && kind == AccessKind::Read
-                    && !bit_offset
-                    && self.request.shortcuts.has(Shortcuts::APART)
-                {
-                    sum = Sum::Apart;
-                }
-                pending = Some(self.begin_access_at(size, kind, stack, sum));
-            }
-            let displacement = displacement.unwrap_or(0);
-            op.set_memory_base(Register::R10);
-            op.set_memory_index(match sum {
-                Sum::Whole => Register::None,
-                Sum::Apart => Register::R11,
-            });
-            op.set_memory_index_scale(1);
-            op.set_memory_displacement64(i64::from(displacement) as u64);
-            op.set_memory_displ_size(u32::from(displacement != 0));
-        }
+        let pending =
+            memory.and_then(|i| self.memory_operand(insn, &mut op, access[i as usize], bit_offset));
 
         let wrap = implicit_rax(&op);
         let mut free = Temporaries {
@@ -118,13 +74,106 @@ impl Emitter<'_> {
         if bit_offset {
             self.masked_bit_offset(&mut op, &mut free);
         }
+        let skip = if bit_offset { Some(1) } else { None };
+        let passing = self.register_operands(&mut op, &access, skip, wrap, &mut free);
+
+        if needs_flags {
+            self.flags_to_host();
+        }
+        if wrap {
+            if !needs_flags && modified == 0 {
+                self.free_rax();
+            }
+            self.hot.mov_rr(W64, asm::RAX, GUEST_RAX);
+            self.flags = if needs_flags || modified == 0 {
+                Flags::Host
+            } else {
+                self.flags
+            };
+        }
+        let before = self.flags;
+        let start = self.hot.len();
+        self.encode(&op);
+        if may_trap(&op, fpu) {
+            self.note_trap(start, before);
+        }
+        if wrap && !matches!(op.mnemonic(), Mnemonic::Cwd | Mnemonic::Cdq | Mnemonic::Cqo) {
+            self.hot.mov_rr(W64, GUEST_RAX, asm::RAX);
+        }
+        self.write_back(&passing);
+        if modified != 0 || wrap {
+            self.flags = Flags::Host;
+        }
+        if let Some(access) = pending {
+            self.end_access(access);
+        }
+    }
+
+    /// Makes the memory operand one at a host address. What is to be done behind the instruction is returned, unless a
+    /// run of accesses sees to it.
+    fn memory_operand(
+        &mut self,
+        insn: &Instruction,
+        op: &mut Instruction,
+        access: OpAccess,
+        bit_offset: bool,
+    ) -> Option<Access> {
+        let size = memory_bytes(op);
+        let kind = kind_of(op, access);
+        let mut pending = None;
+        let mut sum = Sum::Whole;
+        let displacement = self.run_displacement();
+        if let Some(displacement) = displacement {
+            self.mark_in_run(displacement, size, kind);
+        } else {
+            self.address_of(insn, size, kind, bit_offset.then(|| op.op1_register()));
+            let stack = insn.memory_segment() == Register::SS;
+            // The other temporary must be free, too.
+            let bare = (0..op.op_count()).all(|i| {
+                let register = op.op_register(i);
+                op.op_kind(i) != OpKind::Register
+                    || !register.is_gpr()
+                    || !is_high_byte(register) && HOST[number(register)].is_some()
+            });
+            if bare
+                && kind == AccessKind::Read
+                && !bit_offset
+                && self.request.shortcuts.has(Shortcuts::APART)
+            {
+                sum = Sum::Apart;
+            }
+            pending = Some(self.begin_access_at(size, kind, stack, sum));
+        }
+        let displacement = displacement.unwrap_or(0);
+        op.set_memory_base(Register::R10);
+        op.set_memory_index(match sum {
+            Sum::Whole => Register::None,
+            Sum::Apart => Register::R11,
+        });
+        op.set_memory_index_scale(1);
+        op.set_memory_displacement64(i64::from(displacement) as u64);
+        op.set_memory_displ_size(u32::from(displacement != 0));
+        pending
+    }
+
+    /// Puts host registers in the place of the guest's. Those that live in the vCPU, and the high bytes, pass through
+    /// temporaries, which are returned.
+    fn register_operands(
+        &mut self,
+        op: &mut Instruction,
+        access: &[OpAccess; 5],
+        skip: Option<u32>,
+        wrap: bool,
+        free: &mut Temporaries,
+    ) -> Vec<Passing> {
+        let in_memory = (0..op.op_count()).any(|i| op.op_kind(i) == OpKind::Memory);
         let mut passing: Vec<Passing> = Vec::new();
         for i in 0..op.op_count() {
             if op.op_kind(i) != OpKind::Register || !op.op_register(i).is_gpr() {
                 continue;
             }
             let register = op.op_register(i);
-            if bit_offset && i == 1 {
+            if skip == Some(i) {
                 continue;
             }
             let guest = number(register);
@@ -144,7 +193,7 @@ impl Emitter<'_> {
                 op.set_op_register(i, sized(host, register.size()));
                 continue;
             }
-            if memory.is_none() && !high && self.in_vcpu(&mut op, i, access[i as usize]) {
+            if !in_memory && !high && self.in_vcpu(op, i, access[i as usize]) {
                 continue;
             }
             let known = passing.iter().position(|p| {
@@ -154,7 +203,7 @@ impl Emitter<'_> {
                 let temp = match free.take() {
                     Some(temp) => temp,
                     None => {
-                        assert!(!wrap, "an instruction needs too many temporaries: {insn:?}");
+                        assert!(!wrap, "an instruction needs too many temporaries: {op:?}");
                         self.free_rax();
                         asm::RAX
                     }
@@ -187,31 +236,12 @@ impl Emitter<'_> {
             passing[at].written |= writes;
             op.set_op_register(i, sized(passing[at].temp, register.size()));
         }
+        passing
+    }
 
-        if needs_flags {
-            self.flags_to_host();
-        }
-        if wrap {
-            if !needs_flags && modified == 0 {
-                self.free_rax();
-            }
-            self.hot.mov_rr(W64, asm::RAX, GUEST_RAX);
-            self.flags = if needs_flags || modified == 0 {
-                Flags::Host
-            } else {
-                self.flags
-            };
-        }
-        let before = self.flags;
-        let start = self.hot.len();
-        self.encode(&op);
-        if may_trap(&op, fpu) {
-            self.note_trap(start, before);
-        }
-        if wrap && !matches!(op.mnemonic(), Mnemonic::Cwd | Mnemonic::Cdq | Mnemonic::Cqo) {
-            self.hot.mov_rr(W64, GUEST_RAX, asm::RAX);
-        }
-        for p in &passing {
+    /// Stores the temporaries that were written where they come from.
+    fn write_back(&mut self, passing: &[Passing]) {
+        for p in passing {
             if !p.written {
                 continue;
             }
@@ -224,12 +254,6 @@ impl Emitter<'_> {
             } else {
                 self.hot.store(W64, p.temp, at::gpr(guest));
             }
-        }
-        if modified != 0 || wrap {
-            self.flags = Flags::Host;
-        }
-        if let Some(access) = pending {
-            self.end_access(access);
         }
     }
 

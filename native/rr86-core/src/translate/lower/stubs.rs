@@ -156,6 +156,7 @@ pub struct Helpers {
 }
 
 /// Makes the stubs, to run at `base`. For tests, `mask` is what the host's FXSAVE is taken to store as MXCSR_MASK.
+/// In one function, because the stubs jump to each other's tails.
 pub fn emit(base: u64, helpers: &Helpers, mask: Option<u32>) -> (Asm, Stubs) {
     let unload_fpu = |a: &mut Asm| unload_fpu(a, mask);
     let mut a = Asm::default();

@@ -1,8 +1,5 @@
 //! Messages between interrupt sources and local APICs: who is meant, and what arrives.
 
-use super::lapic::Lapic;
-use super::Signal;
-
 /// Delivery modes of the ICR, of I/O APIC entries and of MSIs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
@@ -95,35 +92,4 @@ pub fn msi(address: u64, data: u32) -> Option<Message> {
         level_triggered: data & 0x8000 != 0,
         except: None,
     })
-}
-
-/// Delivers a message. What APICs cannot hold themselves is added to `signals`.
-pub fn deliver(lapics: &mut [Lapic], message: &Message, signals: &mut Vec<Signal>) {
-    let concerned =
-        |lapic: &Lapic| message.except != Some(lapic.id) && lapic.matches(message.destination);
-    if message.delivery == Delivery::LowestPriority {
-        let winner = lapics
-            .iter_mut()
-            .filter(|lapic| concerned(lapic) && lapic.software_enabled())
-            .min_by_key(|lapic| (lapic.arbitration_priority(), lapic.id));
-        if let Some(lapic) = winner {
-            lapic.accept(message.vector, message.level_triggered);
-        }
-        return;
-    }
-    for (vcpu, lapic) in lapics.iter_mut().enumerate() {
-        if !concerned(lapic) {
-            continue;
-        }
-        match message.delivery {
-            Delivery::Fixed => lapic.accept(message.vector, message.level_triggered),
-            Delivery::Nmi => signals.push(Signal::Nmi(vcpu)),
-            Delivery::Init => {
-                lapic.reset_registers();
-                signals.push(Signal::Init(vcpu));
-            }
-            Delivery::StartUp => signals.push(Signal::Sipi(vcpu, message.vector)),
-            Delivery::LowestPriority | Delivery::Smi | Delivery::ExtInt => {}
-        }
-    }
 }
