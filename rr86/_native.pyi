@@ -65,6 +65,9 @@ class StopInfo(TypedDict):
     reason: str
     # index into the `conditions` list for reason "condition", otherwise -1
     condition: int
+    # all of them that the same event fulfils, as far as the core can tell: of writes and of text on
+    # the console
+    conditions: list[int]
     vcpu: int
     icount: int
     time_ns: int

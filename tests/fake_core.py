@@ -127,6 +127,7 @@ class Machine:
         return {
             "reason": reason,
             "condition": condition,
+            "conditions": [condition] if condition >= 0 else [],
             "vcpu": vcpu,
             "icount": self.position,
             "time_ns": self.position * NANOSECONDS,

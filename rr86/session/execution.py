@@ -106,14 +106,14 @@ class Execution:
         last = None if max_instructions is None else self._icount + max_instructions
         told = time.monotonic()
         while True:
-            stop, index = self._one_slice(lowered, last)
-            owner = self._owner(lowered, index, stop)
+            stop, met = self._one_slice(lowered, last)
+            owner = self._owner(lowered, met, stop)
             placed = None
             if lowered.waiting and not stop.over:
-                placed = self._look_for_kernel(stop, index, conditions)
+                placed = self._look_for_kernel(stop, met, conditions)
             if placed is not None:
                 lowered = placed
-                if stop.reason == "condition" and index is None:
+                if stop.reason == "condition" and not met:
                     owner = self._owner(lowered, _already_there(lowered, stop), stop)
             elif lowered.moving and stop.reason == "condition":
                 lowered = self._lower(conditions)
@@ -142,16 +142,16 @@ class Execution:
         symbols = self.inspector.symbols
         return lower(conditions, symbols, self._stale_int3, self._variables.ranges, self._icount)
 
-    def _owner(self, lowered: Lowered, index: int | None, stop: Stop) -> Condition | None:
-        """The condition that holds at a stop, of those that the core's entry stands for."""
-        if index is None:
+    def _owner(self, lowered: Lowered, met: Sequence[int], stop: Stop) -> Condition | None:
+        """The condition that holds at a stop, of those that the core's entries stand for."""
+        if not met:
             return None
-        owner = lowered.owners[index]
+        owner = lowered.owners[met[0]]
         if not is_asked(owner):
             return owner
         int3 = look(self.machine, stop.vcpu)
         view = GuestView(stop.vcpu, stop.icount, stop.time_ns, stop.rip, self.inspector)
-        candidates = lowered.at(index, None if int3 is None else int3.stale)
+        candidates = lowered.at(met, None if int3 is None else int3.stale)
         return next((each for each in candidates if not is_asked(each) or each.holds(view)), None)
 
     def _entries(self) -> list[int]:
@@ -173,8 +173,8 @@ class Execution:
             if info["reason"] != "time-up":
                 return from_native(info, None)
 
-    def _one_slice(self, lowered: Lowered, last: int | None) -> tuple[Stop, int | None]:
-        """Where the core came back, and the entry of `lowered` that it stopped for."""
+    def _one_slice(self, lowered: Lowered, last: int | None) -> tuple[Stop, list[int]]:
+        """Where the core came back, and the entries of `lowered` that it stopped for."""
         length = self._slice
         native = lowered.native
         if lowered.waiting:
@@ -190,9 +190,9 @@ class Execution:
             self.drain()
         self._icount = info["icount"]
         self._adapt(info["icount"] - before, time.monotonic() - started)
-        index = info["condition"]
-        stop = from_native(info, None)
-        return stop, index if 0 <= index < len(lowered.owners) else None
+        # Those behind the conditions' own are where the kernel may be entered.
+        met = [index for index in info["conditions"] if index < len(lowered.owners)]
+        return from_native(info, None), met
 
     def _adapt(self, instructions: int, seconds: float) -> None:
         """Choose the next slice's length so that it takes about `_SLICE_SECONDS`."""
@@ -203,7 +203,7 @@ class Execution:
         self._slice = min(max(bounded, _SHORTEST_SLICE), _LONGEST_SLICE)
 
     def _look_for_kernel(
-        self, stop: Stop, index: int | None, conditions: Sequence[Condition]
+        self, stop: Stop, met: Sequence[int], conditions: Sequence[Condition]
     ) -> Lowered | None:
         """The conditions lowered anew, if this stop tells where the kernel is."""
         symbols = self.inspector.symbols
@@ -211,7 +211,7 @@ class Execution:
         if linked is None:
             return None
         entry = linked.link_address(ENTRY_SYMBOL)
-        if stop.reason == "condition" and index is None and entry is not None:
+        if stop.reason == "condition" and not met and entry is not None:
             symbols.offset = stop.rip - entry
             self._variables.look()
         elif self.inspector.locate_kernel() is None:
@@ -222,9 +222,10 @@ class Execution:
         return self._lower(conditions)
 
 
-def _already_there(lowered: Lowered, stop: Stop) -> int | None:
-    """The entry of a condition newly placed that is exactly where the stop is."""
-    for index, (kind, address, _) in enumerate(lowered.native):
-        if kind == "rip" and address == stop.rip:
-            return index
-    return None
+def _already_there(lowered: Lowered, stop: Stop) -> list[int]:
+    """The entries of conditions newly placed that are exactly where the stop is."""
+    return [
+        index
+        for index, (kind, address, _) in enumerate(lowered.native)
+        if kind == "rip" and address == stop.rip
+    ]

@@ -56,15 +56,15 @@ class Lowered:
         self._add(owner, "console", len(self.patterns))
         self.patterns.append(pattern)
 
-    def at(self, index: int, bytes_differ: bool | None) -> Iterator[Condition]:
-        """The conditions that may hold where entry `index` did: its owner and those of the entries
-        that it stands for, the core naming one of them.
+    def at(self, met: Sequence[int], bytes_differ: bool | None) -> Iterator[Condition]:
+        """The conditions that may hold where the entries `met` did: their owners, and those of the
+        entries that the core does not tell from them.
 
         `bytes_differ` says of an INT3 that is about to execute whether memory holds another
         instruction; None: there is no INT3.
         """
-        found = self.native[index]
-        also = {self._key(found)}
+        found = self.native[met[0]]
+        also = {self._key(self.native[index]) for index in met}
         int3s = {("int3", 0, 0)} | ({("stale-int3", 0, 0)} if bytes_differ else set())
         if found[0] in ("rip", "int3", "stale-int3") and bytes_differ is not None:
             also |= int3s

@@ -269,3 +269,31 @@ def test_a_question_needs_a_place_and_every_a_number() -> None:
         rr86.asked_at("nowhere")
     with pytest.raises(ConditionError, match="every 0 instructions"):
         rr86.Every(0)
+
+
+def test_writes_to_bytes_that_several_conditions_watch_ask_all_of_them(demo_trace: Path) -> None:
+    """The stack of a job's caller: words side by side, written by single stores."""
+    trace = rr86.open_trace(demo_trace)
+    session = trace.session()
+    stack = session.registers(session.run("symbol=run_jobs").vcpu)["rsp"]
+    places = [f"write={stack - 8:#x}:8", f"write={stack - 12:#x}:8", f"write={stack - 24:#x}:8"]
+    alone = []
+    for place in places:
+        condition = Counted(place)
+        trace.session().run(condition, max_instructions=3_000_000)
+        alone.append([each for each in moments(condition) if each[0] < 2_900_000])
+    assert all(alone)
+    together = [Counted(place) for place in places]
+    trace.session().run(together, max_instructions=3_000_000)
+    assert [[each for each in moments(c) if each[0] < 2_900_000] for c in together] == alone
+
+
+def test_questions_at_every_so_many_instructions_do_not_cut_console_text(
+    demo_trace: Path,
+) -> None:
+    trace = rr86.open_trace(demo_trace)
+    plain = trace.session().run("console=vCPUs running")
+    session = trace.session()
+    session.run(f"icount={plain.icount - 100_000}")
+    stop = session.run([Counted(rr86.Every(29)), "console=vCPUs running"])
+    assert (stop.icount, stop.condition) == (plain.icount, plain.condition)

@@ -83,7 +83,12 @@ impl<D: Decisions + Send> Held<D> {
     ) -> PyResult<Return> {
         // Conditions on console output go on from what the last call has seen of it.
         if rows != self.rows || patterns != self.patterns {
-            self.conditions = Conditions::new(parse(&rows, &patterns)?);
+            let list = parse(&rows, &patterns)?;
+            if patterns == self.patterns {
+                self.conditions.renew(list);
+            } else {
+                self.conditions = Conditions::new(list);
+            }
             self.rows = rows;
             self.patterns = patterns;
         }
@@ -134,6 +139,8 @@ impl<D: Decisions + Send> Held<D> {
         let info = PyDict::new(py);
         info.set_item("reason", reason)?;
         info.set_item("condition", index)?;
+        let met = matches!(found.stop, Stop::Condition(_)).then(|| self.conditions.met());
+        info.set_item("conditions", met.unwrap_or_default())?;
         info.set_item("vcpu", found.vcpu)?;
         info.set_item("icount", found.icount)?;
         info.set_item("time_ns", found.time_ns)?;

@@ -133,9 +133,12 @@ impl Shelf {
         place.take_if(|t| t.serial == serial)
     }
 
-    /// Puts what has been used back.
-    fn give_back(&self, used: Box<Translation>) {
-        if let Ok(mut place) = self.places[used.serial as usize % SHELF].try_lock() {
+    /// Puts what has been used back. Its code has been placed, and can be placed once only: should its block need
+    /// code again, this is not for it.
+    fn give_back(&self, mut used: Box<Translation>) {
+        let index = used.serial as usize % SHELF;
+        used.serial = u64::MAX;
+        if let Ok(mut place) = self.places[index].try_lock() {
             place.get_or_insert(used);
         }
     }

@@ -254,3 +254,13 @@ fn code_of_other_bytes_is_not_used() {
     assert_eq!(run_with(&[0x83, 0xc0, 0x02, 0xf4]), (1, 0));
     assert_eq!(run_with(&[0x83, 0xc0, 0x01]), (1, 0));
 }
+
+#[test]
+fn a_translation_whose_code_was_placed_is_not_given_out_again() {
+    // The newest block needs code again when the code buffer has been full.
+    let shelf = shelf(0);
+    shelf.put(Box::new(translated(&BYTES)));
+    let used = shelf.take(3).expect("a translation");
+    shelf.give_back(used);
+    assert!(shelf.take(3).is_none());
+}

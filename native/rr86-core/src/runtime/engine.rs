@@ -331,6 +331,11 @@ impl Engine {
         self.stops.on_stale = stop;
     }
 
+    /// The watched ranges that the event wrote for which the run has stopped.
+    pub fn written(&self) -> &[(u64, u64)] {
+        &self.stops.written
+    }
+
     /// Sets what the debugger waits for. Blocks stay; their code is made again.
     pub fn set_stops(
         &mut self,

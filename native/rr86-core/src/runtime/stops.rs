@@ -17,6 +17,8 @@ pub struct Stops {
     pub(in crate::runtime) on_stale: bool,
     /// What has stopped the run and is not reported yet.
     pub(in crate::runtime) stopped: Option<StopCause>,
+    /// The ranges that one event wrote: an interrupt's delivery makes several stores, for instance.
+    pub(in crate::runtime) written: Vec<(u64, u64)>,
     /// Moment of a hook that has already stopped the run.
     pub(in crate::runtime) passed_hook: Option<u64>,
 }
@@ -26,7 +28,7 @@ pub struct Stops {
 pub enum StopCause {
     /// Before an instruction in `Hooks`.
     Hook,
-    /// After an instruction wrote a watched range.
+    /// After an instruction wrote a watched range: this address on, and what `Engine::written` tells.
     Watch { paddr: u64 },
     /// Before the first instruction of an interrupt handler.
     Interrupt { vector: u8 },
@@ -59,6 +61,10 @@ impl Stops {
         let mut watches = self.watches.iter();
         let hit = watches.any(|&(at, size)| paddr < at.saturating_add(size) && at < end);
         if hit {
+            if !matches!(self.stopped, Some(StopCause::Watch { .. })) {
+                self.written.clear();
+            }
+            self.written.push((paddr, len));
             self.stopped = Some(StopCause::Watch { paddr });
         }
         hit

@@ -37,14 +37,27 @@ pub struct Conditions {
     list: Vec<Condition>,
     /// The last bytes of console output, as many as the longest pattern could still need.
     tail: Vec<u8>,
+    /// Those that the last stop fulfilled.
+    met: Vec<usize>,
 }
 
 impl Conditions {
     pub fn new(list: Vec<Condition>) -> Self {
         Self {
             list,
-            tail: Vec::new(),
+            ..Self::default()
         }
+    }
+
+    /// Other conditions, with the same patterns on the console: what these have seen of it counts on.
+    pub fn renew(&mut self, list: Vec<Condition>) {
+        self.list = list;
+    }
+
+    /// The conditions that the last stop fulfilled, in their order: all that waited for the same event, as far as
+    /// that says which they are.
+    pub fn met(&self) -> &[usize] {
+        &self.met
     }
 
     /// Arms the machine for these conditions, and for no others. They stay armed.
@@ -85,8 +98,28 @@ impl Conditions {
             .min();
     }
 
-    /// Which condition a stop of the engine fulfils.
-    pub fn index_of(&self, machine: &Machine, vcpu: usize, cause: StopCause) -> Option<usize> {
+    /// Which condition a stop of the engine fulfils, the first if there are several; see [`Self::met`].
+    pub fn index_of(&mut self, machine: &Machine, vcpu: usize, cause: StopCause) -> Option<usize> {
+        self.met = match cause {
+            StopCause::Watch { .. } => self.written(machine.engine.written()),
+            other => self.first_of(machine, vcpu, other).into_iter().collect(),
+        };
+        self.met.first().copied()
+    }
+
+    fn written(&self, ranges: &[(u64, u64)]) -> Vec<usize> {
+        let hit = |c: &Condition| match *c {
+            Condition::Write { paddr: at, length } => ranges.iter().any(|&(paddr, len)| {
+                paddr < at.saturating_add(length) && at < paddr.saturating_add(len)
+            }),
+            _ => false,
+        };
+        (0..self.list.len())
+            .filter(|&n| hit(&self.list[n]))
+            .collect()
+    }
+
+    fn first_of(&self, machine: &Machine, vcpu: usize, cause: StopCause) -> Option<usize> {
         let cpu = machine.engine.cpu(vcpu);
         let position = |f: &dyn Fn(&Condition) -> bool| self.list.iter().position(f);
         match cause {
@@ -96,13 +129,7 @@ impl Conditions {
                     position(&|c| *c == Condition::StaleInt3)
                         .filter(|_| machine.engine.executes_other_bytes(vcpu))
                 }),
-            StopCause::Watch { paddr } => position(&|c| match *c {
-                Condition::Write { paddr: at, length } => {
-                    paddr < at.saturating_add(length) && at < paddr.saturating_add(64)
-                }
-                _ => false,
-            }),
-            StopCause::Output => None,
+            StopCause::Watch { .. } | StopCause::Output => None,
             StopCause::Interrupt { vector: number } => position(&|c| {
                 *c == Condition::Interrupt(number) || *c == Condition::Int3 && number == vector::BP
             }),
@@ -118,12 +145,15 @@ impl Conditions {
         }
         self.tail.extend_from_slice(output);
         let tail = &self.tail;
-        let found = self.list.iter().position(|c| match c {
+        let holds = |c: &Condition| match c {
             Condition::Console(text) => {
                 !text.is_empty() && tail.windows(text.len()).any(|w| w == text.as_slice())
             }
             _ => false,
-        });
+        };
+        let all = (0..self.list.len()).filter(|&n| holds(&self.list[n]));
+        self.met = all.collect();
+        let found = self.met.first().copied();
         let longest = self
             .list
             .iter()
