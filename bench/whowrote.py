@@ -191,7 +191,7 @@ def report(result: Result) -> str:
         f"replay, {data['replay_s_median']:.2f} s each (median)",
         f"{len(result.mismatches)} of {asked:,} answers differ from the watched replay "
         f"(which took {result.check_seconds:.1f} s); {result.never_written:,} of the questions are "
-        "about bytes that nobody had written",
+        "about bytes that had not been written",
     ]
     return "\n".join([*lines, *result.mismatches[:10]])
 

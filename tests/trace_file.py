@@ -88,7 +88,7 @@ def chunks(data: bytes) -> list[Chunk]:
 
 
 def rewrite(source: Path, target: Path, change: Callable[[list[Chunk]], Iterable[Chunk]]) -> None:
-    """Copy a trace with its chunks changed; the copy has no index, as if nobody had ended it."""
+    """Copy a trace with its chunks changed; the copy has no index, as if it had not been ended."""
     data = source.read_bytes()
     kept = [chunk for chunk in chunks(data) if chunk.kind not in (FOOTER, INDEX)]
     changed = change(kept)

@@ -13,7 +13,7 @@ from rr86.cli.terminal import fitted, line_width
 from rr86.cli.values import parse_moment, trace_or_newest
 from rr86.trace.vocabulary import EVENT_KINDS, NO_VCPU, SLICE_ENDS, STOP_REASONS
 
-# Fields that are addresses or digests, which nobody reads in decimal.
+# Fields that are addresses or digests, which are not read in decimal.
 _HEX = frozenset({"pc", "paddr", "page", "digest", "mode", "lines", "rip"})
 _VCPUS = frozenset({"from", "to", "by"})
 _WORDS = {("slice", "stop"): SLICE_ENDS, ("stop", "reason"): STOP_REASONS}

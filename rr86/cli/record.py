@@ -129,7 +129,7 @@ def command(
         ),
     ] = None,
     device: NewDevices = None,
-    no_input: Annotated[bool, Option("--no-input", help="Give stdin to nobody.")] = False,
+    no_input: Annotated[bool, Option("--no-input", help="Leave stdin alone.")] = False,
     console: ConsoleFile = None,
     debugcon: DebugconFile = None,
     as_json: AsJson = False,
@@ -307,7 +307,7 @@ class _Run:
                 return stop
 
     def _woken(self) -> bool:
-        # A pipe that nobody writes to must not make a dead guest wait for ever.
+        # A pipe that is not written to must not make a dead guest wait for ever.
         wait = _INTERACTIVE_WAIT if self.source.interactive else 0.0
         while self.source.open and not self._wanted_to_end():
             data = self.source.poll(wait)

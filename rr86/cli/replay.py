@@ -128,7 +128,7 @@ def command(
     conditions = as_conditions(until)
     recorded = open_trace(trace_or_newest(trace), devices(device))
     if not recorded.complete and not quiet:
-        why = recorded.damage or "nobody ended it"
+        why = recorded.damage or "it was not ended"
         side = recorded.side_file
         rest = "replaying what there is of it"
         if side is not None and (side.events or side.left_out is not None):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rr86.replay.writers import WriteRecord
     from rr86.session.stop import Stop
 
-FOUND, NOBODY, FAILED = 0, 1, 2
+FOUND, NOT_WRITTEN, FAILED = 0, 1, 2
 _MOST_BYTES_SHOWN = 32
 
 
@@ -45,7 +45,7 @@ def _lines(record: "WriteRecord") -> list[str]:
         where += f" to {record.paddr + record.size - 1:#x}"
     if record.store is None:
         held = _hex(record.after) if any(record.after) else "zero"
-        return [f"  {where}: nobody has written it", f"    since power-on: {held}"]
+        return [f"  {where}: not written", f"    since power-on: {held}"]
     who = "a device" if record.vcpu is None else f"vCPU {record.vcpu}"
     line = f"  {where}: {who} at instruction {record.moment:,}"
     if record.rip is not None:
@@ -126,7 +126,7 @@ def _run(
         for record in records:
             print("\n".join(_lines(record)))
         say(_source(records, history.has_log, expansion.why_not(recorded.spec)))
-    raise Exit(FOUND if any(record.store is not None for record in records) else NOBODY)
+    raise Exit(FOUND if any(record.store is not None for record in records) else NOT_WRITTEN)
 
 
 def command(
@@ -180,7 +180,7 @@ def command(
     Memory that several vCPUs touch is answered from the log of stores in the trace's expansion, if
     that has one. Otherwise the trace is replayed up to the moment, and it is said.
 
-    Exit status: 0 if somebody wrote them; 1 if nobody did, since power-on; 2 for an error.
+    Exit status: 0 if somebody wrote them; 1 if they were not written since power-on; 2 for an error.
     """
     try:
         _run(trace, address, at, virtual, vcpu, expand, path, device, as_json)

@@ -97,7 +97,7 @@ class GuestSymbols:
 
     @property
     def problem(self) -> str | None:
-        """Why there are no symbols; None if there are some or nobody asked yet."""
+        """Why there are no symbols; None if there are some, or before they are asked for."""
         return self._problem
 
     @property

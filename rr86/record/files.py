@@ -54,7 +54,7 @@ class ReadAhead:
 
     def __init__(self, paths: Iterable[str | Path]) -> None:
         self._contents: dict[Path, bytes] = {}
-        # Nobody waits for it at the end: a pipe may never have anything to read.
+        # It is not waited for at the end: a pipe may never have anything to read.
         self._thread = threading.Thread(target=self._read, args=(list(paths),), daemon=True)
         self._thread.start()
 

@@ -49,7 +49,7 @@ class Store:
 
 @dataclass(frozen=True)
 class WriteRecord:
-    """The last write to `size` bytes at `paddr`; `store` None: nobody has written them since
+    """The last write to `size` bytes at `paddr`; `store` None: they have not been written since
     power-on, when they were `after`.
 
     `source` tells where the answer is from: "log" or "replay".
@@ -65,25 +65,25 @@ class WriteRecord:
 
     @property
     def vcpu(self) -> int | None:
-        """The vCPU that wrote; None for a device and for nobody."""
+        """The vCPU that wrote; None for a device, and where there is no write."""
         return None if self.store is None else self.store.vcpu
 
     @property
     def moment(self) -> int | None:
-        """Instructions retired before the write; None for nobody."""
+        """Instructions retired before the write; None where there is no write."""
         return None if self.store is None else self.store.moment
 
     @property
     def rip(self) -> int | None:
-        """The writing instruction; None for a device, for nobody, and for what a vCPU writes when
+        """The writing instruction; None for a device, where there is no write, and for what a vCPU writes when
         it delivers an interrupt."""
         return None if self.store is None else self.store.rip
 
     @property
     def by(self) -> str:
-        """ "vcpu", "device" or "nobody"."""
+        """ "vcpu", "device" or "none"."""
         if self.store is None:
-            return "nobody"
+            return "none"
         return "device" if self.store.vcpu is None else "vcpu"
 
     def as_dict(self) -> dict[str, object]:

@@ -339,18 +339,18 @@ def test_who_wrote_names_the_writer_from_a_replay_and_from_the_log(
     assert logged.stdout == replayed.stdout
     answer = json.loads(rr86(folder, "who-wrote", "--json", "demo.rr86", place).stdout)
     assert sum(each["size"] for each in answer["writes"]) == 8
-    first = next(each for each in answer["writes"] if each["by"] != "nobody")
+    first = next(each for each in answer["writes"] if each["by"] != "none")
     assert first["source"] == "log"
     at = str(first["icount"] + 1)
     again = rr86(folder, "who-wrote", "--json", "demo.rr86", place, "--at", at)
     assert first in [{**each, "source": "log"} for each in json.loads(again.stdout)["writes"]]
 
 
-def test_who_wrote_tells_nobody_from_an_error(folder: Path, demo_trace: Path) -> None:
-    nobody = rr86(folder, "who-wrote", str(demo_trace), "0x3f00000:16")
-    assert (nobody.returncode, nobody.stdout.splitlines()[1:]) == (
+def test_who_wrote_tells_no_write_from_an_error(folder: Path, demo_trace: Path) -> None:
+    unwritten = rr86(folder, "who-wrote", str(demo_trace), "0x3f00000:16")
+    assert (unwritten.returncode, unwritten.stdout.splitlines()[1:]) == (
         1,
-        ["  0x3f00000 to 0x3f0000f: nobody has written it", "    since power-on: zero"],
+        ["  0x3f00000 to 0x3f0000f: not written", "    since power-on: zero"],
     )
     for wrong in (
         ["0x123456789000"],

@@ -88,7 +88,7 @@ def test_output_remembers_that_its_reader_has_gone(monkeypatch: pytest.MonkeyPat
     with os.fdopen(writer, "w") as stream:
         monkeypatch.setattr("sys.stdout", stream)
         out = Output()
-        out.write(b"nobody reads this")
+        out.write(b"this is not read")
         assert out.closed
         out.write(b"nor this")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.guests.build import load_manifest
 from tests.guests.machines import Recorded, record_guest
 
-# What the guest writes to the debug-exit port when an INT3 comes for which nobody is responsible.
+# What the guest writes to the debug-exit port when an INT3 comes for which no patch is responsible.
 STRAY_INT3 = 0x21
 
 

@@ -48,7 +48,7 @@ def assert_nothing_is_missing(report: OracleReport) -> None:
     assert report.missing == 0
     assert report.unseen is None
     assert report.clean
-    # Images are loaded by nobody's vCPU, so every guest meets bytes of another.
+    # Images are loaded by no vCPU, so every guest meets bytes of another.
     assert 0 < report.foreign < report.accesses
     assert report.hand_offs > 0
 

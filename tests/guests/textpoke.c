@@ -184,7 +184,7 @@ static void call_site(int cpu, int n) {
     int want = site[n].value;
     int got = site[n].fn();
     calls[cpu]++;
-    /* If nobody patched meanwhile, only the current code may have run. */
+    /* If nothing was patched meanwhile, only the current code may have run. */
     barrier();
     bool quiet_meanwhile = !(before & 1) && site[n].sequence == before;
     if ((got == 1 || got == 2) && (!quiet_meanwhile || got == want)) return;
@@ -216,7 +216,7 @@ static void work(int cpu) {
 
 static void ap(int cpu) {
     sti();
-    WAIT_FOR(all_up); /* before that, nobody could wait for every vCPU to serialise */
+    WAIT_FOR(all_up); /* before that, no vCPU could wait for every vCPU to serialise */
     work(cpu);
     /* Keep answering until vCPU 0 ends the run. */
     for (;;) asm volatile("sti; hlt");

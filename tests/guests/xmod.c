@@ -79,7 +79,7 @@ static void runner(int cpu) {
     }
 }
 
-/* A page that nobody has executed from yet. */
+/* A page that has not been executed from yet. */
 static void new_page(u32 round) {
     u8 *at = (u8 *)(PAGES + round * PAGE_SIZE);
     memset(at, 0xcc, PAGE_SIZE);

@@ -63,7 +63,7 @@ def test_the_count_is_that_of_the_stops(stale: Recorded) -> None:
     assert (told[0].icount, told[0].vcpu) == (first.icount, first.vcpu)
 
 
-def test_a_recording_that_nobody_finished_tells_as_well(stale: Recorded, clean: Recorded) -> None:
+def test_a_recording_that_was_not_finished_tells_as_well(stale: Recorded, clean: Recorded) -> None:
     for recorded in (stale, clean):
         whole, cut = recorded.trace(), recorded.trace()
         vars(cut)["footer"] = None
@@ -120,7 +120,7 @@ def test_an_injected_int3_is_neither_honest_nor_stale(core: FakeCore, tmp_path: 
     assert (stop.icount, stop.condition) == (1, AnyInt3())
     assert explain(session.machine, stop.vcpu, stop.condition) == INJECTED
     assert INJECTED in replayed(path, "int3")
-    # The same place, but nobody asked for an INT3.
+    # The same place, but no INT3 was asked for.
     assert explain(session.machine, stop.vcpu, None) is None
 
 

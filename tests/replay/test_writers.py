@@ -164,10 +164,10 @@ def smp_end_memory(truth: Truth, paddr: int) -> bytes:
     return session.memory(paddr, 1)
 
 
-def test_before_the_first_instruction_nobody_has_written(smp: Truth) -> None:
+def test_before_the_first_instruction_nothing_is_written(smp: Truth) -> None:
     for paddr in (min(smp.writes), max(smp.writes)):
         (record,) = WriteHistory(smp.trace).who_wrote(paddr, 1, 0)
-        assert (record.by, record.vcpu, record.moment, record.rip) == ("nobody", None, None, None)
+        assert (record.by, record.vcpu, record.moment, record.rip) == ("none", None, None, None)
         assert record.after[0] == smp.initial[paddr]
 
 

@@ -1,4 +1,4 @@
-/* Quicksort of 16 Ki numbers: branches that nobody predicts, recursion. One iteration = one sort. */
+/* Quicksort of 16 Ki numbers: branches that cannot be predicted, recursion. One iteration = one sort. */
 #include "bench.h"
 
 enum { SIZE = 1 << 14 };

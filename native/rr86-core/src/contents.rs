@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// Shared bytes that nobody changes.
+/// Shared bytes that do not change.
 #[derive(Clone)]
 pub struct Contents(Arc<dyn AsRef<[u8]> + Send + Sync>);
 

@@ -65,7 +65,7 @@ fn a_hand_off_that_is_taken_out_is_found() {
         let gap = verdict.gaps[0];
         assert_eq!((gap.writer, gap.agent, gap.paddr >> 12), (from, to, page));
         assert!(gap.written < icount && icount <= gap.icount && gap.icount < icount + 5);
-        // The counter; the other lines are read by nobody but their writer.
+        // The counter; the other lines are read by their writer alone.
         assert_eq!((gap.lines, lines & gap.lines), (1, 1));
         assert!(gap.rip.is_some());
     }

@@ -177,7 +177,7 @@ impl Kvm {
         if fd < 0 {
             return Err(SubjectError::last("/dev/kvm"));
         }
-        // SAFETY: freshly opened, owned by nobody else; the same holds for the two below.
+        // SAFETY: freshly opened, owned by nothing else; the same holds for the two below.
         let system = unsafe { OwnedFd::from_raw_fd(fd) };
         let fd = ioctl(&system, CREATE_VM, 0, "KVM_CREATE_VM")?;
         // SAFETY: see above.

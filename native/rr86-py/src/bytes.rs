@@ -1,4 +1,4 @@
-//! Bytes of a Python `bytes` object, or of a `memoryview` of a part of one: nobody can change them, so the
+//! Bytes of a Python `bytes` object, or of a `memoryview` of a part of one: they cannot change, so the
 //! core may keep them without a copy.
 
 use std::ops::Range;

@@ -145,7 +145,7 @@ static void pass_messages(u32 me) {
 /* vCPU 0 patches code that the other vCPUs run, by the protocol of Linux's text_poke_bp: INT3 over the
  * first byte of the instruction, then its tail, then its first byte, each through a second mapping of
  * the page, and after each of the three every vCPU serialises. Whoever runs into the INT3 meanwhile does
- * what the new instruction does. Afterwards nobody can meet it any more. */
+ * what the new instruction does. Afterwards no vCPU can meet it any more. */
 #define SITES 16u
 #define ALIAS 0x8000000000ul
 static const u8 nop[5] = {0x0f, 0x1f, 0x44, 0x00, 0x00}, int3 = 0xcc;

@@ -59,8 +59,8 @@ pub fn is_flat(segment: &Segment) -> bool {
 }
 
 /// Effects of a change of segment register `reg`; `cpu` is the state after the change. In 64-bit
-/// mode only FS and GS have bases, which blocks read at run time, so data segments matter to
-/// nobody.
+/// mode only FS and GS have bases, which blocks read at run time, so data segments do not
+/// matter.
 pub fn of_segment(cpu: &CpuState, reg: usize, old: &Segment) -> Effects {
     let new = &cpu.seg[reg];
     if reg != sreg::CS && cpu.code64() {

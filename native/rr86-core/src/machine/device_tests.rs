@@ -68,7 +68,7 @@ fn all() -> Vec<Tried> {
         let own = decoded.iter().filter(|(name, _)| *name == device.name());
         let mut ranges: Vec<Range> = own.map(|(_, range)| range.clone()).collect();
         if ranges.is_empty() {
-            // A PCI function, whose registers nobody has placed yet.
+            // A PCI function, whose registers have no place yet.
             ranges.extend((0..6).map(|bar| Range::memory(0, 0x1000, bar)));
         }
         Tried {

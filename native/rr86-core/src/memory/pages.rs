@@ -12,8 +12,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::ram::GuestRam;
 use crate::saved::{LoadError, Reader, Writer};
 
-/// Nobody has touched the page.
-pub const NOBODY: u8 = 0xff;
+/// No agent has touched the page.
+pub const NO_AGENT: u8 = 0xff;
 /// A device or loader, in hand-offs.
 pub const DEVICE: u8 = 0xfd;
 
@@ -26,7 +26,7 @@ bitflags! {
         const WATCHED = 2;
         /// Written since the last digest.
         const DIRTY = 4;
-        /// `writer` may write, and nobody else may read.
+        /// `writer` may write, and no other may read.
         const OWNED = 8;
         /// A device has read the page since its last store.
         const DEVICE_READS = 16;
@@ -87,7 +87,7 @@ impl Pages {
         Self {
             info: vec![
                 PageInfo {
-                    writer: NOBODY,
+                    writer: NO_AGENT,
                     flags: PageFlags::empty(),
                     readers: 0,
                     code_lines: 0
@@ -119,7 +119,7 @@ impl Pages {
         }
     }
 
-    /// Gives an agent a page. Returns who wrote it last, [`NOBODY`] if nobody has touched it.
+    /// Gives an agent a page. Returns who wrote it last, [`NO_AGENT`] if none has touched it.
     pub fn give(&mut self, page: usize, agent: u8, kind: HandOffKind) -> u8 {
         let info = &mut self.info[page];
         let last = info.writer;
@@ -128,7 +128,7 @@ impl Pages {
         } else {
             1 << (agent & 63)
         };
-        if kind == HandOffKind::Write || last == NOBODY {
+        if kind == HandOffKind::Write || last == NO_AGENT {
             info.writer = agent;
             info.readers = bit;
             info.flags |= PageFlags::OWNED;
@@ -146,7 +146,7 @@ impl Pages {
 
     /// The regions of RAM in which some page has been touched, of so many pages each.
     pub fn touched(&self, region: usize) -> Vec<bool> {
-        let touched = |pages: &[PageInfo]| pages.iter().any(|p| p.writer != NOBODY);
+        let touched = |pages: &[PageInfo]| pages.iter().any(|p| p.writer != NO_AGENT);
         self.info.chunks(region).map(touched).collect()
     }
 
@@ -226,7 +226,9 @@ impl Pages {
     /// written since the last digest.
     pub fn save(&self, w: &mut Writer, ram: &GuestRam) {
         let told = |info: &PageInfo| {
-            info.writer != NOBODY || info.code_lines != 0 || info.flags.intersects(PageFlags::KEPT)
+            info.writer != NO_AGENT
+                || info.code_lines != 0
+                || info.flags.intersects(PageFlags::KEPT)
         };
         w.varint(self.info.iter().filter(|info| told(info)).count() as u64);
         let mut last = 0;
@@ -253,10 +255,10 @@ impl Pages {
     ) -> Result<(), LoadError> {
         let bad = |field, value| Err(LoadError::BadValue { field, value });
         for (page, info) in self.info.iter_mut().enumerate() {
-            if info.writer != NOBODY {
+            if info.writer != NO_AGENT {
                 ram.set_lines(page, 0);
             }
-            info.writer = NOBODY;
+            info.writer = NO_AGENT;
             info.readers = 0;
             info.code_lines = 0;
             info.flags -= PageFlags::KEPT;
@@ -269,7 +271,7 @@ impl Pages {
                 return bad("page", last);
             };
             info.writer = r.u8()?;
-            if usize::from(info.writer) >= vcpus && !matches!(info.writer, DEVICE | NOBODY) {
+            if usize::from(info.writer) >= vcpus && !matches!(info.writer, DEVICE | NO_AGENT) {
                 return bad("owner of a page", info.writer.into());
             }
             let flags = r.u8()?;

@@ -125,7 +125,7 @@ fn map_at(address: usize, len: usize) -> io::Result<*mut u8> {
     }
     if base as usize != address {
         // A host older than the flag takes the address as a hint.
-        // SAFETY: the mapping was just made and nobody knows it.
+        // SAFETY: the mapping was just made, and nothing refers to it.
         unsafe { libc::munmap(base, len) };
         return Err(io::ErrorKind::AddrInUse.into());
     }
@@ -173,7 +173,7 @@ impl GuestRam {
                 }
                 Err(refused) => {
                     error = refused;
-                    // SAFETY: the mapping was just made and nobody knows it.
+                    // SAFETY: the mapping was just made, and nothing refers to it.
                     unsafe { libc::munmap(base.cast(), len) };
                 }
             }

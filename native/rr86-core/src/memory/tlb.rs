@@ -457,7 +457,7 @@ impl Tlb {
     // ---- checkpoints -----------------------------------------------------------------------------
 
     /// Writes the translations that are in, without the rights that they give at the moment: the next
-    /// access gets these anew, and nobody notices.
+    /// access gets these anew, which does not show.
     pub fn save(&self, w: &mut Writer) {
         let used = |slot: &usize| self.entries[*slot].flags & USED != 0;
         w.varint((0..SLOTS).filter(used).count() as u64);

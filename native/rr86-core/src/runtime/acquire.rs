@@ -1,7 +1,7 @@
 //! Who may touch which page: an agent that needs a right comes here, the others lose it, and the trace is
 //! told (docs/determinism.md, "Cross-vCPU writes").
 
-use crate::memory::pages::{HandOff, HandOffKind, PageFlags, NOBODY};
+use crate::memory::pages::{HandOff, HandOffKind, PageFlags, NO_AGENT};
 use crate::memory::PAGE_SHIFT;
 use crate::runtime::engine::Engine;
 use crate::runtime::inputs::Inputs;
@@ -33,7 +33,7 @@ impl Engine {
             .flags
             .contains(PageFlags::OWNED);
         let from = self.transfer(agent, page, kind);
-        if from == NOBODY {
+        if from == NO_AGENT {
             return;
         }
         self.observers.stats.hand_offs += 1;

@@ -7,7 +7,7 @@
 //! Nothing depends on the thread. It only reads guest RAM, and may see anything there while the guest runs;
 //! but code is a pure function of the bytes and of what else is compared here, and the engine uses it only for
 //! a block whose bytes it has fetched itself and found to be the same. A guess that is wrong, or comes too
-//! late, costs nothing but the thread's time, and nobody waits for it.
+//! late, costs nothing but the thread's time, and is not waited for.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -314,7 +314,7 @@ impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
                 if let Some(made) = translate(&guess, here, &self.settings, &mut scratch) {
                     self.shelf.put(Box::new(made));
                 }
-                // Running neck and neck with the engine would help nobody.
+                // Running neck and neck with the engine would be of no use.
                 lead = if guess.serial < self.shelf.next.load(Ordering::Relaxed) {
                     (2 * lead + 8).min(LEAD)
                 } else {

@@ -274,7 +274,7 @@ impl CodeMap {
         Some((start, id?))
     }
 
-    /// The code there is nobody's any more.
+    /// The code there belongs to no block any more.
     pub fn remove(&mut self, offset: usize) {
         if let Ok(at) = self.place(offset) {
             self.entries[at].1 = None;

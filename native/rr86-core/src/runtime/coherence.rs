@@ -1,5 +1,5 @@
 //! Keeping blocks and memory in step: guards, the one write function, invalidation, and the book-keeping
-//! of blocks that a protocol has let go stale.
+//! of blocks that a protocol has left stale.
 //!
 //! The engine itself always knows the truth: when a protocol skips a check, the write is compared
 //! with the blocks all the same, and those that no longer match are *marked*. A marked block is entered
@@ -416,7 +416,7 @@ impl Engine {
         }
     }
 
-    /// Whether to look for stale blocks at all. Without, the run is the same, and nobody is told.
+    /// Whether to look for stale blocks at all. Without, the run is the same, and no stale block is reported.
     pub fn detect_stale(&mut self, on: bool) {
         self.coherence.detects = on && self.coherence.protocol.can_be_stale();
     }

@@ -327,7 +327,7 @@ impl Engine {
         self.slice.patience.look();
     }
 
-    /// Lets go of a block that was removed while a vCPU was in it, once the vCPU is out.
+    /// Frees a block that was removed while a vCPU was in it, once the vCPU is out.
     fn end_overrun(&mut self, index: usize) {
         if self.progress[index].resume.is_none() {
             if let Some(id) = self.cache.overrun.take() {
@@ -485,7 +485,7 @@ impl Engine {
         let offered = &self.translator.offered;
         let inside = shape::cut_into(&mut decoded.insns, bytes, rip, mode, offered, limit, false);
         let fits = inside && decoded.insns.len() as i64 <= budget;
-        // Forgotten as a block: nobody fetches these bytes now.
+        // Forgotten as a block: these bytes are not fetched now.
         self.translator.scratch.give_decoded(decoded.emptied());
         fits
     }
@@ -720,7 +720,7 @@ impl Engine {
         let mut checked = resume.index == 0 && block.stale.checked;
         let mut left = (count - resume.index) as i64;
         if let Some(instructions) = self.still_right(resume) {
-            // Up to the first instruction that is not what memory holds; that one is told of.
+            // Up to the first instruction that is not what memory holds; that one is reported.
             checked = instructions == 0;
             if !checked {
                 left = instructions as i64;

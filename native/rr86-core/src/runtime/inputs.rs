@@ -10,7 +10,7 @@ use crate::runtime::guest_memory::GuestMemory;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::memory::pages::{HandOffKind, PageInfo, DEVICE, NOBODY};
+use crate::memory::pages::{HandOffKind, PageInfo, DEVICE, NO_AGENT};
 use crate::memory::ram::GuestRam;
 use crate::memory::PAGE_SIZE;
 use crate::runtime::storelog::StoreLog;
@@ -75,7 +75,7 @@ impl InputLog {
                 .try_into()
                 .expect("a whole page")
         };
-        let written = (0..memory.ram.pages()).filter(|&p| memory.pages.info[p].writer != NOBODY);
+        let written = (0..memory.ram.pages()).filter(|&p| memory.pages.info[p].writer != NO_AGENT);
         Self {
             tapes: vec![Tape::default(); vcpus],
             initial: written.map(|page| (page, copy(page))).collect(),
@@ -95,14 +95,14 @@ impl InputLog {
         icount: u64,
     ) {
         if let Some(stores) = &mut self.stores {
-            // Until its owner changes, nobody else writes the page.
+            // Until its owner changes, no other agent writes the page.
             if before.writer != agent || kind == HandOffKind::Read {
                 stores.handed(page);
             }
         }
         let now: &PageBytes = ram.page(page).try_into().expect("a whole page");
         let readers = before.readers;
-        if agent != DEVICE && before.writer != NOBODY {
+        if agent != DEVICE && before.writer != NO_AGENT {
             let mut changes = Vec::new();
             if readers >> agent & 1 == 0 {
                 let zero = [0; PAGE_SIZE as usize];

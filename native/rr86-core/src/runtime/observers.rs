@@ -95,7 +95,7 @@ pub struct Stats {
     pub blocks_ahead: u64,
     pub instructions_translated: u64,
     pub blocks_invalidated: u64,
-    /// Blocks that a protocol let go stale, and executions of such blocks.
+    /// Blocks that a protocol left stale, and executions of such blocks.
     pub stale_blocks: u64,
     pub stale_entries: u64,
     /// Executions of breakpoint instructions that memory did not hold.

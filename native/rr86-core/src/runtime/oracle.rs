@@ -3,7 +3,7 @@
 //! It keeps, for every byte of RAM, who wrote it last and when, and reads the hand-offs of a trace beside
 //! the run. Whenever somebody reads, writes or fetches bytes that another has written, a hand-off must
 //! lie between the two that names the page, the writer and the line. It knows nothing of how rr86
-//! tracks pages: it is told of every access by the places that make it, while the engine gives no
+//! tracks pages: the places that make accesses report each of them, while the engine gives no
 //! access the fast path and asks at every entry of a block.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -78,7 +78,7 @@ struct Book {
 /// The bits of a stamp that are a clock.
 const CLOCK: u64 = (1 << 56) - 1;
 
-/// A writer's number plus one in the top byte, and below it the clock of the write. 0 is nobody.
+/// A writer's number plus one in the top byte, and below it the clock of the write. 0 is no one's.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp(u64);
 
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_needs_to_be_told_of_their_own_writes_or_of_bytes_that_nobody_wrote() {
+    fn no_hand_off_is_needed_for_own_writes_or_for_bytes_that_were_never_written() {
         let run = [
             access(0, Seen::Write, 0x1040, 10),
             access(0, Seen::Read, 0x1040, 20),

@@ -8,7 +8,7 @@ use super::storelog::StoreLog;
 use super::vcpu::Vcpu;
 use super::writelog::Commit;
 use crate::cpu::interrupt::Event;
-use crate::memory::pages::{HandOffKind, PageFlags, DEVICE, NOBODY};
+use crate::memory::pages::{HandOffKind, PageFlags, DEVICE, NO_AGENT};
 use crate::memory::PAGE_SIZE;
 
 impl Engine {
@@ -201,7 +201,7 @@ impl Engine {
         if due.is_some_and(|d| (d.icount, d.page as usize, d.write) == (icount, page, write)) {
             let changes = tape.acquired.pop_front().map(|d| d.changes);
             let writer = &mut self.memory.pages.info[page].writer;
-            if *writer == NOBODY {
+            if *writer == NO_AGENT {
                 // Others have touched it, which leaves no event; so it is not this one's own.
                 *writer = DEVICE;
             }
@@ -209,7 +209,7 @@ impl Engine {
             for (offset, bytes) in changes.unwrap_or_default() {
                 self.put_foreign(agent, page, at + u64::from(offset), &bytes);
             }
-        } else if self.memory.pages.info[page].writer != NOBODY {
+        } else if self.memory.pages.info[page].writer != NO_AGENT {
             let logged = due.map(|d| (d.icount, Acquisition::new(d.page as usize, d.write)));
             let found = Acquisition::new(page, write);
             self.diverge(InputDivergence::Page { logged, found });

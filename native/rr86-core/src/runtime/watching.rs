@@ -32,8 +32,8 @@ impl Engine {
         self.observers.oracle.as_deref_mut()
     }
 
-    /// Physical address of a byte that is not zero, as RAM is at power-on, and that the oracle saw nobody
-    /// write: it is not told of everything then, and its verdict is worth nothing.
+    /// Physical address of a byte that is not zero, as RAM is at power-on, and that the oracle saw no agent
+    /// write: it does not see everything then, and its verdict is worth nothing.
     pub fn unseen_by_oracle(&self) -> Option<u64> {
         let oracle = self.observers.oracle.as_deref()?;
         (0..self.memory.ram.pages()).find_map(|index| {

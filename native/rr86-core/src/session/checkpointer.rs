@@ -88,7 +88,7 @@ impl Checkpointer {
         Ok(true)
     }
 
-    /// Copies what is left. A recording that nobody ended stays one.
+    /// Copies what is left. A recording without an end stays one.
     ///
     /// # Errors
     /// When the original is damaged or the copy cannot be written.

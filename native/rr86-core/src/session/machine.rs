@@ -1,7 +1,7 @@
 //! A machine that executes decisions: engine, board, virtual time.
 //!
 //! Between slices, timers that are due fire, signals of the board are served, and halted vCPUs with
-//! something to do wake up. When nobody can run, virtual time jumps to the next timer. All of this is a
+//! something to do wake up. When no vCPU can run, virtual time jumps to the next timer. All of this is a
 //! function of the machine's state, so only the slices themselves are decisions.
 
 use std::any::Any;

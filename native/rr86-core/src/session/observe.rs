@@ -1,7 +1,7 @@
 //! What the engine observed, in the vocabulary of traces.
 
 use super::slice::{Ending, SliceStop};
-use crate::memory::pages::{HandOffKind, DEVICE, NOBODY};
+use crate::memory::pages::{HandOffKind, DEVICE, NO_AGENT};
 use crate::runtime::observers::Observed;
 use crate::runtime::windows::Window;
 use crate::trace::{Access, Block, Event, SliceEnd, NO_VCPU};
@@ -9,7 +9,7 @@ use crate::trace::{Access, Block, Event, SliceEnd, NO_VCPU};
 /// The event that tells of an observation.
 pub fn event(observed: &Observed) -> Event {
     let agent = |a: u8| {
-        if matches!(a, DEVICE | NOBODY) {
+        if matches!(a, DEVICE | NO_AGENT) {
             NO_VCPU
         } else {
             a

@@ -42,7 +42,7 @@ pub enum Wait {
     Ready,
     /// Virtual time jumped to this many nanoseconds, and now some vCPU can run, or has to wait on.
     Skipped(u64),
-    /// Nobody can run and no timer is set: only input could wake the machine.
+    /// No vCPU can run and no timer is set: only input could wake the machine.
     Deadlock,
     Ended(Ending),
 }

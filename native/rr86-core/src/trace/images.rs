@@ -105,7 +105,7 @@ impl Images {
         }
     }
 
-    /// Compresses pieces for as long as there are some that nobody has begun.
+    /// Compresses pieces for as long as some are not begun.
     pub(super) fn help(&self, level: i32) {
         let Ok(mut compressor) = zstd::bulk::Compressor::new(level) else {
             return;
@@ -153,7 +153,7 @@ impl Images {
     }
 }
 
-/// The first piece that nobody has begun, if it is not too far ahead.
+/// The first piece that is not begun, if it is not too far ahead.
 fn claim(state: &mut State) -> Option<(usize, Piece)> {
     let n = state.begun;
     let piece = state.pieces.as_ref()?.get(n)?.clone();

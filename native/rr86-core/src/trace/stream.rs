@@ -102,7 +102,7 @@ impl EventStream {
                 }
             }
             let end = reader.hidden().map_or(Ok(None), Err);
-            // The consumer may have gone away; then nobody misses the end.
+            // The consumer may have gone away; then the end is not missed.
             let _ = sender.send(end);
         };
         let thread = std::thread::Builder::new()

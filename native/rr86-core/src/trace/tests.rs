@@ -403,7 +403,7 @@ fn a_stream_that_is_dropped_early_ends_its_thread() {
     let (_dir, path) = place();
     write(&path, &chunks(), Some(b""));
     let reader = TraceReader::open(&path).expect("a reader");
-    // The drop waits for the thread, which by then is stuck with chunks that nobody takes.
+    // The drop waits for the thread, which by then is stuck with chunks that are not taken.
     let first: Vec<_> = reader.stream().take(1).flatten().collect();
     assert_eq!(first, chunks()[0][..1]);
 }

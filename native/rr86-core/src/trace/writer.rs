@@ -495,7 +495,7 @@ impl Output {
                     header.sequence = self.sequence;
                     self.chunk(&header.chunk(&table, &payload))?;
                 }
-                // A flush that nobody waits for any more is no failure.
+                // A flush that is not waited for any more is no failure.
                 Job::Sync(done) => drop(done.send(())),
                 Job::Finish(footer) => return self.finish(footer.as_deref()),
                 #[cfg(test)]

@@ -143,16 +143,16 @@ pub struct RunState {
     pub host_mxcsr_mask: u8,
     pub _pad: u8,
     pub host_mxcsr: u32,
-    /// While a loop runs without checks: how many turns the pages allow behind the first, what its clock shows
-    /// at the start and in the last turn, what its registers hold, and where what it writes begins. See `loops`.
-    pub loop_turns: u64,
+    /// While a loop runs without checks: how many iterations the pages allow behind the first, what its clock shows
+    /// at the start and in the last iteration, what its registers hold, and where what it writes begins. See `loops`.
+    pub loop_iterations: u64,
     pub loop_start: u64,
     pub loop_last: u64,
     pub loop_hosts: [u64; LOOP_GROUPS],
     pub loop_marks: [u64; LOOP_AREAS],
-    /// By a hash of a loop's address, for how many turns it is not tried that way.
+    /// By a hash of a loop's address, for how many iterations it is not tried that way.
     pub loop_patience: [i8; LOOP_PLACES],
-    /// The same for what that will be after the next turns that were not worth it.
+    /// The same for what that will be after the next iterations that were not worth it.
     pub loop_failures: [u8; LOOP_PLACES],
     /// Where a special access takes place; used at the offset that keeps the guest's alignment.
     pub bounce: Bounce,
@@ -248,7 +248,7 @@ pub mod at {
     pub const FPU_WAS_LIVE: usize = RUN + offset_of!(RunState, fpu_was_live);
     pub const HOST_MXCSR_MASK: usize = RUN + offset_of!(RunState, host_mxcsr_mask);
     pub const HOST_MXCSR: usize = RUN + offset_of!(RunState, host_mxcsr);
-    pub const LOOP_TURNS: usize = RUN + offset_of!(RunState, loop_turns);
+    pub const LOOP_ITERATIONS: usize = RUN + offset_of!(RunState, loop_iterations);
     pub const LOOP_START: usize = RUN + offset_of!(RunState, loop_start);
     pub const LOOP_LAST: usize = RUN + offset_of!(RunState, loop_last);
     pub const fn loop_host(number: usize) -> usize {

@@ -24,7 +24,7 @@ pub(in crate::translate) struct Run {
     pub(in crate::translate) first: usize,
     /// All lines have been marked at its head.
     pub(in crate::translate) marked: bool,
-    /// What pushes and pops have still to add to the stack pointer, which nobody looks at meanwhile.
+    /// What pushes and pops have still to add to the stack pointer, which is not looked at meanwhile.
     pub(in crate::translate) stack_shift: i32,
 }
 

@@ -26,7 +26,7 @@ impl Shortcuts {
     /// A replay has blocks translated before the guest gets to them.
     pub const AHEAD: Self = Self(1 << 5);
 
-    /// Loops of one block run turns without checks.
+    /// Loops of one block run iterations without checks.
     pub const LOOPS: Self = Self(1 << 6);
 
     /// A load adds its page and its offset in its operand, which is a step less until its value is there.

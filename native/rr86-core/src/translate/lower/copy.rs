@@ -27,7 +27,7 @@ struct Passing {
     written: bool,
 }
 
-/// Which temporaries nobody uses.
+/// Which temporaries are free.
 struct Temporaries {
     t0: bool,
     t1: bool,
@@ -348,7 +348,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// XCHG with memory, without the bus lock that the host would take: nobody else runs.
+    /// XCHG with memory, without the bus lock that the host would take: nothing else runs.
     fn exchange_with_memory(&mut self, insn: &Instruction, op: &Instruction) -> bool {
         if op.mnemonic() != Mnemonic::Xchg || op.op0_kind() != OpKind::Memory {
             return false;

@@ -1,4 +1,4 @@
-//! Flags that nobody will look at, in superblocks.
+//! Flags that are not looked at any more, in superblocks.
 //!
 //! A check of an address destroys the host's flags. Mostly the next instruction that counts or compares
 //! overwrites them before anything reads them, so that saving them first would be in vain, were it not that the

@@ -1,7 +1,7 @@
 //! The fast code of loops of one block: how a plan of `loops` becomes code.
 //!
-//! It has an entry, which looks up the pages and counts the turns that they and the budget allow; the turn; and
-//! a way out, behind the turn that ended the loop and behind the last one allowed.
+//! It has an entry, which looks up the pages and counts the iterations that they and the budget allow; the iteration; and
+//! a way out, behind the iteration that ended the loop and behind the last one allowed.
 
 use iced_x86::{Instruction, Register};
 
@@ -23,7 +23,7 @@ const RECIPROCAL: u8 = 30;
 /// Turns below which the fast code is not worth its entry.
 const FEW: i32 = 4;
 /// Turns that make up for entering the fast code and leaving it. When the loop was over after fewer, or a page
-/// was not at hand, it is not tried for some turns: each time for twice as many and one, up to so many.
+/// was not at hand, it is not tried for some iterations: each time for twice as many and one, up to so many.
 const WORTH: i32 = 8;
 const PATIENCE: i32 = 127;
 /// Offset of MXCSR in an FXSAVE image (SDM vol. 1, table 10-2).
@@ -70,7 +70,7 @@ impl Emitter<'_> {
             }
         }
         self.count_turns(plan, count, limited, &mut refused);
-        // Not before it is certain that the turns run: that the FPU has been loaded shows in its state (the
+        // Not before it is certain that the iterations run: that the FPU has been loaded shows in its state (the
         // last-instruction pointers), so it follows from the instructions that were executed, not from attempts.
         if insns.iter().any(|(_, class)| *class == Class::CopyFpu) {
             self.fpu_loaded = false;
@@ -152,7 +152,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// Looks up the page of a group as it is at a turn's start, and notes what its host register will hold and
+    /// Looks up the page of a group as it is at an iteration's start, and notes what its host register will hold and
     /// where what it writes begins. Leaves RAX = offset of the group in its page. Returns the fixup of the jump
     /// for a page that is not at hand.
     fn find_group(
@@ -206,7 +206,7 @@ impl Emitter<'_> {
         missed
     }
 
-    /// How many turns behind the first stay in the page of a group that RAX is the offset of; fewer than
+    /// How many iterations behind the first stay in the page of a group that RAX is the offset of; fewer than
     /// before, if they have been `limited` before.
     fn limit_turns(&mut self, group: &Group, limited: bool) {
         let mut room = asm::RAX;
@@ -218,24 +218,24 @@ impl Emitter<'_> {
         let stride = group.step.unsigned_abs().next_power_of_two();
         self.hot.shift_imm(5, room, stride.trailing_zeros() as u8);
         let more = limited.then(|| {
-            self.hot.gs(&[0x3b], W64, room, at::LOOP_TURNS);
+            self.hot.gs(&[0x3b], W64, room, at::LOOP_ITERATIONS);
             self.hot.jcc(cc::AE)
         });
-        self.hot.store(W64, room, at::LOOP_TURNS);
+        self.hot.store(W64, room, at::LOOP_ITERATIONS);
         if let Some(more) = more {
             self.hot.patch_here(more);
         }
     }
 
-    /// Finds out how many turns the pages and the budget allow, and sets the clock.
+    /// Finds out how many iterations the pages and the budget allow, and sets the clock.
     fn count_turns(&mut self, plan: &Loop, count: i32, limited: bool, refused: &mut Vec<usize>) {
         if limited {
-            self.hot.load(W64, T0, at::LOOP_TURNS);
+            self.hot.load(W64, T0, at::LOOP_ITERATIONS);
             self.hot.lea(T0, T0, 1);
         } else {
             self.hot.mov_imm(T0, MANY);
         }
-        // Mostly the budget suffices. The first turn has been paid for.
+        // Mostly the budget suffices. The first iteration has been paid for.
         self.hot.rr(&[0x69], W64, T1, T0); // imul
         self.hot.u32(count as u32);
         self.hot.alu_imm(5, W64, T1, count);
@@ -266,7 +266,7 @@ impl Emitter<'_> {
         self.hot.store(W64, T0, at::LOOP_LAST);
     }
 
-    /// Behind the jump `over_budget`: how many turns the budget allows, in T0.
+    /// Behind the jump `over_budget`: how many iterations the budget allows, in T0.
     fn budget_turns(&mut self, over_budget: usize, back: usize, count: i32) {
         let here = self.cold.len();
         self.fixups
@@ -283,7 +283,7 @@ impl Emitter<'_> {
         self.fixups.push((Stream::Cold, at, Label::Hot(back)));
     }
 
-    /// Asks the clock, and jumps in the last turn. Flags change.
+    /// Asks the clock, and jumps in the last iteration. Flags change.
     fn ask_clock(&mut self, plan: &Loop) -> usize {
         match plan.clock {
             Clock::Register { guest, .. } => {
@@ -304,7 +304,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// Leaves the fast code behind a turn: pays for all of them and marks what was written. Afterwards flags
+    /// Leaves the fast code behind an iteration: pays for all of them and marks what was written. Afterwards flags
     /// are in AX.
     fn leave_loop(&mut self, plan: &Loop, count: i32, over: bool) {
         for &(guest, host) in &plan.lent {
@@ -347,14 +347,14 @@ impl Emitter<'_> {
         self.mark_turns(plan);
     }
 
-    /// Marks the lines from where the first turn wrote up to where the last one did.
+    /// Marks the lines from where the first iteration wrote up to where the last one did.
     fn mark_turns(&mut self, plan: &Loop) {
         if !self.request.tracking {
             return;
         }
         for (area, place, group, (low, high)) in areas(plan) {
             let last = if group.step < 0 { low } else { high - 1 };
-            // The moving register is a turn further.
+            // The moving register is an iteration further.
             let displacement = (last - group.low - group.step) as i32;
             self.hot.load(W64, T0, at::loop_host(place));
             if let Some((register, scale)) = group.moving {

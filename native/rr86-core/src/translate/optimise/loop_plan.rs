@@ -1,15 +1,15 @@
 //! Loops of one block, without checks: which can be, and what they need. `loop_code` writes their code.
 //!
-//! A block that jumps to its own start reads and writes, turn after turn, at addresses that stand still or
-//! move by a constant. So when it comes back to its start, what the next turns will touch is known: it is
-//! looked up once for each address, which gives the number of turns that stay in these pages, and the
-//! budget limits it further. That many turns then run as the guest wrote them, with its flags in the
-//! host's, no check but for the last turn, and one host register for each address. Nothing can take a page
-//! away meanwhile, for nothing but copied instructions runs, and nothing can fault. All other turns, among
+//! A block that jumps to its own start reads and writes, iteration after iteration, at addresses that stand still or
+//! move by a constant. So when it comes back to its start, what the next iterations will touch is known: it is
+//! looked up once for each address, which gives the number of iterations that stay in these pages, and the
+//! budget limits it further. That many iterations then run as the guest wrote them, with its flags in the
+//! host's, no check but for the last iteration, and one host register for each address. Nothing can take a page
+//! away meanwhile, for nothing but copied instructions runs, and nothing can fault. All other iterations, among
 //! them those that cross into another page, run from the block's ordinary code. The lines that were
 //! written are marked when the loop is left.
 //!
-//! Only the host's time tells one way from the other: the turns are paid for as those of the block are,
+//! Only the host's time tells one way from the other: the iterations are paid for as those of the block are,
 //! together when the loop is left, and the flags are then where blocks have them.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -28,9 +28,9 @@ use crate::translate::plan::Key;
 use crate::translate::shortcuts::Shortcuts;
 use crate::translate::site::AccessKind;
 
-/// Most bytes between the first and the last byte of a turn's accesses around one address.
+/// Most bytes between the first and the last byte of an iteration's accesses around one address.
 const REACH: i64 = 1024;
-/// Most bytes that an address moves by in a turn; for one that is written, so that no line is left out.
+/// Most bytes that an address moves by in an iteration; for one that is written, so that no line is left out.
 const STRIDE: i64 = 512;
 const STORE_STRIDE: i64 = 1 << LINE_SHIFT;
 /// What operands are aligned to that have to be.
@@ -38,10 +38,10 @@ pub(in crate::translate) const ALIGNMENT: i64 = 16;
 /// Accesses around one address.
 pub(in crate::translate) struct Group {
     pub(in crate::translate) key: Key,
-    /// The register that moves, with its scale, and by how many bytes the address moves in a turn.
+    /// The register that moves, with its scale, and by how many bytes the address moves in an iteration.
     pub(in crate::translate) moving: Option<(Register, u8)>,
     pub(in crate::translate) step: i64,
-    /// First byte, and the one behind the last, as seen from the key's registers at a turn's start.
+    /// First byte, and the one behind the last, as seen from the key's registers at an iteration's start.
     pub(in crate::translate) low: i64,
     pub(in crate::translate) high: i64,
     pub(in crate::translate) writes: bool,
@@ -58,18 +58,18 @@ pub(in crate::translate) struct Loop {
     pub(in crate::translate) groups: Vec<Group>,
     /// Guest registers of memory that live in host registers meanwhile.
     pub(in crate::translate) lent: Vec<(usize, Reg)>,
-    /// The turn's instructions on host operands, without its branch.
+    /// The iteration's instructions on host operands, without its branch.
     pub(in crate::translate) ops: Vec<Instruction>,
-    /// Before this one of them, which overwrites all flags, it is asked whether this turn is the last.
+    /// Before this one of them, which overwrites all flags, it is asked whether this iteration is the last.
     pub(in crate::translate) ask: usize,
     pub(in crate::translate) clock: Clock,
     /// Something in it raises an exception if MXCSR lets it.
     pub(in crate::translate) raises: bool,
 }
 
-/// What counts the turns.
+/// What counts the iterations.
 pub(in crate::translate) enum Clock {
-    /// A guest register, by how much it moves in a turn, and by how much until it is asked.
+    /// A guest register, by how much it moves in an iteration, and by how much until it is asked.
     Register {
         guest: usize,
         step: i32,
@@ -81,7 +81,7 @@ pub(in crate::translate) enum Clock {
     Word,
 }
 
-/// How a turn changes the guest's general-purpose registers.
+/// How an iteration changes the guest's general-purpose registers.
 #[derive(Default)]
 struct Changes {
     /// By constants, so far; `None` where it is something else.
@@ -115,7 +115,7 @@ impl Changes {
         all
     }
 
-    /// By how much a register of an address changes in a turn; `None` when nobody knows.
+    /// By how much a register of an address changes in an iteration; `None` when that is not known.
     fn step(&self, register: Register) -> Option<i64> {
         match register {
             Register::None => Some(0),
@@ -161,7 +161,7 @@ fn advance(so_far: &mut [i64; 16], insn: &Instruction) -> Option<()> {
     Some(())
 }
 
-/// Whether an instruction may be part of a fast turn, but for its operands.
+/// Whether an instruction may be part of a fast iteration, but for its operands.
 fn is_plain(insn: &Instruction, class: Class) -> bool {
     use Mnemonic as M;
     let high_byte = (0..insn.op_count())
@@ -194,21 +194,21 @@ impl Emitter<'_> {
         {
             return None;
         }
-        let turn = &insns[..insns.len() - 1];
-        if !turn.iter().all(|(insn, class)| is_plain(insn, *class)) {
+        let iteration = &insns[..insns.len() - 1];
+        if !iteration.iter().all(|(insn, class)| is_plain(insn, *class)) {
             return None;
         }
-        let changes = Changes::of(self, turn);
-        let mut groups = self.loop_groups(turn, &changes)?;
+        let changes = Changes::of(self, iteration);
+        let mut groups = self.loop_groups(iteration, &changes)?;
         let mut free = vec![asm::RAX, T0, T1];
         for group in &mut groups {
             group.host = free.pop()?;
         }
-        let lent = Self::lend(turn, &groups, &mut free)?;
+        let lent = Self::lend(iteration, &groups, &mut free)?;
         let mut ops = Vec::new();
         let mut ask = None;
         let mut so_far = [0i64; 16];
-        for (index, (insn, class)) in turn.iter().enumerate() {
+        for (index, (insn, class)) in iteration.iter().enumerate() {
             if *class == Class::Nop {
                 continue;
             }
@@ -234,7 +234,7 @@ impl Emitter<'_> {
             },
             (None, None) => Clock::Word,
         };
-        let raises = turn
+        let raises = iteration
             .iter()
             .any(|(insn, class)| *class == Class::CopyFpu && !only_moves(insn));
         Some(Loop {
@@ -247,15 +247,15 @@ impl Emitter<'_> {
         })
     }
 
-    /// The accesses of a turn by address, or `None` when one of them cannot be known in advance.
+    /// The accesses of an iteration by address, or `None` when one of them cannot be known in advance.
     fn loop_groups(
         &mut self,
-        turn: &[(Instruction, Class)],
+        iteration: &[(Instruction, Class)],
         changes: &Changes,
     ) -> Option<Vec<Group>> {
         let mut groups: Vec<Group> = Vec::new();
         let mut so_far = [0i64; 16];
-        for (index, (insn, class)) in turn.iter().enumerate() {
+        for (index, (insn, class)) in iteration.iter().enumerate() {
             if matches!(class, Class::Copy | Class::CopyFpu) {
                 match self.memory_use(index, insn) {
                     MemoryUse::None => {}
@@ -329,10 +329,10 @@ impl Emitter<'_> {
         })
     }
 
-    /// Lends host registers to the guest's registers that a turn uses and that live in memory, first to those
+    /// Lends host registers to the guest's registers that an iteration uses and that live in memory, first to those
     /// that addresses move with, which need one.
     fn lend(
-        turn: &[(Instruction, Class)],
+        iteration: &[(Instruction, Class)],
         groups: &[Group],
         free: &mut Vec<Reg>,
     ) -> Option<Vec<(usize, Reg)>> {
@@ -341,7 +341,7 @@ impl Emitter<'_> {
             .iter()
             .filter_map(|group| Some((number(group.moving?.0), true)))
             .collect();
-        for (insn, class) in turn {
+        for (insn, class) in iteration {
             let operands = (0..insn.op_count())
                 .filter(|&i| insn.op_kind(i) == OpKind::Register)
                 .map(|i| (insn.op_register(i), false));
@@ -367,7 +367,7 @@ impl Emitter<'_> {
         Some(lent)
     }
 
-    /// An instruction of a turn on host operands.
+    /// An instruction of an iteration on host operands.
     fn loop_op(
         &mut self,
         index: usize,
@@ -470,7 +470,7 @@ impl Group {
         (self.high - self.low) as usize
     }
 
-    /// Whether the turns of this group can be counted and its lines marked.
+    /// Whether the iterations of this group can be counted and its lines marked.
     fn is_possible(&self) -> bool {
         let stride = if self.writes { STORE_STRIDE } else { STRIDE };
         let absolute = self.key.0 == Register::None && self.key.1 == Register::None;

@@ -1,7 +1,7 @@
 //! Which accesses look for their page in a pin (`memory::tlb::Pin`) before they look in the table.
 //!
 //! The stack has one pin. The others are for blocks that jump to their own start: there, an access whose
-//! base or index moves by a constant at each turn goes through a page from one end to the other, and one that
+//! base or index moves by a constant at each iteration goes through a page from one end to the other, and one that
 //! is indexed with a byte goes to a small table. Elsewhere
 //! a pin would be the wrong page too often, which costs more than it saves.
 

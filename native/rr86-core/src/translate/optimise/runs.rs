@@ -126,7 +126,7 @@ impl Emitter<'_> {
         used
     }
 
-    /// How much an instruction changes the base of a run, or `None` when nobody knows.
+    /// How much an instruction changes the base of a run, or `None` when that is not known.
     fn change_of(
         &mut self,
         number: usize,

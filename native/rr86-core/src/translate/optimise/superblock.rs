@@ -7,7 +7,7 @@
 //!
 //! Nothing but copied instructions runs in it, until its last block: where an access needs Rust, the
 //! superblock is left for a copy of the rest of that block, which begins with the same access and is as
-//! ordinary as any block's code. So nobody can ask for an exit, take a page away or change a block while a
+//! ordinary as any block's code. So nothing can ask for an exit, take a page away or change a block while a
 //! superblock runs, and its blocks begin and end, are paid for and are known to slow paths as always. Only
 //! the host's time tells the difference.
 
