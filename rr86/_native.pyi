@@ -22,7 +22,6 @@ __all__ = [
     "Replay",
     "TraceReader",
     "block_protocols",
-    "disable_shortcuts",
 ]
 
 VERSION: str
@@ -30,12 +29,6 @@ VERSION: str
 def block_protocols() -> list[tuple[str, BlockProtocol]]:
     """The block protocols that the core knows by name, "precise" first. Machines are made from the
     table in `rr86.translate.protocols`, which is held against this one."""
-
-def disable_shortcuts(names: Sequence[str]) -> None:
-    """Switch shortcuts of translated code off for machines made from now on, and all others on.
-
-    Raises ValueError at an unknown name. See docs/performance.md.
-    """
 
 @type_check_only
 class BlockProtocol(TypedDict):
@@ -203,6 +196,11 @@ class Machine(MachineView):
 
         `block_protocol` None is "precise". `memory` in bytes; `start_time` is what the RTC shows at
         power-on, in Unix seconds (UTC).
+        """
+    def disable_shortcuts(self, names: Sequence[str]) -> None:
+        """Switch shortcuts of translated code off, and all others on. No guest can tell.
+
+        Raises ValueError at an unknown name. See docs/performance.md.
         """
     def load(self, paddr: int, data: bytes | memoryview) -> None:
         """Write an image into guest RAM (through the one write function). A view has to show one

@@ -213,13 +213,15 @@ def start(placement: Placement, oracle: bool = False) -> "Machine":
     With `oracle`, every access is seen by the oracle, from those of the loader on.
     """
     # Imported here so that everything else works, and is tested, without the native core.
-    from rr86._native import Machine, disable_shortcuts
+    from rr86._native import Machine
 
-    try:
-        disable_shortcuts([name for name in os.environ.get("RR86_DISABLE", "").split(",") if name])
-    except ValueError as error:
-        raise SpecError(f"RR86_DISABLE: {error}") from None
     machine = Machine(**placement.machine_arguments())
+    disabled = [name for name in os.environ.get("RR86_DISABLE", "").split(",") if name]
+    if disabled:
+        try:
+            machine.disable_shortcuts(disabled)
+        except ValueError as error:
+            raise SpecError(f"RR86_DISABLE: {error}") from None
     if oracle:
         machine.ask_oracle()
     placement.apply(machine)

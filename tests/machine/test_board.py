@@ -67,7 +67,6 @@ def test_firmware_segment_can_be_scanned() -> None:
 def test_power_on_hands_everything_to_the_native_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     native = types.ModuleType("rr86._native")
     native.Machine = FakeMachine  # type: ignore[attr-defined]
-    native.__dict__["disable_shortcuts"] = lambda names: None
     monkeypatch.setitem(sys.modules, "rr86._native", native)
     machine: Any = power_on(SPEC, FILES)
     placement = build(SPEC, FILES)

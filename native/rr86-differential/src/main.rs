@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
+use rr86_core::translate::shortcuts::Shortcuts;
 use rr86_differential::case::{Subject, SubjectError};
 use rr86_differential::engine::{Setup, Translated};
 use rr86_differential::forms::{Family, Forms, Model};
@@ -90,9 +91,10 @@ fn arguments() -> Result<Arguments, String> {
             "--subject" => parsed.subject = value()?,
             "--block-length" => parsed.setup.block_length = number(value()?)?.clamp(1, 64) as usize,
             "--stretch" => parsed.setup.stretch = number(value()?)?,
-            "--disable" => rr86_core::translate::shortcuts::Shortcuts::without(value()?.split(','))
-                .map_err(|name| format!("no shortcut '{name}'"))?
-                .set_default(),
+            "--disable" => {
+                parsed.setup.shortcuts = Shortcuts::without(value()?.split(','))
+                    .map_err(|name| format!("no shortcut '{name}'"))?;
+            }
             "--strict" => parsed.options.strict = true,
             "--undefined-reads" => parsed.undefined_reads = true,
             "--movbe" => parsed.model.movbe = true,

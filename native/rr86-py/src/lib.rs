@@ -30,8 +30,6 @@ mod _native {
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 
     #[pymodule_export]
-    use super::machine::disable_shortcuts;
-    #[pymodule_export]
     use super::protocol::block_protocols;
 
     #[pymodule_export]

@@ -134,6 +134,19 @@ looking! { Machine {
         Ok(())
     }
 
+    /// Switches shortcuts of translated code off; before anything has run.
+    fn disable_shortcuts(&mut self, names: Vec<String>) -> PyResult<()> {
+        let left = Shortcuts::without(names.iter().map(String::as_str)).map_err(|name| {
+            let known: Vec<&str> = Shortcuts::NAMES.iter().map(|(name, _)| *name).collect();
+            PyValueError::new_err(format!(
+                "there is no shortcut {name:?} (there are: {})",
+                known.join(", ")
+            ))
+        })?;
+        self.machine()?.engine.set_shortcuts(left);
+        Ok(())
+    }
+
     fn ask_oracle(&mut self) -> PyResult<()> {
         self.machine()?.engine.ask_oracle();
         Ok(())
@@ -144,17 +157,3 @@ looking! { Machine {
         Ok(())
     }
 } }
-
-/// Switches shortcuts of translated code off for machines that are made from now on, and all others on.
-#[pyfunction]
-pub fn disable_shortcuts(names: Vec<String>) -> PyResult<()> {
-    let left = Shortcuts::without(names.iter().map(String::as_str)).map_err(|name| {
-        let known: Vec<&str> = Shortcuts::NAMES.iter().map(|(name, _)| *name).collect();
-        PyValueError::new_err(format!(
-            "there is no shortcut {name:?} (there are: {})",
-            known.join(", ")
-        ))
-    })?;
-    left.set_default();
-    Ok(())
-}

@@ -1,8 +1,6 @@
 //! Which shortcuts translated code takes. Each changes how fast a guest runs and nothing that it, or a
 //! trace, can see; each can be switched off by name, to measure it or to find out whether it is at fault.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
 /// A set of shortcuts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shortcuts(u32);
@@ -75,18 +73,11 @@ impl Shortcuts {
         }
         Ok(Self(left))
     }
-
-    /// Those of engines that are made from now on.
-    pub fn set_default(self) {
-        DEFAULT.store(self.0, Ordering::Relaxed);
-    }
 }
-
-static DEFAULT: AtomicU32 = AtomicU32::new(Shortcuts::ALL.0);
 
 impl Default for Shortcuts {
     fn default() -> Self {
-        Self(DEFAULT.load(Ordering::Relaxed))
+        Self::ALL
     }
 }
 
