@@ -180,7 +180,7 @@ def command(
     Memory that several vCPUs touch is answered from the log of stores in the trace's expansion, if
     that has one. Otherwise the trace is replayed up to the moment, and it is said.
 
-    Exit status: 0 if somebody wrote them; 1 if they were not written since power-on; 2 for an error.
+    Exit status: 0 if they were written since power-on; 1 if they were not; 2 for an error.
     """
     try:
         _run(trace, address, at, virtual, vcpu, expand, path, device, as_json)

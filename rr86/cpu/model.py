@@ -232,7 +232,7 @@ class CpuModel:
         return [
             # IA32_PLATFORM_ID: only the microcode loader looks, which a hypervisor bit turns off.
             (0x17, 0),
-            # IA32_FEATURE_CONTROL: locked with everything off, so that no kernel tries to enable VMX.
+            # IA32_FEATURE_CONTROL: locked with everything off: no kernel tries to enable VMX.
             (0x3A, 1),
             # IA32_SPEC_CTRL: IBRS (bit 0) and BHI_DIS_S (bit 10) can be set, without effect.
             (0x48, 0),

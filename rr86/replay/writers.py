@@ -75,8 +75,8 @@ class WriteRecord:
 
     @property
     def rip(self) -> int | None:
-        """The writing instruction; None for a device, where there is no write, and for what a vCPU writes when
-        it delivers an interrupt."""
+        """The writing instruction; None for a device, where there is no write, and for
+        what a vCPU writes when it delivers an interrupt."""
         return None if self.store is None else self.store.rip
 
     @property
