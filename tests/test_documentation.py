@@ -29,3 +29,22 @@ def test_the_python_examples_work(
 @pytest.mark.parametrize("page", PAGES)
 def test_there_are_examples(page: str) -> None:
     assert sum(name.startswith(page) for name in EXAMPLES) == PAGES[page]
+
+
+ROOT = DOCS.parent
+PAPERS = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md"), ROOT / "traces/README.md"])
+# What paths in the documents begin at: the project, the core, the package, the crates.
+BASES = [ROOT / base for base in (".", "native/rr86-core/src", "rr86", "native")]
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: str(paper.relative_to(ROOT)))
+def test_every_file_that_a_document_names_exists(paper: Path) -> None:
+    named = re.findall(r"`([\w.-]+/[\w./-]+\.(?:rs|py|pyi|toml|sh|c|S|md))`", paper.read_text())
+    names = {name for name in named if "NAME" not in name and not name.startswith("build/")}
+    assert {n for n in names if not any((base / n).exists() for base in BASES)} == set()
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: str(paper.relative_to(ROOT)))
+def test_every_link_of_a_document_leads_somewhere(paper: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", paper.read_text())
+    assert {link for link in links if not (paper.parent / link).exists()} == set()
