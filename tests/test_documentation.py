@@ -39,7 +39,9 @@ BASES = [ROOT / base for base in (".", "native/rr86-core/src", "rr86", "native")
 
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: str(paper.relative_to(ROOT)))
 def test_every_file_that_a_document_names_exists(paper: Path) -> None:
-    named = re.findall(r"`([\w.-]+/[\w./-]+\.(?:rs|py|pyi|toml|sh|c|S|md))`", paper.read_text())
+    text = paper.read_text()
+    named = re.findall(r"`([\w.-]+/[\w./-]+\.(?:rs|py|pyi|toml|sh|c|S|md))`", text)
+    named += re.findall(r"`((?:native|rr86|tests|docs|tools|bench)/[\w./-]*/)`", text)
     names = {name for name in named if "NAME" not in name and not name.startswith("build/")}
     assert {n for n in names if not any((base / n).exists() for base in BASES)} == set()
 

@@ -41,7 +41,7 @@ def expanded(
     made = False
     progress = Progress("expanding", trace.summary()["last_icount"])
 
-    def between_slices(moment: "Stop") -> bool:
+    def between_calls(moment: "Stop") -> bool:
         nonlocal made
         made = True
         progress.update(moment)
@@ -49,7 +49,7 @@ def expanded(
 
     started = time.monotonic()
     with progress.shown(watched):
-        place = expansion.expand(trace, path, stores, between_slices)
+        place = expansion.expand(trace, path, stores, between_calls)
     if made and not quiet:
         seconds = time.monotonic() - started
         say(f"made {place} ({size_text(place.stat().st_size)}) in {seconds:.1f} s")

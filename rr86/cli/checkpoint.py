@@ -46,14 +46,14 @@ def command(
     progress = Progress("replaying", recorded.summary()["last_icount"])
     interruption = Interruption()
 
-    def between_slices(moment: "Stop") -> bool:
+    def between_calls(moment: "Stop") -> bool:
         progress.update(moment)
         return bool(interruption)
 
     distance = EVERY if every is None else every
     try:
         with interruption.watching(), progress.shown(True):
-            made = add_checkpoints(recorded, distance, output, between_slices)
+            made = add_checkpoints(recorded, distance, output, between_calls)
     except KeyboardInterrupt:
         raise Exit(128 + (interruption.signal or 2)) from None
     found = made.checkpoints()

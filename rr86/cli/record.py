@@ -286,7 +286,7 @@ class _Run:
         self.progress = progress
         self.interruption = interruption
 
-    def _between_slices(self, moment: "Stop") -> bool:
+    def _between_calls(self, moment: "Stop") -> bool:
         self.recorder.send(self.source.poll())
         self.progress.update(moment, self.recorder.trace_bytes())
         return self._wanted_to_end()
@@ -302,7 +302,7 @@ class _Run:
     def to_the_end(self, conditions: "list[Condition]", limits: "Limits") -> "Stop":
         """Run; a guest in which nothing moves any more may be woken by a key."""
         while True:
-            stop = self.recorder.run(until=conditions, limits=limits, tick=self._between_slices)
+            stop = self.recorder.run(until=conditions, limits=limits, tick=self._between_calls)
             if stop.reason != "deadlock" or not self._woken():
                 return stop
 

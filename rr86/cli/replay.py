@@ -152,7 +152,7 @@ def command(
     interruption = Interruption()
     progress = Progress("replaying")
 
-    def between_slices(moment: "Stop") -> bool:
+    def between_calls(moment: "Stop") -> bool:
         progress.update(moment)
         return bool(interruption) or out.closed
 
@@ -163,13 +163,13 @@ def command(
         with progress.shown(not quiet, out.shown):
             stop = None
             if first is not None and first > session.began:
-                stop = session.run(Icount(first), tick=between_slices)
+                stop = session.run(Icount(first), tick=between_calls)
             if first is not None:
                 if not quiet:
                     say(_beginning(session.began, first))
                 out.muted = False
             if stop is None or stop.reason == "condition":
-                stop = session.run(conditions, tick=between_slices)
+                stop = session.run(conditions, tick=between_calls)
             speed = progress.text(stop)
         out.end_line()
         late = [] if first is None or session.icount >= first else [Icount(first)]

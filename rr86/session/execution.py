@@ -1,4 +1,4 @@
-"""Running a machine up to a condition, in slices that keep Python in charge.
+"""Running a machine up to a condition, in calls short enough to keep Python in charge.
 
 A native run goes on for at most a twentieth of a second, so that Ctrl-C, console and progress are
 served in between; where it ends changes nothing in the guest. Mostly it has retired as many
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from rr86._native import WholeMachine
     from rr86.cpu.physical import PhysicalNames
 
-_FIRST_SLICE = 2_000_000
-_SHORTEST_SLICE = 100_000
-_LONGEST_SLICE = 200_000_000
-_SLICE_SECONDS = 0.03
+_FIRST_CALL = 2_000_000
+_SHORTEST_CALL = 100_000
+_LONGEST_CALL = 200_000_000
+_CALL_SECONDS = 0.03
 # While the kernel's place is looked for, vCPUs are asked this often.
-_WAITING_SLICE = 5_000_000
+_WAITING_CALL = 5_000_000
 # While conditions are asked and say no, whoever watches the run is told at least this often.
 _TOLD_SECONDS = 0.05
 
-# Called after each slice with the moment reached; a true answer interrupts the run.
+# Called after each call of the core with the moment reached; a true answer interrupts the run.
 Tick = Callable[[Stop], bool | None]
 
 
@@ -65,7 +65,7 @@ class Execution:
         self._debug_sink = debugcon
         self._by_lines = by_lines
         self._variables = Variables(machine, inspector, names)
-        self._slice = _FIRST_SLICE
+        self._call = _FIRST_CALL
         self._icount = began
 
     def hand_over(self, machine: "WholeMachine") -> None:
@@ -106,7 +106,7 @@ class Execution:
         last = None if max_instructions is None else self._icount + max_instructions
         told = time.monotonic()
         while True:
-            stop, met = self._one_slice(lowered, last)
+            stop, met = self._one_call(lowered, last)
             owner = self._owner(lowered, met, stop)
             placed = None
             if lowered.waiting and not stop.over:
@@ -173,12 +173,12 @@ class Execution:
             if info["reason"] != "time-up":
                 return from_native(info, None)
 
-    def _one_slice(self, lowered: Lowered, last: int | None) -> tuple[Stop, list[int]]:
+    def _one_call(self, lowered: Lowered, last: int | None) -> tuple[Stop, list[int]]:
         """Where the core came back, and the entries of `lowered` that it stopped for."""
-        length = self._slice
+        length = self._call
         native = lowered.native
         if lowered.waiting:
-            length = min(length, _WAITING_SLICE)
+            length = min(length, _WAITING_CALL)
             native = [*native, *(("rip", address, 0) for address in self._entries())]
         if last is not None:
             length = max(1, min(length, last - self._icount))
@@ -195,12 +195,12 @@ class Execution:
         return from_native(info, None), met
 
     def _adapt(self, instructions: int, seconds: float) -> None:
-        """Choose the next slice's length so that it takes about `_SLICE_SECONDS`."""
-        if instructions < self._slice // 2:
+        """Choose the next call's length so that it takes about `_CALL_SECONDS`."""
+        if instructions < self._call // 2:
             return
-        wanted = int(instructions * _SLICE_SECONDS / max(seconds, 1e-6))
-        bounded = min(max(wanted, self._slice // 4), self._slice * 4)
-        self._slice = min(max(bounded, _SHORTEST_SLICE), _LONGEST_SLICE)
+        wanted = int(instructions * _CALL_SECONDS / max(seconds, 1e-6))
+        bounded = min(max(wanted, self._call // 4), self._call * 4)
+        self._call = min(max(bounded, _SHORTEST_CALL), _LONGEST_CALL)
 
     def _look_for_kernel(
         self, stop: Stop, met: Sequence[int], conditions: Sequence[Condition]

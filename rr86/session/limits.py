@@ -11,7 +11,7 @@ class Limits:
     """Bounds of a recording; None is unlimited.
 
     `instructions` counts all vCPUs, `time_ns` is virtual time, `trace_bytes` the file's size. The
-    last two are looked at between slices, so a run may go a little beyond them.
+    last two are looked at between calls of the core, so a run may go a little beyond them.
     """
 
     instructions: int | None = None

@@ -1,6 +1,6 @@
 //! The native core of rr86: everything that runs per guest instruction, per memory access or per
 //! block. It knows no Python. Arrows point one way: `session → machine → runtime → translate → cpu`, with `memory`
-//! under `runtime`, and `trace` under `session` alone.
+//! under `runtime` and `translate::layout`, and `trace` under `session` alone.
 
 pub mod contents;
 pub mod cpu;

@@ -171,7 +171,7 @@ impl Translated {
         Ok(machine)
     }
 
-    /// The translator itself, for its counters.
+    /// The engine itself, for its counters.
     pub fn engine(&self) -> &Engine {
         &self.engine
     }

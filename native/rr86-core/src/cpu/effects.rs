@@ -1,6 +1,6 @@
-//! What a system instruction did to the things that the translator caches.
+//! What a system instruction did to the things that the runtime caches.
 //!
-//! The semantics in this directory change [`CpuState`](super::state::CpuState) only. The translator
+//! The semantics in this directory change [`CpuState`](super::state::CpuState) only. The runtime
 //! keeps derived state (a TLB, the mode of the current block, pending interrupts), and each
 //! function tells by its `Effects` which of it is out of date. Saying too much is slow; saying too
 //! little is wrong.

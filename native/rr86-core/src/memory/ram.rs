@@ -4,7 +4,7 @@
 //! holds MMCONFIG, the APICs and PCI windows. Pages are numbered without the gap ("page index").
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -83,9 +83,10 @@ impl RamReader {
         }
         let at = self.mapping.base + (page << PAGE_SHIFT) + (paddr & PAGE_MASK) as usize;
         for (n, byte) in out.iter_mut().enumerate() {
-            // SAFETY: the byte is inside the mapping, which this object keeps; every value is a byte's, so
-            // that a write under way does no harm.
-            *byte = unsafe { (*((at + n) as *const AtomicU8)).load(Ordering::Relaxed) };
+            // SAFETY: the byte is inside the mapping, which this object keeps. No reference is made. The guest's
+            // thread may be writing the byte, so any value can come out, and callers believe none that they do not
+            // compare: formally a race, for which Rust has no operation on memory that others use as plain bytes.
+            *byte = unsafe { ((at + n) as *const u8).read_volatile() };
         }
         true
     }
@@ -132,7 +133,8 @@ fn map_at(address: usize, len: usize) -> io::Result<*mut u8> {
     Ok(base.cast())
 }
 
-// SAFETY: the mapping belongs to this object alone, and all access goes through `&mut` owners.
+// SAFETY: the mapping outlives this object. Other threads only take memory for it from the host, or read single bytes
+// through raw pointers (`RamReader`).
 unsafe impl Send for GuestRam {}
 
 impl GuestRam {
@@ -315,6 +317,21 @@ impl GuestRam {
     pub fn page_mut(&mut self, index: usize) -> &mut [u8] {
         // SAFETY: as above, and `&mut self` makes the borrow unique.
         unsafe { std::slice::from_raw_parts_mut(self.page_pointer(index), PAGE_SIZE as usize) }
+    }
+
+    /// Writes bytes of one page while the guest runs; returns their host address. For the one write function.
+    ///
+    /// # Panics
+    /// If they do not fit the page.
+    pub fn write(&mut self, index: usize, offset: usize, data: &[u8]) -> *const u8 {
+        assert!(offset + data.len() <= PAGE_SIZE as usize);
+        // SAFETY: the bytes are inside the page, and `&mut self` keeps references to RAM away. Another thread may read
+        // them (`RamReader`), through raw pointers, too.
+        unsafe {
+            let at = self.page_pointer(index).add(offset);
+            std::ptr::copy_nonoverlapping(data.as_ptr(), at, data.len());
+            at
+        }
     }
 
     /// Copies RAM at `paddr` into `out`; absent bytes read as all ones.

@@ -15,7 +15,7 @@
 //!
 //! There is one table per kind of privilege, because what may be touched differs: user, supervisor,
 //! and supervisor with SMAP suspended (RFLAGS.AC). Entries are also threaded by physical page
-//! (`PageSlots`), so that taking a page's rights away from a vCPU costs its few aliases and not a
+//! (`heads`), so that taking a page's rights away from a vCPU costs its few aliases and not a
 //! scan.
 
 use super::PAGE_SHIFT;

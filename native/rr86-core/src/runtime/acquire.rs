@@ -1,5 +1,5 @@
-//! Who may touch which page: an agent that needs a right comes here, the others lose it, and the trace is
-//! told (docs/determinism.md, "Cross-vCPU writes").
+//! Page ownership: an agent that needs a right acquires the page, others lose it, and a hand-off is recorded
+//! (docs/determinism.md, "Cross-vCPU writes").
 
 use crate::memory::pages::{HandOff, HandOffKind, PageFlags, NO_AGENT};
 use crate::memory::PAGE_SHIFT;

@@ -16,7 +16,7 @@ impl Engine {
         let count = usize::from(self.cache.blocks.get(id).count);
         let code = self.generate(id, 0, count, true);
         if !self.replace(id, old, code) {
-            // All code goes, and comes back checked.
+            // The reserve holds tens of thousands of blocks, and the dispatcher frees it.
             self.drop_code();
         }
     }
@@ -24,7 +24,7 @@ impl Engine {
     /// Gives a block other code, and sends those who jump to its old code at `old` there. False if there is no
     /// room for it.
     pub(in crate::runtime) fn replace(&mut self, id: BlockId, old: usize, code: Code) -> bool {
-        let Some(offset) = self.cache.buffer.append(&code.bytes) else {
+        let Some(offset) = self.cache.buffer.append_reserved(&code.bytes) else {
             return false;
         };
         self.cache.buffer.patch_jump(old, offset);

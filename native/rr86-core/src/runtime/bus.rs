@@ -1,4 +1,4 @@
-//! What the translator needs of the machine around the vCPUs.
+//! What the runtime needs of the machine around the vCPUs.
 
 use std::any::Any;
 

@@ -366,7 +366,7 @@ impl Blocks {
     }
 
     /// Links a slot of `from` to `to`; returns where to patch.
-    pub fn link(&mut self, from: BlockId, slot: usize, to: BlockId) -> Option<(usize, usize)> {
+    pub fn chain(&mut self, from: BlockId, slot: usize, to: BlockId) -> Option<(usize, usize)> {
         let target = self.blocks[to as usize].place.offset;
         let source = &mut self.blocks[from as usize];
         let patch = source.slots[slot].patch? as usize + source.place.offset;

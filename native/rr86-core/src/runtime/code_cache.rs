@@ -16,8 +16,8 @@ pub struct CodeCache {
     /// Traps of code that a block had before its present one, by that code's offset: a vCPU may still be in it.
     pub(in crate::runtime) former_traps: Vec<(usize, Vec<Trap>)>,
     pub(in crate::runtime) partial: Partial,
-    /// A direct jump that was followed and could be linked.
-    pub(in crate::runtime) link: Option<(BlockId, usize)>,
+    /// A direct jump that was followed and could be chained.
+    pub(in crate::runtime) to_chain: Option<(BlockId, usize)>,
     /// Blocks that were invalidated and can still be reached.
     pub(in crate::runtime) retired: Vec<BlockId>,
     /// The block that the running vCPU is in although a store of its own has removed it.
@@ -42,7 +42,7 @@ impl CodeCache {
             map: CodeMap::default(),
             former_traps: Vec::new(),
             partial: Partial::default(),
-            link: None,
+            to_chain: None,
             retired: Vec::new(),
             overrun: None,
         }
@@ -60,7 +60,7 @@ impl CodeCache {
 
     /// Forgets all host code. What leads to it from outside of the cache has to go, too.
     pub(in crate::runtime) fn forget_code(&mut self) {
-        self.link = None;
+        self.to_chain = None;
         self.buffer.clear();
         self.map.clear();
         self.partial.traps = None;

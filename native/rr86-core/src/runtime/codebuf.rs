@@ -17,7 +17,7 @@ pub struct CodeBuffer {
     floor: usize,
     /// Up to here the host has been asked for memory.
     asked: usize,
-    /// Code was written that the processor has not been told of; see [`CodeBuffer::settle`].
+    /// Code was written since the processor was last serialised; see [`CodeBuffer::settle`].
     unsettled: bool,
     /// The host has the instruction that does nothing else than serialise.
     serialize: bool,
@@ -26,6 +26,10 @@ pub struct CodeBuffer {
 /// Bytes for which the host is asked at once: it gives them page by page otherwise, and an interruption for
 /// each page costs more than the page.
 const ASKED_AT_ONCE: usize = 256 << 10;
+
+/// What is kept free for code that is made while other code runs, when nothing can be dropped: see
+/// [`CodeBuffer::append_reserved`].
+const RESERVE: usize = 8 << 20;
 
 /// The place of a code buffer, for another thread.
 pub struct Room {
@@ -97,8 +101,24 @@ impl CodeBuffer {
         }
     }
 
-    /// Appends code; `None` when the buffer is full. Returns its offset.
+    /// Appends code; `None` when the buffer is full but for its reserve. Returns its offset.
     pub fn append(&mut self, code: &[u8]) -> Option<usize> {
+        let room = (self.size - self.reserve()).checked_sub(self.used)?;
+        (code.len() <= room).then(|| self.append_reserved(code))?
+    }
+
+    fn reserve(&self) -> usize {
+        RESERVE.min(self.size / 8)
+    }
+
+    /// Whether the reserve is in use, so that code has to be dropped before more is made.
+    pub fn uses_reserve(&self) -> bool {
+        self.used > self.size - self.reserve()
+    }
+
+    /// Appends code that replaces other code while that may run, and so must not be dropped; `None` when not even the
+    /// reserve has room. Returns its offset.
+    pub fn append_reserved(&mut self, code: &[u8]) -> Option<usize> {
         let at = self.used;
         if code.len() > self.size - at {
             return None;
@@ -195,7 +215,8 @@ impl CodeBuffer {
     /// Overwrites the code at `at` with a jump to `target` (both offsets).
     pub fn patch_jump(&mut self, at: usize, target: usize) {
         assert!(at + 5 <= self.used);
-        // SAFETY: the byte is inside the used part of the writable mapping, and the code is not running.
+        // SAFETY: the byte is inside the used part of the writable mapping. Code of this thread may have called Rust out
+        // of this block; it goes on behind the block's first five bytes.
         unsafe { self.write.add(at).write(0xe9) };
         self.patch_rel32(at + 1, target);
     }
@@ -364,6 +385,20 @@ mod tests {
                 unsafe { std::mem::transmute(buffer.address(at)) };
             assert_eq!(function(words.as_ptr()), value.wrapping_mul(13));
         }
+    }
+
+    #[test]
+    fn code_that_replaces_other_code_has_room_where_new_code_has_none() {
+        let mut buffer = CodeBuffer::new(1 << 20).unwrap();
+        let code = [0x90; 1000];
+        while buffer.append(&code).is_some() {}
+        assert!(!buffer.uses_reserve());
+        assert!(buffer.append_reserved(&code).is_some());
+        assert!(buffer.uses_reserve());
+        assert!(buffer.append(&code).is_none());
+        while buffer.append_reserved(&code).is_some() {}
+        buffer.clear();
+        assert!(!buffer.uses_reserve() && buffer.append(&code).is_some());
     }
 
     #[test]

@@ -373,8 +373,8 @@ impl Engine {
         if code == 0 {
             return;
         }
-        if self.cache.link.is_some_and(|(from, _)| from == id) {
-            self.cache.link = None;
+        if self.cache.to_chain.is_some_and(|(from, _)| from == id) {
+            self.cache.to_chain = None;
         }
         self.cache.map.remove(offset);
         self.vcpus.mmus().for_each(|mmu| mmu.forget_jump(rip, code));

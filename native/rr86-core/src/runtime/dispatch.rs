@@ -100,9 +100,9 @@ impl Engine {
         } else {
             span.budget
         };
-        let this: *mut Self = self;
         let vcpu = self.vcpus.begin(index);
-        self.enter_thread(vcpu);
+        let entered = signals::enter(vcpu, self.cache.buffer.range(), self.cache.stubs.signal);
+        let this: *mut Self = self;
         // SAFETY: both are valid for the engine's life. What is called from code uses the engine through a
         // pointer that comes from `self` here, and `self` itself is not used until that has ended. `vcpu` is the
         // only way to the vCPU until `end`.
@@ -118,7 +118,7 @@ impl Engine {
             *below = below.saturating_sub_unsigned((*this).slice.reserve);
             if !std::mem::take(&mut (*this).slice.time_up) {
                 // Another vCPU may see another page there.
-                (*this).cache.link = None;
+                (*this).cache.to_chain = None;
             }
             (*vcpu).run.flags_ax = crate::runtime::flags::flags_to_ax((*vcpu).cpu.rflags);
             let start = (*this).icount();
@@ -129,7 +129,7 @@ impl Engine {
             (*this).slice.clear_exit_request(&mut (*vcpu).run);
             (*this).clock.note_boundary(&(*vcpu).run);
             sync_flags(&mut *vcpu);
-            (*this).leave_thread();
+            drop(entered);
             (*this).vcpus.end();
             ((*this).icount() - start, end)
         }
@@ -172,6 +172,9 @@ impl Engine {
         }
         if let Some(cause) = self.stops.stopped.take() {
             return Before::End(RunEnd::Stopped(cause));
+        }
+        if self.cache.buffer.uses_reserve() {
+            self.drop_code();
         }
         if self.slice.reserve > 0 && v.run.budget < self.translator.limits.instructions as i64 {
             self.take_portion(v);
@@ -256,7 +259,7 @@ impl Engine {
     ) -> Result<u64, Before> {
         let code = match resume {
             Some(resume) => {
-                self.cache.link = None;
+                self.cache.to_chain = None;
                 self.partial(v, resume, exact)
             }
             None => match self.known_code(v, mode) {
@@ -265,7 +268,7 @@ impl Engine {
                     Ok(None) => return Err(Before::End(RunEnd::Window(Window::Fetch))),
                     Ok(Some(code)) => code,
                     Err(fault) => {
-                        self.cache.link = None;
+                        self.cache.to_chain = None;
                         self.deliver_fault(v, fault);
                         return Err(if v.cpu.activity == Activity::Shutdown {
                             Before::End(RunEnd::TripleFault)
@@ -341,7 +344,7 @@ impl Engine {
     fn known_code(&self, v: &Vcpu, mode: Mode) -> Option<u64> {
         let roomy = v.run.budget >= self.translator.limits.instructions as i64;
         // The relative that leaves jumps behind does so in jumps, not in look-ups.
-        let asked = self.cache.link.is_some() || self.coherence.protocol.chain_kept;
+        let asked = self.cache.to_chain.is_some() || self.coherence.protocol.chain_kept;
         if !roomy || asked || mode.one() || !mode.code_flat() || self.waits_for_interrupt(v) {
             return None;
         }
@@ -362,7 +365,7 @@ impl Engine {
         };
         let code = self.ready(v, id, exact);
         // Not before: a flush on the way here has dropped what it names.
-        let link = self.cache.link.take();
+        let link = self.cache.to_chain.take();
         if code.is_some() {
             self.chain(link, id);
             if self.waits_for_interrupt(v) {
@@ -438,7 +441,7 @@ impl Engine {
         }
         v.cpu.rip = block.slots[slot].target;
         if block.slots[slot].patch.is_some() && self.cache.blocks.is_live(from) {
-            self.cache.link = Some((from, slot));
+            self.cache.to_chain = Some((from, slot));
         }
     }
 
@@ -456,7 +459,7 @@ impl Engine {
         {
             return;
         }
-        if let Some((at, target)) = self.cache.blocks.link(from, slot, to) {
+        if let Some((at, target)) = self.cache.blocks.chain(from, slot, to) {
             self.cache.buffer.patch_rel32(at, target);
         }
     }
@@ -694,7 +697,7 @@ impl Engine {
         let block = self.cache.blocks.get(id);
         let code = block.code;
         // A jump that is going to be linked does not ask the jump cache.
-        if self.cache.link.is_none() && !block.mode.one() && block.second.is_none() {
+        if self.cache.to_chain.is_none() && !block.mode.one() && block.second.is_none() {
             let (linear, rip, mode) = (self.fetch_address(v), block.rip, block.mode);
             let mmu = self.vcpus.mmu_mut(usize::from(v.cpu.id));
             mmu.remember_jump(linear, rip, mode, code);
@@ -748,20 +751,6 @@ impl Engine {
                 return Some(self.cache.buffer.address(offset));
             }
             self.drop_code();
-        }
-    }
-
-    fn enter_thread(&mut self, vcpu: *mut Vcpu) {
-        self.gs = Some(signals::enter(
-            vcpu,
-            self.cache.buffer.range(),
-            self.cache.stubs.signal,
-        ));
-    }
-
-    fn leave_thread(&mut self) {
-        if let Some(previous) = self.gs.take() {
-            signals::leave(previous);
         }
     }
 }

@@ -1,10 +1,11 @@
 //! The engine: RAM, pages, blocks and vCPUs, and what keeps them consistent with one another.
 //!
-//! Everything runs on one host thread. Translated code reaches the engine through a raw pointer in its
+//! All that a guest can see happens on one host thread; other threads only read RAM, translate ahead, or take memory from
+//! the host. Translated code reaches the engine through a raw pointer in its
 //! vCPU, which `run` derives from its own reference every time. The stubs' entry points in `slow` and
 //! `execute` make references from the two pointers; `dispatch` uses none that it made before code ran.
 //! A vCPU and the engine have no byte in common: what the engine changes of all vCPUs, their translations, is its
-//! own ([`super::vcpu::Mmu`]).
+//! own ([`Mmu`]).
 
 use super::bus::Bus;
 use super::cache::BlockId;
@@ -50,8 +51,6 @@ pub struct Engine {
     pub(in crate::runtime) diverged: Option<(u64, InputDivergence)>,
     /// Code has failed on the host; nothing runs any more.
     pub(in crate::runtime) host_fault: Option<Box<HostFault>>,
-    /// The GS base of the thread while a vCPU runs.
-    pub(in crate::runtime) gs: Option<u64>,
 }
 
 impl Engine {
@@ -63,7 +62,10 @@ impl Engine {
     pub(in crate::runtime) unsafe fn running<'a>(vcpu: *mut Vcpu) -> (&'a mut Vcpu, &'a mut Self) {
         // SAFETY: `run` has set the pointer to the engine, which lives while its code runs. While code runs, no
         // reference to the vCPU or the engine is used, and the two have no byte in common.
-        unsafe { (&mut *vcpu, &mut *(*vcpu).pending.engine.cast()) }
+        unsafe {
+            let engine: *mut Self = (*vcpu).pending.engine.cast();
+            (&mut *vcpu, &mut *engine)
+        }
     }
 
     pub fn vcpu_count(&self) -> usize {

@@ -36,10 +36,7 @@ impl GuestMemory {
 
     /// Changes bytes of one page of RAM.
     pub(in crate::runtime) fn put(&mut self, page: usize, paddr: u64, data: &[u8]) {
-        let offset = (paddr & PAGE_MASK) as usize;
-        let bytes = &mut self.ram.page_mut(page)[offset..offset + data.len()];
-        bytes.copy_from_slice(data);
-        let host = bytes.as_ptr();
+        let host = self.ram.write(page, (paddr & PAGE_MASK) as usize, data);
         self.mark_lines(host, data.len());
     }
 

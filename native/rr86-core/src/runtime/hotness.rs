@@ -37,7 +37,7 @@ impl Engine {
     /// A slice has ended before the block at rip.
     pub(in crate::runtime) fn sample(&mut self, v: &Vcpu) {
         if !self.translator.shortcuts.has(Shortcuts::PATHS)
-            // Executions of stale blocks are told of one by one.
+            // Each stale block's first execution is an event.
             || self.coherence.protocol.can_be_stale()
             || self.observers.oracle.is_some()
             || !self.stops.hooks.is_empty()
@@ -109,7 +109,7 @@ impl Engine {
         self.observers.stats.superblocks += 1;
         for (slot, to) in links.into_iter().enumerate() {
             if let Some(to) = to {
-                self.link_slot(id, slot, to);
+                self.chain_slot(id, slot, to);
             }
         }
         let block = self.cache.blocks.get(id);
@@ -118,17 +118,17 @@ impl Engine {
             let target = self.cache.blocks.get(id).slots[slot].target;
             let paddr = page | target & PAGE_MASK;
             if let Some(to) = self.cache.blocks.find(paddr, None, target, mode) {
-                self.link_slot(id, slot, to);
+                self.chain_slot(id, slot, to);
             }
         }
     }
 
     /// Links a slot of a block to another block, if both have code for it.
-    fn link_slot(&mut self, from: BlockId, slot: usize, to: BlockId) {
+    fn chain_slot(&mut self, from: BlockId, slot: usize, to: BlockId) {
         if self.cache.blocks.get(to).code == 0 {
             return;
         }
-        if let Some((at, target)) = self.cache.blocks.link(from, slot, to) {
+        if let Some((at, target)) = self.cache.blocks.chain(from, slot, to) {
             self.cache.buffer.patch_rel32(at, target);
         }
     }

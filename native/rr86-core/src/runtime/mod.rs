@@ -1,5 +1,5 @@
 //! Running translated blocks. [`engine::Engine`] is made of parts with one job each; what takes several of them is in
-//! the files above it.
+//! files of its own.
 //!
 //! | parts | |
 //! |---|---|
@@ -10,9 +10,11 @@
 //! | `clock`, `slice` | virtual time, and the budget of what runs |
 //! | `windows`, `protocol` | block protocols, and the windows between their steps |
 //! | `stops` | what the debugger waits for |
+//! | `agent`, `bus`, `host`, `flags`, `entry`, `signals` | who writes, the devices, the host's CPU, the way into code and out of it |
+//! | `setup`, `prepared` | making an engine; taking code made ahead |
 //! | `observers`, `oracle`, `writelog`, `storelog`, `inputs` | what is noted beside the run |
 //!
-//! Above them: `dispatch` goes from block to block, with `delivery` (interrupts and exceptions), `block_code` (host code
+//! Built on these: `dispatch` goes from block to block, with `delivery` (interrupts and exceptions), `block_code` (host code
 //! of a block), `hotness` (superblocks) and `caught` (guest exceptions out of host signals). `slow` is every access that
 //! is not plain RAM, `view` memory as helpers see it, `execute` every instruction that is not copied. `coherence` keeps
 //! blocks and memory in step, `acquire` pages and their owners, `steps` what a protocol has under way. `outside` and

@@ -53,7 +53,7 @@ pub struct Gap {
 /// What the oracle has to say.
 #[derive(Clone, Debug, Default)]
 pub struct Verdict {
-    /// Accesses that it was told of.
+    /// Accesses reported to it.
     pub accesses: u64,
     /// Those that met bytes which another agent wrote last.
     pub foreign: u64,

@@ -230,7 +230,7 @@ impl Engine {
         };
         self.check(writer, paddr, bytes.len());
         let offset = (paddr % PAGE_SIZE) as usize;
-        self.memory.ram.page_mut(page)[offset..offset + bytes.len()].copy_from_slice(bytes);
+        self.memory.ram.write(page, offset, bytes);
         self.memory.pages.mark_dirty(page);
     }
 

@@ -59,7 +59,6 @@ impl Engine {
             inputs: Inputs::Live,
             diverged: None,
             host_fault: None,
-            gs: None,
         });
         for number in 0..vcpus {
             let vcpu = engine.vcpus.vcpu_mut(number);

@@ -15,6 +15,7 @@ use std::mem::MaybeUninit;
 use std::sync::Once;
 
 use crate::runtime::vcpu::Vcpu;
+use crate::translate::layout::at;
 
 #[derive(Clone, Copy)]
 struct Running {
@@ -40,8 +41,8 @@ static mut PREVIOUS: [MaybeUninit<libc::sigaction>; SIGNALS.len()] =
     [MaybeUninit::uninit(); SIGNALS.len()];
 
 extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel passes a valid ucontext; the vCPU pointer is valid while it is registered, and
-    // the interrupted code is translated code of this thread, which holds no Rust references.
+    // SAFETY: the kernel passes a valid ucontext. The vCPU pointer is valid while it is registered, and the vCPU is
+    // touched only where translated code was interrupted, which holds no Rust references.
     unsafe {
         let context = &mut *context.cast::<libc::ucontext_t>();
         let registers = &mut context.uc_mcontext.gregs;
@@ -49,7 +50,7 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
         if let Some(running) = RUNNING.get() {
             let rsp = registers[libc::REG_RSP as usize] as u64;
             // Rust runs on the thread's own stack: on this one, a jump has led out of the code.
-            let stack = running.vcpu as u64..=(*running.vcpu).run.code_rsp;
+            let stack = running.vcpu as u64..=running.vcpu as u64 + at::FRAME as u64;
             if (running.code.0..running.code.1).contains(&rip) || stack.contains(&rsp) {
                 (*running.vcpu).pending.signal = Caught {
                     address: rip,
@@ -125,22 +126,30 @@ fn set_gs_base(base: u64) {
     }
 }
 
-/// Makes `vcpu` the one whose code runs on this thread. Returns what `leave` wants back.
-pub(in crate::runtime) fn enter(vcpu: *mut Vcpu, code: (u64, u64), stub: u64) -> u64 {
-    INSTALL.call_once(install);
-    let previous = gs_base();
-    set_gs_base(vcpu as u64);
-    RUNNING.set(Some(Running { vcpu, code, stub }));
-    previous
+/// A vCPU's code may run on this thread; when dropped, what was before is back. Runs nest, where a device in Python
+/// runs another machine.
+pub(in crate::runtime) struct Entered {
+    gs: u64,
+    running: Option<Running>,
 }
 
-/// Ends what `enter` began.
-pub(in crate::runtime) fn leave(previous: u64) {
-    RUNNING.set(None);
-    set_gs_base(previous);
-    // SAFETY: FNINIT leaves the x87 unit as the ABI wants it: empty and with default control; the
-    // guest's state has been saved.
-    unsafe { std::arch::asm!("fninit", options(nomem, nostack)) };
+/// Makes `vcpu` the one whose code runs on this thread.
+pub(in crate::runtime) fn enter(vcpu: *mut Vcpu, code: (u64, u64), stub: u64) -> Entered {
+    INSTALL.call_once(install);
+    let gs = gs_base();
+    set_gs_base(vcpu as u64);
+    let running = RUNNING.replace(Some(Running { vcpu, code, stub }));
+    Entered { gs, running }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        RUNNING.set(self.running.take());
+        set_gs_base(self.gs);
+        // SAFETY: FNINIT leaves the x87 unit as the ABI wants it: empty and with default control; the
+        // guest's state has been saved.
+        unsafe { std::arch::asm!("fninit", options(nomem, nostack)) };
+    }
 }
 
 /// Translated code has raised an exception on the host that no guest instruction stands for: a mistake of

@@ -27,7 +27,7 @@ impl Engine {
         self.observers.oracle.as_deref()
     }
 
-    /// The same, to be told of the log.
+    /// The same, to be given hand-offs of the log.
     pub fn oracle_mut(&mut self) -> Option<&mut Oracle> {
         self.observers.oracle.as_deref_mut()
     }

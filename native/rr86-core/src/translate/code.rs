@@ -1,7 +1,7 @@
 //! What a translation comes to: host code that can run anywhere, until it is placed.
 //!
 //! Two things in the code of a block depend on more than what was translated: the distance to the stubs and
-//! the number of the block. Their places are kept, so that code made by whom and when ever is the same.
+//! the number of the block. Their places are kept, so that the code is the same whoever makes it, and whenever.
 
 /// A block's number in the cache.
 pub type BlockId = u32;

@@ -72,7 +72,7 @@ pub enum Exit {
     Budget = 2,
     /// A memory access raised `fault`.
     Fault = 3,
-    /// A helper has run and ended the block; `helper_flow` tells how.
+    /// A helper has run and ended the block; `Slice::flow` of the runtime tells how.
     Helper = 4,
     /// A store into the running block, or a stop inside it; rip is set.
     Stopped = 5,
@@ -144,7 +144,7 @@ pub struct RunState {
     pub _pad: u8,
     pub host_mxcsr: u32,
     /// While a loop runs without checks: how many iterations the pages allow behind the first, what its clock shows
-    /// at the start and in the last iteration, what its registers hold, and where what it writes begins. See `loops`.
+    /// at the start and in the last iteration, what its registers hold, and where what it writes begins. See `optimise::loop_code`.
     pub loop_iterations: u64,
     pub loop_start: u64,
     pub loop_last: u64,

@@ -1,7 +1,7 @@
 //! The assembly that all translated code shares: entering and leaving, slow memory accesses, helper
 //! calls, and moving the guest's FPU state between memory and the host's FPU.
 //!
-//! While code runs, the guest's registers are in host registers (see `vcpu::HOST`). A stub that calls
+//! While code runs, the guest's registers are in host registers (see `layout::HOST`). A stub that calls
 //! Rust first writes back what Rust may clobber or must see. The FPU state is in the host's FPU only
 //! between the first FPU instruction of a stretch of code and the next call of Rust.
 

@@ -1,4 +1,4 @@
-//! The fast code of loops of one block: how a plan of `loops` becomes code.
+//! The fast code of loops of one block: how a plan of `loop_plan` becomes code.
 //!
 //! It has an entry, which looks up the pages and counts the iterations that they and the budget allow; the iteration; and
 //! a way out, behind the iteration that ended the loop and behind the last one allowed.

@@ -1,7 +1,7 @@
 //! Superblocks: a path of linked blocks as one piece of host code.
 //!
 //! A superblock belongs to its first block, and stands before the block's ordinary code. It is for blocks that
-//! run often, one after the other (`heat` finds them): the budget is asked once for all of them, flags stay
+//! run often, one after the other (`runtime::hotness` finds them): the budget is asked once for all of them, flags stay
 //! in the host from one to the next, and what was a jump falls through. A branch that leaves the path, or a
 //! budget that does not suffice for all of it, goes on in ordinary code.
 //!
