@@ -203,8 +203,8 @@ class Recorder:
     ) -> Stop:
         """Run on until a condition holds, a limit is reached, or the guest ends the run.
 
-        `tick` is called between calls of the core with the moment reached; if it returns true, the run is
-        interrupted there. Call `run` again to go on.
+        `tick` is called between calls of the core, with the moment reached; if it returns true,
+        the run is interrupted there. Call `run` again to go on.
 
         Raises `ConditionError` or `SymbolsError` for a condition that cannot be watched for,
         `RecordingError` after `finish`, `TraceError` if the trace cannot be written, and

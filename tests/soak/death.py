@@ -112,7 +112,7 @@ def _command(words: Sequence[str], notes: Path | None = None) -> Callable[[], in
 
         if notes is not None:
             log = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            original = Execution._one_slice
+            original = Execution._one_call
 
             def noting(self: Execution, *args: object) -> object:
                 os.write(log, _NOTE.pack(time.monotonic(), time.thread_time(), self.icount))
@@ -120,7 +120,7 @@ def _command(words: Sequence[str], notes: Path | None = None) -> Callable[[], in
                 os.write(log, _NOTE.pack(time.monotonic(), time.thread_time(), self.icount))
                 return stop
 
-            Execution._one_slice = noting  # type: ignore[assignment, method-assign]
+            Execution._one_call = noting  # type: ignore[assignment, method-assign]
         sys.argv = ["rr86", *words]
         main()
         return 0
