@@ -24,9 +24,17 @@ def test_hostile_code_is_recorded_and_replayed_alike(mode: str, tmp_path: Path) 
 
 
 # A block's number kept over a flush of the cache; a slice that went on where it would have ended;
-# moments in repeated strings; a PAUSE with TF at the end of a slice.
+# moments in repeated strings; a PAUSE with TF at the end of a slice; code made ahead that was placed
+# twice.
 @pytest.mark.parametrize(
-    ("mode", "seed"), [("16", 100_032), ("ring3", 200_687), ("ring0", 500_634), ("16", 500_926)]
+    ("mode", "seed"),
+    [
+        ("16", 100_032),
+        ("ring3", 200_687),
+        ("ring0", 500_634),
+        ("16", 500_926),
+        ("16", 801_402),
+    ],
 )
 def test_seeds_that_have_found_something_stay_clean(mode: str, seed: int, tmp_path: Path) -> None:
     arguments = ["--mode", mode, "--first", str(seed), "--seeds", "1", "--folder", str(tmp_path)]
