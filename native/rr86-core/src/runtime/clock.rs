@@ -17,6 +17,7 @@ pub struct Clock {
 
 impl Clock {
     /// Virtual time in nanoseconds: one per instruction, plus idle jumps.
+    #[inline]
     pub fn now(&self) -> u64 {
         self.icount + self.skipped_ns
     }

@@ -49,6 +49,7 @@ impl CodeCache {
     }
 
     /// Where the code that a block has, or had, at an offset may raise signals.
+    #[inline]
     pub(in crate::runtime) fn traps_of(&self, offset: usize, id: BlockId) -> &[Trap] {
         let block = self.blocks.get(id);
         let former = || self.former_traps.iter().rev().find(|(at, _)| *at == offset);

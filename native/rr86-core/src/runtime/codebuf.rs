@@ -107,11 +107,13 @@ impl CodeBuffer {
         (code.len() <= room).then(|| self.append_reserved(code))?
     }
 
+    #[inline]
     fn reserve(&self) -> usize {
         RESERVE.min(self.size / 8)
     }
 
     /// Whether the reserve is in use, so that code has to be dropped before more is made.
+    #[inline]
     pub fn uses_reserve(&self) -> bool {
         self.used > self.size - self.reserve()
     }

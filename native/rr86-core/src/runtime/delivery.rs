@@ -48,6 +48,7 @@ impl Engine {
     }
 
     /// Whether an interrupt or NMI that could be delivered waits for the block that comes next.
+    #[inline]
     pub(in crate::runtime) fn waits_for_interrupt(&self, v: &Vcpu) -> bool {
         let index = usize::from(v.cpu.id);
         let open = v.cpu.rflags & RFlags::IF.bits() != 0;

@@ -104,6 +104,7 @@ impl Engine {
     // ---- time ----------------------------------------------------------------------------------
 
     /// Retired instructions of all vCPUs.
+    #[inline]
     pub fn icount(&self) -> u64 {
         self.clock.icount
     }
@@ -114,11 +115,13 @@ impl Engine {
     }
 
     /// Virtual time in nanoseconds: one per instruction, plus idle jumps.
+    #[inline]
     pub fn now(&self) -> u64 {
         self.clock.icount + self.clock.skipped_ns
     }
 
     /// rip of the instruction whose moment was noted last.
+    #[inline]
     pub(in crate::runtime) fn position_rip(&self) -> Option<u64> {
         let (id, offset) = self.clock.position;
         let block = self.cache.blocks.try_get(id)?;
@@ -126,6 +129,7 @@ impl Engine {
     }
 
     /// Brings what translated code computes the TSC from up to date.
+    #[inline]
     pub(in crate::runtime) fn set_tsc_offset(&self, vcpu: &mut Vcpu) {
         vcpu.run.tsc_offset = self.clock.skipped_ns.wrapping_add(vcpu.cpu.msr.tsc_adjust);
     }
@@ -151,6 +155,7 @@ impl Engine {
 
     /// Whether coming back from code in the middle of a slice changes nothing: not where blocks stay chained
     /// that a look-up does not find, nor where an interrupt waits for just that.
+    #[inline]
     pub(in crate::runtime) fn comes_back_unseen(&self, cpu: &CpuState) -> bool {
         !self.coherence.protocol.chain_kept && cpu.semantics.waiting_interrupts_come_next()
     }
@@ -295,6 +300,7 @@ impl Engine {
     /// After a device access: comes back soon if the board wants something, or if an interrupt can now
     /// be delivered. Without this, the moment of delivery would depend on when the dispatcher is next
     /// entered, which is not part of the machine.
+    #[inline]
     pub(in crate::runtime) fn after_bus(&mut self, vcpu: &mut Vcpu) {
         let open = vcpu.cpu.rflags & RFlags::IF.bits() != 0;
         if self.has_signals() || open && self.pending_interrupt(usize::from(vcpu.cpu.id)) {

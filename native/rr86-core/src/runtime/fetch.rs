@@ -99,6 +99,7 @@ fn slot_of(tag: u64) -> usize {
 
 impl FetchTlb {
     /// Physical page address for a fetch from `linear`.
+    #[inline]
     pub fn get(&self, linear: u64, user: bool) -> Option<u64> {
         let tag = tag(linear, user);
         let entry = &self.entries[slot_of(tag)];
@@ -106,6 +107,7 @@ impl FetchTlb {
     }
 
     /// Takes a jump out of its page's chain.
+    #[inline]
     fn unchain(&mut self, jump: usize) {
         let (previous, next) = (self.previous[jump], self.next[jump]);
         if previous == NONE {
@@ -122,6 +124,7 @@ impl FetchTlb {
         self.previous[jump] = NONE;
     }
 
+    #[inline]
     fn chain(&mut self, slot: usize, jump: usize) {
         let first = std::mem::replace(&mut self.entries[slot].jumps, jump as u16);
         self.next[jump] = first;
@@ -191,6 +194,7 @@ impl Mmu {
     }
 
     /// Lets jumps to `rip` in a mode go straight to `code`. The page must be known for fetches.
+    #[inline]
     pub(in crate::runtime) fn remember_jump(
         &mut self,
         linear: u64,
@@ -212,6 +216,7 @@ impl Mmu {
     }
 
     /// Where jumps to `rip` in a mode lead, if that is remembered.
+    #[inline]
     pub(in crate::runtime) fn known_jump(&self, rip: u64, mode: Mode) -> Option<u64> {
         let jump = jump_index(rip);
         (self.jumps.keys[jump] == rip ^ mode.key()).then_some(self.jumps.codes[jump])

@@ -22,6 +22,7 @@ impl GuestMemory {
     }
 
     /// Whether a vCPU may write a page without asking.
+    #[inline]
     pub(in crate::runtime) fn may_write(&self, page: usize, vcpu: u8) -> bool {
         !self.tracking || self.pages.owns(page, vcpu)
     }
@@ -35,12 +36,14 @@ impl GuestMemory {
     }
 
     /// Changes bytes of one page of RAM.
+    #[inline]
     pub(in crate::runtime) fn put(&mut self, page: usize, paddr: u64, data: &[u8]) {
         let host = self.ram.write(page, (paddr & PAGE_MASK) as usize, data);
         self.mark_lines(host, data.len());
     }
 
     /// The bytes from a physical address to the end of its page; absent bytes read as all ones.
+    #[inline]
     pub(in crate::runtime) fn code_at(&self, paddr: u64) -> &[u8] {
         static ABSENT: [u8; PAGE_SIZE as usize] = [0xff; PAGE_SIZE as usize];
         let page = match self.ram.page_index(paddr) {
@@ -52,6 +55,7 @@ impl GuestMemory {
 }
 
 /// Bits of the 64-byte lines of a page that [paddr, paddr + len) touches; the range is in one page.
+#[inline]
 pub fn line_mask(paddr: u64, len: u64) -> u64 {
     let first = (paddr & PAGE_MASK) >> 6;
     let last = ((paddr & PAGE_MASK) + len.max(1) - 1) >> 6;

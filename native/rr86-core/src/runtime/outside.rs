@@ -29,6 +29,7 @@ impl Engine {
         answer
     }
 
+    #[inline]
     fn played(&self) -> bool {
         matches!(self.inputs, Inputs::Played(_))
     }
@@ -108,17 +109,20 @@ impl Engine {
     }
 
     /// Something waits for the machine.
+    #[inline]
     pub(in crate::runtime) fn has_signals(&self) -> bool {
         !self.played() && self.bus.has_signals()
     }
 
     /// A maskable interrupt could be delivered if RFLAGS.IF allowed. Of a tape's, this is not known before
     /// its moment.
+    #[inline]
     pub(in crate::runtime) fn pending_interrupt(&self, vcpu: usize) -> bool {
         !self.played() && self.bus.pending_interrupt(vcpu)
     }
 
     /// The interrupt or NMI that the tape has for this moment.
+    #[inline]
     pub(in crate::runtime) fn played_delivery(&mut self, v: &Vcpu) -> Option<Event> {
         let now = self.icount();
         let Inputs::Played(tape) = &mut self.inputs else {

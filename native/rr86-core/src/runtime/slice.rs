@@ -77,6 +77,7 @@ impl Default for Slice {
 
 impl Slice {
     /// Makes the running code come back at the next block boundary, because the machine's state says so.
+    #[inline]
     pub(in crate::runtime) fn request_exit(&mut self, run: &mut RunState) {
         self.exit_due = true;
         self.come_back(run);
@@ -92,10 +93,12 @@ impl Slice {
     }
 
     /// Makes the running code come back at the next block boundary, because the call has lasted long enough.
+    #[inline]
     pub(in crate::runtime) fn come_back(&mut self, run: &mut RunState) {
         self.hold_back(run, EXIT_REQUEST);
     }
 
+    #[inline]
     fn hold_back(&mut self, run: &mut RunState, amount: i64) {
         if self.exit_request == 0 {
             self.exit_request = amount;
@@ -105,11 +108,13 @@ impl Slice {
     }
 
     /// The budget without an exit request.
+    #[inline]
     pub(in crate::runtime) fn plain_budget(&self, run: &RunState) -> i64 {
         run.budget + self.exit_request
     }
 
     /// Takes an exit request back.
+    #[inline]
     pub(in crate::runtime) fn clear_exit_request(&mut self, run: &mut RunState) {
         self.exit_due = false;
         let amount = std::mem::take(&mut self.exit_request);
@@ -118,6 +123,7 @@ impl Slice {
     }
 
     /// Raises the budget, so that the first block of a slice runs.
+    #[inline]
     pub(in crate::runtime) fn lend(&mut self, run: &mut RunState, instructions: i64) {
         self.lent += instructions;
         run.budget += instructions;

@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 impl Engine {
     /// Whether to switch in a window that has been reached, with `left` instructions of the budget
     /// still unused. A budget that ends at a debugger's stop is not the slice's.
+    #[inline]
     pub(in crate::runtime) fn switch_in(&mut self, window: Window, left: i64) -> bool {
         let left = left.saturating_add_unsigned(self.slice.beyond);
         match &mut self.coherence.windows {
@@ -25,6 +26,7 @@ impl Engine {
     }
 
     /// Whether the replayer has to stop in a fetch window at the end of the budget.
+    #[inline]
     pub fn expects_fetch(&self) -> bool {
         self.slice.beyond == 0
             && matches!(

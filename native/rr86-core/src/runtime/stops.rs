@@ -51,11 +51,13 @@ impl Stops {
     }
 
     /// Whether the first instruction of this vector's handler is waited for.
+    #[inline]
     pub(in crate::runtime) fn waits_for(&self, vector: u8) -> bool {
         self.vectors[usize::from(vector >> 6)] >> (vector & 63) & 1 != 0
     }
 
     /// Whether a write of these bytes of RAM stops the run; if so, it is noted.
+    #[inline]
     pub(in crate::runtime) fn watched(&mut self, paddr: u64, len: u64) -> bool {
         let end = paddr.saturating_add(len);
         let mut watches = self.watches.iter();
