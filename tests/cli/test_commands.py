@@ -83,7 +83,7 @@ def test_input_from_a_pipe_reaches_the_guest(
     core: FakeCore, kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rr86.cli.terminal.Input.poll", lambda self, wait=0.0: b"ls\n")
-    monkeypatch.setattr("rr86.session.execution._FIRST_SLICE", 2)
+    monkeypatch.setattr("rr86.session.execution._FIRST_CALL", 2)
     rr86("record", str(kernel))
     assert core.guest.inputs[0] == b"ls\n"
 
@@ -252,8 +252,8 @@ def test_a_signal_ends_a_recording_properly(
     core: FakeCore, kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core.guest.steps = [Step(0x100000 + n % 8) for n in range(100_000)]
-    monkeypatch.setattr("rr86.session.execution._FIRST_SLICE", 10)
-    monkeypatch.setattr("rr86.session.execution._LONGEST_SLICE", 10)
+    monkeypatch.setattr("rr86.session.execution._FIRST_CALL", 10)
+    monkeypatch.setattr("rr86.session.execution._LONGEST_CALL", 10)
     send = Recorder.send
 
     def interrupted(self: Recorder, data: bytes) -> None:

@@ -33,9 +33,9 @@ def slow(self, *arguments):
     time.sleep(0.01)
     return run(self, *arguments)
 fake.Machine.run = slow
-patch.setattr("rr86.session.execution._FIRST_SLICE", 100)
-patch.setattr("rr86.session.execution._SHORTEST_SLICE", 100)
-patch.setattr("rr86.session.execution._LONGEST_SLICE", 100)
+patch.setattr("rr86.session.execution._FIRST_CALL", 100)
+patch.setattr("rr86.session.execution._SHORTEST_CALL", 100)
+patch.setattr("rr86.session.execution._LONGEST_CALL", 100)
 from rr86.cli import main
 sys.argv = ["rr86", "record", "guest.elf"]
 main()

@@ -78,9 +78,9 @@ def test_limits_end_a_recording(
     icount: int,
     words: str,
 ) -> None:
-    monkeypatch.setattr("rr86.session.execution._FIRST_SLICE", 1)
-    monkeypatch.setattr("rr86.session.execution._SHORTEST_SLICE", 1)
-    monkeypatch.setattr("rr86.session.execution._LONGEST_SLICE", 1)
+    monkeypatch.setattr("rr86.session.execution._FIRST_CALL", 1)
+    monkeypatch.setattr("rr86.session.execution._SHORTEST_CALL", 1)
+    monkeypatch.setattr("rr86.session.execution._LONGEST_CALL", 1)
     stop = rr86.record(kernel, limits=limits).stop
     assert stop is not None
     assert (stop.reason, stop.icount) == ("limit", icount)
