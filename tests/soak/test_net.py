@@ -24,8 +24,8 @@ def test_hostile_code_is_recorded_and_replayed_alike(mode: str, tmp_path: Path) 
 
 
 # A block's number kept over a flush of the cache; a slice that went on where it would have ended;
-# moments in repeated strings; a PAUSE with TF at the end of a slice; code made ahead that was placed
-# twice.
+# moments in repeated strings; a PAUSE with TF at the end of a slice; code made ahead that was
+# placed twice.
 @pytest.mark.parametrize(
     ("mode", "seed"),
     [
