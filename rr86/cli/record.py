@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _INTERACTIVE_WAIT = 0.5
 
 
+# Long because typer takes the options from the parameters.
 @reporting_errors
 def command(
     kernel: Annotated[Path, Argument(help="Linux bzImage or vmlinux, or a Multiboot image.")],

@@ -24,6 +24,7 @@ def _beginning(began: int, first: int) -> str:
     return f"replaying from {place}; console output before instruction {first:,} is not shown"
 
 
+# Long because typer takes the options from the parameters.
 @reporting_errors
 def command(
     trace: Annotated[Path | None, Argument(help="A trace; by default the newest one here.")] = None,

@@ -275,6 +275,7 @@ impl<'a> Sequence<'a> {
         target
     }
 
+    // One match, an arm for each kind of form; it is long because they are many.
     fn form(&mut self, code: Code) -> bool {
         if code.rflags_read_hint() & self.undefined != 0 && !self.undefined_reads {
             // CMP defines every status flag again.

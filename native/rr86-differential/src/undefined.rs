@@ -163,6 +163,7 @@ fn nonzero_source(rng: &mut Rng) -> [u64; 4] {
     ]
 }
 
+/// A table, in a function because its entries are made by code.
 fn probes() -> Vec<Probe> {
     use Register::*;
     const CF: u64 = 1;
