@@ -219,7 +219,7 @@ impl Sequence<'_> {
     }
 
     /// Fills in a memory operand whose effective address is a good place for it.
-// One match over the shapes of a memory operand; it is long because they are many.
+    // One match over the shapes of a memory operand; it is long because they are many.
     pub(crate) fn memory(
         &mut self,
         instruction: &mut Instruction,
