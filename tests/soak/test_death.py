@@ -112,9 +112,12 @@ def test_checkpoints_of_a_cut_trace_take_its_side_file_in(
 ) -> None:
     place = tmp_path / "cut.rr86"
     process = start(tmp_path, *recording(guest_image("hang"), place.name))
-    while not place.exists() or open_trace_or_none(place) < 130_000_000:
+    # Stopped while it is looked at, so that it is killed where the side file has something to add.
+    while not place.exists() or open_trace_or_none(place) < 130_000_000 or not adds(place):
         assert process.poll() is None
+        process.send_signal(signal.SIGCONT)
         time.sleep(0.02)
+        process.send_signal(signal.SIGSTOP)
     process.kill()
     finish(process)
     before = open_trace(place)
@@ -128,6 +131,12 @@ def test_checkpoints_of_a_cut_trace_take_its_side_file_in(
     assert (after.complete, after.side_file) == (False, None)
     assert after.replay().icount == end
     assert sorted(each.name for each in tmp_path.iterdir()) == [place.name]
+
+
+def adds(place: Path) -> bool:
+    """Whether a trace's side file has events that are in no whole chunk."""
+    side_file = open_trace(place).side_file
+    return side_file is not None and side_file.events > 0
 
 
 def open_trace_or_none(place: Path) -> int:
