@@ -97,7 +97,7 @@ def test_stops_and_snapshots_inside_the_devices_work_change_nothing(
     session = trace.session()
     stop = session.run(max_instructions=2)
     while not stop.over:
-        session.machine.set_patience(1)
+        session.machine.set_call_limit(1)
         stop = session.run(max_instructions=977)
     assert_same_run(finished(session, stop), recorded.outcome)
     session = trace.session()

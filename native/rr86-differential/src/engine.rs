@@ -52,7 +52,7 @@ const USER: u64 = 4;
 const NO_EXECUTE: u64 = 1 << 63;
 
 /// Instructions after which a case counts as hung. Iterations of string instructions count as well.
-const PATIENCE: u64 = 20_000_000;
+const MOST_INSTRUCTIONS: u64 = 20_000_000;
 
 /// No devices and no interrupts.
 pub struct NoBus;
@@ -272,7 +272,7 @@ impl Translated {
 
     /// Runs until a handler halts.
     fn until_halt(&mut self) -> Result<(), SubjectError> {
-        let mut left = PATIENCE;
+        let mut left = MOST_INSTRUCTIONS;
         loop {
             let (budget, exact) = match self.stretch {
                 0 => (left, false),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rr86_core::host_time::{Patience, PatienceLimit};
+use rr86_core::host_time::{CallLimit, Limit};
 use rr86_core::session::{
     CheckpointError, Conditions, ExpansionReader, Policy, Scheduler, Session, Wait,
 };
@@ -489,7 +489,7 @@ impl Targets {
         };
         let mut machine = sample::machine("precise");
         // A slice of any length is a valid one, and some take years: the call comes back all the same.
-        machine.engine.slice.patience = Patience::new(PatienceLimit::Steps(10_000));
+        machine.engine.slice.call_limit = CallLimit::new(Limit::Steps(10_000));
         let mut replayer = Session::replay(machine, reader.stream_for_replay(0), rng.one_in(2));
         let _ = replayer.run(STEPS, &mut Conditions::default());
     }

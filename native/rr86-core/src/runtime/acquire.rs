@@ -27,7 +27,7 @@ impl Engine {
         match self.inputs {
             Inputs::Live => {}
             Inputs::Logged(_) => self.log_hand_off(agent, page, kind),
-            Inputs::Played(_) => self.play_hand_off(agent, page, kind),
+            Inputs::Replayed(_) => self.play_hand_off(agent, page, kind),
         }
         let owned = self.memory.pages.info[page]
             .flags

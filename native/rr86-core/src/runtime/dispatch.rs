@@ -202,11 +202,11 @@ impl Engine {
         {
             return Before::End(RunEnd::Budget);
         }
-        if self.slice.patience.is_over() {
+        if self.slice.call_limit.is_over() {
             self.slice.time_up = true;
             return Before::End(RunEnd::TimeUp);
         }
-        self.slice.patience.step();
+        self.slice.call_limit.step();
         let mode = Mode::of(&v.cpu);
         v.run.jump_key = mode.key();
         let single = match resume {
@@ -327,7 +327,7 @@ impl Engine {
         if v.run.pause_below != i64::MIN {
             v.run.pause_below += more as i64;
         }
-        self.slice.patience.look();
+        self.slice.call_limit.look();
     }
 
     /// Frees a block that was removed while a vCPU was in it, once the vCPU is out.

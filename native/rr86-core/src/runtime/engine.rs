@@ -150,7 +150,7 @@ impl Engine {
     /// Counts a step that takes long. True when the call is over and coming back does not show.
     #[inline]
     pub(in crate::runtime) fn is_time_up(&mut self, cpu: &CpuState) -> bool {
-        self.slice.patience.step() && self.comes_back_unseen(cpu)
+        self.slice.call_limit.step() && self.comes_back_unseen(cpu)
     }
 
     /// Whether coming back from code in the middle of a slice changes nothing: not where blocks stay chained

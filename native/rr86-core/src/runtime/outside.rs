@@ -13,8 +13,8 @@ use crate::memory::PAGE_SIZE;
 
 impl Engine {
     fn answer(&mut self, vcpu: usize, live: impl FnOnce(&mut Self) -> Option<u64>) -> Option<u64> {
-        if let Inputs::Played(tape) = &mut self.inputs {
-            return match tape.answers.pop_front() {
+        if let Inputs::Replayed(inputs) = &mut self.inputs {
+            return match inputs.answers.pop_front() {
                 Some(answer) => answer,
                 None => {
                     self.diverge(InputDivergence::Answer);
@@ -24,14 +24,14 @@ impl Engine {
         }
         let answer = live(self);
         if let Inputs::Logged(log) = &mut self.inputs {
-            log.tapes[vcpu].answers.push_back(answer);
+            log.vcpus[vcpu].answers.push_back(answer);
         }
         answer
     }
 
     #[inline]
     fn played(&self) -> bool {
-        matches!(self.inputs, Inputs::Played(_))
+        matches!(self.inputs, Inputs::Replayed(_))
     }
 
     /// Notes that a vCPU that runs alone does something else than was logged.
@@ -114,26 +114,26 @@ impl Engine {
         !self.played() && self.bus.has_signals()
     }
 
-    /// A maskable interrupt could be delivered if RFLAGS.IF allowed. Of a tape's, this is not known before
+    /// A maskable interrupt could be delivered if RFLAGS.IF allowed. Of a replayed one, this is not known before
     /// its moment.
     #[inline]
     pub(in crate::runtime) fn pending_interrupt(&self, vcpu: usize) -> bool {
         !self.played() && self.bus.pending_interrupt(vcpu)
     }
 
-    /// The interrupt or NMI that the tape has for this moment.
+    /// The interrupt or NMI that the log has for this moment.
     #[inline]
     pub(in crate::runtime) fn played_delivery(&mut self, v: &Vcpu) -> Option<Event> {
         let now = self.icount();
-        let Inputs::Played(tape) = &mut self.inputs else {
+        let Inputs::Replayed(inputs) = &mut self.inputs else {
             return None;
         };
-        let due = tape.deliveries.front()?;
+        let due = inputs.deliveries.front()?;
         if due.icount != now || due.rip != v.cpu.rip {
             return None;
         }
         let vector = due.vector;
-        tape.deliveries.pop_front();
+        inputs.deliveries.pop_front();
         Some(vector.map_or(Event::Nmi, Event::External))
     }
 
@@ -146,7 +146,7 @@ impl Engine {
                 rip: v.cpu.rip,
                 vector,
             };
-            log.tapes[usize::from(v.cpu.id)]
+            log.vcpus[usize::from(v.cpu.id)]
                 .deliveries
                 .push_back(delivery);
         }
@@ -198,12 +198,12 @@ impl Engine {
     /// Puts in what others have written to a page that a vCPU running alone acquires.
     pub(in crate::runtime) fn play_hand_off(&mut self, agent: u8, page: usize, kind: HandOffKind) {
         let (icount, write) = (self.icount(), kind == HandOffKind::Write);
-        let Inputs::Played(tape) = &mut self.inputs else {
+        let Inputs::Replayed(inputs) = &mut self.inputs else {
             return;
         };
-        let due = tape.acquired.front();
+        let due = inputs.acquired.front();
         if due.is_some_and(|d| (d.icount, d.page as usize, d.write) == (icount, page, write)) {
-            let changes = tape.acquired.pop_front().map(|d| d.changes);
+            let changes = inputs.acquired.pop_front().map(|d| d.changes);
             let writer = &mut self.memory.pages.info[page].writer;
             if *writer == NO_AGENT {
                 // Others have touched it, which leaves no event; so it is not this one's own.

@@ -1,6 +1,6 @@
 //! Code that was translated before it was needed: asking for it, and taking it. See `ahead`.
 
-use super::ahead::{Ahead, Guess, Settings, Translation};
+use super::ahead::{Ahead, Prediction, Settings, Translation};
 use super::cache::BlockId;
 use super::engine::Engine;
 use crate::memory::PAGE_MASK;
@@ -9,11 +9,11 @@ use crate::translate::mode::Mode;
 use crate::translate::shortcuts::Shortcuts;
 
 impl Engine {
-    /// Has blocks translated on another thread before they are needed. `guesses` gives `Some(None)` while the
+    /// Has blocks translated on another thread before they are needed. `predictions` gives `Some(None)` while the
     /// next is not known yet, and must not wait.
     pub fn translate_ahead(
         &mut self,
-        guesses: impl Iterator<Item = Option<Guess>> + Send + 'static,
+        predictions: impl Iterator<Item = Option<Prediction>> + Send + 'static,
     ) {
         self.end_ahead();
         if !self.translator.shortcuts.has(Shortcuts::AHEAD) {
@@ -27,11 +27,11 @@ impl Engine {
             limit: self.translator.limits.instructions,
         };
         let buffer = &self.cache.buffer;
-        let place = (buffer.room(), buffer.used());
+        let place = (buffer.mapping(), buffer.used());
         let next = self.cache.blocks.next_serial();
         // Without the thread, the engine translates everything.
         self.translator.ahead =
-            Ahead::start(guesses, settings, next, self.memory.ram.reader(), place);
+            Ahead::start(predictions, settings, next, self.memory.ram.reader(), place);
     }
 
     /// Ends what `translate_ahead` began.

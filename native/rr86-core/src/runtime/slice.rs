@@ -1,7 +1,7 @@
 //! The slice that is running: its budget, and why it is to come back to the dispatcher.
 
 use crate::cpu::interrupt::Event;
-use crate::host_time::Patience;
+use crate::host_time::CallLimit;
 use crate::translate::layout::RunState;
 
 /// Added to a budget to make the next block boundary come back to the dispatcher.
@@ -35,7 +35,7 @@ pub struct Slice {
     /// The request follows from the machine's state, and not only from the host's time.
     pub(in crate::runtime) exit_due: bool,
     /// When a run comes back to its caller.
-    pub patience: Patience,
+    pub call_limit: CallLimit,
     /// The last run ended because its time was up, and nothing has happened since.
     pub(in crate::runtime) time_up: bool,
     /// A fault was delivered since code was last entered.
@@ -63,7 +63,7 @@ impl Default for Slice {
             lent: 0,
             exit_request: 0,
             exit_due: false,
-            patience: Patience::default(),
+            call_limit: CallLimit::default(),
             time_up: false,
             faulted: false,
             faulted_at: None,

@@ -323,10 +323,10 @@ impl Machine {
     /// all are made.
     fn serve_dma(&mut self, hurried: bool) -> bool {
         while let Some(access) = self.board().dma_access() {
-            if hurried && self.engine.slice.patience.is_over() {
+            if hurried && self.engine.slice.call_limit.is_over() {
                 return false;
             }
-            self.engine.slice.patience.step();
+            self.engine.slice.call_limit.step();
             let now = self.engine.now();
             match access {
                 DmaAccess::Read { paddr, length } => {
