@@ -85,6 +85,11 @@ whole_machine! { Replay {
         moment.map(Moment).map_err(errors::checkpoint)
     }
 
+    fn rewind(&mut self, py: Python<'_>, moment: &Moment) -> PyResult<()> {
+        let session = self.held.session()?;
+        py.detach(|| session.rewind(&moment.0)).map_err(errors::session)
+    }
+
     fn divert(&mut self) -> PyResult<Diversion> {
         Ok(Diversion::of(self.held.take()?.divert()))
     }
