@@ -1,7 +1,7 @@
-//! Moments of a replay that are kept in memory, so that another session of the trace can begin there.
+//! Snapshots of a replay: whole machines kept in memory, where other sessions of the trace can begin.
 //!
-//! A moment is what a checkpoint is, but it is in no file, it can stand between any two slices, and
-//! pages that did not change between two moments are in memory once.
+//! A snapshot is what a checkpoint is, but it is in no file, it can stand between any two slices, and
+//! pages that did not change between two snapshots are in memory once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use super::machine::Machine;
 use crate::memory::PAGE_SIZE;
 use crate::trace::{EventStream, TraceError, TraceReader};
 
-/// The pages of RAM that are not zero, by their number, as they were when they were last kept.
+/// The pages of RAM that are not zero, by their number, as they were at the last snapshot.
 #[derive(Clone, Default)]
-pub(super) struct KeptPages(BTreeMap<usize, Page>);
+pub(super) struct SnapshotPages(BTreeMap<usize, Page>);
 
 type Page = Arc<[u8; PAGE_SIZE as usize]>;
 
-impl KeptPages {
+impl SnapshotPages {
     /// Takes over what has changed since the last time. Digests have just been taken.
     fn update(&mut self, machine: &mut Machine) {
         for (page, zero) in machine.take_changed_pages() {
@@ -46,43 +46,43 @@ impl KeptPages {
 }
 
 /// A whole machine between two slices of a trace, and where that goes on.
-pub struct Moment {
+pub struct Snapshot {
     pub icount: u64,
     /// Slices of the trace before it.
     pub(super) decisions: u64,
     reader: TraceReader,
     /// As [`EventStream::position`] has it.
     position: (usize, usize),
-    pages: KeptPages,
+    pages: SnapshotPages,
     state: Vec<u8>,
 }
 
-impl Moment {
-    /// Keeps the moment at which a machine stands, having allowed checkpoints before it first ran. `kept` are the
-    /// pages of the last moment that was kept of it.
+impl Snapshot {
+    /// Takes one of a machine as it stands, which has been allowed checkpoints before it first ran. `last` are the
+    /// pages of its last snapshot.
     pub(super) fn of(
         machine: &mut Machine,
-        kept: &mut KeptPages,
+        last: &mut SnapshotPages,
         reader: &TraceReader,
         events: &EventStream,
         decisions: u64,
     ) -> Self {
         let digests = machine.digests();
-        kept.update(machine);
+        last.update(machine);
         Self {
             icount: machine.engine.icount(),
             decisions,
             reader: reader.clone(),
             position: events.position(),
-            pages: kept.clone(),
+            pages: last.clone(),
             state: machine.save(&digests),
         }
     }
 
-    /// Brings a machine of the same configuration to this moment.
+    /// Brings a machine of the same configuration to this snapshot.
     ///
     /// # Errors
-    /// [`CheckpointError`] for a moment of another machine; then this one must not run.
+    /// [`CheckpointError`] for a snapshot of another machine; then this one must not run.
     pub fn restore(&self, machine: &mut Machine) -> Result<(), CheckpointError> {
         machine.wipe();
         for (&page, bytes) in &self.pages.0 {
@@ -91,28 +91,27 @@ impl Moment {
         machine.restore(&self.state)
     }
 
-    /// Brings a machine that was at this moment, or comes from another one of the same run, back to it. `kept` are the
-    /// pages of the last moment that was kept of it, or that it was brought to, and become this one's. Costs what
-    /// has changed in between.
+    /// Brings a machine of the same run back to this snapshot. `kept` are the pages of the last snapshot that was taken of
+    /// it, or that it was brought to, and become this one's. Costs what has changed in between.
     ///
     /// # Errors
-    /// [`CheckpointError`] for a moment of another machine; then this one must not run.
+    /// [`CheckpointError`] for a snapshot of another machine; then this one must not run.
     pub(super) fn rewind(
         &self,
         machine: &mut Machine,
-        kept: &mut KeptPages,
+        kept: &mut SnapshotPages,
     ) -> Result<(), CheckpointError> {
         machine.digests();
         kept.update(machine);
         kept.turn_into(&self.pages, machine)?;
         machine.rewind(&self.state)?;
-        // What was put in is this moment's, and has not changed since.
+        // What was put in is the snapshot's, and has not changed since.
         machine.take_changed_pages();
         kept.clone_from(&self.pages);
         Ok(())
     }
 
-    /// Bytes of memory that this moment takes, apart from those pages that it shares with `other`.
+    /// Bytes of memory that this snapshot takes, apart from those pages that it shares with `other`.
     pub fn bytes_beside(&self, other: Option<&Self>) -> u64 {
         let shared = |page: &usize, bytes: &Page| {
             other.is_some_and(|o| o.pages.0.get(page).is_some_and(|b| Arc::ptr_eq(b, bytes)))

@@ -1,14 +1,14 @@
-//! Moments of replays, as Python has them.
+//! Snapshots of replays, as Python has them.
 
 use pyo3::prelude::*;
 use rr86_core::session;
 
-/// A moment of a replay, for other sessions of its trace.
+/// A machine kept at a moment of a replay, for other sessions of its trace to begin at.
 #[pyclass(frozen, module = "rr86._native")]
-pub struct Moment(pub session::Moment);
+pub struct Snapshot(pub session::Snapshot);
 
 #[pymethods]
-impl Moment {
+impl Snapshot {
     #[getter]
     fn icount(&self) -> u64 {
         self.0.icount
