@@ -352,17 +352,17 @@ impl Session<Replay> {
             let why = "the replay makes something that needs all of it";
             return Err(CheckpointError::Impossible(why).into());
         }
-        if replay.kept.is_none() {
+        if replay.last_snapshot.is_none() {
             self.machine.allow_checkpoints()?;
         }
-        let mut kept = replay.kept.take().unwrap_or_default();
+        let mut kept = replay.last_snapshot.take().unwrap_or_default();
         self.machine.engine.end_ahead();
         self.machine.engine.dismiss_oracle();
         snapshot.rewind(&mut self.machine, &mut kept)?;
         let events = snapshot.events()?.ok_or(CheckpointError::Moment)?;
         let mut replay = Replay::of(events, snapshot.decisions, replay.verify);
         replay.compared = self.decisions.compared;
-        replay.kept = Some(kept);
+        replay.last_snapshot = Some(kept);
         self.decisions = replay;
         self.stand_between_slices();
         Ok(())
