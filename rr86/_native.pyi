@@ -148,6 +148,8 @@ class Snapshot:
 
     @property
     def icount(self) -> int: ...
+    def bytes_beside(self, other: Snapshot | None = None) -> int:
+        """Bytes of memory that it takes, apart from the pages that it shares with another one."""
 
 @type_check_only
 class MachineView:
@@ -346,6 +348,10 @@ class Replay(WholeMachine):
     def snapshot(self, trace: str) -> Snapshot:
         """Keep the machine, for other sessions of `trace` to begin at. It has to stand between two
         slices."""
+    def rewind(self, snapshot: Snapshot) -> None:
+        """Go to a snapshot of this replay or of another one of its trace, back or forward. What the
+        replay sent to its consoles and was not taken is forgotten. After an error the session must
+        not be used."""
     def divert(self) -> Diversion:
         """Leave the recording here: nothing is compared any more, and its slices and inputs are
         suggestions. The diversion takes the machine over. Give its `run` a limit: such a run need

@@ -85,6 +85,11 @@ whole_machine! { Replay {
         snapshot.map(Snapshot).map_err(errors::checkpoint)
     }
 
+    fn rewind(&mut self, py: Python<'_>, snapshot: &Snapshot) -> PyResult<()> {
+        let session = self.held.session()?;
+        py.detach(|| session.rewind(&snapshot.0)).map_err(errors::session)
+    }
+
     fn divert(&mut self) -> PyResult<Diversion> {
         Ok(Diversion::of(self.held.take()?.divert()))
     }

@@ -13,4 +13,9 @@ impl Snapshot {
     fn icount(&self) -> u64 {
         self.0.icount
     }
+
+    #[pyo3(signature = (other=None))]
+    fn bytes_beside(&self, other: Option<&Self>) -> u64 {
+        self.0.bytes_beside(other.map(|o| &o.0))
+    }
 }

@@ -341,6 +341,33 @@ impl Session<Replay> {
         ))
     }
 
+    /// Goes back, or forward, to a snapshot of this replay, or of another one of the trace.
+    ///
+    /// # Errors
+    /// [`SessionError`] for a snapshot of another machine, after which the session must not be used, when the trace cannot
+    /// be read, and for a replay that makes checkpoints or an expansion.
+    pub fn rewind(&mut self, snapshot: &Snapshot) -> Result<(), SessionError> {
+        let replay = &mut self.decisions;
+        if replay.checkpointer.is_some() || replay.expander.is_some() {
+            let why = "the replay makes something that needs all of it";
+            return Err(CheckpointError::Impossible(why).into());
+        }
+        if replay.last_snapshot.is_none() {
+            self.machine.allow_checkpoints()?;
+        }
+        let mut kept = replay.last_snapshot.take().unwrap_or_default();
+        self.machine.engine.end_ahead();
+        self.machine.engine.dismiss_oracle();
+        snapshot.rewind(&mut self.machine, &mut kept)?;
+        let events = snapshot.events()?.ok_or(CheckpointError::Moment)?;
+        let mut replay = Replay::of(events, snapshot.decisions, replay.verify);
+        replay.compared = self.decisions.compared;
+        replay.last_snapshot = Some(kept);
+        self.decisions = replay;
+        self.stand_between_slices();
+        Ok(())
+    }
+
     /// Makes checkpoints from now on. The replay stands at power-on.
     ///
     /// # Errors

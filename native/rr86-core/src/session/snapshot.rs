@@ -13,7 +13,9 @@ use crate::trace::{EventStream, TraceError, TraceReader};
 
 /// The pages of RAM that are not zero, by their number, as they were at the last snapshot.
 #[derive(Clone, Default)]
-pub(super) struct SnapshotPages(BTreeMap<usize, Arc<[u8; PAGE_SIZE as usize]>>);
+pub(super) struct SnapshotPages(BTreeMap<usize, Page>);
+
+type Page = Arc<[u8; PAGE_SIZE as usize]>;
 
 impl SnapshotPages {
     /// Takes over what has changed since the last time. Digests have just been taken.
@@ -27,6 +29,19 @@ impl SnapshotPages {
                 self.0.insert(page, Arc::new(copy));
             }
         }
+    }
+
+    /// Brings RAM from what these pages are, which it holds now, to what others are.
+    fn turn_into(&self, other: &Self, machine: &mut Machine) -> Result<(), CheckpointError> {
+        for &page in self.0.keys().filter(|page| !other.0.contains_key(page)) {
+            machine.set_page(page, &[0; PAGE_SIZE as usize])?;
+        }
+        for (&page, bytes) in &other.0 {
+            if self.0.get(&page).is_none_or(|now| !Arc::ptr_eq(now, bytes)) {
+                machine.set_page(page, bytes)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -74,6 +89,38 @@ impl Snapshot {
             machine.set_page(page, bytes)?;
         }
         machine.restore(&self.state)
+    }
+
+    /// Brings a machine of the same run back to this snapshot. `kept` are the pages of the last snapshot that was taken of
+    /// it, or that it was brought to, and become this one's. Costs what has changed in between.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] for a snapshot of another machine; then this one must not run.
+    pub(super) fn rewind(
+        &self,
+        machine: &mut Machine,
+        kept: &mut SnapshotPages,
+    ) -> Result<(), CheckpointError> {
+        machine.digests();
+        kept.update(machine);
+        kept.turn_into(&self.pages, machine)?;
+        machine.rewind(&self.state)?;
+        // What was put in is the snapshot's, and has not changed since.
+        machine.take_changed_pages();
+        kept.clone_from(&self.pages);
+        Ok(())
+    }
+
+    /// Bytes of memory that this snapshot takes, apart from those pages that it shares with `other`.
+    pub fn bytes_beside(&self, other: Option<&Self>) -> u64 {
+        let shared = |page: &usize, bytes: &Page| {
+            other.is_some_and(|o| o.pages.0.get(page).is_some_and(|b| Arc::ptr_eq(b, bytes)))
+        };
+        let pages = self.pages.0.iter();
+        let own = pages.filter(|(page, bytes)| !shared(page, bytes)).count() as u64;
+        // A shared page still has its place in the map.
+        let places = self.pages.0.len() as u64 * 24;
+        own * PAGE_SIZE + places + self.state.len() as u64
     }
 
     /// The events of the trace from here on; `None` if it has fewer than it had.
