@@ -489,7 +489,9 @@ impl Targets {
         };
         let mut machine = sample::machine("precise");
         // A slice of any length is a valid one, and some take years: the call comes back all the same.
-        machine.engine.slice.call_limit = CallLimit::new(Limit::Steps(10_000));
+        machine
+            .engine
+            .limit_calls(CallLimit::new(Limit::Steps(10_000)));
         let mut replayer = Session::replay(machine, reader.stream_for_replay(0), rng.one_in(2));
         let _ = replayer.run(STEPS, &mut Conditions::default());
     }

@@ -72,7 +72,8 @@ macro_rules! session {
 
             fn set_call_limit(&mut self, steps: u32) -> PyResult<()> {
                 use rr86_core::host_time::{CallLimit, Limit};
-                self.machine()?.engine.slice.call_limit = CallLimit::new(Limit::Steps(steps));
+                let limit = CallLimit::new(Limit::Steps(steps));
+                self.machine()?.engine.limit_calls(limit);
                 Ok(())
             }
 

@@ -103,7 +103,7 @@ looking! { Machine {
             semantics,
         })
         .map_err(errors::machine)?;
-        machine.engine.slice.call_limit = CallLimit::new(Limit::Time(CALL_LIMIT));
+        machine.engine.limit_calls(CallLimit::new(Limit::Time(CALL_LIMIT)));
         Ok(Self(Mutex::new(Some(machine))))
     }
 

@@ -134,7 +134,7 @@ pub fn stats<'py>(py: Python<'py>, engine: &Engine, slices: u64) -> PyResult<Bou
     let stats = PyDict::new(py);
     for (name, value) in [
         ("instructions", engine.icount()),
-        ("skipped_ns", engine.clock.skipped_ns),
+        ("skipped_ns", engine.skipped_ns()),
         ("slices", slices),
         ("blocks", engine.cache.blocks.len() as u64),
         ("blocks_translated", s.blocks_translated),

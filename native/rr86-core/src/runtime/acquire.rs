@@ -52,7 +52,7 @@ impl Engine {
         };
         self.observers
             .events
-            .push((self.clock.icount, Observed::HandOff(hand_off)));
+            .push((self.icount(), Observed::HandOff(hand_off)));
     }
 
     /// Takes a page's rights from those who must not keep them, and gives them to an agent. Returns who wrote

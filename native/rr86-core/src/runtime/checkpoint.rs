@@ -13,9 +13,9 @@ use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::runtime::cache::{Block, BlockId, Made, Staleness};
 use crate::runtime::engine::Engine;
 use crate::runtime::guest_memory::line_mask;
+use crate::runtime::instruction::CurrentInstruction;
 use crate::runtime::progress::Resume;
 use crate::runtime::protocol::Source;
-use crate::runtime::slice::Slice;
 use crate::runtime::translator::DecodedCache;
 use crate::runtime::windows::{Fetched, Unchecked, Uncommitted, UnderWay, Unguard};
 use crate::saved::{LoadError, Reader, Writer};
@@ -371,9 +371,9 @@ impl Engine {
     /// Writes the state. The engine does not run, and digests have just been taken.
     pub fn save(&self, w: &mut Writer) {
         w.varint(self.icount());
-        w.varint(self.clock.skipped_ns);
-        maybe(w, self.slice.faulted_at);
-        w.u8(self.slice.vcpu);
+        w.varint(self.skipped_ns());
+        maybe(w, self.slice.uncounted_fault());
+        w.u8(self.slice.vcpu());
         self.memory.pages.save(w, &self.memory.ram);
         self.save_blocks(w);
         w.varint(self.coherence.unguarded.len() as u64);
@@ -414,10 +414,8 @@ impl Engine {
             self.forget_code();
         }
         let vcpus = self.vcpus.count();
-        self.clock.icount = moment(r)?;
-        self.clock.skipped_ns = moment(r)?;
-        self.slice.faulted_at = maybe_moment(r)?;
-        self.slice.vcpu = r.u8()?;
+        self.clock.restore(moment(r)?, moment(r)?);
+        self.slice.restore(maybe_moment(r)?, r.u8()?);
         self.memory.pages.load(r, &mut self.memory.ram, vcpus)?;
         match blocks {
             Blocks::Anew => self.load_blocks(r)?,
@@ -437,11 +435,7 @@ impl Engine {
 
     /// Forgets what is under way.
     fn stop_everything(&mut self) {
-        let patience = std::mem::take(&mut self.slice.patience);
-        self.slice = Slice {
-            patience,
-            ..Slice::default()
-        };
+        self.instruction = CurrentInstruction::default();
         for each in &mut self.progress {
             each.resume = None;
             each.under_way = UnderWay::default();
@@ -454,7 +448,6 @@ impl Engine {
         self.stops.forget();
         self.coherence.refetched = None;
         self.translator.decoded = DecodedCache::new();
-        self.clock.position = (BlockId::MAX, 0);
     }
 
     fn load_vcpu(&mut self, r: &mut Reader<'_>, n: usize) -> Result<(), LoadError> {
@@ -610,15 +603,10 @@ impl Engine {
             .filter_map(|at| self.memory.ram.page_index(at))
             .collect();
         self.cache.blocks.set_next_serial(record.serial);
-        let id = self.cache.blocks.insert(
-            rip,
-            paddr,
-            second,
-            mode,
-            bytes,
-            count,
-            pages.into_iter(),
-        );
+        let id =
+            self.cache
+                .blocks
+                .insert(rip, paddr, second, mode, bytes, count, pages.into_iter());
         let block = self.cache.blocks.get_mut(id);
         block.made = record.made;
         block.stale = record.stale;

@@ -430,7 +430,7 @@ impl Engine {
         let serial = block.serial;
         let event = Observed::Stale {
             serial,
-            vcpu: self.slice.vcpu,
+            vcpu: self.slice.vcpu(),
             born,
         };
         self.observers.events.push((icount, event));
@@ -456,7 +456,7 @@ impl Engine {
     /// Looks whether memory holds the breakpoint instruction that is being executed; tells of the
     /// block's first one that it does not hold.
     pub(in crate::runtime) fn note_int3(&mut self, vcpu: u8, length: usize) {
-        let (id, offset) = self.clock.position;
+        let (id, offset) = self.clock.position();
         if !self.coherence.detects || self.holds(id, usize::from(offset), length) {
             return;
         }

@@ -68,10 +68,10 @@ impl Engine {
     /// Delivers a fault. It counts as an instruction: where each handler faults in its turn, there is nothing
     /// else that time, slices and limits could go by.
     pub(in crate::runtime) fn deliver_fault(&mut self, v: &mut Vcpu, exception: Exception) {
-        self.slice.faulted = true;
+        self.slice.note_fault();
         let counts = v.cpu.semantics.faults_count();
         if !counts {
-            self.slice.faulted_at = Some(self.icount());
+            self.slice.note_uncounted_fault(self.icount());
         }
         self.deliver_exception(v, exception);
         if counts && v.cpu.activity != Activity::Shutdown {

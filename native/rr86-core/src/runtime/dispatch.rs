@@ -13,11 +13,11 @@ use crate::runtime::cache::BlockId;
 use crate::runtime::caught;
 use crate::runtime::engine::Engine;
 use crate::runtime::fetch::FetchPage;
-use crate::runtime::flags::sync_flags;
+use crate::runtime::flags::{flags_to_ax, sync_flags};
+use crate::runtime::instruction::Flow;
 use crate::runtime::oracle::Seen;
 use crate::runtime::progress::Resume;
 use crate::runtime::signals;
-use crate::runtime::slice::Flow;
 use crate::runtime::stops::StopCause;
 use crate::runtime::vcpu::{Vcpu, UNSTEPPED};
 use crate::runtime::windows::{Fetched, Window};
@@ -45,10 +45,6 @@ pub enum RunEnd {
     /// The call has lasted long enough; the vCPU can go on.
     TimeUp,
 }
-
-/// Instructions that a run is given at a time, so that code that needs nothing from the dispatcher comes back
-/// to look at the clock. Most slices are shorter.
-const PORTION: u64 = 200_000;
 
 /// How far a vCPU runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,11 +91,7 @@ impl Engine {
     /// Where a slice ends does not depend on the number of calls that it takes, so that the
     /// debugger's stops do not move it.
     pub fn run(&mut self, index: usize, span: Span) -> (u64, RunEnd) {
-        let budget = if self.comes_back_unseen(self.cpu(index)) {
-            span.budget.min(PORTION)
-        } else {
-            span.budget
-        };
+        let divisible = self.comes_back_unseen(self.cpu(index));
         let vcpu = self.vcpus.begin(index);
         let entered = signals::enter(vcpu, self.cache.buffer.range(), self.cache.stubs.signal);
         let this: *mut Self = self;
@@ -108,21 +100,8 @@ impl Engine {
         // only way to the vCPU until `end`.
         unsafe {
             (*vcpu).pending.engine = this.cast();
-            (*vcpu).run.icount_base = (*this).icount() as i64 + budget as i64;
-            (*this).set_tsc_offset(&mut *vcpu);
-            (*vcpu).run.budget = budget as i64;
-            (*this).slice.reserve = span.budget - budget;
-            (*this).slice.lent = 0;
-            (*this).slice.beyond = span.beyond + (*this).slice.reserve;
-            let below = &mut (*vcpu).run.pause_below;
-            *below = below.saturating_sub_unsigned((*this).slice.reserve);
-            if !std::mem::take(&mut (*this).slice.time_up) {
-                // Another vCPU may see another page there.
-                (*this).cache.to_chain = None;
-            }
-            (*vcpu).run.flags_ax = crate::runtime::flags::flags_to_ax((*vcpu).cpu.rflags);
             let start = (*this).icount();
-            (*this).slice.vcpu = (*vcpu).cpu.id;
+            (*this).begin_run(&mut *vcpu, &span, divisible);
             (*this).finish_steps(&mut *vcpu);
             let end = Self::dispatch(this, vcpu, span);
             (*this).end_overrun(index);
@@ -133,6 +112,20 @@ impl Engine {
             (*this).vcpus.end();
             ((*this).icount() - start, end)
         }
+    }
+
+    fn begin_run(&mut self, v: &mut Vcpu, span: &Span, divisible: bool) {
+        self.set_tsc_offset(v);
+        let parts = (&v.cpu, &mut v.run);
+        let amounts = (span.budget, span.beyond);
+        if !self
+            .slice
+            .begin_run(parts, self.clock.icount(), amounts, divisible)
+        {
+            // Another vCPU may see another page there.
+            self.cache.to_chain = None;
+        }
+        v.run.flags_ax = flags_to_ax(v.cpu.rflags);
     }
 
     /// The loop of `run`.
@@ -163,7 +156,7 @@ impl Engine {
     /// What is due between two blocks, and then the code of the next one.
     fn before_code(&mut self, v: &mut Vcpu, span: &Span) -> Before {
         self.slice.clear_exit_request(&mut v.run);
-        self.take_back(v);
+        self.slice.take_back(&v.cpu, &mut v.run);
         self.clock.note_boundary(&v.run);
         self.stand_between(Some(v.cpu.rip));
         self.observers.stats.dispatches += 1;
@@ -176,15 +169,14 @@ impl Engine {
         if self.cache.buffer.uses_reserve() {
             self.drop_code();
         }
-        if self.slice.reserve > 0 && v.run.budget < self.translator.limits.instructions as i64 {
-            self.take_portion(v);
-        }
+        let longest = self.translator.limits.instructions;
+        self.slice.refill(&mut v.run, longest);
         let index = usize::from(v.cpu.id);
         let resume = self.progress[index].resume;
         self.end_overrun(index);
         // Inside a block only a debugger stops; what else there is waits for its end. Behind a fault
         // it waits for an instruction, since the slice may end there: see below.
-        let faulted = self.slice.faulted_at == Some(self.icount());
+        let faulted = self.slice.is_behind_fault(self.icount());
         let waits = faulted && v.cpu.semantics.signals_wait_behind_faults();
         if resume.is_none() && !waits && self.has_signals() {
             return Before::End(RunEnd::Signals);
@@ -202,11 +194,9 @@ impl Engine {
         {
             return Before::End(RunEnd::Budget);
         }
-        if self.slice.call_limit.is_over() {
-            self.slice.time_up = true;
+        if self.slice.ends_for_time() {
             return Before::End(RunEnd::TimeUp);
         }
-        self.slice.call_limit.step();
         let mode = Mode::of(&v.cpu);
         v.run.jump_key = mode.key();
         let single = match resume {
@@ -222,8 +212,8 @@ impl Engine {
             let now = self.icount();
             // A fault that does not count is part of the slice in which it was raised only if an
             // instruction follows: a decision counts instructions, and cannot tell otherwise.
-            let must = now == span.start || self.slice.faulted_at == Some(now);
-            if !must && !self.fits(v, mode, self.slice.beyond) {
+            let must = now == span.start || self.slice.is_behind_fault(now);
+            if !must && !self.fits(v, mode, self.slice.beyond()) {
                 return Before::End(RunEnd::Budget);
             }
         }
@@ -243,7 +233,7 @@ impl Engine {
         v.cpu.rflags &= !RFlags::RF.bits();
         self.progress[index].resume = None;
         v.pending.debug_hits = 0;
-        self.slice.faulted = false;
+        self.slice.begin_code();
         self.stand_between(None);
         self.cache.buffer.settle();
         Before::Enter(entry)
@@ -291,7 +281,7 @@ impl Engine {
             return end;
         }
         self.slice.clear_exit_request(&mut v.run);
-        let retired = v.run.budget < entry.budget && !self.slice.faulted;
+        let retired = v.run.budget < entry.budget && !self.slice.has_faulted();
         let inside = self.progress[usize::from(v.cpu.id)].resume.is_some();
         if entry.held != 0 && !retired && inside {
             // A debugger stopped before the instruction, which is still to come.
@@ -307,7 +297,7 @@ impl Engine {
                 return None;
             }
             if !v.cpu.semantics.faults_count() {
-                self.slice.faulted_at = Some(self.icount());
+                self.slice.note_uncounted_fault(self.icount());
             }
             self.deliver_exception(v, Exception::db(dr6));
             if v.cpu.activity == Activity::Shutdown {
@@ -315,19 +305,6 @@ impl Engine {
             }
         }
         end
-    }
-
-    /// Gives a run more of what its slice allows.
-    fn take_portion(&mut self, v: &mut Vcpu) {
-        let more = self.slice.reserve.min(PORTION);
-        self.slice.reserve -= more;
-        self.slice.beyond -= more;
-        v.run.budget += more as i64;
-        v.run.icount_base += more as i64;
-        if v.run.pause_below != i64::MIN {
-            v.run.pause_below += more as i64;
-        }
-        self.slice.call_limit.look();
     }
 
     /// Frees a block that was removed while a vCPU was in it, once the vCPU is out.
@@ -408,8 +385,7 @@ impl Engine {
             return (v.cpu.activity == Activity::Shutdown).then_some(RunEnd::TripleFault);
         }
         if exit == Exit::Helper as u32 {
-            let flow = std::mem::replace(&mut self.slice.flow, Flow::Next);
-            match flow {
+            match self.instruction.take_flow() {
                 Flow::Next => {}
                 Flow::Pause => return Some(RunEnd::Pause),
                 Flow::Halt => return Some(RunEnd::Halt),
@@ -558,8 +534,7 @@ impl Engine {
             Err(id) => return Ok(Some(id)),
         };
         // A fault belongs to a slice only with an instruction after it.
-        let progressed =
-            self.icount() != self.slice.start && self.slice.faulted_at != Some(self.icount());
+        let progressed = self.slice.has_progressed(self.icount());
         if self.coherence.protocol.fetch_window
             && progressed
             && self.switch_in(Window::Fetch, v.run.budget)
@@ -703,17 +678,6 @@ impl Engine {
             mmu.remember_jump(linear, rip, mode, code);
         }
         Some(code)
-    }
-
-    /// Takes back behind a block what the budget was raised by for it. The block may have ended early, and what it
-    /// has left over is not the slice's.
-    fn take_back(&mut self, v: &mut Vcpu) {
-        let lent = std::mem::take(&mut self.slice.lent);
-        // In version 1, what follows a fault is part of the slice.
-        if v.cpu.semantics.faults_count() {
-            v.run.budget -= lent;
-            v.run.icount_base -= lent;
-        }
     }
 
     /// Host address of code for a part of a block, made for this one time.

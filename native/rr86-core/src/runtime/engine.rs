@@ -14,6 +14,7 @@ use super::code_cache::CodeCache;
 use super::fetch::Mmu;
 use super::guest_memory::GuestMemory;
 use super::inputs::{InputDivergence, Inputs};
+use super::instruction::CurrentInstruction;
 use super::observers::{Observed, Observers};
 use super::progress::{Progress, Resume};
 use super::signals::HostFault;
@@ -25,6 +26,7 @@ use super::windows::{Coherence, UnderWay};
 use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
 use crate::cpu::state::{CpuState, RFlags};
+use crate::host_time::CallLimit;
 use crate::memory::pages::PageFlags;
 use crate::memory::PAGE_SHIFT;
 use crate::translate::layout::Exit;
@@ -39,8 +41,9 @@ pub struct Engine {
     pub(in crate::runtime) translator: Translator,
     pub(in crate::runtime) vcpus: Vcpus,
     pub(in crate::runtime) progress: Vec<Progress>,
-    pub clock: Clock,
-    pub slice: Slice,
+    pub(in crate::runtime) clock: Clock,
+    pub(in crate::runtime) slice: Slice,
+    pub(in crate::runtime) instruction: CurrentInstruction,
     pub(in crate::runtime) coherence: Coherence,
     pub(in crate::runtime) stops: Stops,
     pub observers: Observers,
@@ -106,24 +109,34 @@ impl Engine {
     /// Retired instructions of all vCPUs.
     #[inline]
     pub fn icount(&self) -> u64 {
-        self.clock.icount
+        self.clock.icount()
     }
 
     /// Says that others have run up to this instruction count.
     pub fn set_icount(&mut self, icount: u64) {
-        self.clock.icount = icount;
+        self.clock.set_icount(icount);
     }
 
     /// Virtual time in nanoseconds: one per instruction, plus idle jumps.
     #[inline]
     pub fn now(&self) -> u64 {
-        self.clock.icount + self.clock.skipped_ns
+        self.clock.now()
+    }
+
+    /// How far virtual time has jumped ahead of the instruction count, in nanoseconds.
+    pub fn skipped_ns(&self) -> u64 {
+        self.clock.skipped_ns()
+    }
+
+    /// Lets virtual time jump ahead to a nanosecond while no vCPU runs.
+    pub fn jump_to(&mut self, ns: u64) {
+        self.clock.jump_to(ns);
     }
 
     /// rip of the instruction whose moment was noted last.
     #[inline]
     pub(in crate::runtime) fn position_rip(&self) -> Option<u64> {
-        let (id, offset) = self.clock.position;
+        let (id, offset) = self.clock.position();
         let block = self.cache.blocks.try_get(id)?;
         Some(block.rip.wrapping_add(u64::from(offset)))
     }
@@ -131,7 +144,10 @@ impl Engine {
     /// Brings what translated code computes the TSC from up to date.
     #[inline]
     pub(in crate::runtime) fn set_tsc_offset(&self, vcpu: &mut Vcpu) {
-        vcpu.run.tsc_offset = self.clock.skipped_ns.wrapping_add(vcpu.cpu.msr.tsc_adjust);
+        vcpu.run.tsc_offset = self
+            .clock
+            .skipped_ns()
+            .wrapping_add(vcpu.cpu.msr.tsc_adjust);
     }
 
     /// Says below which budget PAUSE ends a run of this vCPU, because others could use the time.
@@ -150,7 +166,7 @@ impl Engine {
     /// Counts a step that takes long. True when the call is over and coming back does not show.
     #[inline]
     pub(in crate::runtime) fn is_time_up(&mut self, cpu: &CpuState) -> bool {
-        self.slice.call_limit.step() && self.comes_back_unseen(cpu)
+        self.slice.call_limit().step() && self.comes_back_unseen(cpu)
     }
 
     /// Whether coming back from code in the middle of a slice changes nothing: not where blocks stay chained
@@ -160,9 +176,34 @@ impl Engine {
         !self.coherence.protocol.chain_kept && cpu.semantics.waiting_interrupts_come_next()
     }
 
+    /// Says when calls come back to their caller.
+    pub fn limit_calls(&mut self, limit: CallLimit) {
+        *self.slice.call_limit() = limit;
+    }
+
+    /// A call begins.
+    pub fn begin_call(&mut self) {
+        self.slice.call_limit().begin();
+    }
+
+    /// Whether the call has lasted long enough.
+    pub fn call_is_over(&mut self) -> bool {
+        self.slice.call_limit().is_over()
+    }
+
+    /// Counts a step of the call between two runs.
+    pub fn count_step(&mut self) {
+        self.slice.call_limit().step();
+    }
+
+    /// Instruction count at which the slice began.
+    pub fn slice_start(&self) -> u64 {
+        self.slice.start()
+    }
+
     /// Begins a slice at the current instruction count.
     pub fn begin_slice(&mut self) {
-        self.slice.start = self.clock.icount;
+        self.slice.begin(self.icount());
     }
 
     /// Sets the shortcuts that code takes; before any is made.
@@ -242,7 +283,7 @@ impl Engine {
         self.observers.stats.block_flushes += 1;
         self.observers
             .events
-            .push((self.clock.icount, Observed::Flush { vcpu: by }));
+            .push((self.icount(), Observed::Flush { vcpu: by }));
         self.cache.blocks.clear();
         for info in &mut self.memory.pages.info {
             info.code_lines = 0;
@@ -375,8 +416,14 @@ impl Engine {
             self.drop_code();
             return;
         }
-        let gone = old.rips.iter().filter(|&at| new.rips.binary_search(at).is_err());
-        let come = new.rips.iter().filter(|&at| old.rips.binary_search(at).is_err());
+        let gone = old
+            .rips
+            .iter()
+            .filter(|&at| new.rips.binary_search(at).is_err());
+        let come = new
+            .rips
+            .iter()
+            .filter(|&at| old.rips.binary_search(at).is_err());
         let mut rips: Vec<u64> = gone.chain(come).copied().collect();
         rips.sort_unstable();
         let changed = Hooks { rips, int3: false };

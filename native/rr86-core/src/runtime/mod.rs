@@ -7,7 +7,7 @@
 //! | `code_cache`, `cache`, `codebuf` | blocks, their links, and their host code |
 //! | `translator`, `ahead` | how blocks are made, and making them before they are needed |
 //! | `vcpu`, `fetch`, `progress` | what is one vCPU's: registers, translations, steps under way |
-//! | `clock`, `slice` | virtual time, and the budget of what runs |
+//! | `clock`, `slice`, `instruction` | virtual time, the budget of what runs, and the instruction that a helper carries out |
 //! | `windows`, `protocol` | block protocols, and the windows between their steps |
 //! | `stops` | what the debugger waits for |
 //! | `agent`, `bus`, `host`, `flags`, `entry`, `signals` | who writes, the devices, the host's CPU, the way into code and out of it |
@@ -44,6 +44,7 @@ pub mod host;
 mod hotness;
 pub mod inputs;
 mod inspect;
+mod instruction;
 pub mod observers;
 pub mod oracle;
 mod outside;
@@ -53,7 +54,7 @@ pub mod protocol;
 mod rewind;
 mod setup;
 pub mod signals;
-pub mod slice;
+mod slice;
 pub mod slow;
 mod steps;
 pub mod stops;

@@ -225,7 +225,7 @@ impl Engine {
     fn put_foreign(&mut self, vcpu: u8, page: usize, paddr: u64, bytes: &[u8]) {
         let room = PAGE_SIZE as usize - (paddr % PAGE_SIZE) as usize;
         let bytes = &bytes[..bytes.len().min(room)];
-        self.slice.vcpu = vcpu;
+        self.slice.set_vcpu(vcpu);
         let writer = Writer {
             agent: Agent::Device,
             source: Source::Device,

@@ -9,6 +9,7 @@ use super::entry::place_stubs;
 use super::guest_memory::GuestMemory;
 use super::host::{check_host, HostError};
 use super::inputs::Inputs;
+use super::instruction::CurrentInstruction;
 use super::observers::Observers;
 use super::progress::Progress;
 use super::slice::Slice;
@@ -52,6 +53,7 @@ impl Engine {
             progress: vec![Progress::default(); vcpus],
             clock: Clock::default(),
             slice: Slice::default(),
+            instruction: CurrentInstruction::default(),
             coherence: Coherence::new(limits.protocol),
             stops: Stops::default(),
             observers: Observers::default(),

@@ -117,7 +117,7 @@ pub unsafe extern "sysv64" fn commit(vcpu: *mut Vcpu, rflags: u64, site: u32) ->
     engine.clock.note_position(&vcpu.run, site);
     vcpu.run.target_code = engine.cache.stubs.lookup;
     let pending = vcpu.pending.access;
-    engine.slice.vcpu = vcpu.cpu.id;
+    engine.slice.set_vcpu(vcpu.cpu.id);
     let stop = engine.finish_store(vcpu, site, &pending);
     let size = usize::from(site.size);
     vcpu.pending.debug_hits |= engine.breakpoints_hit(&vcpu.cpu, pending.linear, size, true);
@@ -369,7 +369,7 @@ impl Engine {
         let first = self.map(&vcpu.cpu, mmu, linear, kind_of(kind), Privilege::Current)?;
         let paddr = first | linear & PAGE_MASK;
         let mut parts = [(paddr, size.min(room)), (0, 0)];
-        self.slice.plain = false;
+        self.instruction.begin_access();
         if size > room {
             let next = linear.wrapping_add(room as u64);
             let next = if mode.code64() {
@@ -384,7 +384,7 @@ impl Engine {
         }
         self.observers.stats.bounced_accesses += 1;
         let offset = (linear & 63) as usize;
-        let plain = self.slice.plain;
+        let plain = self.instruction.was_watched_only();
         vcpu.pending.access = PendingAccess {
             offset,
             parts,
@@ -496,7 +496,7 @@ impl Engine {
             self.seen(number, Seen::Read, paddr | linear & PAGE_MASK, size);
         }
         if writes && watched {
-            self.slice.plain = true;
+            self.instruction.is_watched_only();
             return None;
         }
         let host = self.memory.ram.page_pointer(page) as u64 + (linear & PAGE_MASK);
@@ -558,14 +558,14 @@ impl Engine {
             self.store_to_device(vcpu, paddr, data);
             return false;
         };
-        self.slice.vcpu = vcpu;
+        self.slice.set_vcpu(vcpu);
         let writer = Writer {
             agent: Agent::Vcpu(vcpu),
             source: Source::Helper,
             linear: Some(linear),
             running: Some(running).filter(|&id| id != NO_BLOCK),
         };
-        let left = self.slice.string_left.filter(|_| whole);
+        let left = self.instruction.iteration_left().filter(|_| whole);
         self.store_in_steps(&writer, page, paddr, data, left)
     }
 

@@ -10,7 +10,7 @@ impl Engine {
     /// still unused. A budget that ends at a debugger's stop is not the slice's.
     #[inline]
     pub(in crate::runtime) fn switch_in(&mut self, window: Window, left: i64) -> bool {
-        let left = left.saturating_add_unsigned(self.slice.beyond);
+        let left = left.saturating_add_unsigned(self.slice.beyond());
         match &mut self.coherence.windows {
             WindowPolicy::Closed => false,
             WindowPolicy::Expect(expected) => {
@@ -28,7 +28,7 @@ impl Engine {
     /// Whether the replayer has to stop in a fetch window at the end of the budget.
     #[inline]
     pub fn expects_fetch(&self) -> bool {
-        self.slice.beyond == 0
+        self.slice.beyond() == 0
             && matches!(
                 self.coherence.windows,
                 WindowPolicy::Expect(Some(Window::Fetch))

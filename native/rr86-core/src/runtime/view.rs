@@ -118,7 +118,7 @@ impl<'a> View<'a> {
         privilege: Privilege,
     ) -> Option<*mut u8> {
         let mmu = mmu(cpu, privilege);
-        self.engine.slice.plain = false;
+        self.engine.instruction.begin_access();
         if size as u64 > PAGE_SIZE - (linear & PAGE_MASK) {
             return None;
         }
@@ -182,13 +182,14 @@ impl<'a> View<'a> {
             return Ok(());
         }
         let mut done = 0;
-        let plain = self.engine.slice.plain;
+        let plain = self.engine.instruction.was_watched_only();
         let parts = self.parts(cpu, linear, data.len(), Access::Write, privilege)?;
         let whole = parts[1].1 == 0;
         for (paddr, len) in parts {
             if len > 0 && plain {
-                self.engine.slice.helper_stop |=
-                    self.engine.commit_plain(self.vcpu, linear, paddr, data);
+                if self.engine.commit_plain(self.vcpu, linear, paddr, data) {
+                    self.engine.instruction.stop();
+                }
             } else if len > 0 {
                 let at = linear.wrapping_add(done as u64);
                 let part = &data[done..done + len];
@@ -196,7 +197,7 @@ impl<'a> View<'a> {
                     .engine
                     .store((self.vcpu, self.block), at, paddr, part, whole)
                 {
-                    self.engine.slice.helper_stop = true;
+                    self.engine.instruction.stop();
                 }
                 done += len;
             }

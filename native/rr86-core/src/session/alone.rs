@@ -94,7 +94,7 @@ impl Alone {
             }
             Event::TimeSkip { to_ns } => {
                 let engine = &mut machine.engine;
-                engine.clock.skipped_ns = to_ns.saturating_sub(engine.icount());
+                engine.jump_to(to_ns);
             }
             Event::HandOff {
                 page, to, access, ..

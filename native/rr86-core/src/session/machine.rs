@@ -288,7 +288,7 @@ impl Machine {
         if selective {
             self.board().pass_until(at);
         }
-        self.engine.clock.skipped_ns += at - now;
+        self.engine.jump_to(at);
         Wait::Skipped(at)
     }
 
@@ -323,10 +323,10 @@ impl Machine {
     /// all are made.
     fn serve_dma(&mut self, hurried: bool) -> bool {
         while let Some(access) = self.board().dma_access() {
-            if hurried && self.engine.slice.call_limit.is_over() {
+            if hurried && self.engine.call_is_over() {
                 return false;
             }
-            self.engine.slice.call_limit.step();
+            self.engine.count_step();
             let now = self.engine.now();
             match access {
                 DmaAccess::Read { paddr, length } => {

@@ -273,7 +273,7 @@ impl Session<Recording> {
         let (machine, recording) = (&mut self.machine, &mut self.decisions);
         let icount = if machine.engine.host_fault().is_some() {
             // What the unfinished slice has done is not in the trace.
-            machine.engine.slice.start
+            machine.engine.slice_start()
         } else {
             let icount = machine.engine.icount();
             if recording.writer.is_some() {

@@ -89,7 +89,7 @@ impl<D: Decisions> Session<D> {
     /// machine whose trace could not be written has stopped at a slice boundary.
     pub fn run(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, SessionError> {
         let watch = Stopwatch::start();
-        self.machine.engine.slice.call_limit.begin();
+        self.machine.engine.begin_call();
         conditions.arm(&mut self.machine);
         let stop = self.drive(limit, conditions);
         let kept = self.decisions.keep(true);
@@ -130,10 +130,10 @@ impl<D: Decisions> Session<D> {
         if self.decisions.progress(&self.machine) >= end {
             return Ok(Next::Stop(Stop::Limit));
         }
-        if self.machine.engine.slice.call_limit.is_over() {
+        if self.machine.engine.call_is_over() {
             return Ok(Next::Stop(Stop::TimeUp));
         }
-        self.machine.engine.slice.call_limit.step();
+        self.machine.engine.count_step();
         self.decisions.next(&mut self.machine)
     }
 

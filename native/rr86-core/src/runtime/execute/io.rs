@@ -23,7 +23,7 @@ impl Context<'_> {
             .io_write(usize::from(self.v.cpu.id), port, size, value);
         if self.engine.stops.port == Some(port) {
             self.engine.stops.stopped = Some(StopCause::Output);
-            self.engine.slice.helper_stop = true;
+            self.engine.instruction.stop();
         }
     }
 }

@@ -16,8 +16,8 @@ use crate::cpu::exception::Exception;
 use crate::cpu::state::CpuState;
 use crate::runtime::engine::Engine;
 use crate::runtime::flags::{flags_to_ax, sync_flags};
+use crate::runtime::instruction::Flow;
 use crate::runtime::progress::Resume;
-use crate::runtime::slice::Flow;
 use crate::runtime::stops::StopCause;
 use crate::runtime::translator::{Decoded, DECODED};
 use crate::runtime::vcpu::Vcpu;
@@ -175,7 +175,7 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     let rip = insn.ip();
     v.cpu.rip = rip;
     engine.observers.helpers.count(insn.mnemonic());
-    engine.slice.helper_stop = false;
+    engine.instruction.begin();
     let left = engine.left_after(v, site);
     let mut context = Context {
         v,
@@ -214,12 +214,12 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
             if v.cpu.rip == rip && !keeps_rip(&insn) {
                 v.cpu.rip = insn.next_ip();
             }
-            engine.slice.flow = flow;
+            engine.instruction.set_flow(flow);
             v.run.exit = Exit::Helper as u32;
             1
         }
         Ok(()) => {
-            if engine.slice.helper_stop {
+            if engine.instruction.stops() {
                 engine.end_after(v, site);
                 return 1;
             }
@@ -257,7 +257,7 @@ fn is_done(v: &Vcpu, insn: &Instruction) -> bool {
 /// Whether the code after an instruction that ends its block, and is done, is jumped to.
 fn goes_on(engine: &Engine, insn: &Instruction) -> bool {
     falls_through(insn)
-        && !engine.slice.helper_stop
+        && !engine.instruction.stops()
         && engine.stops.stopped.is_none()
         && engine.coherence.in_window.is_none()
 }

@@ -132,11 +132,7 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
     }
     let rip = c.v.cpu.rip;
     // The block has paid for one instruction already. That the host's time is up does not count here.
-    let budget = if c.engine.slice.exit_due {
-        c.v.run.budget
-    } else {
-        c.engine.slice.plain_budget(&c.v.run)
-    };
+    let budget = c.engine.slice.budget_by_state(&c.v.run);
     let allowed = budget.max(0) as u64 + 1;
     let start = c.engine.icount();
     let own_moments = c.v.cpu.semantics.iterations_have_moments();
@@ -185,7 +181,7 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
             finished = true;
             break;
         }
-        if c.engine.slice.helper_stop || c.engine.has_signals() {
+        if c.engine.instruction.stops() || c.engine.has_signals() {
             break;
         }
         if done < allowed && c.engine.is_time_up(&c.v.cpu) {
@@ -205,7 +201,7 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
     if !finished
         && !over
         && !c.engine.has_signals()
-        && (done < allowed || c.engine.slice.beyond > 0)
+        && (done < allowed || c.engine.slice.beyond() > 0)
     {
         c.engine.resume_repeated(c.v);
     }
@@ -259,9 +255,9 @@ fn advance(cpu: &mut CpuState, s: &Shape, iterations: u64) {
 
 /// One iteration, after which so much of the budget is left.
 fn iterate_once(c: &mut Context<'_>, s: &Shape, left: i64) -> Result {
-    c.engine.slice.string_left = Some(left);
+    c.engine.instruction.begin_iteration(left);
     let result = iterate(c, s);
-    c.engine.slice.string_left = None;
+    c.engine.instruction.end_iteration();
     result
 }
 

@@ -11,7 +11,7 @@ use crate::cpu::msr::{self, is_apic_msr};
 use crate::cpu::segment;
 use crate::cpu::state::{gpr, sreg, RFlags, TableRegister};
 use crate::cpu::syscall::swapgs;
-use crate::runtime::slice::Flow;
+use crate::runtime::instruction::Flow;
 use crate::translate::site::AccessKind;
 
 const ZF: u64 = RFlags::ZF.bits();

@@ -10,7 +10,7 @@ use crate::cpu::memory::{LinearMemory, Privilege};
 use crate::cpu::stack::Stack;
 use crate::cpu::state::{gpr, sreg, RFlags, Segment};
 use crate::cpu::{far, iret, segment, syscall};
-use crate::runtime::slice::Flow;
+use crate::runtime::instruction::Flow;
 use crate::runtime::vcpu::UNSTEPPED;
 use crate::translate::site::AccessKind;
 
