@@ -363,7 +363,7 @@ impl Engine {
     /// Why checkpoints of this engine would not hold all of its state, if that is so.
     pub fn keeps_more(&self) -> Option<&'static str> {
         self.coherence
-            .protocol
+            .protocol()
             .chain_kept
             .then_some("the block protocol chain-kept makes state of jumps between blocks")
     }
@@ -376,10 +376,7 @@ impl Engine {
         w.u8(self.slice.vcpu());
         self.memory.pages.save(w, &self.memory.ram);
         self.save_blocks(w);
-        w.varint(self.coherence.unguarded.len() as u64);
-        for &page in &self.coherence.unguarded {
-            w.varint(page as u64);
-        }
+        self.coherence.save(w);
         for n in 0..self.vcpus.count() {
             w.bytes(&save::save(self.cpu(n)));
             let mmu = self.vcpus.mmu(n);
@@ -391,7 +388,7 @@ impl Engine {
             w.varint(checked);
             w.u64(rip);
             save_under_way(w, &self.progress[n].under_way);
-            if self.coherence.protocol.commit_first {
+            if self.coherence.protocol().commit_first {
                 save_unchecked(w, self.progress[n].under_way.unchecked.as_ref());
             }
             let inside = self.inside_block(n);
@@ -422,11 +419,7 @@ impl Engine {
             Blocks::Kept => self.rewind_blocks(r)?,
         }
         let pages = self.memory.ram.pages();
-        for _ in 0..r.count("number of unguarded pages", pages)? {
-            self.coherence
-                .unguarded
-                .insert(r.index("unguarded page", pages)?);
-        }
+        self.coherence.load(r, pages)?;
         for n in 0..vcpus {
             self.load_vcpu(r, n)?;
         }
@@ -442,11 +435,10 @@ impl Engine {
         }
         self.cache.retired.clear();
         self.cache.overrun = None;
-        self.coherence.unguarded.clear();
+        self.coherence.forget_pages();
         self.observers.events.clear();
-        self.coherence.in_window = None;
         self.stops.forget();
-        self.coherence.refetched = None;
+        self.windows.forget();
         self.translator.decoded = DecodedCache::new();
     }
 
@@ -477,7 +469,7 @@ impl Engine {
             &self.translator.offered,
             self.translator.limits.instructions,
         )?;
-        if self.coherence.protocol.commit_first {
+        if self.coherence.protocol().commit_first {
             self.progress[n].under_way.unchecked = load_unchecked(r)?;
         }
         if r.bool()? {
@@ -597,7 +589,7 @@ impl Engine {
             count,
             ..
         } = record.place;
-        let tracked = second.filter(|_| !self.coherence.protocol.second_page_untracked);
+        let tracked = second.filter(|_| !self.coherence.protocol().second_page_untracked);
         let pages: Vec<usize> = std::iter::once(paddr)
             .chain(tracked)
             .filter_map(|at| self.memory.ram.page_index(at))

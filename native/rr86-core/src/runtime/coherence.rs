@@ -16,10 +16,59 @@ use crate::runtime::guest_memory::line_mask;
 use crate::runtime::observers::Observed;
 use crate::runtime::oracle::Seen;
 use crate::runtime::progress::Resume;
-use crate::runtime::protocol::Source;
+use crate::runtime::protocol::{Protocol, Source};
 use crate::runtime::windows::{Fetched, Unchecked, Uncommitted, Unguard};
 use crate::runtime::writelog::{Commit, Passage};
+use crate::saved::{self, LoadError, Reader};
+use std::collections::BTreeSet;
 use xxhash_rust::xxh3::xxh3_64;
+
+/// How blocks and memory are kept in step in this machine, and what that has led to.
+pub(in crate::runtime) struct Coherence {
+    protocol: Protocol,
+    /// Blocks are compared with memory wherever the protocol may have let them go stale.
+    detects: bool,
+    /// Pages with code to which some vCPU can write unchecked.
+    unguarded: BTreeSet<usize>,
+}
+
+impl Coherence {
+    pub fn new(protocol: Protocol) -> Self {
+        Self {
+            protocol,
+            detects: protocol.can_be_stale(),
+            unguarded: BTreeSet::new(),
+        }
+    }
+
+    /// The block protocol of the machine.
+    #[inline]
+    pub fn protocol(&self) -> &Protocol {
+        &self.protocol
+    }
+
+    /// No page has code any more.
+    pub fn forget_pages(&mut self) {
+        self.unguarded.clear();
+    }
+
+    pub fn save(&self, w: &mut saved::Writer) {
+        w.varint(self.unguarded.len() as u64);
+        for &page in &self.unguarded {
+            w.varint(page as u64);
+        }
+    }
+
+    /// # Errors
+    /// For pages that do not exist.
+    pub fn load(&mut self, r: &mut Reader<'_>, pages: usize) -> Result<(), LoadError> {
+        self.unguarded.clear();
+        for _ in 0..r.count("number of unguarded pages", pages)? {
+            self.unguarded.insert(r.index("unguarded page", pages)?);
+        }
+        Ok(())
+    }
+}
 
 /// What a write did.
 #[derive(Clone, Copy, Debug, Default)]

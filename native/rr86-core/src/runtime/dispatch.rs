@@ -160,7 +160,7 @@ impl Engine {
         self.clock.note_boundary(&v.run);
         self.stand_between(Some(v.cpu.rip));
         self.observers.stats.dispatches += 1;
-        if let Some(window) = self.coherence.in_window.take() {
+        if let Some(window) = self.windows.take_entered() {
             return Before::End(RunEnd::Window(window));
         }
         if let Some(cause) = self.stops.stopped.take() {
@@ -321,7 +321,7 @@ impl Engine {
     fn known_code(&self, v: &Vcpu, mode: Mode) -> Option<u64> {
         let roomy = v.run.budget >= self.translator.limits.instructions as i64;
         // The relative that leaves jumps behind does so in jumps, not in look-ups.
-        let asked = self.cache.to_chain.is_some() || self.coherence.protocol.chain_kept;
+        let asked = self.cache.to_chain.is_some() || self.coherence.protocol().chain_kept;
         if !roomy || asked || mode.one() || !mode.code_flat() || self.waits_for_interrupt(v) {
             return None;
         }
@@ -535,7 +535,7 @@ impl Engine {
         };
         // A fault belongs to a slice only with an instruction after it.
         let progressed = self.slice.has_progressed(self.icount());
-        if self.coherence.protocol.fetch_window
+        if self.coherence.protocol().fetch_window
             && progressed
             && self.switch_in(Window::Fetch, v.run.budget)
         {

@@ -11,6 +11,7 @@ use super::bus::Bus;
 use super::cache::BlockId;
 use super::clock::Clock;
 use super::code_cache::CodeCache;
+use super::coherence::Coherence;
 use super::fetch::Mmu;
 use super::guest_memory::GuestMemory;
 use super::inputs::{InputDivergence, Inputs};
@@ -22,7 +23,7 @@ use super::slice::Slice;
 use super::stops::Stops;
 use super::translator::Translator;
 use super::vcpu::{Vcpu, Vcpus};
-use super::windows::{Coherence, UnderWay};
+use super::windows::{UnderWay, Windows};
 use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
 use crate::cpu::state::{CpuState, RFlags};
@@ -45,6 +46,7 @@ pub struct Engine {
     pub(in crate::runtime) slice: Slice,
     pub(in crate::runtime) instruction: CurrentInstruction,
     pub(in crate::runtime) coherence: Coherence,
+    pub(in crate::runtime) windows: Windows,
     pub(in crate::runtime) stops: Stops,
     pub observers: Observers,
     pub bus: Box<dyn Bus>,
@@ -173,7 +175,7 @@ impl Engine {
     /// that a look-up does not find, nor where an interrupt waits for just that.
     #[inline]
     pub(in crate::runtime) fn comes_back_unseen(&self, cpu: &CpuState) -> bool {
-        !self.coherence.protocol.chain_kept && cpu.semantics.waiting_interrupts_come_next()
+        !self.coherence.protocol().chain_kept && cpu.semantics.waiting_interrupts_come_next()
     }
 
     /// Says when calls come back to their caller.
@@ -236,7 +238,7 @@ impl Engine {
         let count = usize::from(block.count);
         let index = self.index_after(vcpu.run.site_block, offset);
         let goes_on = self.cache.blocks.is_live(vcpu.run.site_block)
-            || self.coherence.protocol.same_block_ignored;
+            || self.coherence.protocol().same_block_ignored;
         if index < count && goes_on {
             // Only the debugger or a window stopped it: the rest of the block is still to come.
             self.progress[usize::from(vcpu.cpu.id)].resume = Some(Resume {
@@ -294,7 +296,7 @@ impl Engine {
         }
         self.cache.retired.clear();
         self.cache.overrun = None;
-        self.coherence.unguarded.clear();
+        self.coherence.forget_pages();
         for vcpu in 0..self.progress.len() {
             if let Some(fetched) = self.progress[vcpu].under_way.fetched.take() {
                 self.guard_fetch(&fetched);
@@ -412,7 +414,7 @@ impl Engine {
         let old = std::mem::replace(&mut self.stops.hooks, hooks);
         let new = &self.stops.hooks;
         // Code that is reached through a jump that the protocol has kept cannot be taken away alone.
-        if old.int3 != new.int3 || self.coherence.protocol.chain_kept {
+        if old.int3 != new.int3 || self.coherence.protocol().chain_kept {
             self.drop_code();
             return;
         }

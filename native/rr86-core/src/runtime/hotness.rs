@@ -38,7 +38,7 @@ impl Engine {
     pub(in crate::runtime) fn sample(&mut self, v: &Vcpu) {
         if !self.translator.shortcuts.has(Shortcuts::PATHS)
             // Each stale block's first execution is an event.
-            || self.coherence.protocol.can_be_stale()
+            || self.coherence.protocol().can_be_stale()
             || self.observers.oracle.is_some()
             || self.stops.hooks.int3
         {

@@ -115,7 +115,7 @@ impl Engine {
         let taken = steps.and_then(|s| s.fetched.take_if(|f| f.icount == fetched));
         match taken {
             Some(fetched) => self.forget_fetches(fetched.paddr),
-            None => self.coherence.refetched = Some(serial),
+            None => self.windows.refetch(serial),
         }
     }
 }

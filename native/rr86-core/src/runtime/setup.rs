@@ -4,6 +4,7 @@ use super::bus::Bus;
 use super::clock::Clock;
 use super::code_cache::CodeCache;
 use super::codebuf::CodeBuffer;
+use super::coherence::Coherence;
 use super::engine::Engine;
 use super::entry::place_stubs;
 use super::guest_memory::GuestMemory;
@@ -16,7 +17,7 @@ use super::slice::Slice;
 use super::stops::Stops;
 use super::translator::{BlockLimits, Translator};
 use super::vcpu::Vcpus;
-use super::windows::Coherence;
+use super::windows::Windows;
 use crate::cpu::cpuid::CpuidTable;
 use crate::cpu::msr::index;
 use crate::cpu::semantics::Semantics;
@@ -55,6 +56,7 @@ impl Engine {
             slice: Slice::default(),
             instruction: CurrentInstruction::default(),
             coherence: Coherence::new(limits.protocol),
+            windows: Windows::default(),
             stops: Stops::default(),
             observers: Observers::default(),
             bus,

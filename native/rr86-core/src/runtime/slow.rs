@@ -287,8 +287,8 @@ impl Engine {
             self.cache.blocks.get(id).mode.mmu()
         });
         let passage = self.passage(writer.source, page);
-        let windowed = passage == Passage::Checked && self.coherence.protocol.store_window;
-        let commit_first = self.coherence.protocol.commit_first;
+        let windowed = passage == Passage::Checked && self.coherence.protocol().store_window;
+        let commit_first = self.coherence.protocol().commit_first;
         if windowed && commit_first {
             // Without a switch in between, the order of the two shows nowhere.
             if left.is_some_and(|left| self.switch_in(Window::Store, left)) {
@@ -306,12 +306,12 @@ impl Engine {
                     len: data.len(),
                     source: writer.source,
                 });
-                self.coherence.in_window = Some(Window::Store);
+                self.windows.enter(Window::Store);
                 return true;
             }
         }
         let checked = self.check(*writer, paddr, data.len());
-        let emptied = checked.emptied && self.coherence.protocol.unguard_window;
+        let emptied = checked.emptied && self.coherence.protocol().unguard_window;
         if let Some(left) = left {
             if windowed && !commit_first && self.switch_in(Window::Store, left) {
                 self.progress[vcpu].checked_store =
@@ -323,7 +323,7 @@ impl Engine {
                     data: data.to_vec(),
                     emptied,
                 });
-                self.coherence.in_window = Some(Window::Store);
+                self.windows.enter(Window::Store);
                 return true;
             }
         }
@@ -337,7 +337,7 @@ impl Engine {
         if let Some(left) = left {
             if emptied && self.switch_in(Window::Unguard, left) {
                 self.progress[vcpu].under_way.unguard = Some(Unguard { linear, mmu, page });
-                self.coherence.in_window = Some(Window::Unguard);
+                self.windows.enter(Window::Unguard);
                 return true;
             }
         }

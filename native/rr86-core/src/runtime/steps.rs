@@ -11,38 +11,23 @@ impl Engine {
     #[inline]
     pub(in crate::runtime) fn switch_in(&mut self, window: Window, left: i64) -> bool {
         let left = left.saturating_add_unsigned(self.slice.beyond());
-        match &mut self.coherence.windows {
-            WindowPolicy::Closed => false,
-            WindowPolicy::Expect(expected) => {
-                if *expected == Some(window) && left == 0 {
-                    *expected = None;
-                    true
-                } else {
-                    false
-                }
-            }
-            policy => self.coherence.windows_open && policy.draw(window),
-        }
+        self.windows.switch_in(window, left)
     }
 
     /// Whether the replayer has to stop in a fetch window at the end of the budget.
     #[inline]
     pub fn expects_fetch(&self) -> bool {
-        self.slice.beyond() == 0
-            && matches!(
-                self.coherence.windows,
-                WindowPolicy::Expect(Some(Window::Fetch))
-            )
+        self.slice.beyond() == 0 && self.windows.expects_fetch()
     }
 
     /// Says who decides about windows.
     pub fn set_windows(&mut self, policy: WindowPolicy) {
-        self.coherence.windows = policy;
+        self.windows.set_policy(policy);
     }
 
     /// Says whether a switch could let anybody else run.
     pub fn open_windows(&mut self, open: bool) {
-        self.coherence.windows_open = open;
+        self.windows.set_open(open);
     }
 
     /// Has blocks at a physical address whose bytes have been read, and that are not linked, be fetched
@@ -78,8 +63,7 @@ impl Engine {
             self.drop_guard(v.cpu.id, unguard);
         }
         if let Some(fetched) = fetched {
-            if self.coherence.refetched == Some(self.cache.blocks.next_serial()) {
-                self.coherence.refetched = None;
+            if self.windows.take_refetch(self.cache.blocks.next_serial()) {
                 self.forget_fetches(fetched.paddr);
             } else {
                 self.link(v.cpu.id, &fetched);

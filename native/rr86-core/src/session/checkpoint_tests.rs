@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::cpu::semantics::Semantics;
+use crate::runtime::checkpoint::Blocks;
 use crate::runtime::protocol::Protocol;
 use crate::runtime::translator::BlockLimits;
 use crate::runtime::windows::WindowPolicy;
@@ -219,7 +220,7 @@ fn damaged_states_are_refused_or_safe_to_run() {
                 n => state[at] ^= 1 << (n & 7),
             }
             put(&mut machine, &saved.pages);
-            if machine.load_state(&state).is_err() {
+            if machine.load_state(&state, Blocks::Anew).is_err() {
                 refused += 1;
                 continue;
             }

@@ -259,7 +259,7 @@ fn goes_on(engine: &Engine, insn: &Instruction) -> bool {
     falls_through(insn)
         && !engine.instruction.stops()
         && engine.stops.stopped.is_none()
-        && engine.coherence.in_window.is_none()
+        && !engine.windows.is_entered()
 }
 
 /// Instructions that have set rip, perhaps to their own address.

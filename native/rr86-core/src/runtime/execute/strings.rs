@@ -197,7 +197,7 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
     c.v.run.budget -= done.max(1) as i64 - 1;
     c.v.cpu.rip = if finished { c.insn.next_ip() } else { rip };
     // Unless the slice is over or the machine is wanted, only a debugger wants to stop here.
-    let over = c.engine.coherence.in_window.is_some();
+    let over = c.engine.windows.is_entered();
     if !finished
         && !over
         && !c.engine.has_signals()
