@@ -14,7 +14,7 @@ use crate::runtime::cache::{Block, BlockId, Made, Staleness};
 use crate::runtime::engine::Engine;
 use crate::runtime::guest_memory::line_mask;
 use crate::runtime::instruction::CurrentInstruction;
-use crate::runtime::progress::Resume;
+use crate::runtime::progress::{Progress, Resume};
 use crate::runtime::protocol::Source;
 use crate::runtime::translator::DecodedCache;
 use crate::runtime::windows::{Fetched, Unchecked, Uncommitted, UnderWay, Unguard};
@@ -382,14 +382,14 @@ impl Engine {
             let mmu = self.vcpus.mmu(n);
             mmu.tlb.save(w);
             mmu.save_fetches(w);
-            maybe(w, self.progress[n].interrupted_at);
-            maybe(w, self.progress[n].serialised);
-            let (checked, rip) = self.progress[n].checked_store;
+            maybe(w, self.progress[n].interrupted_at());
+            maybe(w, self.progress[n].serialised_at());
+            let (checked, rip) = self.progress[n].checked_store();
             w.varint(checked);
             w.u64(rip);
-            save_under_way(w, &self.progress[n].under_way);
+            save_under_way(w, self.progress[n].under_way());
             if self.coherence.protocol().commit_first {
-                save_unchecked(w, self.progress[n].under_way.unchecked.as_ref());
+                save_unchecked(w, self.progress[n].under_way().unchecked.as_ref());
             }
             let inside = self.inside_block(n);
             w.bool(inside.is_some());
@@ -429,10 +429,7 @@ impl Engine {
     /// Forgets what is under way.
     fn stop_everything(&mut self) {
         self.instruction = CurrentInstruction::default();
-        for each in &mut self.progress {
-            each.resume = None;
-            each.under_way = UnderWay::default();
-        }
+        self.progress.iter_mut().for_each(Progress::forget_steps);
         self.cache.retired.clear();
         self.cache.overrun = None;
         self.coherence.forget_pages();
@@ -460,22 +457,24 @@ impl Engine {
         mmu.tlb
             .load(r, pages, |page| ram.page_pointer(page) as u64)?;
         mmu.load_fetches(r)?;
-        self.progress[n].interrupted_at = maybe_moment(r)?;
-        self.progress[n].serialised = maybe_moment(r)?;
-        self.progress[n].checked_store = (moment(r)?, r.u64()?);
-        self.progress[n].under_way = load_under_way(
+        let interrupted_at = maybe_moment(r)?;
+        let serialised = maybe_moment(r)?;
+        let checked_store = (moment(r)?, r.u64()?);
+        let mut under_way = load_under_way(
             r,
             pages,
             &self.translator.offered,
             self.translator.limits.instructions,
         )?;
         if self.coherence.protocol().commit_first {
-            self.progress[n].under_way.unchecked = load_unchecked(r)?;
+            under_way.unchecked = load_unchecked(r)?;
         }
+        self.progress[n].restore(interrupted_at, serialised, checked_store, under_way);
         if r.bool()? {
             let serial = r.varint()?;
             let index = r.varint()?;
-            self.progress[n].resume = Some(self.resume_in(serial, index, rip, mode)?);
+            let resume = self.resume_in(serial, index, rip, mode)?;
+            self.progress[n].stop_inside(resume);
         }
         Ok(())
     }

@@ -207,7 +207,7 @@ impl Engine {
                 1
             };
             for each in &mut self.progress {
-                each.under_way.fetched.take_if(|f| {
+                each.take_fetch_if(|f| {
                     let mut ranges = f.ranges().into_iter().take(guarded).flatten();
                     ranges.any(|(at, _)| at & !PAGE_MASK == paddr & !PAGE_MASK)
                 });
@@ -362,7 +362,7 @@ impl Engine {
             let fetches = self
                 .progress
                 .iter()
-                .filter_map(|p| p.under_way.fetched.as_ref());
+                .filter_map(|p| p.under_way().fetched.as_ref());
             for (at, len) in fetches.flat_map(Fetched::ranges).flatten() {
                 if at & !PAGE_MASK == start {
                     lines |= line_mask(at, len);
@@ -409,9 +409,7 @@ impl Engine {
             self.cache.blocks.release(id);
         }
         for each in &mut self.progress {
-            if each.is_in(id) {
-                each.resume = None;
-            }
+            each.leave_removed(id);
         }
     }
 
@@ -651,7 +649,7 @@ impl Engine {
         let commit = Commit {
             agent: Agent::Vcpu(vcpu),
             linear: Some(store.linear),
-            late: Some(self.progress[usize::from(vcpu)].checked_store),
+            late: Some(self.progress[usize::from(vcpu)].checked_store()),
             passage: Passage::Late,
         };
         self.commit(&commit, store.paddr, &store.data);

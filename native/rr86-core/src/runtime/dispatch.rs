@@ -172,7 +172,7 @@ impl Engine {
         let longest = self.translator.limits.instructions;
         self.slice.refill(&mut v.run, longest);
         let index = usize::from(v.cpu.id);
-        let resume = self.progress[index].resume;
+        let resume = self.progress[index].resume();
         self.end_overrun(index);
         // Inside a block only a debugger stops; what else there is waits for its end. Behind a fault
         // it waits for an instruction, since the slice may end there: see below.
@@ -231,7 +231,7 @@ impl Engine {
         };
         v.cpu.shadow = 0;
         v.cpu.rflags &= !RFlags::RF.bits();
-        self.progress[index].resume = None;
+        self.progress[index].leave_block();
         v.pending.debug_hits = 0;
         self.slice.begin_code();
         self.stand_between(None);
@@ -282,7 +282,7 @@ impl Engine {
         }
         self.slice.clear_exit_request(&mut v.run);
         let retired = v.run.budget < entry.budget && !self.slice.has_faulted();
-        let inside = self.progress[usize::from(v.cpu.id)].resume.is_some();
+        let inside = self.progress[usize::from(v.cpu.id)].resume().is_some();
         if entry.held != 0 && !retired && inside {
             // A debugger stopped before the instruction, which is still to come.
             v.cpu.shadow = entry.shadow;
@@ -309,7 +309,7 @@ impl Engine {
 
     /// Frees a block that was removed while a vCPU was in it, once the vCPU is out.
     fn end_overrun(&mut self, index: usize) {
-        if self.progress[index].resume.is_none() {
+        if self.progress[index].resume().is_none() {
             if let Some(id) = self.cache.overrun.take() {
                 self.cache.blocks.release(id);
             }
@@ -366,7 +366,9 @@ impl Engine {
             return None;
         }
         if exit == Exit::Partial as u32 {
-            self.progress[usize::from(v.cpu.id)].resume = self.cache.partial.end.take();
+            if let Some(resume) = self.cache.partial.end.take() {
+                self.progress[usize::from(v.cpu.id)].stop_inside(resume);
+            }
             return None;
         }
         if exit == Exit::Signal as u32 {
@@ -541,7 +543,7 @@ impl Engine {
         {
             self.note_fetch(v.cpu.id, &fetched, None);
             self.guard_fetch(&fetched);
-            self.progress[usize::from(v.cpu.id)].under_way.fetched = Some(fetched);
+            self.progress[usize::from(v.cpu.id)].begin_link(fetched);
             return Ok(None);
         }
         Ok(Some(self.link(v.cpu.id, &fetched)))

@@ -23,7 +23,7 @@ use super::slice::Slice;
 use super::stops::Stops;
 use super::translator::Translator;
 use super::vcpu::{Vcpu, Vcpus};
-use super::windows::{UnderWay, Windows};
+use super::windows::Windows;
 use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
 use crate::cpu::state::{CpuState, RFlags};
@@ -102,7 +102,7 @@ impl Engine {
     /// Where a vCPU stands inside a block: (block serial, instruction index), when it was stopped there.
     pub fn inside_block(&self, index: usize) -> Option<(u64, usize)> {
         self.progress[index]
-            .resume
+            .resume()
             .map(|r| (self.cache.blocks.get(r.block).serial, r.index))
     }
 
@@ -241,7 +241,7 @@ impl Engine {
             || self.coherence.protocol().same_block_ignored;
         if index < count && goes_on {
             // Only the debugger or a window stopped it: the rest of the block is still to come.
-            self.progress[usize::from(vcpu.cpu.id)].resume = Some(Resume {
+            self.progress[usize::from(vcpu.cpu.id)].stop_inside(Resume {
                 block: vcpu.run.site_block,
                 index,
             });
@@ -271,7 +271,7 @@ impl Engine {
     pub(in crate::runtime) fn resume_repeated(&mut self, vcpu: &Vcpu) {
         let id = vcpu.run.site_block;
         if self.cache.blocks.is_live(id) {
-            self.progress[usize::from(vcpu.cpu.id)].resume = Some(Resume {
+            self.progress[usize::from(vcpu.cpu.id)].stop_inside(Resume {
                 block: id,
                 index: usize::from(self.cache.blocks.get(id).count) - 1,
             });
@@ -291,16 +291,14 @@ impl Engine {
             info.code_lines = 0;
             info.flags -= PageFlags::CODE;
         }
-        for each in &mut self.progress {
-            each.resume = None;
-        }
+        self.progress.iter_mut().for_each(Progress::leave_block);
         self.cache.retired.clear();
         self.cache.overrun = None;
         self.coherence.forget_pages();
         for vcpu in 0..self.progress.len() {
-            if let Some(fetched) = self.progress[vcpu].under_way.fetched.take() {
+            if let Some(fetched) = self.progress[vcpu].take_fetch_if(|_| true) {
                 self.guard_fetch(&fetched);
-                self.progress[vcpu].under_way.fetched = Some(fetched);
+                self.progress[vcpu].begin_link(fetched);
             }
         }
         self.forget_code();
@@ -328,16 +326,14 @@ impl Engine {
 
     /// INIT of a vCPU: its state, and everything cached about it.
     pub fn init_vcpu(&mut self, index: usize) {
-        self.progress[index].inits += 1;
-        self.progress[index].resume = None;
-        self.progress[index].under_way = UnderWay::default();
+        self.progress[index].init();
         self.cpu_mut(index).init();
         self.flush_tlb(index as u8, false);
     }
 
     /// How many INITs a vCPU has had.
     pub fn inits(&self, index: usize) -> u64 {
-        self.progress[index].inits
+        self.progress[index].inits()
     }
 
     /// After a device access: comes back soon if the board wants something, or if an interrupt can now

@@ -4,6 +4,7 @@
 use crate::cpu::paging;
 use crate::runtime::cache::{Block, BlockId};
 use crate::runtime::engine::Engine;
+use crate::runtime::progress::Progress;
 use crate::translate::decode::classify::shape;
 
 impl Engine {
@@ -14,7 +15,7 @@ impl Engine {
 
     /// The block that a vCPU is in, or would enter next if it exists.
     pub fn current_block(&self, vcpu: usize) -> Option<BlockId> {
-        if let Some(resume) = self.progress.get(vcpu).and_then(|each| each.resume) {
+        if let Some(resume) = self.progress.get(vcpu).and_then(Progress::resume) {
             return Some(resume.block);
         }
         let cpu = self.cpu(vcpu);
@@ -81,7 +82,7 @@ impl Engine {
     /// Moment at which a vCPU was last serialised: by an interrupt, or by an instruction that does so
     /// (SDM vol. 3A, section 9.3).
     pub fn serialised_at(&self, vcpu: usize) -> Option<u64> {
-        self.progress.get(vcpu)?.serialised
+        self.progress.get(vcpu)?.serialised_at()
     }
 
     /// Removes a block as if a write to it had been noticed. The run is not the recorded one any more.
@@ -98,9 +99,7 @@ impl Engine {
         let paddr = self.cache.blocks.get(id).paddr;
         self.forget_fetches(paddr);
         for each in &mut self.progress {
-            if each.is_in(id) {
-                each.resume = None;
-            }
+            each.leave_removed(id);
         }
         // No chain and no cache leads anywhere now.
         self.drop_code();
@@ -111,8 +110,8 @@ impl Engine {
     /// instead of being linked. If they are under way, they are dropped now, and the vCPU looks again when it
     /// runs; otherwise when they are about to be linked.
     pub fn refetch(&mut self, serial: u64, vcpu: usize, fetched: u64) {
-        let steps = self.progress.get_mut(vcpu).map(|each| &mut each.under_way);
-        let taken = steps.and_then(|s| s.fetched.take_if(|f| f.icount == fetched));
+        let progress = self.progress.get_mut(vcpu);
+        let taken = progress.and_then(|each| each.take_fetch_if(|f| f.icount == fetched));
         match taken {
             Some(fetched) => self.forget_fetches(fetched.paddr),
             None => self.windows.refetch(serial),

@@ -49,7 +49,7 @@ pub mod observers;
 pub mod oracle;
 mod outside;
 mod prepared;
-pub mod progress;
+mod progress;
 pub mod protocol;
 mod rewind;
 mod setup;

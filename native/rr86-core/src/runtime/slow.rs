@@ -299,7 +299,7 @@ impl Engine {
                     passage,
                 };
                 self.commit(&commit, paddr, data);
-                self.progress[vcpu].under_way.unchecked = Some(Unchecked {
+                self.progress[vcpu].begin_check(Unchecked {
                     paddr,
                     linear,
                     mmu,
@@ -314,15 +314,15 @@ impl Engine {
         let emptied = checked.emptied && self.coherence.protocol().unguard_window;
         if let Some(left) = left {
             if windowed && !commit_first && self.switch_in(Window::Store, left) {
-                self.progress[vcpu].checked_store =
-                    (self.icount(), self.position_rip().unwrap_or(0));
-                self.progress[vcpu].under_way.uncommitted = Some(Uncommitted {
+                let store = Uncommitted {
                     paddr,
                     linear,
                     mmu,
                     data: data.to_vec(),
                     emptied,
-                });
+                };
+                let checked = (self.icount(), self.position_rip().unwrap_or(0));
+                self.progress[vcpu].begin_commit(checked, store);
                 self.windows.enter(Window::Store);
                 return true;
             }
@@ -336,7 +336,7 @@ impl Engine {
         let stop = self.commit(&commit, paddr, data) | checked.stop;
         if let Some(left) = left {
             if emptied && self.switch_in(Window::Unguard, left) {
-                self.progress[vcpu].under_way.unguard = Some(Unguard { linear, mmu, page });
+                self.progress[vcpu].begin_unguard(Unguard { linear, mmu, page });
                 self.windows.enter(Window::Unguard);
                 return true;
             }

@@ -1,6 +1,7 @@
 //! Steps of a block protocol that a vCPU has begun: whether it is switched out between them, and finishing them.
 
 use super::engine::Engine;
+use super::progress::Progress;
 use super::vcpu::Vcpu;
 use super::windows::{UnderWay, Window, WindowPolicy};
 use xxhash_rust::xxh3::xxh3_64;
@@ -34,17 +35,14 @@ impl Engine {
     /// anew.
     pub(in crate::runtime) fn forget_fetches(&mut self, paddr: u64) {
         for each in &mut self.progress {
-            let steps = &mut each.under_way;
-            if steps.fetched.as_ref().is_some_and(|f| f.paddr == paddr) {
-                steps.fetched = None;
-            }
+            each.take_fetch_if(|f| f.paddr == paddr);
         }
     }
 
     /// Finishes what a vCPU had under way when it was switched out.
     pub(in crate::runtime) fn finish_steps(&mut self, v: &mut Vcpu) {
         let index = usize::from(v.cpu.id);
-        if self.progress[index].under_way.is_empty() {
+        if self.progress[index].under_way().is_empty() {
             return;
         }
         let UnderWay {
@@ -52,7 +50,7 @@ impl Engine {
             uncommitted,
             unguard,
             unchecked,
-        } = std::mem::take(&mut self.progress[index].under_way);
+        } = self.progress[index].take_steps();
         if let Some(store) = uncommitted {
             self.commit_late(v.cpu.id, &store);
         }
@@ -73,7 +71,9 @@ impl Engine {
 
     /// Whether any vCPU has something under way.
     pub fn has_under_way(&self) -> bool {
-        self.progress.iter().any(|each| !each.under_way.is_empty())
+        self.progress
+            .iter()
+            .any(|each| !each.under_way().is_empty())
     }
 
     /// Digest of everything that is under way.
@@ -82,7 +82,7 @@ impl Engine {
         for (n, steps) in self
             .progress
             .iter()
-            .map(|each| &each.under_way)
+            .map(Progress::under_way)
             .enumerate()
             .filter(|(_, s)| !s.is_empty())
         {

@@ -190,7 +190,8 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     };
     let flow = context.flow;
     if serialises(&insn) {
-        engine.progress[usize::from(v.cpu.id)].serialised = Some(engine.icount());
+        let now = engine.icount();
+        engine.progress[usize::from(v.cpu.id)].note_serialised(now);
     }
     v.run.flags_ax = flags_to_ax(v.cpu.rflags);
     if !ends && site.remaining > 1 {
@@ -311,7 +312,7 @@ pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
     let index = engine.index_after(v.run.site_block, usize::from(site.offset)) - 1;
     v.run.budget += i64::from(site.remaining);
     v.run.exit = Exit::Stopped as u32;
-    engine.progress[usize::from(v.cpu.id)].resume = Some(Resume {
+    engine.progress[usize::from(v.cpu.id)].stop_inside(Resume {
         block: v.run.site_block,
         index,
     });
@@ -353,9 +354,7 @@ pub unsafe extern "sysv64" fn entered(vcpu: *mut Vcpu, site: u32) -> u32 {
     v.cpu.rip = rip.wrapping_add(u64::from(site.offset));
     v.run.budget += i64::from(site.remaining);
     v.run.exit = Exit::Stopped as u32;
-    engine.progress[usize::from(v.cpu.id)].resume = Some(Resume {
-        block: id,
-        index: engine.index_after(id, usize::from(site.offset)) - 1,
-    });
+    let index = engine.index_after(id, usize::from(site.offset)) - 1;
+    engine.progress[usize::from(v.cpu.id)].stop_inside(Resume { block: id, index });
     1
 }
