@@ -219,13 +219,9 @@ fn run_with(bytes: &[u8]) -> (u64, u64) {
     }
     let mode = Mode::of(machine.engine.cpu(0));
     let engine: &mut Engine = &mut machine.engine;
-    let settings = Settings {
-        stubs: engine.cache.stubs,
-        tracking: engine.tracking(),
-        shortcuts: engine.translator.shortcuts,
-        offered: engine.translator.offered,
-        limit: 64,
-    };
+    let settings = engine
+        .translator
+        .settings(engine.cache.stubs, engine.tracking());
     let prediction = Prediction {
         mode: mode.0,
         ..prediction(0, bytes)
@@ -234,12 +230,12 @@ fn run_with(bytes: &[u8]) -> (u64, u64) {
     let ready = ready(0);
     let made = translate(&prediction, bytes, &settings, &mut scratch).expect("a block");
     ready.put(Box::new(made));
-    engine.translator.ahead = Some(Ahead {
+    engine.translator.set_ahead(Some(Ahead {
         ready,
         settings,
         thread: std::thread::spawn(|| ()),
         taken: None,
-    });
+    }));
     let mut session = Session::record(machine, Scheduler::new(Policy::Uniform, 5, 1000));
     session
         .run(1000, &mut Conditions::default())

@@ -3,7 +3,6 @@
 use crate::host_time::Phase;
 use crate::runtime::cache::BlockId;
 use crate::runtime::engine::Engine;
-use crate::translate::block;
 use crate::translate::code::Code;
 use crate::translate::lower::emitter::Request;
 use crate::translate::path::Superblock;
@@ -79,10 +78,7 @@ impl Engine {
                         made.code = code;
                         self.give_back_ahead(made);
                     }
-                    None => {
-                        self.translator.scratch.bytes = code.bytes;
-                        self.translator.scratch.relocations = code.relocations;
-                    }
+                    None => self.translator.recycle(code),
                 }
                 return;
             }
@@ -100,19 +96,15 @@ impl Engine {
         let block = self.cache.blocks.get(id);
         let (count, checked, length) = (block.count, block.stale.checked, block.place.len);
         let code = self.generate(id, 0, usize::from(count), checked);
-        let starts = self.translator.scratch.starts();
-        let index = starts.partition_point(|&start| start as usize <= at);
-        if code.bytes.len() != length as usize || index == 0 || at >= code.split {
+        let index = self.translator.instruction_at(at)?;
+        if code.bytes.len() != length as usize || at >= code.split {
             return None;
         }
-        let decoded = self
-            .translator
-            .scratch
-            .decode(&self.cache.blocks.get(id).source());
+        let decoded = self.translator.instructions(self.cache.blocks.get(id));
         let first = decoded.insns[0].0.ip();
-        let offset = decoded.insns[index - 1].0.ip().wrapping_sub(first) as u16;
-        self.translator.scratch.give_decoded(decoded);
-        Some((offset, count - (index - 1) as u8))
+        let offset = decoded.insns[index].0.ip().wrapping_sub(first) as u16;
+        self.translator.give_back(decoded);
+        Some((offset, count - index as u8))
     }
 
     pub(in crate::runtime) fn generate(
@@ -144,7 +136,7 @@ impl Engine {
     ) -> Code {
         let watch = self.observers.spent.sample();
         let block = self.cache.blocks.get(id);
-        let decoded = self.translator.scratch.decode(&block.source());
+        let decoded = self.translator.instructions(block);
         let request = Request {
             mode: block.mode,
             insns: &decoded.insns,
@@ -153,11 +145,11 @@ impl Engine {
             hooks: &self.stops.hooks,
             checked: checked || start == 0 && self.observers.oracle.is_some(),
             tracking: self.tracking(),
-            shortcuts: self.translator.shortcuts,
+            shortcuts: self.translator.shortcuts(),
             superblock,
         };
-        let mut code = block::translate(request, self.cache.stubs, &mut self.translator.scratch);
-        self.translator.scratch.give_decoded(decoded);
+        let mut code = self.translator.translate(request, self.cache.stubs);
+        self.translator.give_back(decoded);
         code.place(id, self.cache.buffer.next_address());
         self.observers.spent.add_sample(Phase::Translating, watch);
         code

@@ -6,7 +6,6 @@ use super::flags::flags_to_ax;
 use super::signals::{HostFault, Place};
 use super::vcpu::Vcpu;
 use crate::cpu::exception::{vector, Exception};
-use crate::translate::decode::classify::shape;
 use crate::translate::site::Site;
 
 /// The block and the offset in its code of a host address, and the site that is noted for it.
@@ -84,7 +83,7 @@ pub(in crate::runtime) fn exception(
         let bytes = match known {
             Some(offset) => {
                 let rest = &block.bytes[usize::from(offset)..];
-                let insn = shape::single(rest, v.cpu.rip, block.mode, &engine.translator.offered);
+                let insn = engine.translator.instruction_in(block, usize::from(offset));
                 rest[..insn.len().clamp(1, rest.len())].to_vec()
             }
             None => block.bytes.to_vec(),

@@ -16,7 +16,6 @@ use crate::runtime::guest_memory::line_mask;
 use crate::runtime::instruction::CurrentInstruction;
 use crate::runtime::progress::{Progress, Resume};
 use crate::runtime::protocol::Source;
-use crate::runtime::translator::DecodedCache;
 use crate::runtime::windows::{Fetched, Unchecked, Uncommitted, UnderWay, Unguard};
 use crate::saved::{LoadError, Reader, Writer};
 use crate::translate::decode::classify::shape::{self, Shape};
@@ -436,7 +435,7 @@ impl Engine {
         self.observers.events.clear();
         self.stops.forget();
         self.windows.forget();
-        self.translator.decoded = DecodedCache::new();
+        self.translator.forget_decoded();
     }
 
     fn load_vcpu(&mut self, r: &mut Reader<'_>, n: usize) -> Result<(), LoadError> {
@@ -446,7 +445,7 @@ impl Engine {
             field: "vCPU",
             value: n as u64,
         })?;
-        if let Err(field) = check::plausible(&state, n, self.translator.model.xcr0_mask) {
+        if let Err(field) = check::plausible(&state, n, self.translator.model().xcr0_mask) {
             return bad(field, n as u64);
         }
         let mode = Mode::of(&state);
@@ -463,8 +462,8 @@ impl Engine {
         let mut under_way = load_under_way(
             r,
             pages,
-            &self.translator.offered,
-            self.translator.limits.instructions,
+            self.translator.offered(),
+            self.translator.longest(),
         )?;
         if self.coherence.protocol().commit_first {
             under_way.unchecked = load_unchecked(r)?;
@@ -493,8 +492,8 @@ impl Engine {
         let block = self.cache.blocks.get(id);
         let lengths = Place::from(block).cut(
             &block.bytes,
-            &self.translator.offered,
-            self.translator.limits.instructions,
+            self.translator.offered(),
+            self.translator.longest(),
         )?;
         let inside = usize::try_from(index)
             .ok()
@@ -543,7 +542,7 @@ impl Engine {
 
     fn load_blocks(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
         let next = r.varint()?;
-        let count = r.count("number of blocks", self.translator.limits.capacity)?;
+        let count = r.count("number of blocks", self.translator.capacity())?;
         let mut before = BlockRecord::START;
         for n in 0..count {
             let record = BlockRecord::load(r, &before)?;
@@ -555,11 +554,7 @@ impl Engine {
             if bytes.len() != place.len || usize::from(record.made.by) >= self.vcpus.count() {
                 return bad("block", serial);
             }
-            place.cut(
-                &bytes,
-                &self.translator.offered,
-                self.translator.limits.instructions,
-            )?;
+            place.cut(&bytes, self.translator.offered(), self.translator.longest())?;
             if self
                 .cache
                 .blocks

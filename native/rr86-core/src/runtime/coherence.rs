@@ -527,7 +527,7 @@ impl Engine {
         let memory = self.memory_of(block);
         let mut wrong = (0..memory.len())
             .filter(|&at| memory[at] != block.bytes[at])
-            .map(|at| self.index_after(from.block, at) - 1);
+            .map(|at| self.translator.index_after(block, at) - 1);
         wrong.find_map(|index| index.checked_sub(from.index))
     }
 
@@ -566,7 +566,7 @@ impl Engine {
         if let Some(id) = self.cache.blocks.find(paddr, second, rip, mode) {
             return id;
         }
-        if self.cache.blocks.len() + self.cache.retired.len() >= self.translator.limits.capacity {
+        if self.cache.blocks.len() + self.cache.retired.len() >= self.translator.capacity() {
             self.flush_blocks(vcpu);
         }
         self.observers.stats.blocks_translated += 1;

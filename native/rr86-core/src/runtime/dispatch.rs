@@ -21,7 +21,6 @@ use crate::runtime::signals;
 use crate::runtime::stops::StopCause;
 use crate::runtime::vcpu::{Vcpu, UNSTEPPED};
 use crate::runtime::windows::{Fetched, Window};
-use crate::translate::decode::classify::shape;
 use crate::translate::layout::Exit;
 use crate::translate::mode::Mode;
 
@@ -169,7 +168,7 @@ impl Engine {
         if self.cache.buffer.uses_reserve() {
             self.drop_code();
         }
-        let longest = self.translator.limits.instructions;
+        let longest = self.translator.longest();
         self.slice.refill(&mut v.run, longest);
         let index = usize::from(v.cpu.id);
         let resume = self.progress[index].resume();
@@ -319,7 +318,7 @@ impl Engine {
     /// Host address of the block at rip if the jump cache knows it, and if it fits whatever its length.
     #[inline]
     fn known_code(&self, v: &Vcpu, mode: Mode) -> Option<u64> {
-        let roomy = v.run.budget >= self.translator.limits.instructions as i64;
+        let roomy = v.run.budget >= self.translator.longest() as i64;
         // The relative that leaves jumps behind does so in jumps, not in look-ups.
         let asked = self.cache.to_chain.is_some() || self.coherence.protocol().chain_kept;
         if !roomy || asked || mode.one() || !mode.code_flat() || self.waits_for_interrupt(v) {
@@ -447,7 +446,7 @@ impl Engine {
     /// replayer, which knows where the slice ends, does not ask it.
     fn fits(&mut self, v: &Vcpu, mode: Mode, beyond: u64) -> bool {
         let budget = v.run.budget.saturating_add_unsigned(beyond);
-        if budget >= self.translator.limits.instructions as i64 {
+        if budget >= self.translator.longest() as i64 {
             return true;
         }
         let linear = self.fetch_address(v);
@@ -460,14 +459,10 @@ impl Engine {
         if let Some(id) = self.cache.blocks.find(paddr, None, rip, mode) {
             return i64::from(self.cache.blocks.get(id).count) <= budget;
         }
-        let mut decoded = self.translator.scratch.take_decoded().emptied();
-        let limit = self.translator.limits.instructions;
-        let bytes = self.memory.code_at(paddr);
-        let offered = &self.translator.offered;
-        let inside = shape::cut_into(&mut decoded.insns, bytes, rip, mode, offered, limit, false);
+        let (decoded, inside) = self.translator.cut(self.memory.code_at(paddr), rip, mode);
         let fits = inside && decoded.insns.len() as i64 <= budget;
         // Forgotten as a block: these bytes are not fetched now.
-        self.translator.scratch.give_decoded(decoded.emptied());
+        self.translator.drop_cut(decoded);
         fits
     }
 
@@ -579,18 +574,12 @@ impl Engine {
                 icount: self.icount(),
             }));
         }
-        let limit = self.translator.limits.instructions;
-        let mut decoded = self.translator.scratch.take_decoded().emptied();
-        let inside = !crosses
-            && shape::cut_into(
-                &mut decoded.insns,
-                self.memory.code_at(paddr),
-                rip,
-                mode,
-                &self.translator.offered,
-                limit,
-                false,
-            );
+        let bytes = if crosses {
+            &[][..]
+        } else {
+            self.memory.code_at(paddr)
+        };
+        let (mut decoded, inside) = self.translator.cut(bytes, rip, mode);
         let mut crossing = Vec::new();
         let mut second = None;
         if !inside {
@@ -609,17 +598,8 @@ impl Engine {
             second = Some(next_page);
             self.memory.ram.read(paddr, &mut crossing[..room]);
             self.memory.ram.read(next_page, &mut crossing[room..]);
-            decoded.insns.clear();
-            let whole = shape::cut_into(
-                &mut decoded.insns,
-                &crossing,
-                rip,
-                mode,
-                &self.translator.offered,
-                1,
-                true,
-            );
-            assert!(whole, "fifteen bytes hold an instruction");
+            self.translator
+                .cut_crossing(&mut decoded, &crossing, rip, mode);
         }
         let len: usize = decoded.insns.iter().map(|(i, _)| i.len().max(1)).sum();
         if len <= room {
@@ -633,8 +613,7 @@ impl Engine {
             crossing
         };
         self.translator
-            .scratch
-            .keep_decoded(decoded, &bytes, rip, mode, second.is_some());
+            .keep_cut(decoded, &bytes, rip, mode, second.is_some());
         self.seen(v.cpu.id, Seen::Fetch, paddr, len.min(room));
         if let Some(second) = second {
             self.seen(v.cpu.id, Seen::Fetch, second, len - room);

@@ -8,7 +8,6 @@
 //! own ([`Mmu`]).
 
 use super::bus::Bus;
-use super::cache::BlockId;
 use super::clock::Clock;
 use super::code_cache::CodeCache;
 use super::coherence::Coherence;
@@ -95,7 +94,7 @@ impl Engine {
     /// Puts host code in front of the copy of the guest instruction at `rip` in all code that is made from now
     /// on, to try what becomes of code that fails.
     pub fn plant(&mut self, rip: u64, code: &[u8]) {
-        self.translator.scratch.planted = Some((rip, code.into()));
+        self.translator.plant(rip, code);
         self.drop_code();
     }
 
@@ -211,7 +210,7 @@ impl Engine {
     /// Sets the shortcuts that code takes; before any is made.
     pub fn set_shortcuts(&mut self, shortcuts: Shortcuts) {
         debug_assert!(self.cache.blocks.is_empty());
-        self.translator.shortcuts = shortcuts;
+        self.translator.set_shortcuts(shortcuts);
     }
 
     /// Leaves the running block after the instruction at `site`, whose store hit the block itself or a
@@ -219,12 +218,7 @@ impl Engine {
     pub(in crate::runtime) fn end_after(&mut self, vcpu: &mut Vcpu, site: Site) {
         let block = self.cache.blocks.get(vcpu.run.site_block);
         let offset = usize::from(site.offset);
-        let insn = crate::translate::decode::classify::shape::single(
-            &block.bytes[offset..],
-            block.rip + offset as u64,
-            block.mode,
-            &self.translator.offered,
-        );
+        let insn = self.translator.instruction_in(block, offset);
         let left = i64::from(site.remaining) - 1;
         vcpu.cpu.rip = if insn.is_call_near() {
             insn.near_branch_target()
@@ -236,7 +230,7 @@ impl Engine {
         vcpu.run.budget += left;
         vcpu.run.exit = Exit::Stopped as u32;
         let count = usize::from(block.count);
-        let index = self.index_after(vcpu.run.site_block, offset);
+        let index = self.translator.index_after(block, offset);
         let goes_on = self.cache.blocks.is_live(vcpu.run.site_block)
             || self.coherence.protocol().same_block_ignored;
         if index < count && goes_on {
@@ -246,24 +240,6 @@ impl Engine {
                 index,
             });
         }
-    }
-
-    /// Index of the instruction after the one at this offset of a block.
-    pub(in crate::runtime) fn index_after(&self, id: BlockId, offset: usize) -> usize {
-        let block = self.cache.blocks.get(id);
-        let (mut at, mut index) = (0, 0);
-        while at <= offset {
-            let rip = block.rip.wrapping_add(at as u64);
-            let insn = crate::translate::decode::classify::shape::single(
-                &block.bytes[at..],
-                rip,
-                block.mode,
-                &self.translator.offered,
-            );
-            at += insn.len().max(1);
-            index += 1;
-        }
-        index
     }
 
     /// Has the repeated instruction at the end of the running block, of which a debugger's stop has

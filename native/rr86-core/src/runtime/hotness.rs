@@ -31,12 +31,12 @@ impl Engine {
     /// again, and nothing that a guest can see, so that short runs get superblocks, too.
     pub fn set_hot(&mut self, samples: u8) {
         debug_assert!(self.cache.blocks.is_empty());
-        self.translator.hot = samples;
+        self.translator.set_hot(samples);
     }
 
     /// A slice has ended before the block at rip.
     pub(in crate::runtime) fn sample(&mut self, v: &Vcpu) {
-        if !self.translator.shortcuts.has(Shortcuts::PATHS)
+        if !self.translator.shortcuts().has(Shortcuts::PATHS)
             // Each stale block's first execution is an event.
             || self.coherence.protocol().can_be_stale()
             || self.observers.oracle.is_some()
@@ -67,7 +67,7 @@ impl Engine {
         let block = self.cache.blocks.get_mut(id);
         block.hot.samples = block.hot.samples.saturating_add(1);
         let block = self.cache.blocks.get(id);
-        if block.hot.samples >= self.translator.hot
+        if self.translator.is_hot(block.hot.samples)
             && !block.hot.has_superblock
             && block.hot.superblocks < MOST
             && block.code != 0
@@ -187,7 +187,7 @@ impl Engine {
             &block.bytes,
             block.rip,
             block.mode,
-            &self.translator.offered,
+            self.translator.offered(),
             count,
             false,
         );

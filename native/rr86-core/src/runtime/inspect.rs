@@ -5,7 +5,6 @@ use crate::cpu::paging;
 use crate::runtime::cache::{Block, BlockId};
 use crate::runtime::engine::Engine;
 use crate::runtime::progress::Progress;
-use crate::translate::decode::classify::shape;
 
 impl Engine {
     /// The block with this serial number, if it exists or can still be reached.
@@ -47,15 +46,10 @@ impl Engine {
         };
         let block = self.cache.blocks.get(id);
         let offset = self.cpu(vcpu).rip.wrapping_sub(block.rip) as usize;
-        let Some(rest) = block.bytes.get(offset..) else {
+        if offset > block.bytes.len() {
             return false;
-        };
-        let insn = shape::single(
-            rest,
-            self.cpu(vcpu).rip,
-            block.mode,
-            &self.translator.offered,
-        );
+        }
+        let insn = self.translator.instruction_in(block, offset);
         !self.holds(id, offset, insn.len())
     }
 

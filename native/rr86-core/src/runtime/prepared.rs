@@ -1,6 +1,6 @@
 //! Code that was translated before it was needed: asking for it, and taking it. See `ahead`.
 
-use super::ahead::{Ahead, Prediction, Settings, Translation};
+use super::ahead::{Ahead, Prediction, Translation};
 use super::cache::BlockId;
 use super::engine::Engine;
 use crate::memory::PAGE_MASK;
@@ -15,29 +15,22 @@ impl Engine {
         predictions: impl Iterator<Item = Option<Prediction>> + Send + 'static,
     ) {
         self.end_ahead();
-        if !self.translator.shortcuts.has(Shortcuts::AHEAD) {
+        if !self.translator.shortcuts().has(Shortcuts::AHEAD) {
             return;
         }
-        let settings = Settings {
-            stubs: self.cache.stubs,
-            tracking: self.tracking(),
-            shortcuts: self.translator.shortcuts,
-            offered: self.translator.offered,
-            limit: self.translator.limits.instructions,
-        };
+        let settings = self.translator.settings(self.cache.stubs, self.tracking());
         let buffer = &self.cache.buffer;
         let place = (buffer.mapping(), buffer.used());
         let next = self.cache.blocks.next_serial();
         // Without the thread, the engine translates everything.
-        self.translator.ahead =
-            Ahead::start(predictions, settings, next, self.memory.ram.reader(), place);
+        let ram = self.memory.ram.reader();
+        let ahead = Ahead::start(predictions, settings, next, ram, place);
+        self.translator.set_ahead(ahead);
     }
 
     /// Ends what `translate_ahead` began.
     pub fn end_ahead(&mut self) {
-        if let Some(ahead) = self.translator.ahead.take() {
-            ahead.stop();
-        }
+        self.translator.set_ahead(None);
     }
 
     /// Bytes and number of instructions of the next block, if it was translated ahead, is at this place, and is
@@ -49,7 +42,7 @@ impl Engine {
         mode: Mode,
     ) -> Option<(Vec<u8>, u8)> {
         let serial = self.cache.blocks.next_serial();
-        let made = self.translator.ahead.as_mut()?.look(serial)?;
+        let made = self.translator.look_ahead(serial)?;
         if !made.closed || made.paddr != paddr || made.rip != rip || made.mode != mode {
             return None;
         }
@@ -62,26 +55,22 @@ impl Engine {
     /// The translation of a whole block, if it was made ahead and nothing about the block is special.
     pub(in crate::runtime) fn made_ahead(&mut self, block: BlockId) -> Option<Box<Translation>> {
         let tracking = self.tracking();
-        let translator = &mut self.translator;
-        let ahead = translator.ahead.as_mut()?;
         let block = self.cache.blocks.get(block);
         let plain = !self.stops.hooks.touch(block.rip, block.bytes.len())
             && self.observers.oracle.is_none()
-            && ahead.suits(tracking, translator.shortcuts, translator.offered)
             && !block.stale.checked
             && block.second.is_none();
         if !plain || block.serial + 1 != self.cache.blocks.next_serial() {
             return None;
         }
-        let made = ahead.take(block)?;
+        let made = self.translator.take_ahead(block, tracking)?;
         self.observers.stats.blocks_ahead += 1;
         Some(made)
     }
 
     /// Gives back a translation whose code has been placed.
     pub(in crate::runtime) fn give_back_ahead(&self, made: Box<Translation>) {
-        if let Some(ahead) = &self.translator.ahead {
-            ahead.give_back(made, self.cache.buffer.used());
-        }
+        self.translator
+            .give_back_ahead(made, self.cache.buffer.used());
     }
 }

@@ -20,7 +20,7 @@ impl Engine {
     pub(super) fn rewind_blocks(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
         let mut here = self.cache.blocks.live_by_serial().into_iter().peekable();
         let next = r.varint()?;
-        let count = r.count("number of blocks", self.translator.limits.capacity)?;
+        let count = r.count("number of blocks", self.translator.capacity())?;
         let mut before = BlockRecord::START;
         for _ in 0..count {
             let record = BlockRecord::load(r, &before)?;

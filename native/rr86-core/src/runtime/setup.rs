@@ -74,7 +74,7 @@ impl Engine {
                 (&mut msr.misc_enable, index::MISC_ENABLE),
                 (&mut msr.pat, index::PAT),
             ] {
-                *slot = engine.translator.model.msr(index).unwrap_or(*slot);
+                *slot = engine.translator.model().msr(index).unwrap_or(*slot);
             }
         }
         Ok(engine)

@@ -25,7 +25,7 @@ use crate::runtime::vcpu::PendingAccess;
 use crate::runtime::vcpu::Vcpu;
 use crate::runtime::windows::{Unchecked, Uncommitted, Unguard, Window};
 use crate::runtime::writelog::{Commit, Passage};
-use crate::translate::decode::classify::{needs_alignment, shape, waits};
+use crate::translate::decode::classify::{needs_alignment, waits};
 use crate::translate::layout::Exit;
 use crate::translate::mode::Mode;
 use crate::translate::site::{AccessKind, Site};
@@ -56,13 +56,9 @@ fn fault(vcpu: &mut Vcpu, engine: &Engine, site: Site, exception: Exception) {
 /// when the access has been made: a pending x87 exception, or a misaligned SSE operand.
 fn earlier_fault(vcpu: &Vcpu, engine: &Engine, site: Site, linear: u64) -> Option<Exception> {
     let block = engine.cache.blocks.get(vcpu.run.site_block);
-    let offset = usize::from(site.offset);
-    let insn = shape::single(
-        &block.bytes[offset..],
-        block.rip,
-        block.mode,
-        &engine.translator.offered,
-    );
+    let insn = engine
+        .translator
+        .instruction_in(block, usize::from(site.offset));
     if waits(&insn) && fpu::pending_x87_error(&vcpu.cpu) {
         return Some(Exception::new(vector::MF));
     }

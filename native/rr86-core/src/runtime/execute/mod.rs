@@ -19,47 +19,12 @@ use crate::runtime::flags::{flags_to_ax, sync_flags};
 use crate::runtime::instruction::Flow;
 use crate::runtime::progress::Resume;
 use crate::runtime::stops::StopCause;
-use crate::runtime::translator::{Decoded, DECODED};
 use crate::runtime::vcpu::Vcpu;
 use crate::runtime::view::View;
-use crate::translate::decode::classify::{classify, shape, Class};
 use crate::translate::layout::Exit;
 use crate::translate::lower::inline::falls_through;
 use crate::translate::site::Site;
 use iced_x86::{Instruction, Mnemonic as M};
-
-impl Engine {
-    /// The instruction at an offset of a block, and what it raises by its mere form.
-    #[inline]
-    fn instruction_at(
-        &mut self,
-        id: crate::runtime::cache::BlockId,
-        offset: u16,
-    ) -> (Instruction, Option<Exception>) {
-        let block = self.cache.blocks.get(id);
-        let place = (block.serial, offset);
-        let index = block.serial.wrapping_mul(31).wrapping_add(offset.into()) as usize % DECODED;
-        let known = &mut self.translator.decoded.0[index];
-        if known.place != place {
-            let bytes = &block.bytes[usize::from(offset)..];
-            let rip = block.rip.wrapping_add(u64::from(offset));
-            let insn = shape::single(bytes, rip, block.mode, &self.translator.offered);
-            let refused = match classify(&insn, block.mode, &self.translator.offered) {
-                _ if shape::too_long(&insn, bytes, block.mode, &self.translator.offered) => {
-                    Some(Exception::gp(0))
-                }
-                Class::Raise(exception) => Some(exception),
-                _ => None,
-            };
-            *known = Decoded {
-                place,
-                insn,
-                refused,
-            };
-        }
-        (known.insn, known.refused)
-    }
-}
 
 /// A helper at work: the vCPU, the engine, and the instruction.
 pub(super) struct Context<'a> {
@@ -171,7 +136,8 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     engine.slow_step(v);
     engine.clock.note_position(&v.run, site);
     sync_flags(v);
-    let (insn, refused) = engine.instruction_at(v.run.site_block, site.offset);
+    let block = engine.cache.blocks.get(v.run.site_block);
+    let (insn, refused) = engine.translator.for_helper(block, site.offset);
     let rip = insn.ip();
     v.cpu.rip = rip;
     engine.observers.helpers.count(insn.mnemonic());
@@ -309,7 +275,10 @@ pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
     let block = engine.cache.blocks.get(v.run.site_block);
     v.cpu.rip = block.rip.wrapping_add(u64::from(site.offset));
     // Not by what remains: of a part of a block, that is less.
-    let index = engine.index_after(v.run.site_block, usize::from(site.offset)) - 1;
+    let index = engine
+        .translator
+        .index_after(block, usize::from(site.offset))
+        - 1;
     v.run.budget += i64::from(site.remaining);
     v.run.exit = Exit::Stopped as u32;
     engine.progress[usize::from(v.cpu.id)].stop_inside(Resume {
@@ -350,11 +319,14 @@ pub unsafe extern "sysv64" fn entered(vcpu: *mut Vcpu, site: u32) -> u32 {
     }
     engine.stops.passed_hook = Some(moment);
     engine.stops.stopped = Some(StopCause::Stale);
-    let rip = engine.cache.blocks.get(id).rip;
-    v.cpu.rip = rip.wrapping_add(u64::from(site.offset));
+    let block = engine.cache.blocks.get(id);
+    v.cpu.rip = block.rip.wrapping_add(u64::from(site.offset));
     v.run.budget += i64::from(site.remaining);
     v.run.exit = Exit::Stopped as u32;
-    let index = engine.index_after(id, usize::from(site.offset)) - 1;
+    let index = engine
+        .translator
+        .index_after(block, usize::from(site.offset))
+        - 1;
     engine.progress[usize::from(v.cpu.id)].stop_inside(Resume { block: id, index });
     1
 }

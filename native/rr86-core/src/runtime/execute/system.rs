@@ -61,7 +61,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             let (a, b, x, d) = c
                 .engine
                 .translator
-                .model
+                .model()
                 .query(&c.v.cpu, leaf, subleaf, enabled);
             let cpu = c.cpu();
             cpu.gpr[gpr::RAX] = u64::from(a);
@@ -100,7 +100,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
                     .ok_or(Exception::gp(0))?
             } else {
                 let now = c.engine.now();
-                msr::rdmsr(&c.v.cpu, &c.engine.translator.model, index, now)?
+                msr::rdmsr(&c.v.cpu, c.engine.translator.model(), index, now)?
             };
             c.edx_eax(value);
         }
@@ -116,7 +116,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             } else {
                 let now = c.engine.now();
                 let effects =
-                    msr::wrmsr(&mut c.v.cpu, &c.engine.translator.model, index, value, now)?;
+                    msr::wrmsr(&mut c.v.cpu, c.engine.translator.model(), index, value, now)?;
                 c.apply(effects);
                 c.engine.set_tsc_offset(c.v);
             }
@@ -130,7 +130,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         M::Stac | M::Clac => {
             let allow = c.insn.mnemonic() == M::Stac;
             let effects =
-                control::set_alignment_check(&mut c.v.cpu, &c.engine.translator.model, allow)?;
+                control::set_alignment_check(&mut c.v.cpu, c.engine.translator.model(), allow)?;
             c.apply(effects);
         }
         M::Pushf | M::Pushfd | M::Pushfq => {
@@ -177,12 +177,12 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         }
         M::Xgetbv => {
             let ecx = c.ecx();
-            let value = control::xgetbv(&c.v.cpu, &c.engine.translator.model, ecx)?;
+            let value = control::xgetbv(&c.v.cpu, c.engine.translator.model(), ecx)?;
             c.edx_eax(value);
         }
         M::Xsetbv => {
             let (ecx, value) = (c.ecx(), c.edx_eax_value());
-            let effects = control::xsetbv(&mut c.v.cpu, &c.engine.translator.model, ecx, value)?;
+            let effects = control::xsetbv(&mut c.v.cpu, c.engine.translator.model(), ecx, value)?;
             c.apply(effects);
         }
         M::Invlpg => {
@@ -275,7 +275,12 @@ fn move_system(c: &mut Context<'_>) -> Result {
         } else {
             value & 0xffff_ffff
         };
-        control::write_cr(&mut c.v.cpu, &c.engine.translator.model, to.number(), value)?
+        control::write_cr(
+            &mut c.v.cpu,
+            c.engine.translator.model(),
+            to.number(),
+            value,
+        )?
     } else {
         control::write_dr(c.cpu(), to.number(), value)?
     };
