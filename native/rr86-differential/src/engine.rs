@@ -190,7 +190,7 @@ impl Translated {
 
     /// What the translator has told of blocks and pages since this was asked last or a case was run whole.
     pub fn take_observed(&mut self) -> Vec<(u64, Observed)> {
-        std::mem::take(&mut self.engine.observers.events)
+        self.engine.observers.take_events().collect()
     }
 
     /// Digest of all of RAM.
@@ -429,7 +429,7 @@ impl Subject for Translated {
     fn run(&mut self, case: &Case) -> Result<Outcome, SubjectError> {
         self.prepare(case)?;
         let result = self.until_halt();
-        self.engine.observers.events.clear();
+        self.engine.observers.forget_events();
         result?;
         self.outcome(case)
     }

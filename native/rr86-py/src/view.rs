@@ -130,7 +130,7 @@ pub fn seconds(spent: &Spent) -> BTreeMap<&'static str, f64> {
 
 /// The counters.
 pub fn stats<'py>(py: Python<'py>, engine: &Engine, slices: u64) -> PyResult<Bound<'py, PyDict>> {
-    let s = engine.observers.stats;
+    let s = engine.observers.stats();
     let stats = PyDict::new(py);
     for (name, value) in [
         ("instructions", engine.icount()),
@@ -165,7 +165,7 @@ pub fn stats<'py>(py: Python<'py>, engine: &Engine, slices: u64) -> PyResult<Bou
     for (name, count) in Exit::NAMES.iter().zip(s.exits) {
         stats.set_item(format!("exits_{name}"), count)?;
     }
-    for (mnemonic, calls) in engine.observers.helpers.sorted() {
+    for (mnemonic, calls) in engine.observers.helpers().sorted() {
         stats.set_item(format!("helper_{mnemonic}"), calls)?;
     }
     Ok(stats)

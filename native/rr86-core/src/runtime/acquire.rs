@@ -51,8 +51,7 @@ impl Engine {
             lines,
         };
         self.observers
-            .events
-            .push((self.icount(), Observed::HandOff(hand_off)));
+            .note(self.clock.icount(), Observed::HandOff(hand_off));
     }
 
     /// Takes a page's rights from those who must not keep them, and gives them to an agent. Returns who wrote

@@ -134,7 +134,7 @@ impl Engine {
         checked: bool,
         superblock: Option<&Superblock>,
     ) -> Code {
-        let watch = self.observers.spent.sample();
+        let watch = self.observers.sample_time();
         let block = self.cache.blocks.get(id);
         let decoded = self.translator.instructions(block);
         let request = Request {
@@ -143,7 +143,7 @@ impl Engine {
             start,
             stop,
             hooks: &self.stops.hooks,
-            checked: checked || start == 0 && self.observers.oracle.is_some(),
+            checked: checked || start == 0 && self.observers.asks_oracle(),
             tracking: self.tracking(),
             shortcuts: self.translator.shortcuts(),
             superblock,
@@ -151,7 +151,7 @@ impl Engine {
         let mut code = self.translator.translate(request, self.cache.stubs);
         self.translator.give_back(decoded);
         code.place(id, self.cache.buffer.next_address());
-        self.observers.spent.add_sample(Phase::Translating, watch);
+        self.observers.spend_sample(Phase::Translating, watch);
         code
     }
 }

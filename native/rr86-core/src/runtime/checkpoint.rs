@@ -432,7 +432,7 @@ impl Engine {
         self.cache.retired.clear();
         self.cache.overrun = None;
         self.coherence.forget_pages();
-        self.observers.events.clear();
+        self.observers.forget_events();
         self.stops.forget();
         self.windows.forget();
         self.translator.forget_decoded();

@@ -338,7 +338,7 @@ impl Engine {
                 paddr,
                 len: len as u32,
             };
-            self.observers.events.push((self.icount(), event));
+            self.observers.note(self.clock.icount(), event);
             let running = writer.running == Some(id);
             stop |= running;
             self.remove_block(id, running && self.coherence.protocol.same_block_ignored);
@@ -480,7 +480,7 @@ impl Engine {
             vcpu: self.slice.vcpu(),
             born,
         };
-        self.observers.events.push((icount, event));
+        self.observers.note(icount, event);
         self.check_entries(id);
     }
 
@@ -495,8 +495,7 @@ impl Engine {
         if !std::mem::replace(&mut block.stale.entered, true) {
             let serial = block.serial;
             self.observers
-                .events
-                .push((self.icount(), Observed::StaleEntry { serial, vcpu }));
+                .note(self.clock.icount(), Observed::StaleEntry { serial, vcpu });
         }
     }
 
@@ -512,8 +511,7 @@ impl Engine {
         if !std::mem::replace(&mut block.stale.int3, true) {
             let serial = block.serial;
             self.observers
-                .events
-                .push((self.icount(), Observed::StaleInt3 { serial, vcpu }));
+                .note(self.clock.icount(), Observed::StaleInt3 { serial, vcpu });
         }
     }
 
@@ -607,7 +605,7 @@ impl Engine {
             mode: mode.0,
             digest,
         };
-        self.observers.events.push((self.icount(), event));
+        self.observers.note(self.clock.icount(), event);
         if self.coherence.detects {
             // Bytes that were read just now are those of memory.
             if fetched.icount != linked_at && self.is_stale(id) {
@@ -641,7 +639,7 @@ impl Engine {
             mode: fetched.mode.0,
             digest: xxh3_64(&fetched.bytes) as u32,
         };
-        self.observers.events.push((fetched.icount, event));
+        self.observers.note(fetched.icount, event);
     }
 
     /// Commits a store that was checked before its vCPU was switched out.

@@ -512,9 +512,9 @@ impl Engine {
         if let Some(id) = self.cache.blocks.find(paddr, None, rip, mode) {
             return Ok(Some(id));
         }
-        let watch = self.observers.spent.sample();
+        let watch = self.observers.sample_time();
         let made = self.fetch_and_link(v, mode, linear, paddr);
-        self.observers.spent.add_sample(Phase::Translating, watch);
+        self.observers.spend_sample(Phase::Translating, watch);
         made
     }
 

@@ -260,8 +260,7 @@ impl Engine {
     pub(in crate::runtime) fn flush_blocks(&mut self, by: u8) {
         self.observers.stats.block_flushes += 1;
         self.observers
-            .events
-            .push((self.icount(), Observed::Flush { vcpu: by }));
+            .note(self.clock.icount(), Observed::Flush { vcpu: by });
         self.cache.blocks.clear();
         for info in &mut self.memory.pages.info {
             info.code_lines = 0;

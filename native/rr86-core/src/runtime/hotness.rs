@@ -39,7 +39,7 @@ impl Engine {
         if !self.translator.shortcuts().has(Shortcuts::PATHS)
             // Each stale block's first execution is an event.
             || self.coherence.protocol().can_be_stale()
-            || self.observers.oracle.is_some()
+            || self.observers.asks_oracle()
             || self.stops.hooks.int3
         {
             return;

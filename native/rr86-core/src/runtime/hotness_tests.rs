@@ -278,7 +278,7 @@ impl Twins {
             (
                 now,
                 engine.cache.blocks.digest(),
-                engine.observers.events.len(),
+                engine.observers.events().len(),
             )
         });
         assert_eq!(with, without);
@@ -304,7 +304,7 @@ impl Twins {
             (
                 lines,
                 engine.ram_digest(),
-                std::mem::take(&mut engine.observers.events),
+                engine.observers.take_events().collect::<Vec<_>>(),
             )
         });
         assert!(with == without, "memory or events");

@@ -57,7 +57,7 @@ impl Engine {
         let tracking = self.tracking();
         let block = self.cache.blocks.get(block);
         let plain = !self.stops.hooks.touch(block.rip, block.bytes.len())
-            && self.observers.oracle.is_none()
+            && !self.observers.asks_oracle()
             && !block.stale.checked
             && block.second.is_none();
         if !plain || block.serial + 1 != self.cache.blocks.next_serial() {

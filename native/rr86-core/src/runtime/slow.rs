@@ -484,7 +484,7 @@ impl Engine {
         let write = !watched
             && !guarded
             && (writes || self.memory.may_write(page, number) && flags.contains(PageFlags::DIRTY));
-        if self.observers.oracle.is_none() {
+        if !self.observers.asks_oracle() {
             let tlb = &mut self.vcpus.mmu_mut(usize::from(number)).tlb;
             tlb.allow(mmu, linear, write);
         }

@@ -169,7 +169,7 @@ impl Alone {
                 start,
             };
             let (count, ended) = machine.engine.run(vcpu, span);
-            machine.engine.observers.events.clear();
+            machine.engine.observers.forget_events();
             self.instructions += count;
             if let Some((icount, what)) = machine.engine.take_divergence() {
                 return Err(self.other_input(icount, what));

@@ -171,13 +171,13 @@ fn restores_under(protocol: Protocol) {
         let policy = draw_windows(77);
         original.engine.set_windows(policy.clone());
         other.engine.set_windows(policy);
-        original.engine.observers.events.clear();
+        original.engine.observers.forget_events();
         let mut same = scheduler.clone();
         run(&mut original, &mut scheduler, 5);
         run(&mut other, &mut same, 5);
         assert_eq!(
-            original.engine.observers.events,
-            other.engine.observers.events
+            original.engine.observers.events(),
+            other.engine.observers.events()
         );
         assert_eq!(original.digests(), other.digests());
     }

@@ -111,7 +111,7 @@ impl Decisions for Diversion {
     }
 
     fn done(&mut self, machine: &mut Machine, slice: &Finished) -> Result<(), SessionError> {
-        machine.engine.observers.events.clear();
+        machine.engine.observers.forget_events();
         if let Choice::Scheduler(scheduler) = &mut self.choice {
             scheduler.note(slice.stop);
         }

@@ -239,10 +239,7 @@ impl Machine {
         all.push(("blocks".to_string(), self.engine.cache.blocks.digest()));
         all.push(("windows".to_string(), self.engine.windows_digest()));
         all.push(("time".to_string(), self.engine.now()));
-        self.engine
-            .observers
-            .spent
-            .add(Phase::Digests, watch.read());
+        self.engine.observers.spend(Phase::Digests, watch.read());
         all
     }
 

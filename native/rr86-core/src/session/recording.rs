@@ -102,15 +102,12 @@ impl Recording {
 
     /// Writes down what the engine has observed.
     fn drain(&mut self, machine: &mut Machine) -> Result<(), TraceError> {
-        let mut observed = std::mem::take(&mut machine.engine.observers.events);
+        let mut observed = machine.engine.observers.take_events();
         if let Some(writer) = &mut self.writer {
-            for (icount, o) in &observed {
-                writer.push(*icount, &observe::event(o))?;
+            for (icount, what) in &mut observed {
+                writer.push(icount, &observe::event(&what))?;
             }
         }
-        // Keep the allocation.
-        observed.clear();
-        machine.engine.observers.events = observed;
         Ok(())
     }
 }
@@ -265,7 +262,7 @@ impl Session<Recording> {
             detail: detail.to_string(),
         };
         let closed = self.close(&stop, footer);
-        self.machine.engine.observers.spent.whole += watch.read();
+        self.machine.engine.observers.spend_call(watch.read());
         Ok(closed?)
     }
 

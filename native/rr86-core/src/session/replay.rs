@@ -178,10 +178,10 @@ impl Replay {
     fn check_observations(&mut self, machine: &mut Machine) -> Result<(), SessionError> {
         let recorded = std::mem::take(&mut self.observations);
         if self.verify {
-            let observed = &machine.engine.observers.events;
+            let observed = machine.engine.observers.events();
             self.position.check_observations(&recorded, observed)?;
         }
-        machine.engine.observers.events.clear();
+        machine.engine.observers.forget_events();
         Ok(())
     }
 

@@ -77,7 +77,7 @@ impl<D: Decisions> Session<D> {
 
     /// What the run has cost the host.
     pub fn spent(&self) -> Spent {
-        let mut spent = self.machine.engine.observers.spent;
+        let mut spent = self.machine.engine.observers.spent();
         spent.add(Phase::Trace, self.decisions.waited());
         spent
     }
@@ -93,7 +93,7 @@ impl<D: Decisions> Session<D> {
         conditions.arm(&mut self.machine);
         let stop = self.drive(limit, conditions);
         let kept = self.decisions.keep(true);
-        self.machine.engine.observers.spent.whole += watch.read();
+        self.machine.engine.observers.spend_call(watch.read());
         kept.and(stop)
     }
 
@@ -152,7 +152,7 @@ impl<D: Decisions> Session<D> {
             }
             SliceReport::Failed => {
                 // The slice has no end, so what it did cannot be written down or compared.
-                self.machine.engine.observers.events.clear();
+                self.machine.engine.observers.forget_events();
                 Some(Stop::Failed)
             }
             SliceReport::TimeUp => Some(Stop::TimeUp),

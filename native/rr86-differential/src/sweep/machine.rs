@@ -178,7 +178,7 @@ impl Machine {
             start: self.engine.icount(),
         };
         let end = self.engine.run(0, span).1;
-        self.engine.observers.events.clear();
+        self.engine.observers.forget_events();
         match end {
             RunEnd::HostFault => {
                 let text = self.engine.host_fault().map(ToString::to_string);

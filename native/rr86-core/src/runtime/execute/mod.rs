@@ -140,7 +140,7 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     let (insn, refused) = engine.translator.for_helper(block, site.offset);
     let rip = insn.ip();
     v.cpu.rip = rip;
-    engine.observers.helpers.count(insn.mnemonic());
+    engine.observers.count_helper(insn.mnemonic());
     engine.instruction.begin();
     let left = engine.left_after(v, site);
     let mut context = Context {
