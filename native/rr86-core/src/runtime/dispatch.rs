@@ -114,7 +114,7 @@ impl Engine {
     }
 
     fn begin_run(&mut self, v: &mut Vcpu, span: &Span, divisible: bool) {
-        self.set_tsc_offset(v);
+        self.set_tsc_offset(&v.cpu, &mut v.run);
         let parts = (&v.cpu, &mut v.run);
         let amounts = (span.budget, span.beyond);
         if !self

@@ -29,7 +29,8 @@ use crate::cpu::state::{CpuState, RFlags};
 use crate::host_time::CallLimit;
 use crate::memory::pages::PageFlags;
 use crate::memory::PAGE_SHIFT;
-use crate::translate::layout::Exit;
+use crate::translate::code::BlockId;
+use crate::translate::layout::{Exit, RunState};
 use crate::translate::lower::emitter::Hooks;
 use crate::translate::shortcuts::Shortcuts;
 use crate::translate::site::Site;
@@ -144,11 +145,8 @@ impl Engine {
 
     /// Brings what translated code computes the TSC from up to date.
     #[inline]
-    pub(in crate::runtime) fn set_tsc_offset(&self, vcpu: &mut Vcpu) {
-        vcpu.run.tsc_offset = self
-            .clock
-            .skipped_ns()
-            .wrapping_add(vcpu.cpu.msr.tsc_adjust);
+    pub(in crate::runtime) fn set_tsc_offset(&self, cpu: &CpuState, run: &mut RunState) {
+        run.tsc_offset = self.clock.skipped_ns().wrapping_add(cpu.msr.tsc_adjust);
     }
 
     /// Says below which budget PAUSE ends a run of this vCPU, because others could use the time.
@@ -244,10 +242,9 @@ impl Engine {
 
     /// Has the repeated instruction at the end of the running block, of which a debugger's stop has
     /// cut off some iterations, go on in that block, as it would have without the stop.
-    pub(in crate::runtime) fn resume_repeated(&mut self, vcpu: &Vcpu) {
-        let id = vcpu.run.site_block;
+    pub(in crate::runtime) fn resume_repeated(&mut self, vcpu: u8, id: BlockId) {
         if self.cache.blocks.is_live(id) {
-            self.progress[usize::from(vcpu.cpu.id)].stop_inside(Resume {
+            self.progress[usize::from(vcpu)].stop_inside(Resume {
                 block: id,
                 index: usize::from(self.cache.blocks.get(id).count) - 1,
             });

@@ -50,6 +50,16 @@ impl Stops {
         }
     }
 
+    /// Whether an OUT to this port stops the run; if so, it is noted.
+    #[inline]
+    pub(in crate::runtime) fn output(&mut self, port: u16) -> bool {
+        let hit = self.port == Some(port);
+        if hit {
+            self.stopped = Some(StopCause::Output);
+        }
+        hit
+    }
+
     /// Whether the first instruction of this vector's handler is waited for.
     #[inline]
     pub(in crate::runtime) fn waits_for(&self, vector: u8) -> bool {

@@ -28,13 +28,24 @@ pub struct View<'a> {
 impl<'a> View<'a> {
     /// The registers of a vCPU, and memory as it sees it.
     pub fn of(v: &'a mut Vcpu, engine: &'a mut Engine) -> (&'a mut CpuState, Self) {
-        let view = Self {
-            engine,
-            vcpu: v.cpu.id,
-            block: v.run.site_block,
-            debug_hits: &mut v.pending.debug_hits,
-        };
+        let hits = &mut v.pending.debug_hits;
+        let view = Self::new(engine, v.cpu.id, v.run.site_block, hits);
         (&mut v.cpu, view)
+    }
+
+    /// Memory as a vCPU sees it that runs this block. Data breakpoints that accesses hit are noted.
+    pub(in crate::runtime) fn new(
+        engine: &'a mut Engine,
+        vcpu: u8,
+        block: BlockId,
+        debug_hits: &'a mut u64,
+    ) -> Self {
+        Self {
+            engine,
+            vcpu,
+            block,
+            debug_hits,
+        }
     }
 
     fn parts(

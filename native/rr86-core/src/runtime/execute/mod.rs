@@ -1,16 +1,19 @@
 //! Instructions that are not copied: what translated code calls for them.
 //!
 //! A helper sees the complete architectural state, does what the SDM says, and says how to go on. The
-//! semantics themselves are in `cpu`; here operands are fetched and results stored.
+//! semantics themselves are in `cpu`; here operands are fetched and results stored. What an instruction may use beside
+//! its vCPU's registers is in `parts`: no family of instructions reaches the engine.
 
 mod arith;
 mod fpu;
 mod io;
 mod operand;
+mod parts;
 mod strings;
 mod system;
 mod transfer;
 
+use self::parts::Machine;
 use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
 use crate::cpu::state::CpuState;
@@ -26,10 +29,10 @@ use crate::translate::lower::inline::falls_through;
 use crate::translate::site::Site;
 use iced_x86::{Instruction, Mnemonic as M};
 
-/// A helper at work: the vCPU, the engine, and the instruction.
+/// A helper at work: the vCPU's registers, what there is of the machine around it, and the instruction.
 pub(super) struct Context<'a> {
-    pub v: &'a mut Vcpu,
-    pub engine: &'a mut Engine,
+    pub cpu: &'a mut CpuState,
+    pub machine: Machine<'a>,
     pub insn: &'a Instruction,
     pub flow: Flow,
     /// What is left of the budget after this instruction.
@@ -44,12 +47,11 @@ impl Context<'_> {
         &mut self,
         f: impl FnOnce(&mut CpuState, &mut View<'_>) -> Result<T>,
     ) -> Result<T> {
-        let (cpu, mut view) = View::of(self.v, self.engine);
-        f(cpu, &mut view)
+        f(self.cpu, &mut self.machine.memory())
     }
 
     pub fn apply(&mut self, effects: Effects) {
-        self.engine.apply(self.v.cpu.id, effects);
+        self.machine.apply(effects);
     }
 }
 
@@ -143,9 +145,10 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     engine.observers.count_helper(insn.mnemonic());
     engine.instruction.begin();
     let left = engine.left_after(v, site);
+    let id = v.cpu.id;
     let mut context = Context {
-        v,
-        engine,
+        cpu: &mut v.cpu,
+        machine: Machine::new(engine, id, &mut v.run, &mut v.pending.debug_hits),
         insn: &insn,
         flow: Flow::Next,
         left,
