@@ -142,7 +142,7 @@ impl Engine {
             insns: &decoded.insns,
             start,
             stop,
-            hooks: &self.stops.hooks,
+            hooks: self.stops.hooks(),
             checked: checked || start == 0 && self.observers.asks_oracle(),
             tracking: self.tracking(),
             shortcuts: self.translator.shortcuts(),

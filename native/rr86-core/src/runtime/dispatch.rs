@@ -162,10 +162,10 @@ impl Engine {
         if let Some(window) = self.windows.take_entered() {
             return Before::End(RunEnd::Window(window));
         }
-        if let Some(cause) = self.stops.stopped.take() {
+        if let Some(cause) = self.stops.take_stop() {
             return Before::End(RunEnd::Stopped(cause));
         }
-        self.stops.reads.clear();
+        self.stops.begin_access();
         if self.cache.buffer.uses_reserve() {
             self.drop_code();
         }
@@ -194,9 +194,7 @@ impl Engine {
         {
             return Before::End(RunEnd::Budget);
         }
-        if self.stops.before.is_some() && self.stops.before == Some(self.icount()) {
-            self.stops.before = None;
-            self.stops.passed_hook = Some(self.icount());
+        if self.stops.stops_before(self.clock.icount()) {
             return Before::End(RunEnd::Stopped(StopCause::Before));
         }
         if self.slice.ends_for_time() {

@@ -347,12 +347,12 @@ impl Engine {
 
     /// Whether to stop before a stale block runs.
     pub fn set_stop_on_stale(&mut self, stop: bool) {
-        self.stops.on_stale = stop;
+        self.stops.set_on_stale(stop);
     }
 
     /// The watched ranges that the event wrote for which the run has stopped.
     pub fn written(&self) -> &[(u64, u64)] {
-        &self.stops.written
+        self.stops.written()
     }
 
     /// Sets what the debugger waits for. Blocks stay; code that this changes is made again.
@@ -364,11 +364,10 @@ impl Engine {
         port: Option<u16>,
     ) {
         self.stops.set_events(vectors, port);
-        if hooks != self.stops.hooks {
-            self.change_hooks(hooks);
+        if let Some(old) = self.stops.replace_hooks(hooks) {
+            self.follow_hooks(&old);
         }
-        if watches != self.stops.watches {
-            let old = std::mem::replace(&mut self.stops.watches, watches);
+        if let Some(old) = self.stops.replace_watches(watches) {
             for (at, len) in old {
                 self.watch_pages(at, len, false);
             }
@@ -378,8 +377,7 @@ impl Engine {
 
     /// Sets the physical ranges of which a read by an instruction stops the run. Page walks and fetches do not.
     pub fn set_read_watches(&mut self, watches: Vec<(u64, u64)>) {
-        if watches != self.stops.read_watches {
-            let old = std::mem::replace(&mut self.stops.read_watches, watches.clone());
+        if let Some(old) = self.stops.replace_read_watches(&watches) {
             self.watch_reads(&old, false);
             self.watch_reads(&watches, true);
         }
@@ -388,19 +386,18 @@ impl Engine {
     /// Stops before the instruction at this moment, which is now, when everything that comes before it is done; hooks do
     /// not stop there once more.
     pub fn stop_before(&mut self, moment: Option<u64>) {
-        self.stops.before = moment;
+        self.stops.set_before(moment);
     }
 
     /// The watched ranges that the access read for which the run has stopped.
     pub fn read(&self) -> &[(u64, u64)] {
-        &self.stops.reads
+        self.stops.reads()
     }
 
-    /// Sets the instructions before which to stop. Only blocks with an instruction whose stop is new or gone lose
+    /// Makes code follow the instructions before which to stop. Only blocks with an instruction whose stop is new or gone lose
     /// their code: debuggers set and clear breakpoints at every step.
-    fn change_hooks(&mut self, hooks: Hooks) {
-        let old = std::mem::replace(&mut self.stops.hooks, hooks);
-        let new = &self.stops.hooks;
+    fn follow_hooks(&mut self, old: &Hooks) {
+        let new = self.stops.hooks();
         // Code that is reached through a jump that the protocol has kept cannot be taken away alone.
         if old.int3 != new.int3 || self.coherence.protocol().chain_kept {
             self.drop_code();

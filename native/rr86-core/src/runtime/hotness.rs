@@ -40,7 +40,7 @@ impl Engine {
             // Each stale block's first execution is an event.
             || self.coherence.protocol().can_be_stale()
             || self.observers.asks_oracle()
-            || self.stops.hooks.int3
+            || self.stops.hooks().int3
         {
             return;
         }
@@ -83,7 +83,7 @@ impl Engine {
         let mut members: Vec<Member> = Vec::new();
         for &id in &path {
             let block = self.cache.blocks.get(id);
-            if self.stops.hooks.touch(block.rip, block.bytes.len()) {
+            if self.stops.hooks().touch(block.rip, block.bytes.len()) {
                 break;
             }
             let insns = self.instructions(id);

@@ -56,7 +56,7 @@ impl Engine {
     pub(in crate::runtime) fn made_ahead(&mut self, block: BlockId) -> Option<Box<Translation>> {
         let tracking = self.tracking();
         let block = self.cache.blocks.get(block);
-        let plain = !self.stops.hooks.touch(block.rip, block.bytes.len())
+        let plain = !self.stops.hooks().touch(block.rip, block.bytes.len())
             && !self.observers.asks_oracle()
             && !block.stale.checked
             && block.second.is_none();

@@ -22,7 +22,6 @@ use crate::runtime::flags::flags_to_ax;
 use crate::runtime::oracle::Seen;
 use crate::runtime::progress::Resume;
 use crate::runtime::protocol::Source;
-use crate::runtime::stops::StopCause;
 use crate::runtime::vcpu::PendingAccess;
 use crate::runtime::vcpu::Vcpu;
 use crate::runtime::windows::{Unchecked, Uncommitted, Unguard, Window};
@@ -81,9 +80,9 @@ pub unsafe extern "sysv64" fn access(vcpu: *mut Vcpu, linear: u64, site: u32) ->
     vcpu.run.target_code = engine.cache.stubs.lookup;
     vcpu.run.commit = engine.cache.stubs.commit;
     let mode = engine.cache.blocks.get(vcpu.run.site_block).mode;
-    engine.stops.reads.clear();
+    engine.stops.begin_access();
     match engine.resolve(vcpu, linear, usize::from(site.size), site.kind, mode) {
-        Ok(_) if !engine.stops.reads.is_empty() && engine.stops_before_read(vcpu, site) => LEAVE,
+        Ok(_) if !engine.stops.reads().is_empty() && engine.stops_before_read(vcpu, site) => LEAVE,
         Ok(result) => {
             if result.host == vcpu.run.bounce.0[(linear & 63) as usize..].as_ptr() as u64 {
                 engine.after_bus(vcpu);
@@ -234,13 +233,11 @@ impl Engine {
     /// already. Nothing of the instruction has happened yet, as where an access faults.
     fn stops_before_read(&mut self, vcpu: &mut Vcpu, site: Site) -> bool {
         let moment = self.icount();
-        if self.stops.passed_read == Some(moment) {
-            return false;
+        let stops = self.stops.stop_before_read(moment);
+        if stops {
+            self.stop_inside(vcpu, site);
         }
-        self.stops.passed_read = Some(moment);
-        self.stops.stopped = Some(StopCause::Read);
-        self.stop_inside(vcpu, site);
-        true
+        stops
     }
 
     /// Leaves the code before the instruction at `site`, to go on there.

@@ -173,7 +173,7 @@ impl<'a> View<'a> {
                 done += len;
             }
         }
-        if !self.engine.stops.reads.is_empty() {
+        if !self.engine.stops.reads().is_empty() {
             self.engine.stops.stop_after_reads();
             self.engine.instruction.stop();
         }

@@ -120,7 +120,7 @@ impl Engine {
     pub(in crate::runtime) fn watch_all(&mut self) {
         let ranges: Vec<(u64, u64)> = self
             .stops
-            .watches
+            .watches()
             .iter()
             .chain(&self.observers.write_log.ranges)
             .copied()

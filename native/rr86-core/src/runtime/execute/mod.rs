@@ -20,7 +20,6 @@ use crate::cpu::state::CpuState;
 use crate::runtime::engine::Engine;
 use crate::runtime::flags::{flags_to_ax, sync_flags};
 use crate::runtime::instruction::Flow;
-use crate::runtime::stops::StopCause;
 use crate::runtime::vcpu::Vcpu;
 use crate::runtime::view::View;
 use crate::translate::layout::Exit;
@@ -132,7 +131,7 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     // SAFETY: the contracts are the same.
     let (v, engine) = unsafe { Engine::running(vcpu) };
     let site = Site::unpack(site);
-    engine.stops.reads.clear();
+    engine.stops.begin_access();
     let ends = site.stack;
     engine.observers.stats.helper_calls += 1;
     engine.slow_step(v);
@@ -228,7 +227,7 @@ fn is_done(v: &Vcpu, insn: &Instruction) -> bool {
 fn goes_on(engine: &Engine, insn: &Instruction) -> bool {
     falls_through(insn)
         && !engine.instruction.stops()
-        && engine.stops.stopped.is_none()
+        && !engine.stops.is_stopped()
         && !engine.windows.is_entered()
 }
 
@@ -270,11 +269,9 @@ pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
     let site = Site::unpack(site);
     engine.clock.note_position(&v.run, site);
     let moment = engine.icount();
-    if engine.stops.passed_hook == Some(moment) {
+    if !engine.stops.stop_at_hook(moment) {
         return 0;
     }
-    engine.stops.passed_hook = Some(moment);
-    engine.stops.stopped = Some(StopCause::Hook);
     engine.stop_inside(v, site);
     1
 }
@@ -301,15 +298,12 @@ pub unsafe extern "sysv64" fn entered(vcpu: *mut Vcpu, site: u32) -> u32 {
     }
     engine.clock.note_position(&v.run, site);
     let moment = engine.icount();
-    let passed = engine.stops.passed_hook == Some(moment);
-    if !passed {
+    if !engine.stops.has_passed(moment) {
         engine.note_stale_entry(v.cpu.id, id);
     }
-    if !engine.stops.on_stale || passed {
+    if !engine.stops.stop_at_stale(moment) {
         return 0;
     }
-    engine.stops.passed_hook = Some(moment);
-    engine.stops.stopped = Some(StopCause::Stale);
     engine.stop_inside(v, site);
     1
 }
