@@ -457,7 +457,7 @@ fn follow(subject: &mut Translated, case: &Case, slices: Slices) -> Course {
             gpr: cpu.gpr,
             rflags: cpu.rflags,
             fpu: cpu.fpu.0[..416].to_vec(),
-            blocks: engine.cache.blocks.digest(),
+            blocks: engine.blocks().digest(),
             ram,
         });
         if halted {

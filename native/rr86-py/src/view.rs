@@ -123,7 +123,7 @@ pub fn stats<'py>(py: Python<'py>, engine: &Engine, slices: u64) -> PyResult<Bou
         ("instructions", engine.icount()),
         ("skipped_ns", engine.skipped_ns()),
         ("slices", slices),
-        ("blocks", engine.cache.blocks.len() as u64),
+        ("blocks", engine.blocks().len() as u64),
         ("blocks_translated", s.blocks_translated),
         ("instructions_translated", s.instructions_translated),
         ("blocks_invalidated", s.blocks_invalidated),

@@ -221,7 +221,7 @@ fn run_with(bytes: &[u8]) -> (u64, u64) {
     let engine: &mut Engine = &mut machine.engine;
     let settings = engine
         .translator
-        .settings(engine.cache.stubs, engine.tracking());
+        .settings(engine.cache.stubs(), engine.tracking());
     let prediction = Prediction {
         mode: mode.0,
         ..prediction(0, bytes)

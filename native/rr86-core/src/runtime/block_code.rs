@@ -23,27 +23,15 @@ impl Engine {
     /// Gives a block other code, and sends those who jump to its old code at `old` there. False if there is no
     /// room for it.
     pub(in crate::runtime) fn replace(&mut self, id: BlockId, old: usize, code: Code) -> bool {
-        let Some(offset) = self.cache.buffer.append_reserved(&code.bytes) else {
+        let block = self.cache.blocks.get(id);
+        let (before, rip) = (block.code, block.rip);
+        let Some(address) = self.cache.replace(id, old, code) else {
             return false;
         };
-        self.cache.buffer.patch_jump(old, offset);
-        let address = self.cache.buffer.address(offset);
         // Jump caches too: when the block is removed, its new code alone is looked for there.
-        let (before, rip) = (
-            self.cache.blocks.get(id).code,
-            self.cache.blocks.get(id).rip,
-        );
         for mmu in self.vcpus.mmus() {
             mmu.move_jump(rip, before, address);
         }
-        self.cache.map.insert(offset, id);
-        // Slots keep their numbers; links of the old code stay with the old code.
-        self.cache
-            .blocks
-            .replace_code(id, address, offset, code)
-            .apply(&mut self.cache.buffer);
-        // A store under way may go back into code.
-        self.cache.buffer.settle();
         true
     }
 
@@ -59,20 +47,12 @@ impl Engine {
             let mut code = match &mut made {
                 Some(made) => {
                     let mut code = std::mem::take(&mut made.code);
-                    code.place(id, self.cache.buffer.next_address());
+                    self.cache.fit(id, &mut code);
                     code
                 }
                 None => self.generate(id, 0, count, checked),
             };
-            if let Some(offset) = self.cache.buffer.append(&code.bytes) {
-                let address = self.cache.buffer.address(offset);
-                let block = self.cache.blocks.get_mut(id);
-                block.code = address;
-                block.place.offset = offset;
-                block.place.len = code.bytes.len() as u32;
-                block.slots = std::mem::take(&mut code.slots);
-                block.traps = std::mem::take(&mut code.traps);
-                self.cache.map.insert(offset, id);
+            if self.cache.install(id, &mut code) {
                 match made {
                     Some(mut made) => {
                         made.code = code;
@@ -148,9 +128,9 @@ impl Engine {
             shortcuts: self.translator.shortcuts(),
             superblock,
         };
-        let mut code = self.translator.translate(request, self.cache.stubs);
+        let mut code = self.translator.translate(request, self.cache.stubs());
         self.translator.give_back(decoded);
-        code.place(id, self.cache.buffer.next_address());
+        self.cache.fit(id, &mut code);
         self.observers.spend_sample(Phase::Translating, watch);
         code
     }

@@ -429,8 +429,7 @@ impl Engine {
     fn stop_everything(&mut self) {
         self.instruction = CurrentInstruction::default();
         self.progress.iter_mut().for_each(Progress::forget_steps);
-        self.cache.retired.clear();
-        self.cache.overrun = None;
+        self.cache.forget_unlisted();
         self.coherence.forget_pages();
         self.observers.forget_events();
         self.stops.forget();

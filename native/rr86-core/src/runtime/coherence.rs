@@ -391,23 +391,14 @@ impl Engine {
         if self.coherence.protocol.chain_kept {
             // Out of the tables, but whoever knows the code still gets there. Its page may have no
             // guard any more, so that nothing but its entry can tell whether it is stale.
-            self.cache.blocks.bury(id, pages);
-            self.cache.retired.push(id);
+            self.cache.retire(id, pages);
             self.check_entries(id);
             return;
         }
         self.unreach(id);
-        self.cache
-            .blocks
-            .detach(id, pages)
-            .apply(&mut self.cache.buffer);
+        self.cache.remove(id, pages, runs_on);
         // The store that removes it may go back into code.
-        self.cache.buffer.settle();
-        if runs_on {
-            self.cache.overrun = Some(id);
-        } else {
-            self.cache.blocks.release(id);
-        }
+        self.cache.settle();
         for each in &mut self.progress {
             each.leave_removed(id);
         }
@@ -415,16 +406,9 @@ impl Engine {
 
     /// Takes a block out of the caches that lead to its code without asking.
     pub(in crate::runtime) fn unreach(&mut self, id: BlockId) {
-        let block = self.cache.blocks.get(id);
-        let (code, rip, offset) = (block.code, block.rip, block.place.offset);
-        if code == 0 {
-            return;
+        if let Some((rip, code)) = self.cache.unreach(id) {
+            self.vcpus.mmus().for_each(|mmu| mmu.forget_jump(rip, code));
         }
-        if self.cache.to_chain.is_some_and(|(from, _)| from == id) {
-            self.cache.to_chain = None;
-        }
-        self.cache.map.remove(offset);
-        self.vcpus.mmus().for_each(|mmu| mmu.forget_jump(rip, code));
     }
 
     /// Whether memory no longer holds the bytes that a block was made from.
@@ -450,8 +434,7 @@ impl Engine {
             Vec::new()
         };
         ids.extend_from_slice(self.cache.blocks.in_page(page));
-        ids.extend_from_slice(&self.cache.retired);
-        ids.extend(self.cache.overrun);
+        ids.extend(self.cache.unlisted());
         for id in ids {
             let block = self.cache.blocks.get(id);
             let touched = block
@@ -519,7 +502,7 @@ impl Engine {
     /// has made it stale; `None` when that does not matter, or has been told.
     pub(in crate::runtime) fn still_right(&self, from: Resume) -> Option<usize> {
         let block = self.cache.blocks.get(from.block);
-        if self.cache.overrun != Some(from.block) || !block.stale.marked || block.stale.entered {
+        if !self.cache.overruns(from.block) || !block.stale.marked || block.stale.entered {
             return None;
         }
         let memory = self.memory_of(block);
@@ -541,11 +524,10 @@ impl Engine {
         }
         // Whoever jumps to the old code is sent on to the new.
         let (old, traps) = (block.place.offset, block.traps.clone());
-        let was_running = self.cache.map.get(old);
+        let was_running = self.cache.has_code_at(old);
         self.redirect(id, old);
-        if was_running.is_some() {
-            self.cache.map.insert(old, id);
-            self.cache.former_traps.push((old, traps));
+        if was_running {
+            self.cache.keep_former(id, old, traps);
         }
     }
 
@@ -564,7 +546,7 @@ impl Engine {
         if let Some(id) = self.cache.blocks.find(paddr, second, rip, mode) {
             return id;
         }
-        if self.cache.blocks.len() + self.cache.retired.len() >= self.translator.capacity() {
+        if self.cache.is_full(self.translator.capacity()) {
             self.flush_blocks(vcpu);
         }
         self.observers.stats.blocks_translated += 1;

@@ -92,7 +92,7 @@ impl Engine {
     pub fn run(&mut self, index: usize, span: Span) -> (u64, RunEnd) {
         let divisible = self.comes_back_unseen(self.cpu(index));
         let vcpu = self.vcpus.begin(index);
-        let entered = signals::enter(vcpu, self.cache.buffer.range(), self.cache.stubs.signal);
+        let entered = signals::enter(vcpu, self.cache.range(), self.cache.stubs().signal);
         let this: *mut Self = self;
         // SAFETY: both are valid for the engine's life. What is called from code uses the engine through a
         // pointer that comes from `self` here, and `self` itself is not used until that has ended. `vcpu` is the
@@ -122,7 +122,7 @@ impl Engine {
             .begin_run(parts, self.clock.icount(), amounts, divisible)
         {
             // Another vCPU may see another page there.
-            self.cache.to_chain = None;
+            self.cache.forget_link();
         }
         v.run.flags_ax = flags_to_ax(v.cpu.rflags);
     }
@@ -142,7 +142,7 @@ impl Engine {
             };
             // SAFETY: as above; the code is that of the block which comes next.
             let end = unsafe {
-                let stubs = (*this).cache.stubs;
+                let stubs = (*this).cache.stubs();
                 entry::enter(&stubs, vcpu, entry.code);
                 (*this).after_code(&mut *vcpu, &entry)
             };
@@ -166,7 +166,7 @@ impl Engine {
             return Before::End(RunEnd::Stopped(cause));
         }
         self.stops.begin_access();
-        if self.cache.buffer.uses_reserve() {
+        if self.cache.uses_reserve() {
             self.drop_code();
         }
         let longest = self.translator.longest();
@@ -238,7 +238,7 @@ impl Engine {
         v.pending.debug_hits = 0;
         self.slice.begin_code();
         self.stand_between(None);
-        self.cache.buffer.settle();
+        self.cache.settle();
         Before::Enter(entry)
     }
 
@@ -252,7 +252,7 @@ impl Engine {
     ) -> Result<u64, Before> {
         let code = match resume {
             Some(resume) => {
-                self.cache.to_chain = None;
+                self.cache.forget_link();
                 self.partial(v, resume, exact)
             }
             None => match self.known_code(v, mode) {
@@ -261,7 +261,7 @@ impl Engine {
                     Ok(None) => return Err(Before::End(RunEnd::Window(Window::Fetch))),
                     Ok(Some(code)) => code,
                     Err(fault) => {
-                        self.cache.to_chain = None;
+                        self.cache.forget_link();
                         self.deliver_fault(v, fault);
                         return Err(if v.cpu.activity == Activity::Shutdown {
                             Before::End(RunEnd::TripleFault)
@@ -313,9 +313,7 @@ impl Engine {
     /// Frees a block that was removed while a vCPU was in it, once the vCPU is out.
     fn end_overrun(&mut self, index: usize) {
         if self.progress[index].resume().is_none() {
-            if let Some(id) = self.cache.overrun.take() {
-                self.cache.blocks.release(id);
-            }
+            self.cache.end_overrun();
         }
     }
 
@@ -324,7 +322,7 @@ impl Engine {
     fn known_code(&self, v: &Vcpu, mode: Mode) -> Option<u64> {
         let roomy = v.run.budget >= self.translator.longest() as i64;
         // The relative that leaves jumps behind does so in jumps, not in look-ups.
-        let asked = self.cache.to_chain.is_some() || self.coherence.protocol().chain_kept;
+        let asked = self.cache.has_link() || self.coherence.protocol().chain_kept;
         if !roomy || asked || mode.one() || !mode.code_flat() || self.waits_for_interrupt(v) {
             return None;
         }
@@ -345,9 +343,9 @@ impl Engine {
         };
         let code = self.ready(v, id, exact);
         // Not before: a flush on the way here has dropped what it names.
-        let link = self.cache.to_chain.take();
+        let link = self.cache.take_link();
         if code.is_some() {
-            self.chain(link, id);
+            self.cache.chain(link, id);
             if self.waits_for_interrupt(v) {
                 let count = i64::from(self.cache.blocks.get(id).count);
                 self.slice.request_exit_after(&mut v.run, count);
@@ -361,7 +359,8 @@ impl Engine {
         let exit = v.run.exit;
         self.observers.stats.exits[exit as usize % Exit::COUNT] += 1;
         if exit == Exit::Chain as u32 {
-            self.follow(v);
+            let slot = v.run.exit_slot as usize;
+            v.cpu.rip = self.cache.follow(v.run.site_block, slot);
             return None;
         }
         if exit == Exit::Budget as u32 {
@@ -369,7 +368,7 @@ impl Engine {
             return None;
         }
         if exit == Exit::Partial as u32 {
-            if let Some(resume) = self.cache.partial.end.take() {
+            if let Some(resume) = self.cache.take_partial_end() {
                 self.progress[usize::from(v.cpu.id)].stop_inside(resume);
             }
             return None;
@@ -408,41 +407,6 @@ impl Engine {
             }
         }
         None
-    }
-
-    /// Follows a direct jump that is not linked yet.
-    fn follow(&mut self, v: &mut Vcpu) {
-        let from = v.run.site_block;
-        let slot = v.run.exit_slot as usize;
-        let block = self.cache.blocks.get(from);
-        if block.code == 0 {
-            // A part of a block that has no code of its own now; it has the same slots.
-            v.cpu.rip = self.cache.partial.targets[slot];
-            return;
-        }
-        v.cpu.rip = block.slots[slot].target;
-        if block.slots[slot].patch.is_some() && self.cache.blocks.is_live(from) {
-            self.cache.to_chain = Some((from, slot));
-        }
-    }
-
-    /// Links the jump that was just followed to the block that it led to.
-    fn chain(&mut self, link: Option<(BlockId, usize)>, to: BlockId) {
-        let Some((from, slot)) = link else { return };
-        let (source, target) = (self.cache.blocks.get(from), self.cache.blocks.get(to));
-        if !self.cache.blocks.is_live(from)
-            || source.code == 0
-            // Only a part of the target may have been made.
-            || target.code == 0
-            || target.second.is_some()
-            || target.mode != source.mode
-            || source.slots[slot].target != target.rip
-        {
-            return;
-        }
-        if let Some((at, target)) = self.cache.blocks.chain(from, slot, to) {
-            self.cache.buffer.patch_rel32(at, target);
-        }
     }
 
     /// Whether the next block is sure to fit what is left of the budget. Asked between the blocks of a
@@ -657,7 +621,7 @@ impl Engine {
         let block = self.cache.blocks.get(id);
         let code = block.code;
         // A jump that is going to be linked does not ask the jump cache.
-        if self.cache.to_chain.is_none() && !block.mode.one() && block.second.is_none() {
+        if !self.cache.has_link() && !block.mode.one() && block.second.is_none() {
             let (linear, rip, mode) = (self.fetch_address(v), block.rip, block.mode);
             let mmu = self.vcpus.mmu_mut(usize::from(v.cpu.id));
             mmu.remember_jump(linear, rip, mode, code);
@@ -690,14 +654,14 @@ impl Engine {
         let stop = resume.index + run as usize;
         loop {
             let code = self.generate(resume.block, resume.index, stop, checked);
-            if let Some(offset) = self.cache.buffer.append(&code.bytes) {
-                self.cache.partial.targets = code.slots.iter().map(|s| s.target).collect();
-                self.cache.partial.traps = Some((offset, resume.block, code.traps));
-                self.cache.partial.end = (stop < count).then_some(Resume {
-                    block: resume.block,
-                    index: stop,
-                });
-                return Some(self.cache.buffer.address(offset));
+            let rest = Resume {
+                block: resume.block,
+                index: stop,
+            };
+            let end = (stop < count).then_some(rest);
+            let placed = self.cache.place_partial(resume.block, code, end);
+            if placed.is_some() {
+                return placed;
             }
             self.drop_code();
         }

@@ -8,6 +8,7 @@
 //! own ([`Mmu`]).
 
 use super::bus::Bus;
+use super::cache::Blocks;
 use super::clock::Clock;
 use super::code_cache::CodeCache;
 use super::coherence::Coherence;
@@ -38,7 +39,7 @@ use crate::translate::site::Site;
 /// Everything that runs a machine's vCPUs.
 pub struct Engine {
     pub memory: GuestMemory,
-    pub cache: CodeCache,
+    pub(in crate::runtime) cache: CodeCache,
     pub(in crate::runtime) translator: Translator,
     pub(in crate::runtime) vcpus: Vcpus,
     pub(in crate::runtime) progress: Vec<Progress>,
@@ -85,6 +86,11 @@ impl Engine {
     /// The state of a vCPU, to be changed between runs.
     pub fn cpu_mut(&mut self, index: usize) -> &mut CpuState {
         &mut self.vcpus.vcpu_mut(index).cpu
+    }
+
+    /// The blocks that there are.
+    pub fn blocks(&self) -> &Blocks {
+        &self.cache.blocks
     }
 
     /// How translated code has failed on the host, if it has.
@@ -264,8 +270,7 @@ impl Engine {
             info.flags -= PageFlags::CODE;
         }
         self.progress.iter_mut().for_each(Progress::leave_block);
-        self.cache.retired.clear();
-        self.cache.overrun = None;
+        self.cache.forget_unlisted();
         self.coherence.forget_pages();
         for vcpu in 0..self.progress.len() {
             if let Some(fetched) = self.progress[vcpu].take_fetch_if(|_| true) {
@@ -420,7 +425,7 @@ impl Engine {
                 self.strip_code(id);
             }
         }
-        self.cache.buffer.settle();
+        self.cache.settle();
     }
 
     /// Whether one of the guest's data breakpoints lies in the page of `linear` (SDM vol. 3B, 17.2).

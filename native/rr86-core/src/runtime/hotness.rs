@@ -113,7 +113,7 @@ impl Engine {
         self.observers.stats.superblocks += 1;
         for (slot, to) in links.into_iter().enumerate() {
             if let Some(to) = to {
-                self.chain_slot(id, slot, to);
+                self.cache.chain_slot(id, slot, to);
             }
         }
         let block = self.cache.blocks.get(id);
@@ -122,18 +122,8 @@ impl Engine {
             let target = self.cache.blocks.get(id).slots[slot].target;
             let paddr = page | target & PAGE_MASK;
             if let Some(to) = self.cache.blocks.find(paddr, None, target, mode) {
-                self.chain_slot(id, slot, to);
+                self.cache.chain_slot(id, slot, to);
             }
-        }
-    }
-
-    /// Links a slot of a block to another block, if both have code for it.
-    fn chain_slot(&mut self, from: BlockId, slot: usize, to: BlockId) {
-        if self.cache.blocks.get(to).code == 0 {
-            return;
-        }
-        if let Some((at, target)) = self.cache.blocks.chain(from, slot, to) {
-            self.cache.buffer.patch_rel32(at, target);
         }
     }
 

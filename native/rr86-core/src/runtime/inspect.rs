@@ -84,11 +84,8 @@ impl Engine {
         let Some(id) = self.block_with_serial(serial) else {
             return false;
         };
-        if self.cache.blocks.is_live(id) {
-            let pages = self.listed_pages(id);
-            self.cache.blocks.bury(id, pages);
-        }
-        self.cache.retired.retain(|&b| b != id);
+        let pages = self.listed_pages(id);
+        self.cache.forget_block(id, pages);
         // Other vCPUs may hold the same bytes already.
         let paddr = self.cache.blocks.get(id).paddr;
         self.forget_fetches(paddr);

@@ -29,7 +29,7 @@ pub mod cache;
 mod caught;
 pub mod checkpoint;
 pub mod clock;
-pub mod code_cache;
+mod code_cache;
 pub mod codebuf;
 mod coherence;
 mod delivery;

@@ -18,9 +18,10 @@ impl Engine {
         if !self.translator.shortcuts().has(Shortcuts::AHEAD) {
             return;
         }
-        let settings = self.translator.settings(self.cache.stubs, self.tracking());
-        let buffer = &self.cache.buffer;
-        let place = (buffer.mapping(), buffer.used());
+        let settings = self
+            .translator
+            .settings(self.cache.stubs(), self.tracking());
+        let place = self.cache.mapping();
         let next = self.cache.blocks.next_serial();
         // Without the thread, the engine translates everything.
         let ram = self.memory.ram.reader();
@@ -70,7 +71,6 @@ impl Engine {
 
     /// Gives back a translation whose code has been placed.
     pub(in crate::runtime) fn give_back_ahead(&self, made: Box<Translation>) {
-        self.translator
-            .give_back_ahead(made, self.cache.buffer.used());
+        self.translator.give_back_ahead(made, self.cache.used());
     }
 }

@@ -98,8 +98,9 @@ impl Engine {
     /// [`HostError`] when the host refuses memory.
     pub fn pretend_mxcsr_mask(&mut self, mask: u32) -> Result<(), HostError> {
         debug_assert!(self.cache.blocks.is_empty());
-        self.cache.buffer = new_code_buffer()?;
-        self.cache.stubs = place_stubs(&mut self.cache.buffer, Some(mask));
+        let mut buffer = new_code_buffer()?;
+        let stubs = place_stubs(&mut buffer, Some(mask));
+        self.cache.replace_buffer(buffer, stubs);
         Ok(())
     }
 }

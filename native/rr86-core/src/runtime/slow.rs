@@ -77,8 +77,8 @@ pub unsafe extern "sysv64" fn access(vcpu: *mut Vcpu, linear: u64, site: u32) ->
     engine.observers.stats.slow_accesses += 1;
     engine.slow_step(vcpu);
     engine.clock.note_position(&vcpu.run, site);
-    vcpu.run.target_code = engine.cache.stubs.lookup;
-    vcpu.run.commit = engine.cache.stubs.commit;
+    vcpu.run.target_code = engine.cache.stubs().lookup;
+    vcpu.run.commit = engine.cache.stubs().commit;
     let mode = engine.cache.blocks.get(vcpu.run.site_block).mode;
     engine.stops.begin_access();
     match engine.resolve(vcpu, linear, usize::from(site.size), site.kind, mode) {
@@ -114,7 +114,7 @@ pub unsafe extern "sysv64" fn commit(vcpu: *mut Vcpu, rflags: u64, site: u32) ->
     let (vcpu, engine) = unsafe { Engine::running(vcpu) };
     let site = Site::unpack(site);
     engine.clock.note_position(&vcpu.run, site);
-    vcpu.run.target_code = engine.cache.stubs.lookup;
+    vcpu.run.target_code = engine.cache.stubs().lookup;
     let pending = vcpu.pending.access;
     engine.slice.set_vcpu(vcpu.cpu.id);
     let stop = engine.finish_store(vcpu, site, &pending);

@@ -161,7 +161,7 @@ fn restores_under(protocol: Protocol) {
         inside += (0..2)
             .filter(|&v| original.engine.inside_block(v).is_some())
             .count();
-        let blocks = original.engine.cache.blocks.iter_live();
+        let blocks = original.engine.blocks().iter_live();
         stale += blocks.iter().filter(|b| b.stale.marked).count();
         put(&mut other, &saved.pages);
         other.restore(&saved.state).expect("a whole checkpoint");

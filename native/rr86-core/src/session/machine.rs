@@ -270,7 +270,7 @@ impl Machine {
         for (name, bytes) in self.board().save() {
             all.push((name, xxh3_64(&bytes)));
         }
-        all.push(("blocks".to_string(), self.engine.cache.blocks.digest()));
+        all.push(("blocks".to_string(), self.engine.blocks().digest()));
         all.push(("windows".to_string(), self.engine.windows_digest()));
         all.push(("time".to_string(), self.engine.now()));
         self.engine.observers.spend(Phase::Digests, watch.read());
