@@ -23,22 +23,22 @@ impl Engine {
         if self.progress[index].was_interrupted_at(now) {
             return None;
         }
-        if let Some(event) = self.played_delivery(v) {
+        if let Some(event) = self.outside.replayed_delivery(&v.cpu, now) {
             self.progress[index].note_interrupt(now);
             return self.deliver(v, event);
         }
         if v.cpu.nmi_pending != 0 && v.cpu.nmi_blocked == 0 {
             v.cpu.nmi_pending = 0;
-            self.log_delivery(v, None);
+            self.outside.log_delivery(&v.cpu, now, None);
             self.progress[index].note_interrupt(now);
             return self.deliver(v, Event::Nmi);
         }
-        if v.cpu.rflags & RFlags::IF.bits() == 0 || !self.pending_interrupt(index) {
+        if v.cpu.rflags & RFlags::IF.bits() == 0 || !self.outside.pending_interrupt(index) {
             return None;
         }
-        let number = self.bus.acknowledge_interrupt(index)?;
+        let number = self.outside.acknowledge_interrupt(index)?;
         self.observers.stats.interrupts += 1;
-        self.log_delivery(v, Some(number));
+        self.outside.log_delivery(&v.cpu, now, Some(number));
         self.progress[index].note_interrupt(now);
         let end = self.deliver(v, Event::External(number));
         if end.is_none() && self.stops.waits_for(number) {
@@ -54,7 +54,7 @@ impl Engine {
         let open = v.cpu.rflags & RFlags::IF.bits() != 0;
         self.progress[index].was_interrupted_at(self.icount())
             && v.cpu.semantics.waiting_interrupts_come_next()
-            && (open && self.pending_interrupt(index)
+            && (open && self.outside.pending_interrupt(index)
                 || v.cpu.nmi_pending != 0 && v.cpu.nmi_blocked == 0)
     }
 

@@ -178,7 +178,7 @@ impl Engine {
         // it waits for an instruction, since the slice may end there: see below.
         let faulted = self.slice.is_behind_fault(self.icount());
         let waits = faulted && v.cpu.semantics.signals_wait_behind_faults();
-        if resume.is_none() && !waits && self.has_signals() {
+        if resume.is_none() && !waits && self.outside.has_signals() {
             return Before::End(RunEnd::Signals);
         }
         if resume.is_none() {

@@ -14,9 +14,10 @@ use super::code_cache::CodeCache;
 use super::coherence::Coherence;
 use super::fetch::Mmu;
 use super::guest_memory::GuestMemory;
-use super::inputs::{InputDivergence, Inputs};
+use super::inputs::{InputDivergence, InputRecorder, Inputs};
 use super::instruction::CurrentInstruction;
 use super::observers::{Observed, Observers};
+use super::outside::Outside;
 use super::progress::{Progress, Resume};
 use super::signals::HostFault;
 use super::slice::Slice;
@@ -50,11 +51,7 @@ pub struct Engine {
     pub(in crate::runtime) windows: Windows,
     pub(in crate::runtime) stops: Stops,
     pub observers: Observers,
-    pub bus: Box<dyn Bus>,
-    /// Where vCPUs' inputs come from.
-    pub inputs: Inputs,
-    /// What a vCPU that runs alone did otherwise than logged, and when.
-    pub(in crate::runtime) diverged: Option<(u64, InputDivergence)>,
+    pub(in crate::runtime) outside: Outside,
     /// Code has failed on the host; nothing runs any more.
     pub(in crate::runtime) host_fault: Option<Box<HostFault>>,
 }
@@ -86,6 +83,30 @@ impl Engine {
     /// The state of a vCPU, to be changed between runs.
     pub fn cpu_mut(&mut self, index: usize) -> &mut CpuState {
         &mut self.vcpus.vcpu_mut(index).cpu
+    }
+
+    /// The devices.
+    pub fn bus(&mut self) -> &mut dyn Bus {
+        self.outside.bus()
+    }
+
+    /// Where vCPUs' inputs come from.
+    pub fn inputs(&self) -> &Inputs {
+        self.outside.inputs()
+    }
+
+    pub fn set_inputs(&mut self, inputs: Inputs) {
+        self.outside.set_inputs(inputs);
+    }
+
+    /// Who logs the vCPUs' inputs, if they are logged.
+    pub fn input_recorder(&mut self) -> Option<&mut InputRecorder> {
+        self.outside.recorder()
+    }
+
+    /// What a vCPU that runs alone did otherwise than logged, and when; once.
+    pub fn take_divergence(&mut self) -> Option<(u64, InputDivergence)> {
+        self.outside.take_divergence()
     }
 
     /// The blocks that there are.
@@ -319,7 +340,9 @@ impl Engine {
     #[inline]
     pub(in crate::runtime) fn after_bus(&mut self, vcpu: &mut Vcpu) {
         let open = vcpu.cpu.rflags & RFlags::IF.bits() != 0;
-        if self.has_signals() || open && self.pending_interrupt(usize::from(vcpu.cpu.id)) {
+        if self.outside.has_signals()
+            || open && self.outside.pending_interrupt(usize::from(vcpu.cpu.id))
+        {
             self.slice.request_exit(&mut vcpu.run);
         }
     }

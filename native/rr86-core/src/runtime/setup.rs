@@ -9,9 +9,9 @@ use super::engine::Engine;
 use super::entry::place_stubs;
 use super::guest_memory::GuestMemory;
 use super::host::{check_host, HostError};
-use super::inputs::Inputs;
 use super::instruction::CurrentInstruction;
 use super::observers::Observers;
+use super::outside::Outside;
 use super::progress::Progress;
 use super::slice::Slice;
 use super::stops::Stops;
@@ -59,9 +59,7 @@ impl Engine {
             windows: Windows::default(),
             stops: Stops::default(),
             observers: Observers::default(),
-            bus,
-            inputs: Inputs::Live,
-            diverged: None,
+            outside: Outside::new(bus),
             host_fault: None,
         });
         for number in 0..vcpus {

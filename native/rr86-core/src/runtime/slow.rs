@@ -571,7 +571,9 @@ impl Engine {
         let mut done = 0;
         while done < out.len() {
             let n = piece(paddr + done as u64, out.len() - done);
-            let value = self.mmio_read(id, paddr + done as u64, n);
+            let value = self
+                .outside
+                .mmio_read(id, paddr + done as u64, n, &self.clock);
             out[done..done + n].copy_from_slice(&value.to_le_bytes()[..n]);
             done += n;
         }
@@ -610,7 +612,8 @@ impl Engine {
             let n = piece(at, data.len() - done);
             let mut bytes = [0; 8];
             bytes[..n].copy_from_slice(&data[done..done + n]);
-            self.mmio_write(id, at, n, u64::from_le_bytes(bytes));
+            let value = u64::from_le_bytes(bytes);
+            self.outside.mmio_write(id, at, n, value, &self.clock);
             done += n;
         }
     }

@@ -4,6 +4,7 @@ use super::agent::Agent;
 use super::cache::BlockId;
 use super::engine::Engine;
 use super::oracle::{Access, Oracle, Seen};
+use super::storelog::StoreLog;
 use super::vcpu::Vcpu;
 use super::writelog::{disjoint, Commit, Logged, CAPACITY};
 use crate::memory::pages::{PageFlags, DEVICE};
@@ -190,5 +191,39 @@ impl Engine {
             new: data.to_vec(),
             passage: commit.passage,
         });
+    }
+
+    /// Logs the last stores to shared lines from now on.
+    pub fn log_stores(&mut self, stores: StoreLog) {
+        let Some(log) = self.outside.recorder() else {
+            return;
+        };
+        for page in stores.pages() {
+            self.memory.pages.info[page].flags |= PageFlags::LOGGED;
+            self.vcpus.mmus().for_each(|mmu| mmu.tlb.protect_page(page));
+        }
+        log.stores = Some(stores);
+    }
+
+    /// Logs a store that is about to change a page of interest.
+    pub(in crate::runtime) fn log_store(
+        &mut self,
+        commit: &Commit,
+        page: usize,
+        paddr: u64,
+        data: &[u8],
+    ) {
+        let icount = self.icount();
+        let rip = match commit.agent {
+            Agent::Device => 0,
+            Agent::Vcpu(_) => self.position_rip().unwrap_or(0),
+        };
+        let offset = (paddr % PAGE_SIZE) as usize;
+        if let Some(log) = self.outside.recorder() {
+            if let Some(stores) = &mut log.stores {
+                let old = &self.memory.ram.page(page)[offset..offset + data.len()];
+                stores.note(commit.agent, page, paddr, (icount, rip), old, data);
+            }
+        }
     }
 }

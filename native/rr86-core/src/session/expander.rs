@@ -58,7 +58,7 @@ impl Expander {
         let stores = stores.then(|| shared_lines(trace, machine)).transpose()?;
         let count = machine.engine.vcpu_count();
         let log = InputRecorder::new(count, &machine.engine.memory);
-        machine.engine.inputs = Inputs::Logged(Box::new(log));
+        machine.engine.set_inputs(Inputs::Logged(Box::new(log)));
         if let Some(lines) = stores {
             machine.engine.log_stores(StoreLog::new(lines));
         }
@@ -104,7 +104,7 @@ impl Expander {
     }
 
     fn write(&mut self, machine: &mut Machine) -> Result<(), TraceError> {
-        let Inputs::Logged(log) = &mut machine.engine.inputs else {
+        let Some(log) = machine.engine.input_recorder() else {
             return Ok(());
         };
         for (vcpu, (progress, inputs)) in self.vcpus.iter_mut().zip(&mut log.vcpus).enumerate() {
@@ -125,13 +125,13 @@ impl Expander {
     /// # Errors
     /// When the expansion cannot be written.
     pub fn finish(mut self, machine: &mut Machine) -> Result<(), TraceError> {
-        if let Inputs::Logged(log) = &mut machine.engine.inputs {
+        if let Some(log) = machine.engine.input_recorder() {
             if let Some(stores) = &mut log.stores {
                 stores.close();
             }
         }
         self.write(machine)?;
-        machine.engine.inputs = Inputs::Live;
+        machine.engine.set_inputs(Inputs::Live);
         self.writer.finish()
     }
 }

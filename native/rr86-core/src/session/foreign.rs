@@ -67,7 +67,8 @@ impl Foreign {
             None => Part::default(),
         };
         let inputs = std::mem::take(&mut part.inputs);
-        machine.engine.inputs = Inputs::Replayed(Box::new(inputs));
+        let inputs = Inputs::Replayed(Box::new(inputs));
+        machine.engine.set_inputs(inputs);
         self.part = part;
         self.next_sync = 0;
         Ok(())
@@ -75,7 +76,7 @@ impl Foreign {
 
     /// Whether the vCPU has taken all inputs of the interval.
     pub fn all_taken(machine: &Machine) -> bool {
-        match &machine.engine.inputs {
+        match machine.engine.inputs() {
             Inputs::Replayed(inputs) => inputs.is_empty(),
             _ => true,
         }
@@ -137,7 +138,7 @@ impl Foreign {
 
     /// The next moment after `now` at which something reaches the vCPU inside its slice.
     pub fn next_stop(&self, machine: &Machine, now: u64) -> u64 {
-        let Inputs::Replayed(inputs) = &machine.engine.inputs else {
+        let Inputs::Replayed(inputs) = machine.engine.inputs() else {
             return u64::MAX;
         };
         let delivery = inputs

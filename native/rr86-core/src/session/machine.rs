@@ -148,7 +148,7 @@ impl Machine {
     }
 
     pub fn board(&mut self) -> &mut Board {
-        let bus: &mut dyn Any = self.engine.bus.as_mut();
+        let bus: &mut dyn Any = self.engine.bus();
         bus.downcast_mut().expect("a machine's bus is its board")
     }
 

@@ -90,11 +90,15 @@ pub(in crate::runtime) struct Ports<'a> {
 
 impl Ports<'_> {
     pub fn read(&mut self, port: u16, size: usize) -> u32 {
-        self.engine.io_read(self.vcpu, port, size)
+        let clock = &self.engine.clock;
+        self.engine.outside.io_read(self.vcpu, port, size, clock)
     }
 
     pub fn write(&mut self, port: u16, size: usize, value: u32) {
-        self.engine.io_write(self.vcpu, port, size, value);
+        let clock = &self.engine.clock;
+        self.engine
+            .outside
+            .io_write(self.vcpu, port, size, value, clock);
         if self.engine.stops.output(port) {
             self.engine.instruction.stop();
         }
@@ -132,21 +136,24 @@ impl<'a> System<'a> {
 
     /// An MSR of the local APIC; `None` is #GP.
     pub fn read_apic(&mut self, msr: u32) -> Option<u64> {
-        let now = self.engine.now();
-        self.engine.apic_msr_read(self.vcpu, msr, now)
+        let clock = &self.engine.clock;
+        self.engine.outside.apic_msr_read(self.vcpu, msr, clock)
     }
 
     /// Writes an MSR of the local APIC; `None` is #GP.
     pub fn write_apic(&mut self, msr: u32, value: u64) -> Option<()> {
-        self.engine.apic_msr_write(self.vcpu, msr, value)
+        let clock = &self.engine.clock;
+        self.engine
+            .outside
+            .apic_msr_write(self.vcpu, msr, value, clock)
     }
 
     pub fn cr8(&mut self) -> u8 {
-        self.engine.cr8(self.vcpu)
+        self.engine.outside.cr8(self.vcpu, &self.engine.clock)
     }
 
     pub fn set_cr8(&mut self, value: u8) {
-        self.engine.set_cr8(self.vcpu, value);
+        self.engine.outside.set_cr8(self.vcpu, value);
     }
 
     /// Forgets the translations of the page that holds a linear address.
@@ -193,7 +200,7 @@ impl Repetition<'_> {
 
     /// Whether no other iteration may follow now, because of what the last one did.
     pub fn is_interrupted(&self) -> bool {
-        self.engine.instruction.stops() || self.engine.has_signals()
+        self.engine.instruction.stops() || self.engine.outside.has_signals()
     }
 
     /// Counts a step that takes long. True when the call is over and coming back does not show.
@@ -209,7 +216,7 @@ impl Repetition<'_> {
     /// The instruction is cut off. Unless the slice is over or the machine is wanted, only a debugger stops here, and
     /// the vCPU goes on inside the block. `early`: the budget allowed more.
     pub fn cut_off(&mut self, early: bool) {
-        let over = self.engine.windows.is_entered() || self.engine.has_signals();
+        let over = self.engine.windows.is_entered() || self.engine.outside.has_signals();
         if !over && (early || self.engine.slice.beyond() > 0) {
             self.engine.resume_repeated(self.vcpu, self.run.site_block);
         }
