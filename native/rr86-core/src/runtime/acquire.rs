@@ -13,14 +13,7 @@ impl Engine {
     /// Makes an agent the owner, or a reader, of a page, taking rights from others where needed.
     #[inline]
     pub fn acquire(&mut self, agent: u8, page: usize, kind: HandOffKind) {
-        if !self.memory.tracking {
-            return;
-        }
-        let allowed = match kind {
-            HandOffKind::Read => self.memory.pages.reads(page, agent),
-            HandOffKind::Write => self.memory.pages.owns(page, agent),
-        };
-        if !allowed {
+        if self.memory.must_acquire(agent, page, kind) {
             self.hand_off(agent, page, kind);
         }
     }
@@ -139,11 +132,11 @@ impl Engine {
 
     /// Switches the tracking of who writes and reads which page on or off, before anything has run.
     pub fn set_tracking(&mut self, on: bool) {
-        self.memory.tracking = on;
+        self.memory.set_tracking(on);
     }
 
     /// Whether it is tracked who writes and reads which page.
     pub fn tracking(&self) -> bool {
-        self.memory.tracking
+        self.memory.tracking()
     }
 }

@@ -11,14 +11,15 @@
 //! | `windows`, `protocol` | block protocols, and the windows between their steps |
 //! | `stops` | what the debugger waits for |
 //! | `agent`, `bus`, `host`, `flags`, `entry`, `signals` | who writes, the devices, the host's CPU, the way into code and out of it |
-//! | `setup`, `prepared` | making an engine; taking code made ahead |
-//! | `observers`, `oracle`, `writelog`, `storelog`, `inputs` | what is noted beside the run |
+//! | `setup` | making an engine |
+//! | `outside`, `inputs` | the bus and what else reaches a vCPU from outside, live, logged or replayed |
+//! | `observers`, `oracle`, `writelog`, `storelog` | what is noted beside the run |
 //!
 //! Built on these: `dispatch` goes from block to block, with `delivery` (interrupts and exceptions), `block_code` (host code
 //! of a block), `hotness` (superblocks) and `caught` (guest exceptions out of host signals). `slow` is every access that
 //! is not plain RAM, `view` memory as helpers see it, `execute` every instruction that is not copied. `coherence` keeps
-//! blocks and memory in step, `acquire` pages and their owners, `steps` what a protocol has under way. `outside` and
-//! `watching` are the bus and the observers as the others use them. `inspect`, `checkpoint` and `rewind` are for callers.
+//! blocks and memory in step, `acquire` pages and their owners, `steps` what a protocol has under way.
+//! `watching` is the observers as the others use them. `inspect`, `checkpoint` and `rewind` are for callers.
 
 mod acquire;
 pub mod agent;
@@ -48,7 +49,6 @@ mod instruction;
 pub mod observers;
 pub mod oracle;
 mod outside;
-mod prepared;
 mod progress;
 pub mod protocol;
 mod rewind;
