@@ -3,14 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::cpu::semantics::Semantics;
 use crate::memory::ram::GuestRam;
 use crate::runtime::cache::Blocks;
 use crate::runtime::codebuf::CodeBuffer;
 use crate::runtime::engine::Engine;
-use crate::runtime::protocol::Protocol;
-use crate::runtime::translator::BlockLimits;
-use crate::session::{Conditions, Machine, MachineConfig, Policy, Scheduler, Session};
+use crate::runtime::protocol::PRECISE;
+use crate::session::{testing, Conditions, Policy, Scheduler, Session};
 
 /// 64-bit code of the kernel.
 const MODE: Mode = Mode(0x08b2);
@@ -173,50 +171,10 @@ fn code_is_for_a_block_of_the_same_bytes_place_and_mode_only() {
 
 /// A machine that adds 1 to EAX and stops, about whose first block this is ready.
 fn run_with(bytes: &[u8]) -> (u64, u64) {
-    let mut machine = Machine::new(MachineConfig {
-        memory: 16 << 20,
-        vcpus: 1,
-        cpuid: Vec::new(),
-        msrs: Vec::new(),
-        start_time: 0,
-        semantics: Semantics::CURRENT,
-        fw_cfg: Vec::new(),
-        fw_cfg_files: Vec::new(),
-        tracking: true,
-        blocks: BlockLimits {
-            instructions: 64,
-            capacity: 64,
-            protocol: Protocol::named("precise").expect("a protocol"),
-        },
-    })
-    .expect("a machine");
     // add eax, 1; hlt
-    machine.load(ENTRY, &[0x83, 0xc0, 0x01, 0xf4]).expect("RAM");
-    for (name, value) in [
-        ("cs", 8),
-        ("cs_base", 0),
-        ("cs_limit", 0xffff_ffff),
-        ("cs_attr", 0xc09b),
-        ("ss", 16),
-        ("ss_base", 0),
-        ("ss_limit", 0xffff_ffff),
-        ("ss_attr", 0xc093),
-        ("ds", 16),
-        ("ds_base", 0),
-        ("ds_limit", 0xffff_ffff),
-        ("ds_attr", 0xc093),
-        ("es", 16),
-        ("es_base", 0),
-        ("es_limit", 0xffff_ffff),
-        ("es_attr", 0xc093),
-        ("cr0", 0x11),
-        ("rflags", 2),
-        ("rip", ENTRY),
-        ("rax", 0),
-        ("activity", 0),
-    ] {
-        machine.set_register(0, name, value).expect(name);
-    }
+    let program = [0x83, 0xc0, 0x01, 0xf4];
+    let config = testing::config(16 << 20, 1, 64, PRECISE);
+    let mut machine = testing::machine(config, ENTRY, &program);
     let mode = Mode::of(machine.engine.cpu(0));
     let engine: &mut Engine = &mut machine.engine;
     let settings = engine

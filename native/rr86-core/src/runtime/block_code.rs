@@ -208,3 +208,7 @@ impl Engine {
         self.translator.give_back_ahead(made, self.cache.used());
     }
 }
+
+#[cfg(test)]
+#[path = "redirect_tests.rs"]
+mod tests;

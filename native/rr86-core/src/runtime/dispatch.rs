@@ -84,6 +84,18 @@ struct Entry {
     budget: i64,
 }
 
+/// A run that has begun. It ends when this is dropped, be it by a panic: then the vCPU is where that was, and can still
+/// be looked at.
+struct Begun(*mut Engine);
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        // SAFETY: `run` has made this from its own reference to the engine, and drops it before it returns. No reference
+        // to the engine is used any more when that happens.
+        unsafe { (*self.0).vcpus.end() };
+    }
+}
+
 impl Engine {
     /// Runs a vCPU. Returns the instructions retired and why it stopped.
     ///
@@ -96,8 +108,9 @@ impl Engine {
         let this: *mut Self = self;
         // SAFETY: both are valid for the engine's life. What is called from code uses the engine through a
         // pointer that comes from `self` here, and `self` itself is not used until that has ended. `vcpu` is the
-        // only way to the vCPU until `end`.
+        // only way to the vCPU until `Begun` is dropped.
         unsafe {
+            let begun = Begun(this);
             (*vcpu).pending.engine = this.cast();
             let start = (*this).icount();
             (*this).begin_run(&mut *vcpu, &span, divisible);
@@ -108,7 +121,7 @@ impl Engine {
             (*this).clock.note_boundary(&(*vcpu).run);
             sync_flags(&mut *vcpu);
             drop(entered);
-            (*this).vcpus.end();
+            drop(begun);
             ((*this).icount() - start, end)
         }
     }

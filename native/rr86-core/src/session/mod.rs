@@ -31,6 +31,8 @@ mod run_slice;
 mod scheduler;
 mod slice;
 mod snapshot;
+#[doc(hidden)]
+pub mod testing;
 mod verify;
 
 pub use agent::{AgentError, Expression};

@@ -23,6 +23,8 @@ pub struct Session<D> {
     console: Vec<u8>,
     /// A slice was stopped inside, and goes on at the next call.
     inside: bool,
+    /// A call is under way, or was when it panicked.
+    called: bool,
 }
 
 impl<D: Decisions> Session<D> {
@@ -37,6 +39,7 @@ impl<D: Decisions> Session<D> {
             slices: 0,
             console: Vec::new(),
             inside: false,
+            called: false,
         }
     }
 
@@ -50,6 +53,7 @@ impl<D: Decisions> Session<D> {
             slices: self.slices,
             console: self.console,
             inside: self.inside,
+            called: self.called,
         };
         session.machine.slices = session.decisions.slices();
         session
@@ -85,15 +89,19 @@ impl<D: Decisions> Session<D> {
     /// Runs until a condition holds, nothing more will be decided, or about `limit` instructions have retired.
     ///
     /// # Errors
-    /// [`SessionError`] when a trace cannot be read or written, or the machine does something else than recorded. A
-    /// machine whose trace could not be written has stopped at a slice boundary.
+    /// [`SessionError`] when a trace cannot be read or written, the machine does something else than recorded, or an
+    /// earlier call has panicked. A machine whose trace could not be written has stopped at a slice boundary.
     pub fn run(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, SessionError> {
+        if std::mem::replace(&mut self.called, true) {
+            return Err(SessionError::Panicked);
+        }
         let watch = Stopwatch::start();
         self.machine.engine.begin_call();
         conditions.arm(&mut self.machine);
         let stop = self.drive(limit, conditions);
         let kept = self.decisions.keep(true);
         self.machine.engine.observers.spend_call(watch.read());
+        self.called = false;
         kept.and(stop)
     }
 
