@@ -21,8 +21,8 @@ Uses = dict[str, set[str]]
 PYTHON_GROUND = {"errors", "version", "_native"}
 PYTHON = {
     "cli": {"record", "replay", "session", "trace", "translate", "cpu"},
-    "record": {"session", "trace", "machine", "translate", "cpu"},
-    "replay": {"session", "trace", "machine", "translate", "cpu"},
+    "record": {"session", "kernel", "trace", "machine", "translate", "cpu"},
+    "replay": {"session", "kernel", "trace", "machine", "translate", "cpu"},
     "kernel": {"cpu"},
     "session": {"machine", "cpu"},
     "trace": {"cpu"},
