@@ -20,9 +20,10 @@ Uses = dict[str, set[str]]
 # Below all rooms: the errors, the version, and the typed face of the core.
 PYTHON_GROUND = {"errors", "version", "_native"}
 PYTHON = {
-    "cli": {"record", "replay", "session", "trace", "translate", "cpu"},
-    "record": {"session", "trace", "machine", "translate", "cpu"},
-    "replay": {"session", "trace", "machine", "translate", "cpu"},
+    "cli": {"kernel", "record", "replay", "session", "trace", "translate", "cpu"},
+    "record": {"session", "kernel", "trace", "machine", "translate", "cpu"},
+    "replay": {"session", "kernel", "trace", "machine", "translate", "cpu"},
+    "kernel": {"cpu"},
     "session": {"machine", "cpu"},
     "trace": {"cpu"},
     "machine": {"translate", "cpu"},

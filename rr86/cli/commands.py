@@ -12,6 +12,9 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "sharing": ("rr86.cli.sharing", None),
     "symbols": ("rr86.cli.symbols", None),
     "protocols": ("rr86.cli.protocols", None),
+    "dmesg": ("rr86.cli.dmesg", None),
+    "dump": ("rr86.cli.dump", None),
+    "drgn": ("rr86.cli.drgn", None),
     "who-wrote": ("rr86.cli.who_wrote", None),
     "bisect-invalidation": ("rr86.cli.bisect_invalidation", None),
 }

@@ -1,22 +1,28 @@
 """A replay under way: run to a moment, look around, run on."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
 from rr86.errors import UsageError
+from rr86.kernel.processes import Processes
 from rr86.session.conditions import Condition, Until, as_conditions
 from rr86.session.console import DebugSink, Heard, HeardDebug
 from rr86.session.execution import Execution, Tick
 from rr86.session.stop import Stop
 
 if TYPE_CHECKING:
+    import drgn
+
     from rr86._native import Diversion, Events, Snapshot
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
     from rr86.cpu.physical import PhysicalNames
+    from rr86.kernel.dump import Dump
+    from rr86.kernel.running import RunningKernel
     from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
     from rr86.replay.oracle import OracleReport
@@ -70,6 +76,8 @@ class ReplaySession:
         self.inspector = Inspector(
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
+        self.inspector.processes = Processes(self.inspector)
+        self._ram = spec.memory
         self._console = Heard(console)
         self._debugcon = HeardDebug(debugcon)
         self._execution = Execution(
@@ -208,6 +216,40 @@ class ReplaySession:
         Raises `NativeError` if there is no such vCPU.
         """
         return self.inspector.backtrace(vcpu, limit)
+
+    @cached_property
+    def kernel(self) -> "RunningKernel":
+        """The Linux that runs in the guest: its memory, variables and types; see docs/kernel.md.
+        What is asked of it raises `KernelError` while there is none."""
+        from rr86.kernel.running import RunningKernel
+
+        return RunningKernel(self.inspector)
+
+    def drgn(self, vmlinux: str | Path | None = None) -> "drgn.Program":
+        """A drgn program for the guest as it stands here, good until the session moves.
+
+        Types and lines are those of `vmlinux`, or of an installed debug package for the guest's
+        kernel; with neither, types are those that the kernel carries (BTF).
+
+        Raises `UsageError` if drgn is not installed (`pip install 'rr86[drgn]'`), and `KernelError`
+        if no Linux runs yet or the vmlinux belongs to another build.
+        """
+        from rr86.kernel.with_drgn import program
+        from rr86.machine.memory_map import MemoryMap
+
+        named = None if vmlinux is None else Path(vmlinux)
+        return program(self.kernel, MemoryMap(self._ram).ram(), named)
+
+    def dump(self, path: str | Path, tick: Callable[[int], None] | None = None) -> "Dump":
+        """Write the guest's memory and registers to an ELF core file, which crash, drgn and gdb
+        open. `tick` is called with the number of bytes done.
+
+        Raises `OSError` where the file cannot be written.
+        """
+        from rr86.kernel.dump import write_dump
+        from rr86.machine.memory_map import MemoryMap
+
+        return write_dump(self.kernel, path, MemoryMap(self._ram).ram(), tick)
 
     def compared_digests(self) -> tuple[int, int]:
         """How many digests were compared with the recorded ones and equal, and at how many
