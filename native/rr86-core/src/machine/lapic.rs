@@ -82,7 +82,12 @@ impl Action {
         match self {
             Self::None => {}
             Self::Eoi(vector) => out.served = Some(vector),
-            Self::Ipi(message) => out.messages.push(message),
+            Self::Ipi(message) => {
+                out.messages.push(message);
+                if out.ipis.is_some() {
+                    out.sent.push(message);
+                }
+            }
         }
     }
 }

@@ -300,13 +300,15 @@ pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
     let site = Site::unpack(site);
     engine.clock.note_position(&v.run, site);
     let moment = engine.icount();
-    if engine.stops.passed_hook == Some(moment) {
+    let block = engine.cache.blocks.get(v.run.site_block);
+    let rip = block.rip.wrapping_add(u64::from(site.offset));
+    let probed = engine.probe(v, rip);
+    if probed || engine.stops.passed_hook == Some(moment) {
         return 0;
     }
     engine.stops.passed_hook = Some(moment);
     engine.stops.stopped = Some(StopCause::Hook);
-    let block = engine.cache.blocks.get(v.run.site_block);
-    v.cpu.rip = block.rip.wrapping_add(u64::from(site.offset));
+    v.cpu.rip = rip;
     // Not by what remains: of a part of a block, that is less.
     let index = engine.index_after(v.run.site_block, usize::from(site.offset)) - 1;
     v.run.budget += i64::from(site.remaining);
