@@ -23,6 +23,7 @@ PYTHON = {
     "cli": {"record", "replay", "session", "trace", "translate", "cpu"},
     "record": {"session", "trace", "machine", "translate", "cpu"},
     "replay": {"session", "trace", "machine", "translate", "cpu"},
+    "kernel": {"cpu"},
     "session": {"machine", "cpu"},
     "trace": {"cpu"},
     "machine": {"translate", "cpu"},
