@@ -255,9 +255,9 @@ class Session(MachineView):
         """What was noted since the last call, in order, and how many entries did not fit. Take it
         after each call of `run`. The fields by kind:
 
-        "exception", "interrupt", "nmi", "software" (INT n and the like): vector, whether code of
-        privilege level 3 was interrupted, where it returns to, the handler's address, the stack
-        pointer there, rax, cr2;
+        "exception", "interrupt", "nmi", "software" (INT n and the like): vector, whether
+        it is the one of the vCPU's own timer, whether code of privilege level 3 was interrupted,
+        where it returns to, the handler's address, the stack pointer there, rax, cr2;
         "return" (IRET): whether to privilege level 3, where to, where its frame was;
         "system-call" (SYSCALL, SYSENTER): rax, the handler's address; "system-return" (SYSRET,
         SYSEXIT): where to;

@@ -68,6 +68,7 @@ fn row<'py>(py: Python<'py>, entry: &Entry) -> PyResult<Bound<'py, PyTuple>> {
         Noted::Delivered {
             cause,
             vector,
+            timer,
             user,
             from,
             handler,
@@ -75,7 +76,16 @@ fn row<'py>(py: Python<'py>, entry: &Entry) -> PyResult<Bound<'py, PyTuple>> {
             accumulator,
             address,
         } => {
-            let more = (vector, user, from, handler, stack, accumulator, address);
+            let more = (
+                vector,
+                timer,
+                user,
+                from,
+                handler,
+                stack,
+                accumulator,
+                address,
+            );
             (time, icount, vcpu, cause.name(), more).into_pyobject(py)
         }
         Noted::Returned { user, rip, stack } => {

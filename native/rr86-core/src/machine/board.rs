@@ -262,6 +262,12 @@ impl Board {
         vector
     }
 
+    /// The vector of the interrupts of a local APIC's timer.
+    #[must_use]
+    pub fn timer_vector(&self, vcpu: usize) -> u8 {
+        self.bus.interrupts.lapics[vcpu].timer_vector()
+    }
+
     /// Whether to keep what [`Board::take_ipis`] gives.
     pub fn note_ipis(&mut self, on: bool) {
         self.out.ipis = on.then(Vec::new);

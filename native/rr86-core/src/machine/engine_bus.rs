@@ -37,6 +37,9 @@ impl Bus for Board {
     fn has_signals(&self) -> bool {
         Board::has_signals(self)
     }
+    fn timer_vector(&self, vcpu: usize) -> Option<u8> {
+        Some(Board::timer_vector(self, vcpu))
+    }
     fn note_ipis(&mut self, on: bool) {
         Board::note_ipis(self, on);
     }

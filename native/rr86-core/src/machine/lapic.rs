@@ -609,6 +609,11 @@ impl Lapic {
         self.icr
     }
 
+    /// The vector of the timer's interrupt.
+    pub(super) fn timer_vector(&self) -> u8 {
+        self.lvt[LVT_TIMER] as u8
+    }
+
     fn send(&mut self) -> Action {
         let low = self.icr as u32;
         let vector = low as u8;

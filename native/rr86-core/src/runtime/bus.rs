@@ -31,6 +31,10 @@ pub trait Bus: Any + Send {
     fn acknowledge_interrupt(&mut self, vcpu: usize) -> Option<u8>;
     /// Something waits for the machine: a vCPU to wake, a reset, a changed deadline.
     fn has_signals(&self) -> bool;
+    /// The vector of the interrupts of a vCPU's own timer.
+    fn timer_vector(&self, _vcpu: usize) -> Option<u8> {
+        None
+    }
     /// Whether to keep what `take_ipis` gives.
     fn note_ipis(&mut self, _on: bool) {}
     /// The interprocessor interrupts sent since the last call.

@@ -255,7 +255,11 @@ impl Blocks {
 
     /// The blocks that have host code.
     pub fn with_code(&self) -> Vec<BlockId> {
-        let with_code = self.blocks.iter().zip(0..).filter(|(b, _)| b.live && b.code != 0);
+        let with_code = self
+            .blocks
+            .iter()
+            .zip(0..)
+            .filter(|(b, _)| b.live && b.code != 0);
         with_code.map(|(_, id)| id).collect()
     }
 

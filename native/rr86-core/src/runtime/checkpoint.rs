@@ -610,15 +610,10 @@ impl Engine {
             .filter_map(|at| self.memory.ram.page_index(at))
             .collect();
         self.cache.blocks.set_next_serial(record.serial);
-        let id = self.cache.blocks.insert(
-            rip,
-            paddr,
-            second,
-            mode,
-            bytes,
-            count,
-            pages.into_iter(),
-        );
+        let id =
+            self.cache
+                .blocks
+                .insert(rip, paddr, second, mode, bytes, count, pages.into_iter());
         let block = self.cache.blocks.get_mut(id);
         block.made = record.made;
         block.stale = record.stale;

@@ -379,8 +379,14 @@ impl Engine {
             self.drop_code();
             return;
         }
-        let gone = old.rips.iter().filter(|&at| new.rips.binary_search(at).is_err());
-        let come = new.rips.iter().filter(|&at| old.rips.binary_search(at).is_err());
+        let gone = old
+            .rips
+            .iter()
+            .filter(|&at| new.rips.binary_search(at).is_err());
+        let come = new
+            .rips
+            .iter()
+            .filter(|&at| old.rips.binary_search(at).is_err());
         let mut rips: Vec<u64> = gone.chain(come).copied().collect();
         rips.sort_unstable();
         let changed = Hooks { rips, int3: false };

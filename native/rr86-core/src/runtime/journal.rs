@@ -71,6 +71,8 @@ pub enum Noted {
     Delivered {
         cause: Cause,
         vector: u8,
+        /// It is an interrupt of the vCPU's own timer, to judge by the vector.
+        timer: bool,
         /// The interrupted code ran at privilege level 3.
         user: bool,
         /// Where the handler returns to, and where it is.
@@ -186,9 +188,16 @@ impl Engine {
         user: bool,
         from: u64,
     ) {
+        if !self.observers.journal.on {
+            return;
+        }
+        let vector = event.vector();
+        let external = matches!(event, Event::External(_));
+        let timer = external && self.bus.timer_vector(usize::from(cpu.id)) == Some(vector);
         self.note(cpu.id, || Noted::Delivered {
             cause: Cause::of(event),
-            vector: event.vector(),
+            vector,
+            timer,
             user,
             from,
             handler: cpu.rip,
