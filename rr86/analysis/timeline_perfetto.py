@@ -31,20 +31,30 @@ _STEPS = 2000
 _HAND_OFF, _IPI = "hand-off", "ipi"
 
 
+def check() -> None:
+    """Raises `UsageError` without the package `perfetto` (the extra rr86[timeline])."""
+    _proto()
+
+
 def write(timeline: Timeline, path: str | Path) -> None:
     """Write a timeline to a .pftrace file.
 
     Raises `UsageError` without the package `perfetto` (the extra rr86[timeline]), and `OSError`
     where the file cannot be written.
     """
+    proto = _proto()
+    with Path(path).open("wb") as file:
+        _Writer(file, proto).write(timeline)
+
+
+def _proto() -> Any:
     try:
         from perfetto.protos.perfetto.trace import perfetto_trace_pb2
     except ImportError:
         raise UsageError(
             "a .pftrace file needs the package 'perfetto': pip install 'rr86[timeline]'"
         ) from None
-    with Path(path).open("wb") as file:
-        _Writer(file, perfetto_trace_pb2).write(timeline)
+    return perfetto_trace_pb2
 
 
 class _Writer:
