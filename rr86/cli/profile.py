@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from rr86.cli.devices import Devices, devices
+from rr86.cli.outputs import expect_folder
 from rr86.cli.status import Exit, fail, reporting_errors, say
 from rr86.cli.values import parse_count, parse_moment, trace_or_newest
 
@@ -90,6 +91,8 @@ def command(
     from rr86.replay.trace import open_trace
 
     write = None if output is None else _writer(output)
+    if output is not None:
+        expect_folder(output)
     recorded = open_trace(trace_or_newest(trace), devices(device))
     progress = Progress("replaying", last or recorded.summary()["last_icount"])
     interruption = Interruption()

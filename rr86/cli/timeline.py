@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from rr86.cli.devices import Devices, devices
+from rr86.cli.outputs import expect_folder
 from rr86.cli.status import Exit, fail, reporting_errors, say
 from rr86.cli.values import parse_moment, trace_or_newest
 
@@ -76,6 +77,7 @@ def command(
     path = trace_or_newest(trace)
     target = Path(path.name).with_suffix(".html") if output is None else output
     write = _writer(target)
+    expect_folder(target)
     recorded = open_trace(path, devices(device))
     progress = Progress("replaying", last or recorded.summary()["last_icount"])
     interruption = Interruption()
