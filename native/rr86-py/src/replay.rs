@@ -85,7 +85,34 @@ whole_machine! { Replay {
         snapshot.map(Snapshot).map_err(errors::checkpoint)
     }
 
-    fn rewind(&mut self, py: Python<'_>, snapshot: &Snapshot) -> PyResult<()> {
+    #[pyo3(signature = (max_instructions, before, conditions, console_patterns=Vec::new(), filters=Vec::new()))]
+    fn run_over<'py>(
+        &mut self,
+        py: Python<'py>,
+        max_instructions: u64,
+        before: u64,
+        conditions: Vec<crate::held::ConditionRow>,
+        console_patterns: Vec<Vec<u8>>,
+        filters: Vec<crate::held::FilterRow>,
+    ) -> PyResult<(Bound<'py, PyDict>, Option<Bound<'py, PyDict>>)> {
+        let wanted = crate::held::Wanted {
+            rows: conditions,
+            patterns: console_patterns,
+            filters,
+        };
+        let (found, hit) = self.held.run_over(py, (max_instructions, before), wanted)?;
+        let answer = self.held.answer(py, &found)?;
+        Ok((answer, hit.map(|hit| crate::held::hit(py, &hit)).transpose()?))
+    }
+
+    #[pyo3(signature = (snapshot, heard=None))]
+    fn rewind(
+        &mut self,
+        py: Python<'_>,
+        snapshot: &Snapshot,
+        heard: Option<Vec<u8>>,
+    ) -> PyResult<()> {
+        self.held.moved(heard.unwrap_or_default());
         let session = self.held.session()?;
         py.detach(|| session.rewind(&snapshot.0)).map_err(errors::session)
     }

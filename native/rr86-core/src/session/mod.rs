@@ -9,6 +9,7 @@
 //! - [`Diversion`]: from a moment of a replay on, a scheduler of its own, or the recorded slices as suggestions;
 //! - [`Alone`]: the trace and its [`expansion`], for one vCPU without the others.
 
+mod agent;
 mod ahead;
 mod alone;
 mod checkpoint;
@@ -20,6 +21,7 @@ mod error;
 mod expander;
 pub mod expansion;
 mod foreign;
+mod last;
 mod machine;
 mod observe;
 mod recording;
@@ -31,6 +33,7 @@ mod slice;
 mod snapshot;
 mod verify;
 
+pub use agent::{AgentError, Expression};
 pub use alone::Alone;
 pub use checkpoint::CheckpointError;
 pub use checkpointer::Checkpointer;
@@ -39,6 +42,7 @@ pub use decisions::{Decisions, Next, Stop};
 pub use diversion::Diversion;
 pub use error::{Divergence, Fact, SessionError};
 pub use expansion::{ExpansionReader, ExpansionWriter};
+pub use last::Hit;
 pub use machine::{Machine, MachineConfig, MachineError};
 pub use recording::{Recording, DIGEST_INTERVAL};
 pub use replay::{Compared, Replay};
