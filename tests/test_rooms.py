@@ -22,8 +22,8 @@ PYTHON_GROUND = {"errors", "version", "_native"}
 PYTHON = {
     "cli": {"analysis", "record", "replay", "session", "trace", "translate", "cpu"},
     "analysis": {"kernel", "replay", "session", "trace", "cpu"},
-    "record": {"session", "trace", "machine", "translate", "cpu"},
-    "replay": {"session", "trace", "machine", "translate", "cpu"},
+    "record": {"session", "kernel", "trace", "machine", "translate", "cpu"},
+    "replay": {"session", "kernel", "trace", "machine", "translate", "cpu"},
     "kernel": {"cpu"},
     "session": {"machine", "cpu"},
     "trace": {"cpu"},

@@ -100,9 +100,7 @@ class _Line:
 class _Run:
     """What a replay has told so far."""
 
-    def __init__(
-        self, trace: "RecordedRun", schedule: Schedule, end: int, most_spans: int
-    ) -> None:
+    def __init__(self, trace: "RecordedRun", schedule: Schedule, end: int, most_spans: int) -> None:
         self.trace = trace
         self.schedule = schedule
         self.end = end
@@ -119,15 +117,11 @@ class _Run:
         self.idle: set[int] = set()
         self.spans = _Longest(most_spans)
         # What comes from the schedule alone, latest first, so that the next one is the last.
-        self.waits: list[list[tuple[int, int]]] = [
-            list(reversed(each)) for each in schedule.halts
-        ]
+        self.waits: list[list[tuple[int, int]]] = [list(reversed(each)) for each in schedule.halts]
 
     # -- the replay --------------------------------------------------------------------------------
 
-    def replay(
-        self, session: "ReplaySession", last: int | None, tick: "Tick | None"
-    ) -> int:
+    def replay(self, session: "ReplaySession", last: int | None, tick: "Tick | None") -> int:
         """Replays up to a moment; returns the virtual time at which it ended."""
         self._probe_kernel(session)
 
@@ -320,10 +314,7 @@ class _Run:
             self.spans.take(track)
         self._end_line()
         names = _Names(session, self.handlers)
-        spans = [
-            names.span(each)
-            for each in _clipped(self.spans.all(), begin, end)
-        ]
+        spans = [names.span(each) for each in _clipped(self.spans.all(), begin, end)]
         spans.sort(key=lambda each: (each.vcpu, each.start, each.depth))
         left_out: list[str] = []
         arrows, hand_offs = _arrows(self.trace, self.schedule, begin, end, most_arrows, left_out)
@@ -443,9 +434,7 @@ def _at(last: int | None) -> list[str]:
     return [] if last is None else [f"icount={last}"]
 
 
-def _within(
-    pieces: Iterable[tuple[int, int]], begin: int, end: int
-) -> Iterator[tuple[int, int]]:
+def _within(pieces: Iterable[tuple[int, int]], begin: int, end: int) -> Iterator[tuple[int, int]]:
     for start, stop in pieces:
         if stop > begin and start < end:
             yield max(start, begin), min(stop, end)

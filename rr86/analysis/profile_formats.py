@@ -33,8 +33,7 @@ def speedscope(profile: Profile) -> dict[str, Any]:
     vcpus = sorted({sample.vcpu for sample in profile.samples})
     parts = [("all vCPUs", profile.samples)] if len(vcpus) > 1 else []
     parts += [
-        (f"vCPU {vcpu}", [each for each in profile.samples if each.vcpu == vcpu])
-        for vcpu in vcpus
+        (f"vCPU {vcpu}", [each for each in profile.samples if each.vcpu == vcpu]) for vcpu in vcpus
     ]
     profiles = [_part(name, samples, numbers) for name, samples in parts]
     return {

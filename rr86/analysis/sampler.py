@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rr86.analysis.profile import Profile, Sample, places
 from rr86.analysis.stacks import Stacks, UserNames
 from rr86.errors import UsageError
-from rr86.session.conditions import Icount
+from rr86.session.conditions import Before
 
 if TYPE_CHECKING:
     from rr86.replay.recorded import RecordedRun
@@ -48,12 +48,12 @@ def profile(
     stacks = Stacks(session.inspector, user_names)
     samples = []
     for icount, where, weight in _moments(slices, places(instructions, interval)):
-        if session.icount < icount:
-            stop = session.run(Icount(icount), tick=tick)
-            if stop.icount != icount:
-                # Interrupted, or the trace ends earlier than its slices say.
-                end, instructions = icount, sum(sample.weight for sample in samples)
-                break
+        # Interrupts that come before the instruction are delivered by then.
+        stop = session.run(Before(icount), tick=tick)
+        if stop.reason != "condition":
+            # Interrupted, or the trace ends earlier than its slices say.
+            end, instructions = icount, sum(sample.weight for sample in samples)
+            break
         samples.append(Sample(icount, where, weight, stacks.look(where)))
     return Profile(
         trace.path.name, first, end, interval, vcpu, trace.spec.vcpus, instructions, samples

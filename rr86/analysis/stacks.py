@@ -81,9 +81,7 @@ class Stacks:
     def _read(self, vcpu: int, address: int, length: int) -> bytes:
         return self._inspector.read_virtual(address, length, vcpu)
 
-    def _addresses(
-        self, registers: dict[str, int], read: Callable[[int, int], bytes]
-    ) -> list[int]:
+    def _addresses(self, registers: dict[str, int], read: Callable[[int, int], bytes]) -> list[int]:
         """Code addresses, the innermost first. Those of callers are of their calls."""
         rip = linear_rip(registers)
         table = self._table
@@ -138,9 +136,7 @@ class Stacks:
         return NO_SYMBOL if found is None else found[0].name
 
 
-def _by_frame_pointers(
-    lowest: int, pointer: int, read: Callable[[int, int], bytes]
-) -> list[int]:
+def _by_frame_pointers(lowest: int, pointer: int, read: Callable[[int, int], bytes]) -> list[int]:
     """The calls that a chain of frame pointers tells of."""
     found: list[int] = []
     while len(found) < _DEEPEST:

@@ -179,7 +179,12 @@ class _Writer:
     # -- packets -----------------------------------------------------------------------------------
 
     def _begin(
-        self, time: int, track: int, name: str, category: str, notes: dict[str, int | str] | None = None
+        self,
+        time: int,
+        track: int,
+        name: str,
+        category: str,
+        notes: dict[str, int | str] | None = None,
     ) -> None:
         packet = self._event(time, track, "TYPE_SLICE_BEGIN")
         self._label(packet, name, category)

@@ -9,7 +9,8 @@ Source: Intel SDM volume 3, section 4.5, and Documentation/arch/x86/x86_64/mm.rs
 sources.
 """
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
 
 from rr86.errors import NativeError
 
@@ -28,6 +29,7 @@ class PageTables:
     def __init__(self, read: ReadPhysical, root: int, levels: int = 4) -> None:
         self._read = read
         self.root = root & _ADDRESS
+        self.levels = levels
         self._top = 12 + 9 * (levels - 1)
 
     def translate(self, address: int) -> int | None:
@@ -42,6 +44,37 @@ class PageTables:
                 inside = (1 << shift) - 1
                 return (entry & _ADDRESS & ~inside) | (address & inside)
             table, shift = entry & _ADDRESS, shift - 9
+
+    def mapped(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """What is mapped between two addresses: linear and physical address and length of each
+        piece, in ascending order. Neighbours in both are one piece."""
+        piece: tuple[int, int, int] | None = None
+        for address, paddr, length in self._leaves(self.root, self._top, 0, first, last):
+            if piece is not None and (piece[0] + piece[2], piece[1] + piece[2]) == (address, paddr):
+                piece = piece[0], piece[1], piece[2] + length
+                continue
+            if piece is not None:
+                yield piece
+            piece = address, paddr, length
+        if piece is not None:
+            yield piece
+
+    def _leaves(
+        self, table: int, shift: int, base: int, first: int, last: int
+    ) -> Iterator[tuple[int, int, int]]:
+        raw = self._read(table, PAGE)
+        if len(raw) != PAGE:
+            return
+        for index, entry in enumerate(struct.unpack("<512Q", raw)):
+            address = base + (index << shift)
+            if shift == self._top and index >= 256:
+                address |= -1 << (shift + 9) & (1 << 64) - 1
+            if not entry & _PRESENT or address > last or address + (1 << shift) <= first:
+                continue
+            if shift == 12 or (shift <= 30 and entry & _LARGE):
+                yield address, entry & _ADDRESS & -1 << shift, 1 << shift
+            else:
+                yield from self._leaves(entry & _ADDRESS, shift - 9, address, first, last)
 
     def read(self, address: int, length: int) -> bytes:
         """Linear memory; short at the first page that is not mapped, or not RAM."""

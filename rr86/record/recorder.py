@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
 from rr86.errors import RecordingError, UsageError
+from rr86.kernel.processes import Processes
 from rr86.record.files import read_image, reserved
 from rr86.record.packed import unpacked
 from rr86.session.conditions import Until, as_conditions
@@ -154,6 +155,7 @@ class Recorder:
         self.machine.record_to(str(self.path), header.pack(), list(images.items()), checkpoints)
         symbols = GuestSymbols(images["kernel"])
         self.inspector = Inspector(self.machine, symbols, spec.vcpus)
+        self.inspector.processes = Processes(self.inspector)
         self._execution = Execution(
             self.machine,
             self.inspector,

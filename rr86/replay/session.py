@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
 from rr86.errors import UsageError
+from rr86.kernel.processes import Processes
 from rr86.session.conditions import Condition, Until, as_conditions
 from rr86.session.console import DebugSink, Heard, HeardDebug
 from rr86.session.execution import Execution, Tick
@@ -70,6 +71,7 @@ class ReplaySession:
         self.inspector = Inspector(
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
+        self.inspector.processes = Processes(self.inspector)
         self._console = Heard(console)
         self._debugcon = HeardDebug(debugcon)
         self._execution = Execution(

@@ -114,7 +114,9 @@ class Page:
     def key(self, key: str, shift: bool = False) -> None:
         """Press and let go of a key."""
         code = {"Escape": 27, "Enter": 13, "Backspace": 8}.get(key, 0)
-        text: dict[str, Any] = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
+        text: dict[str, Any] = (
+            {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
+        )
         more = {"key": key, "modifiers": 8 * shift, "windowsVirtualKeyCode": code}
         self.call("Input.dispatchKeyEvent", type="keyDown", **more, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **more)

@@ -46,7 +46,14 @@ def test_the_page_asks_for_nothing_from_elsewhere(smp_timeline: Timeline) -> Non
     tags.feed(text)
     assert tags.links == []
     assert tags.scripts == 2
-    for pattern in (r"https?://", r"@import", r"url\(", r"\bfetch\(", r"XMLHttpRequest", r"\bimport\b\s*[({]"):
+    for pattern in (
+        r"https?://",
+        r"@import",
+        r"url\(",
+        r"\bfetch\(",
+        r"XMLHttpRequest",
+        r"\bimport\b\s*[({]",
+    ):
         assert not re.search(pattern, text), pattern
 
 

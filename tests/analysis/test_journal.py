@@ -64,9 +64,7 @@ def test_console_output_is_noted_byte_by_byte(smp: Recorded) -> None:
 def test_a_probe_notes_what_a_stop_at_its_place_shows(smp: Recorded) -> None:
     trace = smp.trace()
     place = address(trace, "on_ipi")
-    _, rows = journal(
-        trace.session(), [(place, [("rdi", 0, 0), ("rdi", 0, 16), ("rsp", -8, 0)])]
-    )
+    _, rows = journal(trace.session(), [(place, [("rdi", 0, 0), ("rdi", 0, 16), ("rsp", -8, 0)])])
     noted = [(row[1], row[2], row[4][1]) for row in rows if row[3] == "probe"]
     session = trace.session()
     seen = []

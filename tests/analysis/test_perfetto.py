@@ -37,7 +37,9 @@ class ReadBack:
         notes: dict[int, str] = {}
         open_slices: dict[int, list[Any]] = defaultdict(list)
         for index, packet in enumerate(self.packets):
-            cleared = packet.sequence_flags & perfetto_trace_pb2.TracePacket.SEQ_INCREMENTAL_STATE_CLEARED
+            cleared = (
+                packet.sequence_flags & perfetto_trace_pb2.TracePacket.SEQ_INCREMENTAL_STATE_CLEARED
+            )
             assert bool(cleared) == (index == 0)
             assert packet.trusted_packet_sequence_id == 1
             for table, rows in (
@@ -114,7 +116,8 @@ def test_flows_are_the_arrows_and_ipis(written: ReadBack, smp_timeline: Timeline
         expected.append(ends)
     assert [written.flows[number] for number in sorted(written.flows)] == expected
     pages = Counter(
-        extra["page"] for _, _, _, category, extra in written.instants
+        extra["page"]
+        for _, _, _, category, extra in written.instants
         if category == "hand-off" and extra
     )
     assert pages == Counter(arrow.page for arrow in smp_timeline.arrows)
@@ -122,9 +125,7 @@ def test_flows_are_the_arrows_and_ipis(written: ReadBack, smp_timeline: Timeline
 
 def test_marks_are_there(written: ReadBack, smp_timeline: Timeline) -> None:
     console = [(time, name) for time, track, name, _, _ in written.instants if track == "console"]
-    assert console == [
-        (m.time, m.text) for m in smp_timeline.marks if m.kind is MarkKind.CONSOLE
-    ]
+    assert console == [(m.time, m.text) for m in smp_timeline.marks if m.kind is MarkKind.CONSOLE]
 
 
 def test_counters_are_the_rates(written: ReadBack, smp_timeline: Timeline) -> None:
@@ -177,7 +178,13 @@ def test_everything_that_a_timeline_can_hold_is_written(tmp_path: Path) -> None:
     assert (100, 1100, 0, "init (1)", "task", {"icount": 100, "pid": 1}) in back.slices["vCPU 0"]
     assert back.slices["vCPU 0"][0][5] == {"icount": 200, "detail": "vector 14"}
     assert [each[:2] for each in back.slices["time jumps"]] == [(600, 1100)]
-    assert (120, "vCPU 0 blocks", "stale int3", "stale int3", {"detail": "block 7"}) in back.instants
+    assert (
+        120,
+        "vCPU 0 blocks",
+        "stale int3",
+        "stale int3",
+        {"detail": "block 7"},
+    ) in back.instants
     assert (130, "devices", "invalidation", "invalidation", {"detail": "block 8"}) in back.instants
     assert (140, "console", "input: 'quit\\n'", "input", {}) in back.instants
     assert (250, "devices", "write jiffies", "hand-off", {}) in back.instants

@@ -90,7 +90,11 @@ def test_an_interrupt_is_over_when_its_task_is_switched_out() -> None:
     # Its IRET comes now, and is that of nothing.
     track.iret(35, 0x1000)
     track.iret(40, 0x2000)
-    assert rows(track.finish(50))[3:] == [(20, 30, 0, "b"), (30, 50, 0, "a"), (30, 40, 1, "page fault")]
+    assert rows(track.finish(50))[3:] == [
+        (20, 30, 0, "b"),
+        (30, 50, 0, "a"),
+        (30, 40, 1, "page fault"),
+    ]
 
 
 def test_a_new_name_cuts_what_is_under_way() -> None:

@@ -225,9 +225,7 @@ def test_search_finds_all_and_goes_through_them(page: Page, smp_timeline: Timeli
 
 
 def test_search_finds_console_lines(page: Page, smp_timeline: Timeline) -> None:
-    line = next(
-        m for m in smp_timeline.marks if m.kind is MarkKind.CONSOLE and "woken" in m.text
-    )
+    line = next(m for m in smp_timeline.marks if m.kind is MarkKind.CONSOLE and "woken" in m.text)
     page.value("document.getElementById('query').value = 'woken FROM'; rr86.find(); rr86.go(1)")
     page.drawn()
     assert page.value("rr86.state.chosen.title") == line.text

@@ -98,7 +98,10 @@ def test_profile_writes_both_formats(demo_trace: Path, tmp_path: Path) -> None:
     trace = rr86.open_trace(demo_trace)
     found = profile(trace, 200_000, 400_000, vcpu=1, interval=5_000)
     options = ("--from", "200000", "--to", "400000", "--vcpu", "1", "--every", "5k")
-    for suffix, wanted in (("collapsed", collapsed(found)), ("json", json.dumps(speedscope(found)))):
+    for suffix, wanted in (
+        ("collapsed", collapsed(found)),
+        ("json", json.dumps(speedscope(found))),
+    ):
         target = tmp_path / f"demo.{suffix}"
         _, said = run("profile", str(demo_trace), *options, "-o", str(target))
         assert target.read_text(encoding="utf-8") == wanted
