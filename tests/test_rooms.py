@@ -20,7 +20,8 @@ Uses = dict[str, set[str]]
 # Below all rooms: the errors, the version, and the typed face of the core.
 PYTHON_GROUND = {"errors", "version", "_native"}
 PYTHON = {
-    "cli": {"kernel", "record", "replay", "session", "trace", "translate", "cpu"},
+    "cli": {"analysis", "kernel", "record", "replay", "session", "trace", "translate", "cpu"},
+    "analysis": {"kernel", "replay", "session", "trace", "cpu"},
     "record": {"session", "kernel", "trace", "machine", "translate", "cpu"},
     "replay": {"session", "kernel", "trace", "machine", "translate", "cpu"},
     "kernel": {"cpu"},

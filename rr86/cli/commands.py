@@ -10,6 +10,8 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "info": ("rr86.cli.info", None),
     "events": ("rr86.cli.events", None),
     "sharing": ("rr86.cli.sharing", None),
+    "timeline": ("rr86.cli.timeline", None),
+    "profile": ("rr86.cli.profile", None),
     "symbols": ("rr86.cli.symbols", None),
     "protocols": ("rr86.cli.protocols", None),
     "dmesg": ("rr86.cli.dmesg", None),
