@@ -4,13 +4,15 @@
 //! [`Decisions`] which vCPU runs next and for how long, has the machine do that, and tells them what became of it.
 //! Stops, limits, console output and the time that a call may take are its own. Those who decide are
 //!
-//! - [`Recording`]: a seeded [`Scheduler`], and a trace that keeps what it decided;
+//! - [`Recording`]: a seeded [`Scheduler`], and a trace that keeps what it decided, from power-on or from a
+//!   [`BranchPoint`] on;
 //! - [`Replay`]: the trace, and the comparison with what it says;
 //! - [`Diversion`]: from a moment of a replay on, a scheduler of its own, or the recorded slices as suggestions;
 //! - [`Alone`]: the trace and its [`expansion`], for one vCPU without the others.
 
 mod ahead;
 mod alone;
+mod branch;
 mod checkpoint;
 mod checkpointer;
 mod conditions;
@@ -29,9 +31,11 @@ mod run;
 mod run_slice;
 mod scheduler;
 mod slice;
+mod suggestions;
 mod verify;
 
 pub use alone::Alone;
+pub use branch::{BranchError, BranchPoint};
 pub use checkpoint::CheckpointError;
 pub use checkpointer::Checkpointer;
 pub use conditions::{Condition, Conditions};
