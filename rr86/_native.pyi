@@ -17,9 +17,9 @@ __all__ = [
     "Events",
     "ExpansionReader",
     "Machine",
-    "Moment",
     "Recording",
     "Replay",
+    "Snapshot",
     "TraceReader",
     "block_protocols",
 ]
@@ -143,11 +143,13 @@ class OracleVerdict(TypedDict):
     gaps: list[OracleGap]
 
 @final
-class Moment:
-    """A machine between two slices of a replay, kept in memory."""
+class Snapshot:
+    """A whole machine between two slices of a replay, kept in memory."""
 
     @property
     def icount(self) -> int: ...
+    def bytes_beside(self, other: Snapshot | None = None) -> int:
+        """Bytes of memory that it takes, apart from the pages that it shares with another one."""
 
 @type_check_only
 class MachineView:
@@ -341,11 +343,15 @@ class Replay(WholeMachine):
     def of_events(machine: Machine, events: Events, verify: bool) -> Replay:
         """A replay from power-on, of events that are being decoded already."""
     @staticmethod
-    def from_moment(machine: Machine, moment: Moment, verify: bool) -> Replay:
-        """A replay that begins at a moment that another replay has kept."""
-    def keep(self, trace: str) -> Moment:
-        """Keep the moment of a replay of `trace` that stands between two slices, for other sessions
-        of it."""
+    def from_snapshot(machine: Machine, snapshot: Snapshot, verify: bool) -> Replay:
+        """A replay that begins at a snapshot of another replay."""
+    def snapshot(self, trace: str) -> Snapshot:
+        """Keep the machine, for other sessions of `trace` to begin at. It has to stand between two
+        slices."""
+    def rewind(self, snapshot: Snapshot) -> None:
+        """Go to a snapshot of this replay or of another one of its trace, back or forward. What the
+        replay sent to its consoles and was not taken is forgotten. After an error the session must
+        not be used."""
     def divert(self) -> Diversion:
         """Leave the recording here: nothing is compared any more, and its slices and inputs are
         suggestions. The diversion takes the machine over. Give its `run` a limit: such a run need
@@ -378,19 +384,19 @@ class Replay(WholeMachine):
 @final
 class Diversion(WholeMachine):
     """A machine that has left a recording: nothing is compared or written down. `Replay.divert` and
-    `Replay.divert_with` make it, or a moment."""
+    `Replay.divert_with` make it, or a snapshot."""
 
     @staticmethod
-    def from_moment(
+    def from_snapshot(
         machine: Machine,
-        moment: Moment,
+        snapshot: Snapshot,
         *,
         seed: int = 0,
         quantum: int = 100_000,
         schedule: str = "uniform",
         window_bias: int = 8192,
     ) -> Diversion:
-        """Take a machine over, and go on from the moment with a scheduler as `Recording` has."""
+        """Take a machine over, and go on from the snapshot with a scheduler as `Recording` has."""
     def console_input(self, data: bytes) -> None:
         """Give bytes to COM1's receiver at the next slice boundary."""
     def invalidate_block(self, serial: int) -> bool:

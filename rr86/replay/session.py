@@ -13,7 +13,7 @@ from rr86.session.execution import Execution, Tick
 from rr86.session.stop import Stop
 
 if TYPE_CHECKING:
-    from rr86._native import Diversion, Events, Moment
+    from rr86._native import Diversion, Events, Snapshot
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
     from rr86.cpu.physical import PhysicalNames
@@ -38,7 +38,7 @@ class ReplaySession:
         stale_int3: bool = False,
         oracle: bool = False,
         touched: bytes = b"",
-        moment: "Moment | None" = None,
+        snapshot: "Snapshot | None" = None,
         events: "Events | None" = None,
         debugcon: DebugSink | None = None,
         names: "Callable[[], PhysicalNames] | None" = None,
@@ -52,10 +52,10 @@ class ReplaySession:
         self._path = path
         self.machine: Replay
         self.began = 0
-        """The moment at which this replay began: 0, or that of a checkpoint or of `keep`."""
-        if moment is not None:
-            self.machine = Replay.from_moment(machine, moment, verify)
-            self.began = moment.icount
+        """The moment at which this replay began: 0, or that of a checkpoint or a snapshot."""
+        if snapshot is not None:
+            self.machine = Replay.from_snapshot(machine, snapshot, verify)
+            self.began = snapshot.icount
         elif checkpoint is not None:
             self.machine = Replay(machine, str(path), verify, checkpoint.number)
             self.began = checkpoint.icount
@@ -114,15 +114,15 @@ class ReplaySession:
         """
         return self._execution.run(as_conditions(until), max_instructions, tick)
 
-    def keep(self) -> "Moment":
-        """Keep this moment in memory, for other sessions of this trace to begin at.
+    def snapshot(self) -> "Snapshot":
+        """Keep the whole machine in memory, for other sessions of this trace to begin at.
 
         The replay has to stand between two slices, as it does at power-on, and where a run ended
-        for its `max_instructions`. Pages of RAM that are equal in several moments are kept once.
+        for its `max_instructions`. Pages of RAM that are equal in several snapshots are kept once.
 
-        Raises `NativeError` where no moment can be kept.
+        Raises `NativeError` where no snapshot can be taken.
         """
-        return self.machine.keep(str(self._path))
+        return self.machine.snapshot(str(self._path))
 
     def divert(self) -> "Diversion":
         """Leave the recording here: nothing is compared any more, and its slices and inputs are

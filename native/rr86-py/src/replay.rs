@@ -12,8 +12,8 @@ use crate::errors::{self, NativeError};
 use crate::face::whole_machine;
 use crate::held::{scheduler, Held, Return};
 use crate::machine::Machine;
-use crate::moment::Moment;
 use crate::oracle;
+use crate::snapshot::Snapshot;
 use crate::trace::Events;
 
 #[pyclass(module = "rr86._native")]
@@ -46,8 +46,10 @@ whole_machine! { Replay {
     ) -> PyResult<Self> {
         let reader = open(path)?;
         let Some(n) = checkpoint else {
-            let events = reader.stream_for_replay(0);
-            return Ok(Self::of(Session::replay(machine.take()?, events, verify)));
+            let machine = machine.take()?;
+            return py.detach(|| Session::from_beginning(machine, &reader, verify))
+                .map(Self::of)
+                .map_err(errors::session);
         };
         let all = reader.checkpoints().map_err(errors::trace)?;
         let info = all.get(n).ok_or_else(|| {
@@ -66,23 +68,28 @@ whole_machine! { Replay {
     }
 
     #[staticmethod]
-    fn from_moment(
+    fn from_snapshot(
         py: Python<'_>,
         machine: &mut Machine,
-        moment: &Moment,
+        snapshot: &Snapshot,
         verify: bool,
     ) -> PyResult<Self> {
         let machine = machine.take()?;
-        py.detach(|| Session::<session::Replay>::from_moment(machine, &moment.0, verify))
+        py.detach(|| Session::<session::Replay>::from_snapshot(machine, &snapshot.0, verify))
             .map(Self::of)
             .map_err(errors::session)
     }
 
-    fn keep(&mut self, py: Python<'_>, trace: &str) -> PyResult<Moment> {
+    fn snapshot(&mut self, py: Python<'_>, trace: &str) -> PyResult<Snapshot> {
         let reader = open(trace)?;
         let session = self.held.session()?;
-        let moment = py.detach(|| session.keep(&reader));
-        moment.map(Moment).map_err(errors::checkpoint)
+        let snapshot = py.detach(|| session.snapshot(&reader));
+        snapshot.map(Snapshot).map_err(errors::checkpoint)
+    }
+
+    fn rewind(&mut self, py: Python<'_>, snapshot: &Snapshot) -> PyResult<()> {
+        let session = self.held.session()?;
+        py.detach(|| session.rewind(&snapshot.0)).map_err(errors::session)
     }
 
     fn divert(&mut self) -> PyResult<Diversion> {

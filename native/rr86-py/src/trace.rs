@@ -213,6 +213,11 @@ impl TraceReader {
         Events(Mutex::new(Some(self.0.stream_for_replay(0))))
     }
 
+    fn beginning(&self) -> PyResult<Option<u64>> {
+        let first = self.0.beginning().map_err(errors::trace)?;
+        Ok(first.map(|checkpoint| checkpoint.icount))
+    }
+
     fn complete(&self) -> bool {
         self.0.complete()
     }

@@ -35,7 +35,8 @@ impl RamImage {
         for &page in &pages {
             file.write_all_at(ram.page(page), (page as u64) << PAGE_SHIFT)?;
         }
-        let seals = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        let seals =
+            libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
         // SAFETY: the descriptor is open, and no memory is passed.
         if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
             return Err(io::Error::last_os_error());
@@ -99,7 +100,14 @@ mod tests {
         }
         rams[1].page_mut(3)[7] = 1;
         rams[2].page_mut(0)[0] = 2;
-        let seen = |ram: &GuestRam| [ram.page(3)[7], ram.page(4)[7], ram.page(0)[0], ram.page(200)[0]];
+        let seen = |ram: &GuestRam| {
+            [
+                ram.page(3)[7],
+                ram.page(4)[7],
+                ram.page(0)[0],
+                ram.page(200)[0],
+            ]
+        };
         let all: Vec<_> = rams.iter().map(seen).collect();
         assert_eq!(all, [[9, 0, 0, 0], [1, 0, 0, 0], [9, 0, 2, 0]]);
         let mut later = GuestRam::new(1 << 20).unwrap();

@@ -1,9 +1,9 @@
 //! Steps of a block protocol that a vCPU has begun: whether it is switched out between them, and finishing them.
 
 use super::engine::Engine;
-use super::vcpu::Vcpu;
 use super::protocol::Protocol;
-use super::windows::{UnderWay, Uncommitted, Window, WindowPolicy};
+use super::vcpu::Vcpu;
+use super::windows::{Uncommitted, UnderWay, Window, WindowPolicy};
 use xxhash_rust::xxh3::xxh3_64;
 
 impl Engine {

@@ -146,6 +146,11 @@ impl Session<Recording> {
         Ok(())
     }
 
+    /// Whether it began at a moment of another run, and not at power-on.
+    pub fn is_branch(&self) -> bool {
+        self.decisions.began.is_some()
+    }
+
     /// The machine of a branch that has not begun yet, to be changed.
     fn before_it_begins(&mut self) -> Result<&mut Machine, BranchError> {
         let here = Some(self.machine.engine.icount());

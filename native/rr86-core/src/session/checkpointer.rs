@@ -55,7 +55,10 @@ impl Checkpointer {
         Ok(Self {
             writer: TraceWriter::create_copy(path, &reader)?,
             opening: reader.opening_chunks()?,
-            due: reader.beginning()?.map_or(0, |first| first.icount).saturating_add(every),
+            due: reader
+                .beginning()?
+                .map_or(0, |first| first.icount)
+                .saturating_add(every),
             chunks: 0,
             events: 0,
             every,

@@ -23,7 +23,6 @@ mod expander;
 pub mod expansion;
 mod foreign;
 mod machine;
-mod moment;
 mod observe;
 mod recording;
 mod replay;
@@ -31,6 +30,7 @@ mod run;
 mod run_slice;
 mod scheduler;
 mod slice;
+mod snapshot;
 mod suggestions;
 mod verify;
 
@@ -44,12 +44,12 @@ pub use diversion::Diversion;
 pub use error::{Divergence, Fact, SessionError};
 pub use expansion::{ExpansionReader, ExpansionWriter};
 pub use machine::{Machine, MachineConfig, MachineError};
-pub use moment::Moment;
 pub use recording::{Recording, DIGEST_INTERVAL};
 pub use replay::{Compared, Replay};
 pub use run::Session;
 pub use scheduler::{Policy, Scheduler, UnknownPolicy};
 pub use slice::{Decision, Ending, Finished, SliceReport, SliceStop, Slices, Wait};
+pub use snapshot::Snapshot;
 
 // The trace has sizes of its own, so that it needs no machine.
 const _: () = {

@@ -333,9 +333,13 @@ impl TraceReader {
         }
         match self.checkpoints()?.into_iter().next() {
             Some(first) if first.chunk == 0 => Ok(Some(first)),
-            _ => Err(self.trace.damage.clone().unwrap_or(TraceError::NoBeginning {
-                path: self.trace.path.clone(),
-            })),
+            _ => Err(self
+                .trace
+                .damage
+                .clone()
+                .unwrap_or(TraceError::NoBeginning {
+                    path: self.trace.path.clone(),
+                })),
         }
     }
 
