@@ -23,7 +23,7 @@ PYTHON = {
     "cli": {"record", "replay", "session", "trace", "translate", "cpu"},
     "record": {"session", "trace", "machine", "translate", "cpu"},
     "replay": {"session", "trace", "machine", "translate", "cpu"},
-    "session": {"machine", "cpu"},
+    "session": {"trace", "machine", "cpu"},
     "trace": {"cpu"},
     "machine": {"translate", "cpu"},
     "translate": {"cpu"},

@@ -218,6 +218,11 @@ impl TraceReader {
         Ok(first.map(|checkpoint| checkpoint.icount))
     }
 
+    fn content_id(&self) -> PyResult<String> {
+        let id = self.0.content_id().map_err(errors::trace)?;
+        Ok(format!("{id:032x}"))
+    }
+
     fn complete(&self) -> bool {
         self.0.complete()
     }

@@ -187,7 +187,3 @@ impl Session<Recording> {
         Ok(())
     }
 }
-
-#[cfg(test)]
-#[path = "branch_tests.rs"]
-mod tests;

@@ -309,6 +309,25 @@ impl TraceReader {
         codec::decode(&table, &payload).map_err(|why| chunk.malformed(why))
     }
 
+    /// Identifies what the trace holds: equal for equal recordings, with checkpoints or without. It is made of the
+    /// checksums of the chunks, so it is there without reading them, and does not say that they are intact.
+    ///
+    /// # Errors
+    /// When the trace should begin at a checkpoint and that is not whole.
+    pub fn content_id(&self) -> Result<u128, TraceError> {
+        let opening = self.opening_chunks()?;
+        let mut all = Vec::new();
+        for (n, chunk) in self.trace.chunks.iter().enumerate() {
+            let added = matches!(chunk.header.kind, ChunkKind::CHECKPOINT | ChunkKind::PAGES);
+            if n < opening || !added {
+                // Without its number in the file, and without its own checksum, which has the number in it.
+                all.extend_from_slice(&chunk.fixed[..8]);
+                all.extend_from_slice(&chunk.fixed[12..format::CHUNK_HEADER - 4]);
+            }
+        }
+        Ok(xxh3_128(&all))
+    }
+
     /// How many chunks there are up to the end of the checkpoint at which the trace begins; 0 without one.
     pub(crate) fn opening_chunks(&self) -> Result<usize, TraceError> {
         Ok(self.beginning()?.map_or(0, |first| first.state.end))
