@@ -159,7 +159,9 @@ fn replay(name: &str, path: &Path) -> Session<Replay> {
 }
 
 fn registers(machine: &mut Machine) -> Vec<Vec<(String, u64)>> {
-    (0..2).map(|v| machine.registers(v).expect("a vCPU")).collect()
+    (0..2)
+        .map(|v| machine.registers(v).expect("a vCPU"))
+        .collect()
 }
 
 #[test]
@@ -210,7 +212,9 @@ fn a_branch_that_follows_the_recording_does_what_it_did() {
             go_to(&mut original, icount);
             let point = original.branch_point().expect("a moment");
             let mut branch = parent.branch(&point, 1);
-            branch.follow(&point, &parent.reader()).expect("a recording");
+            branch
+                .follow(&point, &parent.reader())
+                .expect("a recording");
             let path = parent.path("same");
             branch.record_to(&path, b"", &images()).expect("a trace");
             run(&mut branch, parent.end.0 - icount);
@@ -270,7 +274,9 @@ fn what_is_written_before_a_branch_runs_is_what_it_begins_with() {
     let events: Vec<_> = reader.stream().map(|e| e.expect("an event").1).collect();
     assert!(events.iter().any(linked));
     assert_eq!(replay("precise", &path).machine.digests(), end.1);
-    let outside = parent.branch(&point, 4).change_memory(u64::MAX - 1, &[0; 4]);
+    let outside = parent
+        .branch(&point, 4)
+        .change_memory(u64::MAX - 1, &[0; 4]);
     assert!(matches!(outside, Err(BranchError::Machine(_))));
 }
 
