@@ -262,6 +262,7 @@ class WholeMachine(Session):
         conditions: Sequence[tuple[str, int, int]] = ...,
         console_patterns: Sequence[bytes] = ...,
         by_lines: bool = False,
+        filters: Sequence[tuple[int, Sequence[bytes]]] = ...,
     ) -> StopInfo:
         """Run until a condition holds, the machine stops, or about `max_instructions` have retired;
         with `by_lines` also after the slice in which the guest has completed a line of output on
@@ -270,11 +271,15 @@ class WholeMachine(Session):
         Runs with the GIL released. A "limit" stop may overshoot by one slice and never changes the
         course of the run. Conditions are (kind, a, b):
         ("rip", address, 0): before the instruction at this address executes, on any vCPU;
+        ("rip-where", address, index): the same on the vCPU of `filters[index]` alone (-1: on any),
+        if one of the agent expressions there holds, or there is none;
         ("int3", 0, 0): before an INT3 (CC) or INT 3 (CD 03) executes, or the handler of an
         interrupt with vector 3; ("stale", 0, 0): before a block executes whose source bytes
         memory no longer holds; ("stale-int3", 0, 0): before an INT3 or INT 3 executes that memory
         does not hold; ("icount", n, 0): before the n-th instruction
-        (counted from 0, all vCPUs); ("write", paddr, length): after an instruction wrote there;
+        (counted from 0, all vCPUs); ("before", n, 0): the same when everything is done that comes
+        between two instructions; ("read", paddr, length): after an instruction read there, page
+        walks and fetches aside; ("write", paddr, length): after an instruction wrote there;
         ("irq", vector, 0): before the first instruction of this vector's handler;
         ("console", index, 0): after the OUT that sent the last byte of
         `console_patterns[index]` to COM1 (matched over all bytes sent since the last match).
@@ -384,10 +389,27 @@ class Replay(WholeMachine):
     def snapshot(self, trace: str) -> Snapshot:
         """Keep the machine, for other sessions of `trace` to begin at. It has to stand between two
         slices."""
-    def rewind(self, snapshot: Snapshot) -> None:
+    def run_over(
+        self,
+        max_instructions: int,
+        before: int,
+        conditions: Sequence[tuple[str, int, int]],
+        console_patterns: Sequence[bytes] = ...,
+        filters: Sequence[tuple[int, Sequence[bytes]]] = ...,
+    ) -> tuple[StopInfo, StopInfo | None]:
+        """Run up to the moment `before`, or for about so many instructions, without stopping, and
+        tell the last moment on the way at which a condition held, if there was one in this call.
+        Where the first answer says "time-up", there is more to run; at the moment its condition is
+        the one behind those given."""
+    def path(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, int, bytes]]:
+        """Run on, and list every instruction in these ascending ranges of moments: moment, linear
+        address, bits of the code there, and the bytes that are executed, maybe with some behind
+        them. The session then stands before the first instruction behind them."""
+    def rewind(self, snapshot: Snapshot, heard: bytes | None = None) -> None:
         """Go to a snapshot of this replay or of another one of its trace, back or forward. What the
-        replay sent to its consoles and was not taken is forgotten. After an error the session must
-        not be used."""
+        replay sent to its consoles and was not taken is forgotten; conditions on console output go
+        on from `heard`, the last bytes before the snapshot. After an error the session must not be
+        used."""
     def divert(self) -> Diversion:
         """Leave the recording here: nothing is compared any more, and its slices and inputs are
         suggestions. The diversion takes the machine over. Give its `run` a limit: such a run need
@@ -540,6 +562,10 @@ class TraceReader:
     ) -> list[tuple[int, int, int, int, bool, int]]:
         """(icount, physical page number, from, to, for writing, lines) of the hand-offs at `first`
         to `last`, of these pages if any are named. Chunks without any are not read."""
+    def chunk_moments(self, chunk: int) -> tuple[int, int]:
+        """The lowest and the highest moment of a chunk's events."""
+    def slices(self, chunk: int) -> list[tuple[int, int, int]]:
+        """(icount, vcpu, instructions) of every slice of a chunk, in order."""
     def events(
         self, chunk: int, kinds: list[str] | None = None, first: int = 0, last: int = ...
     ) -> list[tuple[str, int, int, dict[str, int | bytes]]]:

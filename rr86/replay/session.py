@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
 from rr86.errors import UsageError
-from rr86.session.conditions import Until, as_conditions
+from rr86.session.conditions import Condition, Until, as_conditions
 from rr86.session.console import DebugSink, Heard, HeardDebug
 from rr86.session.execution import Execution, Tick
 from rr86.session.stop import Stop
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from rr86.replay.diversion import ChangesGiven, Diversion, Parent
     from rr86.replay.oracle import OracleReport
     from rr86.trace.checkpoint import Checkpoint
+
+
+# Of the console, so much is kept in mind for texts that began before a snapshot.
+_LONGEST_TEXT = 4096
 
 
 class ReplaySession:
@@ -107,6 +111,10 @@ class ReplaySession:
         """Where the last `run` stopped."""
         return self._execution.stop
 
+    @stop.setter
+    def stop(self, stop: Stop) -> None:
+        self._execution.stop = stop
+
     def run(
         self,
         until: Until = None,
@@ -130,6 +138,28 @@ class ReplaySession:
         Raises `NativeError` where no snapshot can be taken.
         """
         return self.machine.snapshot(str(self._path))
+
+    def run_over(
+        self, conditions: Sequence[Condition], max_instructions: int, before: int
+    ) -> tuple[Stop | None, bool]:
+        """Run for about so many instructions, or up to a moment, and give the last stop on the way
+        that a condition would have made, and whether the moment, or the end, is reached.
+
+        It may come back earlier, to be called again. Raises as `run`; and `ConditionError` if a
+        symbol of a condition has no place yet.
+        """
+        return self._execution.run_over(conditions, max_instructions, before)
+
+    def rewind(self, snapshot: "Snapshot", console: int = 0, debugcon: int = 0) -> None:
+        """Go to a snapshot of this trace, back or forward, in place: what looks at this session
+        then sees that moment. `console` and `debugcon` say how many bytes the guest had sent there.
+
+        Raises `NativeError` for a snapshot of another machine.
+        """
+        del self._console.heard[console:]
+        del self._debugcon.heard[debugcon:]
+        self.machine.rewind(snapshot, bytes(self._console.heard[-_LONGEST_TEXT:]))
+        self._execution.moved(snapshot.icount)
 
     def divert(self) -> "NativeDiversion":
         """Leave the recording here: nothing is compared any more, and its slices and inputs are

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 use rr86_core::session::{self, Checkpointer, Session};
 use rr86_core::trace::TraceReader;
 
@@ -15,6 +15,9 @@ use crate::machine::Machine;
 use crate::oracle;
 use crate::snapshot::Snapshot;
 use crate::trace::Events;
+
+/// An instruction: (icount, linear address, bits, bytes).
+type StepRow<'py> = (u64, u64, u32, Bound<'py, PyBytes>);
 
 #[pyclass(module = "rr86._native")]
 pub struct Replay {
@@ -87,7 +90,45 @@ whole_machine! { Replay {
         snapshot.map(Snapshot).map_err(errors::checkpoint)
     }
 
-    fn rewind(&mut self, py: Python<'_>, snapshot: &Snapshot) -> PyResult<()> {
+    #[pyo3(signature = (max_instructions, before, conditions, console_patterns=Vec::new(), filters=Vec::new()))]
+    fn run_over<'py>(
+        &mut self,
+        py: Python<'py>,
+        max_instructions: u64,
+        before: u64,
+        conditions: Vec<crate::held::ConditionRow>,
+        console_patterns: Vec<Vec<u8>>,
+        filters: Vec<crate::held::FilterRow>,
+    ) -> PyResult<(Bound<'py, PyDict>, Option<Bound<'py, PyDict>>)> {
+        let wanted = crate::held::Wanted {
+            rows: conditions,
+            patterns: console_patterns,
+            filters,
+        };
+        let (found, hit) = self.held.run_over(py, (max_instructions, before), wanted)?;
+        let answer = self.held.answer(py, &found)?;
+        Ok((answer, hit.map(|hit| crate::held::hit(py, &hit)).transpose()?))
+    }
+
+    fn path<'py>(
+        &mut self,
+        py: Python<'py>,
+        ranges: Vec<(u64, u64)>,
+    ) -> PyResult<Vec<StepRow<'py>>> {
+        let session = self.held.session()?;
+        let steps = py.detach(|| session.path(&ranges)).map_err(errors::session)?;
+        let row = |s: &session::Step| (s.icount, s.linear, s.bits, PyBytes::new(py, &s.bytes));
+        Ok(steps.iter().map(row).collect())
+    }
+
+    #[pyo3(signature = (snapshot, heard=None))]
+    fn rewind(
+        &mut self,
+        py: Python<'_>,
+        snapshot: &Snapshot,
+        heard: Option<Vec<u8>>,
+    ) -> PyResult<()> {
+        self.held.moved(heard.unwrap_or_default());
         let session = self.held.session()?;
         py.detach(|| session.rewind(&snapshot.0)).map_err(errors::session)
     }

@@ -365,6 +365,26 @@ impl Engine {
         }
     }
 
+    /// Sets the physical ranges of which a read by an instruction stops the run. Page walks and fetches do not.
+    pub fn set_read_watches(&mut self, watches: Vec<(u64, u64)>) {
+        if watches != self.stops.read_watches {
+            let old = std::mem::replace(&mut self.stops.read_watches, watches.clone());
+            self.watch_reads(&old, false);
+            self.watch_reads(&watches, true);
+        }
+    }
+
+    /// Stops before the instruction at this moment, which is now, when everything that comes before it is done; hooks do
+    /// not stop there once more.
+    pub fn stop_before(&mut self, moment: Option<u64>) {
+        self.stops.before = moment;
+    }
+
+    /// The watched ranges that the access read for which the run has stopped.
+    pub fn read(&self) -> &[(u64, u64)] {
+        &self.stops.reads
+    }
+
     /// Sets the instructions before which to stop. Only blocks with an instruction whose stop is new or gone lose
     /// their code: debuggers set and clear breakpoints at every step.
     fn change_hooks(&mut self, hooks: Hooks) {

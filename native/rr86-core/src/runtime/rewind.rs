@@ -18,23 +18,30 @@ impl Engine {
     /// # Errors
     /// For a state of another engine.
     pub(super) fn rewind_blocks(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
-        let mut here = self.cache.blocks.live_by_serial().into_iter().peekable();
         let next = r.varint()?;
         let count = r.count("number of blocks", self.translator.limits.capacity)?;
-        let mut before = BlockRecord::START;
+        let mut records: Vec<BlockRecord> = Vec::with_capacity(count);
         for _ in 0..count {
-            let record = BlockRecord::load(r, &before)?;
+            let before = records.last().unwrap_or(&BlockRecord::START);
+            records.push(BlockRecord::load(r, before)?);
+        }
+        // What goes makes room for what comes back in its place.
+        let mut here = self.cache.blocks.live_by_serial().into_iter().peekable();
+        let mut gone = Vec::new();
+        for record in &records {
             while let Some((_, id)) = here.next_if(|&(serial, _)| serial < record.serial) {
                 self.drop_block(id);
             }
             match here.next_if(|&(serial, _)| serial == record.serial) {
-                Some((_, id)) => self.bring_back(id, &record)?,
-                None => self.put_back(&record)?,
+                Some((_, id)) => self.bring_back(id, record)?,
+                None => gone.push(record),
             }
-            before = record;
         }
         for (_, id) in here {
             self.drop_block(id);
+        }
+        for record in gone {
+            self.put_back(record)?;
         }
         self.cache.blocks.set_next_serial(next);
         self.cache.to_chain = None;

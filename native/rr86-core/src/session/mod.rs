@@ -10,6 +10,7 @@
 //! - [`Diversion`]: from a moment of a replay on, a scheduler of its own, or the recorded slices as suggestions;
 //! - [`Alone`]: the trace and its [`expansion`], for one vCPU without the others.
 
+mod agent;
 mod ahead;
 mod alone;
 mod branch;
@@ -22,8 +23,10 @@ mod error;
 mod expander;
 pub mod expansion;
 mod foreign;
+mod last;
 mod machine;
 mod observe;
+mod path;
 mod recording;
 mod replay;
 mod run;
@@ -34,6 +37,7 @@ mod snapshot;
 mod suggestions;
 mod verify;
 
+pub use agent::{AgentError, Expression};
 pub use alone::Alone;
 pub use branch::{BranchError, BranchPoint};
 pub use checkpoint::CheckpointError;
@@ -43,7 +47,9 @@ pub use decisions::{Decisions, Next, Stop};
 pub use diversion::Diversion;
 pub use error::{Divergence, Fact, SessionError};
 pub use expansion::{ExpansionReader, ExpansionWriter};
+pub use last::Hit;
 pub use machine::{Machine, MachineConfig, MachineError};
+pub use path::Step;
 pub use recording::{Recording, DIGEST_INTERVAL};
 pub use replay::{Compared, Replay};
 pub use run::Session;

@@ -158,7 +158,7 @@ impl<D: Decisions> Session<D> {
             SliceReport::TimeUp => Some(Stop::TimeUp),
             SliceReport::Stopped(StopCause::Output) => self.listen(conditions),
             SliceReport::Stopped(cause) => conditions
-                .index_of(&self.machine, self.vcpu, cause)
+                .index_of(&mut self.machine, self.vcpu, cause)
                 .map(Stop::Condition),
         })
     }
