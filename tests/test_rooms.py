@@ -20,7 +20,8 @@ Uses = dict[str, set[str]]
 # Below all rooms: the errors, the version, and the typed face of the core.
 PYTHON_GROUND = {"errors", "version", "_native"}
 PYTHON = {
-    "cli": {"record", "replay", "session", "trace", "translate", "cpu"},
+    "cli": {"analysis", "record", "replay", "session", "trace", "translate", "cpu"},
+    "analysis": {"replay", "session", "cpu"},
     "record": {"session", "trace", "machine", "translate", "cpu"},
     "replay": {"session", "trace", "machine", "translate", "cpu"},
     "session": {"trace", "machine", "cpu"},

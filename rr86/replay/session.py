@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
@@ -29,6 +29,16 @@ if TYPE_CHECKING:
 
 # Of the console, so much is kept in mind for texts that began before a snapshot.
 _LONGEST_TEXT = 4096
+
+
+class Executed(NamedTuple):
+    """An instruction that is executed at a moment: its linear address, 16, 32 or 64 bits, and its
+    bytes, maybe with some behind it."""
+
+    icount: int
+    linear: int
+    bits: int
+    code: bytes
 
 
 class ReplaySession:
@@ -160,6 +170,16 @@ class ReplaySession:
         del self._debugcon.heard[debugcon:]
         self.machine.rewind(snapshot, bytes(self._console.heard[-_LONGEST_TEXT:]))
         self._execution.moved(snapshot.icount)
+
+    def path(self, ranges: Sequence[tuple[int, int]]) -> list[Executed]:
+        """Run on, and list every instruction in these ranges of moments, which ascend; then stand
+        before the first one behind them.
+
+        Raises as `run`.
+        """
+        found = [Executed(*row) for row in self.machine.path(ranges)]
+        self._execution.moved(ranges[-1][1])
+        return found
 
     def divert(self) -> "NativeDiversion":
         """Leave the recording here: nothing is compared any more, and its slices and inputs are

@@ -54,29 +54,66 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// How many iterations of a repeated MOVS or STOS are left, at the most; 1 for other instructions.
+    fn iterations(&self, vcpu: usize, step: &Step) -> u64 {
+        let mut repeated = false;
+        for &byte in &step.bytes {
+            match byte {
+                0xf2 | 0xf3 => repeated = true,
+                // Other prefixes (SDM vol. 2A, section 2.1.1), and REX in 64-bit code.
+                0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x66 => {}
+                0x40..=0x4f if step.bits == 64 => {}
+                0xa4 | 0xa5 | 0xaa | 0xab if repeated => {
+                    let count = self.engine.cpu(vcpu).gpr[gpr::RCX];
+                    return if step.bits == 64 { count.max(1) } else { 1 };
+                }
+                _ => return 1,
+            }
+        }
+        1
+    }
+}
+
 impl<D: Decisions> Session<D> {
-    /// Runs on, and notes every instruction in these ranges of moments, which ascend. Ends before the first one behind
-    /// them, or at the end of the run.
+    /// Runs on, and notes every instruction in these ranges of moments, which ascend; of a repeated string instruction
+    /// only the first of the iterations that nothing interrupts. Ends before the first one behind the ranges, or at the
+    /// end of the run.
     ///
     /// # Errors
     /// As [`run`](Self::run).
     pub fn path(&mut self, ranges: &[(u64, u64)]) -> Result<Vec<Step>, SessionError> {
         let mut steps = Vec::new();
-        let mut conditions = Conditions::default();
-        let last = ranges.last().map_or(0, |range| range.1);
-        let inside = ranges.iter().flat_map(|&(start, end)| start..end);
-        for icount in inside.chain([last]) {
-            conditions.renew(vec![Condition::Before(icount)]);
-            loop {
-                match self.run(u64::MAX, &mut conditions)? {
-                    Stop::TimeUp => {}
-                    Stop::Condition(_) if icount == last => return Ok(steps),
-                    Stop::Condition(_) => break,
-                    _ => return Ok(steps),
-                }
+        for &(start, end) in ranges {
+            let mut stands = self.stand_before(start, false)?;
+            while stands && self.machine.engine.icount() < end {
+                let step = self.machine.step(self.vcpu);
+                let next = (step.icount + self.machine.iterations(self.vcpu, &step)).min(end);
+                let repeats = next > step.icount + 1;
+                steps.push(step);
+                stands = self.stand_before(next, repeats)?;
             }
-            steps.push(self.machine.step(self.vcpu));
+            if !stands {
+                break;
+            }
         }
         Ok(steps)
+    }
+
+    /// Runs on up to an instruction, or up to the handler of an interrupt if that is `watched` for. False at the end of
+    /// the run.
+    fn stand_before(&mut self, icount: u64, watched: bool) -> Result<bool, SessionError> {
+        let mut list = vec![Condition::Before(icount)];
+        if watched {
+            list.extend((0..=u8::MAX).map(Condition::Interrupt));
+        }
+        let mut conditions = Conditions::new(list);
+        loop {
+            match self.run(u64::MAX, &mut conditions)? {
+                Stop::TimeUp => {}
+                Stop::Condition(_) => return Ok(true),
+                _ => return Ok(false),
+            }
+        }
     }
 }
