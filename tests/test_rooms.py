@@ -22,10 +22,10 @@ PYTHON_GROUND = {"errors", "version", "_native"}
 PYTHON = {
     "cli": {"analysis", "kernel", "record", "replay", "session", "trace", "translate", "cpu"},
     "analysis": {"kernel", "replay", "session", "trace", "cpu"},
-    "record": {"session", "kernel", "trace", "machine", "translate", "cpu"},
+    "record": {"session", "trace", "machine", "translate", "cpu"},
     "replay": {"session", "kernel", "trace", "machine", "translate", "cpu"},
+    "session": {"kernel", "trace", "machine", "cpu"},
     "kernel": {"cpu"},
-    "session": {"machine", "cpu"},
     "trace": {"cpu"},
     "machine": {"translate", "cpu"},
     "translate": {"cpu"},
