@@ -20,10 +20,12 @@ Uses = dict[str, set[str]]
 # Below all layers: the errors, the version, and the typed face of the core.
 PYTHON_GROUND = {"errors", "version", "_native"}
 PYTHON = {
-    "cli": {"record", "replay", "session", "trace", "translate", "cpu"},
+    "cli": {"analysis", "kernel", "record", "replay", "session", "trace", "translate", "cpu"},
+    "analysis": {"kernel", "replay", "session", "trace", "cpu"},
     "record": {"session", "trace", "machine", "translate", "cpu"},
-    "replay": {"session", "trace", "machine", "translate", "cpu"},
-    "session": {"machine", "cpu"},
+    "replay": {"session", "kernel", "trace", "machine", "translate", "cpu"},
+    "session": {"kernel", "trace", "machine", "cpu"},
+    "kernel": {"cpu"},
     "trace": {"cpu"},
     "machine": {"translate", "cpu"},
     "translate": {"cpu"},

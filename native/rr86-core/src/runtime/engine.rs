@@ -392,7 +392,10 @@ impl Engine {
         port: Option<u16>,
     ) {
         self.stops.set_events(vectors, port);
-        if let Some(old) = self.stops.replace_hooks(hooks) {
+        if let Some(old) = self
+            .stops
+            .replace_hooks(hooks, self.observers.journal.rips())
+        {
             self.follow_hooks(&old);
         }
         if let Some(old) = self.stops.replace_watches(watches) {

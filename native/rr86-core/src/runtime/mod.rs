@@ -13,7 +13,7 @@
 //! | `agent`, `bus`, `host`, `flags`, `entry`, `signals` | who writes, the devices, the host's CPU, the way into code and out of it |
 //! | `setup` | making an engine |
 //! | `outside`, `inputs` | the bus and what else reaches a vCPU from outside, live, logged or replayed |
-//! | `observers`, `oracle`, `writelog`, `storelog` | what is noted beside the run |
+//! | `observers`, `oracle`, `writelog`, `storelog`, `journal` | what is noted beside the run |
 //!
 //! Built on these: `dispatch` goes from block to block, with `delivery` (interrupts and exceptions), `block_code` (host code
 //! of a block), `hotness` (superblocks) and `caught` (guest exceptions out of host signals). `slow` is every access that
@@ -46,6 +46,7 @@ mod hotness;
 pub mod inputs;
 mod inspect;
 mod instruction;
+pub mod journal;
 pub mod observers;
 pub mod oracle;
 mod outside;

@@ -1,6 +1,7 @@
 //! What is noted beside the run: events of blocks and pages, counters, logs, and the oracle. None of it influences
 //! the run.
 
+use super::journal::Journal;
 use super::oracle::Oracle;
 use super::writelog::WriteLog;
 use crate::host_time::{HostTime, Phase, Spent, Stopwatch};
@@ -17,6 +18,7 @@ pub struct Observers {
     spent: Spent,
     helpers: HelperCounts,
     pub(in crate::runtime) write_log: WriteLog,
+    pub(in crate::runtime) journal: Journal,
     /// Hears of every access; see `oracle`.
     pub(in crate::runtime) oracle: Option<Box<Oracle>>,
 }
@@ -29,6 +31,7 @@ impl Default for Observers {
             spent: Spent::default(),
             helpers: HelperCounts::new(),
             write_log: WriteLog::default(),
+            journal: Journal::default(),
             oracle: None,
         }
     }

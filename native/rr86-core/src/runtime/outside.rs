@@ -162,6 +162,16 @@ impl Outside {
         !self.is_replayed() && self.bus.pending_interrupt(vcpu)
     }
 
+    /// The vector of the vCPU's own timer, if it has one.
+    pub fn timer_vector(&self, vcpu: usize) -> Option<u8> {
+        self.bus.timer_vector(vcpu)
+    }
+
+    /// Bytes of console output that wait to be taken.
+    pub fn console_waiting(&self) -> &[u8] {
+        self.bus.console_waiting()
+    }
+
     /// The interrupt acknowledge cycle: the vector, or nothing when it went away.
     pub fn acknowledge_interrupt(&mut self, vcpu: usize) -> Option<u8> {
         self.bus.acknowledge_interrupt(vcpu)

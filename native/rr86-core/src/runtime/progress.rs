@@ -113,6 +113,15 @@ impl Progress {
         self.under_way = UnderWay::default();
     }
 
+    /// Of the steps that it has begun, forgets those that are about blocks; a store that is not committed stays.
+    pub fn forget_blocks(&mut self) {
+        let mut steps = self.take_steps();
+        self.under_way.uncommitted = steps.uncommitted.take().map(|store| Uncommitted {
+            emptied: false,
+            ..store
+        });
+    }
+
     /// It has read the bytes of a block that is not linked.
     pub fn begin_link(&mut self, fetched: Fetched) {
         self.under_way.fetched = Some(fetched);

@@ -614,6 +614,7 @@ impl Engine {
             bytes[..n].copy_from_slice(&data[done..done + n]);
             let value = u64::from_le_bytes(bytes);
             self.outside.mmio_write(id, at, n, value, &self.clock);
+            self.note_ipis(id);
             done += n;
         }
     }

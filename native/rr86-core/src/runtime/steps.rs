@@ -1,7 +1,9 @@
 //! Steps of a block protocol that a vCPU has begun: whether it is switched out between them, and finishing them.
 
+use super::coherence::Coherence;
 use super::engine::Engine;
 use super::progress::Progress;
+use super::protocol::Protocol;
 use super::vcpu::Vcpu;
 use super::windows::{UnderWay, Window, WindowPolicy};
 use xxhash_rust::xxh3::xxh3_64;
@@ -19,6 +21,11 @@ impl Engine {
     #[inline]
     pub fn expects_fetch(&self) -> bool {
         self.slice.beyond() == 0 && self.windows.expects_fetch()
+    }
+
+    /// The window in which a recorded slice that is under way ends.
+    pub fn expected_window(&self) -> Option<Window> {
+        self.windows.expected()
     }
 
     /// Says who decides about windows.
@@ -67,6 +74,26 @@ impl Engine {
                 self.link(v.cpu.id, &fetched);
             }
         }
+    }
+
+    /// The vCPU that stands inside a block which is in no table any more, if there is one: it runs on in it under
+    /// protocols that let it.
+    pub fn inside_removed(&self) -> Option<usize> {
+        (0..self.progress.len()).find(|&n| {
+            self.inside_block(n).is_some_and(|(serial, index)| {
+                index != 0 && self.cache.blocks.with_serial(serial).is_none()
+            })
+        })
+    }
+
+    /// Follows another block protocol from now on, with no blocks. Of the steps that vCPUs have begun, those go with
+    /// the blocks that they are about; a store that is not committed stays.
+    pub fn change_protocol(&mut self, protocol: Protocol) {
+        for each in &mut self.progress {
+            each.forget_blocks();
+        }
+        self.flush_blocks(self.slice.vcpu());
+        self.coherence = Coherence::new(protocol);
     }
 
     /// Whether any vCPU has something under way.

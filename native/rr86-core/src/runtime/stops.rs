@@ -7,6 +7,8 @@ use crate::translate::lower::emitter::Hooks;
 pub(in crate::runtime) struct Stops {
     /// Instructions before which to stop.
     hooks: Hooks,
+    /// Those of the addresses at which somebody wants to stop; the rest are probes of the journal.
+    asked: Vec<u64>,
     /// Physical ranges (address, length) of which a write stops the run.
     watches: Vec<(u64, u64)>,
     /// Physical ranges of which a read stops the run.
@@ -61,8 +63,17 @@ impl Stops {
         &self.hooks
     }
 
-    /// Sets the instructions before which to stop; gives back the old ones, if they are others.
-    pub fn replace_hooks(&mut self, hooks: Hooks) -> Option<Hooks> {
+    /// Sets the instructions before which to stop, and those that have probes; gives back the old ones, if they are
+    /// others.
+    pub fn replace_hooks(
+        &mut self,
+        mut hooks: Hooks,
+        probes: impl Iterator<Item = u64>,
+    ) -> Option<Hooks> {
+        self.asked.clone_from(&hooks.rips);
+        hooks.rips.extend(probes);
+        hooks.rips.sort_unstable();
+        hooks.rips.dedup();
         (hooks != self.hooks).then(|| std::mem::replace(&mut self.hooks, hooks))
     }
 
@@ -99,6 +110,11 @@ impl Stops {
         for &vector in vectors {
             self.vectors[usize::from(vector >> 6)] |= 1 << (vector & 63);
         }
+    }
+
+    /// Whether no one wants to stop before an instruction that has a probe.
+    pub fn is_probe_only(&self, rip: u64) -> bool {
+        !self.hooks.int3 && self.asked.binary_search(&rip).is_err()
     }
 
     /// Whether an OUT to this port stops the run; if so, it is noted.

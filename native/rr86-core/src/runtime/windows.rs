@@ -186,6 +186,14 @@ impl Windows {
         }
     }
 
+    /// The window in which a recorded slice that is under way ends.
+    pub fn expected(&self) -> Option<Window> {
+        match self.policy {
+            WindowPolicy::Expect(window) => window,
+            _ => None,
+        }
+    }
+
     /// Whether the recording has a switch in a fetch window at the end of the budget.
     #[inline]
     pub fn expects_fetch(&self) -> bool {

@@ -7,6 +7,7 @@ use crate::cpu::exception::DR6_BS;
 use crate::cpu::msr::index::APIC_BASE;
 use crate::cpu::state::CpuState;
 use crate::runtime::engine::Engine;
+use crate::runtime::journal::Noted;
 use crate::runtime::vcpu::UNSTEPPED;
 use crate::runtime::view::View;
 use crate::translate::layout::RunState;
@@ -68,6 +69,12 @@ impl<'a> Machine<'a> {
         self.engine.apply(self.vcpu as u8, effects);
     }
 
+    /// Notes what the instruction does, in the journal.
+    #[inline]
+    pub fn note(&mut self, noted: impl FnOnce() -> Noted) {
+        self.engine.note(self.vcpu as u8, noted);
+    }
+
     /// A breakpoint instruction of so many bytes is executed.
     pub fn note_int3(&mut self, length: usize) {
         self.engine.note_int3(self.vcpu as u8, length);
@@ -96,9 +103,11 @@ impl Ports<'_> {
 
     pub fn write(&mut self, port: u16, size: usize, value: u32) {
         let clock = &self.engine.clock;
+        let waiting = self.engine.outside.console_waiting().len();
         self.engine
             .outside
             .io_write(self.vcpu, port, size, value, clock);
+        self.engine.note_output(self.vcpu, waiting);
         if self.engine.stops.output(port) {
             self.engine.instruction.stop();
         }
@@ -143,9 +152,12 @@ impl<'a> System<'a> {
     /// Writes an MSR of the local APIC; `None` is #GP.
     pub fn write_apic(&mut self, msr: u32, value: u64) -> Option<()> {
         let clock = &self.engine.clock;
-        self.engine
+        let written = self
+            .engine
             .outside
-            .apic_msr_write(self.vcpu, msr, value, clock)
+            .apic_msr_write(self.vcpu, msr, value, clock);
+        self.engine.note_ipis(self.vcpu);
+        written
     }
 
     pub fn cr8(&mut self) -> u8 {

@@ -11,6 +11,7 @@ use crate::cpu::stack::Stack;
 use crate::cpu::state::{gpr, sreg, RFlags, Segment};
 use crate::cpu::{far, iret, segment, syscall};
 use crate::runtime::instruction::Flow;
+use crate::runtime::journal::Noted;
 use crate::translate::site::AccessKind;
 
 /// What a push beyond the stack segment raises.
@@ -102,26 +103,33 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             c.apply(e);
         }
         M::Iret | M::Iretd | M::Iretq => {
+            let stack = c.cpu.gpr[gpr::RSP];
             let e = c.with_memory(|cpu, mem| iret::iret(cpu, mem, size, next))?;
             c.apply(e);
+            let (user, rip) = (c.cpu.cpl == 3, c.cpu.rip);
+            c.machine.note(|| Noted::Returned { user, rip, stack });
         }
         M::Syscall => {
             let e = syscall::syscall(c.cpu, next)?;
             c.apply(e);
+            note_system_call(c);
             step_by_flags_after(c);
         }
         M::Sysret | M::Sysretq => {
             let e = syscall::sysret(c.cpu, size)?;
             c.apply(e);
+            note_system_return(c);
             step_by_flags_after(c);
         }
         M::Sysenter => {
             let e = syscall::sysenter(c.cpu)?;
             c.apply(e);
+            note_system_call(c);
         }
         M::Sysexit | M::Sysexitq => {
             let e = syscall::sysexit(c.cpu, size)?;
             c.apply(e);
+            note_system_return(c);
         }
         M::Int => {
             if c.insn.immediate8() == vector::BP {
@@ -160,6 +168,16 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         _ => popa(c)?,
     }
     Ok(())
+}
+
+fn note_system_call(c: &mut Context<'_>) {
+    let (number, rip) = (c.cpu.gpr[gpr::RAX], c.cpu.rip);
+    c.machine.note(|| Noted::SystemCall { number, rip });
+}
+
+fn note_system_return(c: &mut Context<'_>) {
+    let rip = c.cpu.rip;
+    c.machine.note(|| Noted::SystemReturn { rip });
 }
 
 /// SYSCALL and SYSRET are single-stepped if TF is set once they are done: the system call as a whole is one step
