@@ -532,7 +532,9 @@ impl Targets {
             return;
         };
         let mut machine = sample::machine(protocol);
-        machine.engine.limit_calls(CallLimit::new(Limit::Steps(10_000)));
+        machine
+            .engine
+            .limit_calls(CallLimit::new(Limit::Steps(10_000)));
         if let Ok(mut replay) = Session::from_beginning(machine, &reader, rng.one_in(2)) {
             let _ = replay.run(STEPS, &mut Conditions::default());
             let _ = replay.branch_point();
