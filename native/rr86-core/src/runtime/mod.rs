@@ -19,7 +19,7 @@
 //! of a block), `hotness` (superblocks) and `caught` (guest exceptions out of host signals). `slow` is every access that
 //! is not plain RAM, `view` memory as helpers see it, `execute` every instruction that is not copied. `coherence` keeps
 //! blocks and memory in step, `acquire` pages and their owners, `steps` what a protocol has under way.
-//! `watching` is the observers as the others use them. `inspect`, `checkpoint` and `rewind` are for callers.
+//! `watching` and `noting` are the observers as the others use them. `inspect`, `checkpoint` and `rewind` are for callers.
 
 mod acquire;
 pub mod agent;
@@ -47,6 +47,7 @@ pub mod inputs;
 mod inspect;
 mod instruction;
 pub mod journal;
+mod noting;
 pub mod observers;
 pub mod oracle;
 mod outside;
