@@ -17,9 +17,9 @@ __all__ = [
     "Events",
     "ExpansionReader",
     "Machine",
-    "Moment",
     "Recording",
     "Replay",
+    "Snapshot",
     "TraceReader",
     "block_protocols",
 ]
@@ -143,11 +143,13 @@ class OracleVerdict(TypedDict):
     gaps: list[OracleGap]
 
 @final
-class Moment:
-    """A machine between two slices of a replay, kept in memory."""
+class Snapshot:
+    """A whole machine between two slices of a replay, kept in memory."""
 
     @property
     def icount(self) -> int: ...
+    def bytes_beside(self, other: Snapshot | None = None) -> int:
+        """Bytes of memory that it takes, apart from the pages that it shares with another one."""
 
 @type_check_only
 class MachineView:
@@ -259,6 +261,7 @@ class WholeMachine(Session):
         conditions: Sequence[tuple[str, int, int]] = ...,
         console_patterns: Sequence[bytes] = ...,
         by_lines: bool = False,
+        filters: Sequence[tuple[int, Sequence[bytes]]] = ...,
     ) -> StopInfo:
         """Run until a condition holds, the machine stops, or about `max_instructions` have retired;
         with `by_lines` also after the slice in which the guest has completed a line of output on
@@ -267,11 +270,15 @@ class WholeMachine(Session):
         Runs with the GIL released. A "limit" stop may overshoot by one slice and never changes the
         course of the run. Conditions are (kind, a, b):
         ("rip", address, 0): before the instruction at this address executes, on any vCPU;
+        ("rip-where", address, index): the same on the vCPU of `filters[index]` alone (-1: on any),
+        if one of the agent expressions there holds, or there is none;
         ("int3", 0, 0): before an INT3 (CC) or INT 3 (CD 03) executes, or the handler of an
         interrupt with vector 3; ("stale", 0, 0): before a block executes whose source bytes
         memory no longer holds; ("stale-int3", 0, 0): before an INT3 or INT 3 executes that memory
         does not hold; ("icount", n, 0): before the n-th instruction
-        (counted from 0, all vCPUs); ("write", paddr, length): after an instruction wrote there;
+        (counted from 0, all vCPUs); ("before", n, 0): the same when everything is done that comes
+        between two instructions; ("read", paddr, length): after an instruction read there, page
+        walks and fetches aside; ("write", paddr, length): after an instruction wrote there;
         ("irq", vector, 0): before the first instruction of this vector's handler;
         ("console", index, 0): after the OUT that sent the last byte of
         `console_patterns[index]` to COM1 (matched over all bytes sent since the last match).
@@ -341,11 +348,28 @@ class Replay(WholeMachine):
     def of_events(machine: Machine, events: Events, verify: bool) -> Replay:
         """A replay from power-on, of events that are being decoded already."""
     @staticmethod
-    def from_moment(machine: Machine, moment: Moment, verify: bool) -> Replay:
-        """A replay that begins at a moment that another replay has kept."""
-    def keep(self, trace: str) -> Moment:
-        """Keep the moment of a replay of `trace` that stands between two slices, for other sessions
-        of it."""
+    def from_snapshot(machine: Machine, snapshot: Snapshot, verify: bool) -> Replay:
+        """A replay that begins at a snapshot of another replay."""
+    def snapshot(self, trace: str) -> Snapshot:
+        """Keep the machine, for other sessions of `trace` to begin at. It has to stand between two
+        slices."""
+    def run_over(
+        self,
+        max_instructions: int,
+        before: int,
+        conditions: Sequence[tuple[str, int, int]],
+        console_patterns: Sequence[bytes] = ...,
+        filters: Sequence[tuple[int, Sequence[bytes]]] = ...,
+    ) -> tuple[StopInfo, StopInfo | None]:
+        """Run up to the moment `before`, or for about so many instructions, without stopping, and
+        tell the last moment on the way at which a condition held, if there was one in this call.
+        Where the first answer says "time-up", there is more to run; at the moment its condition is
+        the one behind those given."""
+    def rewind(self, snapshot: Snapshot, heard: bytes | None = None) -> None:
+        """Go to a snapshot of this replay or of another one of its trace, back or forward. What the
+        replay sent to its consoles and was not taken is forgotten; conditions on console output go
+        on from `heard`, the last bytes before the snapshot. After an error the session must not be
+        used."""
     def divert(self) -> Diversion:
         """Leave the recording here: nothing is compared any more, and its slices and inputs are
         suggestions. The diversion takes the machine over. Give its `run` a limit: such a run need
@@ -378,19 +402,19 @@ class Replay(WholeMachine):
 @final
 class Diversion(WholeMachine):
     """A machine that has left a recording: nothing is compared or written down. `Replay.divert` and
-    `Replay.divert_with` make it, or a moment."""
+    `Replay.divert_with` make it, or a snapshot."""
 
     @staticmethod
-    def from_moment(
+    def from_snapshot(
         machine: Machine,
-        moment: Moment,
+        snapshot: Snapshot,
         *,
         seed: int = 0,
         quantum: int = 100_000,
         schedule: str = "uniform",
         window_bias: int = 8192,
     ) -> Diversion:
-        """Take a machine over, and go on from the moment with a scheduler as `Recording` has."""
+        """Take a machine over, and go on from the snapshot with a scheduler as `Recording` has."""
     def console_input(self, data: bytes) -> None:
         """Give bytes to COM1's receiver at the next slice boundary."""
     def invalidate_block(self, serial: int) -> bool:
@@ -493,6 +517,10 @@ class TraceReader:
     ) -> list[tuple[int, int, int, int, bool, int]]:
         """(icount, physical page number, from, to, for writing, lines) of the hand-offs at `first`
         to `last`, of these pages if any are named. Chunks without any are not read."""
+    def chunk_moments(self, chunk: int) -> tuple[int, int]:
+        """The lowest and the highest moment of a chunk's events."""
+    def slices(self, chunk: int) -> list[tuple[int, int, int]]:
+        """(icount, vcpu, instructions) of every slice of a chunk, in order."""
     def events(
         self, chunk: int, kinds: list[str] | None = None, first: int = 0, last: int = ...
     ) -> list[tuple[str, int, int, dict[str, int | bytes]]]:

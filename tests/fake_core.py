@@ -153,6 +153,7 @@ class Machine:
         conditions: Sequence[tuple[str, int, int]] = (),
         console_patterns: Sequence[bytes] = (),
         by_lines: bool = False,
+        filters: Sequence[tuple[int, Sequence[bytes]]] = (),
     ) -> dict[str, Any]:
         guest = self.guest
         self.runs.append(max_instructions)

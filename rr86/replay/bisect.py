@@ -4,7 +4,7 @@ The trace itself tells which blocks were executed stale, and when each was fetch
 replay logs every write to the source bytes of those blocks, from each one's fetch on, and looks at
 each stale execution; the guilty write is then found by value. A second replay stops at that write,
 makes the block see it, and goes on past the failure. So no search over time has to be made: the
-log is exact to the instruction. The first replay keeps moments right before the fetches, and the
+log is exact to the instruction. The first replay takes snapshots right before the fetches, and the
 second begins at one of them, so that the cost is little more than that of one replay up to the
 failure.
 """
@@ -20,7 +20,7 @@ from rr86.replay.recorded import RecordedRun
 from rr86.trace.survey import Candidate
 
 if TYPE_CHECKING:
-    from rr86._native import BlockInfo, Moment
+    from rr86._native import BlockInfo, Snapshot
     from rr86.replay.session import ReplaySession
 
 # Stale executions that are looked at before the best so far is taken.
@@ -29,9 +29,9 @@ _MOST_EXECUTIONS = 5_000
 _MOST_BLOCKS = 256
 # How far beyond the failure the proving replay goes, in instructions.
 _BEYOND = 1_000_000
-# Instructions between two moments that the search keeps, at the least, and the most of them.
-_BETWEEN_MOMENTS = 50_000_000
-_MOST_MOMENTS = 8
+# Instructions between two snapshots that the search takes, at the least, and the most of them.
+_BETWEEN_SNAPSHOTS = 50_000_000
+_MOST_SNAPSHOTS = 8
 
 Progress = Callable[[str], None]
 
@@ -67,45 +67,45 @@ class _Search:
     numbers: dict[int, int] = field(default_factory=dict)
     first: dict[int, Execution] = field(default_factory=dict)
     best: tuple[Victim, Execution, Write | None] | None = None
-    # Where moments are to be kept, and those that were.
-    keeping: list[int] = field(default_factory=list)
-    moments: list["Moment"] = field(default_factory=list)
+    # Where snapshots are to be taken, and those that were.
+    planned: list[int] = field(default_factory=list)
+    snapshots: list["Snapshot"] = field(default_factory=list)
 
     def run(self) -> None:
         """Replay until the failure, or to the end."""
-        self.keeping = _moments_before(self.waiting)
+        self.planned = _snapshots_before(self.waiting)
         for _ in range(_MOST_EXECUTIONS):
             self._follow_due()
             conditions = ["stale"]
             if self.waiting:
                 conditions.append(f"icount={self.waiting[0].fetched - 1}")
-            while self.keeping and self.keeping[0] <= self.session.icount:
-                del self.keeping[0]
-            keep = self.keeping[0] - self.session.icount if self.keeping else None
-            stop = self.session.run(conditions, keep)
+            while self.planned and self.planned[0] <= self.session.icount:
+                del self.planned[0]
+            limit = self.planned[0] - self.session.icount if self.planned else None
+            stop = self.session.run(conditions, limit)
             if stop.over:
                 return
             if stop.reason == "limit":
-                self._keep()
+                self._take_snapshot()
             if str(stop.condition) == "stale" and self._look(stop.vcpu, stop.icount):
                 return
 
-    def _keep(self) -> None:
-        """Keep this moment, so that the proof can begin here."""
+    def _take_snapshot(self) -> None:
+        """Keep the machine, so that the proof can begin here."""
         from rr86.errors import NativeError
 
-        del self.keeping[0]
+        del self.planned[0]
         try:
-            self.moments.append(self.session.keep())
+            self.snapshots.append(self.session.snapshot())
         except NativeError:
-            # A protocol with state that no moment holds: then the proof begins at power-on.
-            self.keeping.clear()
-        del self.moments[:-_MOST_MOMENTS]
+            # A protocol with state that no snapshot holds: then the proof begins at power-on.
+            self.planned.clear()
+        del self.snapshots[:-_MOST_SNAPSHOTS]
 
-    def moment_before(self, victim: Victim) -> "Moment | None":
-        """The last moment at which the victim had not been fetched yet."""
+    def snapshot_before(self, victim: Victim) -> "Snapshot | None":
+        """The last snapshot in which the victim had not been fetched yet."""
         last = self.known[victim.id].slice
-        return next((each for each in reversed(self.moments) if each.icount <= last), None)
+        return next((each for each in reversed(self.snapshots) if each.icount <= last), None)
 
     def _follow_due(self) -> None:
         """Start to log the writes to blocks that are about to be fetched."""
@@ -198,11 +198,11 @@ class _Search:
         )
 
 
-def _moments_before(candidates: Sequence[Candidate]) -> list[int]:
+def _snapshots_before(candidates: Sequence[Candidate]) -> list[int]:
     """The starts of the slices in which these blocks were fetched, of those far enough apart."""
     chosen: list[int] = []
     for start in sorted(each.slice for each in candidates):
-        if not chosen or start >= chosen[-1] + _BETWEEN_MOMENTS:
+        if not chosen or start >= chosen[-1] + _BETWEEN_SNAPSHOTS:
             chosen.append(start)
     return chosen
 
@@ -262,13 +262,13 @@ def bisect_invalidation(
         seconds=seconds,
     )
     _name_places(trace, finding, search.session)
-    writes, moment = search.writes, search.moment_before(victim)
+    writes, snapshot = search.writes, search.snapshot_before(victim)
     # Before the next machine is made this one goes: each has RAM of its own.
     del search
     if write is not None:
         started = time.monotonic()
         say("proving it by a replay in which the block sees the write")
-        _prove(trace, finding, write, moment)
+        _prove(trace, finding, write, snapshot)
         seconds["proof"] = time.monotonic() - started
     finding.timeline = _timeline(trace, finding, writes)
     return finding
@@ -293,10 +293,10 @@ def _search(trace: RecordedRun, choice: Choice, candidates: list[Candidate]) -> 
     return search
 
 
-def _prove(trace: RecordedRun, finding: Finding, write: Write, moment: "Moment | None") -> None:
+def _prove(trace: RecordedRun, finding: Finding, write: Write, snapshot: "Snapshot | None") -> None:
     """Replay with the block made to see the write, past the failure."""
     victim, execution = finding.victim, finding.execution
-    session = trace.session(at=write.checked - 1, moment=moment)
+    session = trace.session(at=write.checked - 1, snapshot=snapshot)
     if write.checked > session.icount:
         session.run(f"icount={write.checked}")
     if write.vcpu is not None:

@@ -14,7 +14,7 @@ from rr86.trace.file import TraceFile
 from rr86.trace.metadata import Footer
 
 if TYPE_CHECKING:
-    from rr86._native import Moment
+    from rr86._native import Snapshot
     from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
     from rr86.session.console import DebugSink
@@ -59,12 +59,12 @@ class RecordedRun(TraceFile):
         console: Callable[[bytes], None] | None = None,
         at: int | None = None,
         oracle: bool = False,
-        moment: "Moment | None" = None,
+        snapshot: "Snapshot | None" = None,
         debugcon: "DebugSink | None" = None,
         devices: "Given | None" = None,
     ) -> ReplaySession:
         """A replay that stands at power-on, or at the last checkpoint at or before the moment `at`,
-        or at a moment that another session of this trace has kept (`ReplaySession.keep`).
+        or at a snapshot of another session of this trace (`ReplaySession.snapshot`).
 
         Any number may be open at once. `ReplaySession.began` says where one has begun. With
         `oracle`, the replay is slow, always begins at power-on, and checks on its way that the
@@ -84,7 +84,7 @@ class RecordedRun(TraceFile):
             raise TraceContentError("the trace was recorded without cross-vCPU writes")
         begin = None if at is None or oracle else nearest(self.checkpoints(), at)
         # Decoding the first events takes as long as all that comes before they are needed.
-        events = self._reader.begin_events() if begin is None and moment is None else None
+        events = self._reader.begin_events() if begin is None and snapshot is None else None
         images = self.all_images()
         return ReplaySession(
             self.spec,
@@ -97,7 +97,7 @@ class RecordedRun(TraceFile):
             stale_int3=self.stale_int3s > 0,
             oracle=oracle,
             touched=(self.footer or Footer()).touched,
-            moment=moment,
+            snapshot=snapshot,
             events=events,
             debugcon=debugcon,
             names=self.names,

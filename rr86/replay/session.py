@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
 from rr86.errors import UsageError
-from rr86.session.conditions import Until, as_conditions
+from rr86.session.conditions import Condition, Until, as_conditions
 from rr86.session.console import DebugSink, Heard, HeardDebug
 from rr86.session.execution import Execution, Tick
 from rr86.session.stop import Stop
 
 if TYPE_CHECKING:
-    from rr86._native import Diversion, Events, Moment
+    from rr86._native import Diversion, Events, Snapshot
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
     from rr86.cpu.physical import PhysicalNames
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from rr86.machine.spec import BoardSpec
     from rr86.replay.oracle import OracleReport
     from rr86.trace.checkpoint import Checkpoint
+
+
+# Of the console, so much is kept in mind for texts that began before a snapshot.
+_LONGEST_TEXT = 4096
 
 
 class ReplaySession:
@@ -38,7 +42,7 @@ class ReplaySession:
         stale_int3: bool = False,
         oracle: bool = False,
         touched: bytes = b"",
-        moment: "Moment | None" = None,
+        snapshot: "Snapshot | None" = None,
         events: "Events | None" = None,
         debugcon: DebugSink | None = None,
         names: "Callable[[], PhysicalNames] | None" = None,
@@ -52,10 +56,10 @@ class ReplaySession:
         self._path = path
         self.machine: Replay
         self.began = 0
-        """The moment at which this replay began: 0, or that of a checkpoint or of `keep`."""
-        if moment is not None:
-            self.machine = Replay.from_moment(machine, moment, verify)
-            self.began = moment.icount
+        """The moment at which this replay began: 0, or that of a checkpoint or a snapshot."""
+        if snapshot is not None:
+            self.machine = Replay.from_snapshot(machine, snapshot, verify)
+            self.began = snapshot.icount
         elif checkpoint is not None:
             self.machine = Replay(machine, str(path), verify, checkpoint.number)
             self.began = checkpoint.icount
@@ -100,6 +104,10 @@ class ReplaySession:
         """Where the last `run` stopped."""
         return self._execution.stop
 
+    @stop.setter
+    def stop(self, stop: Stop) -> None:
+        self._execution.stop = stop
+
     def run(
         self,
         until: Until = None,
@@ -114,15 +122,37 @@ class ReplaySession:
         """
         return self._execution.run(as_conditions(until), max_instructions, tick)
 
-    def keep(self) -> "Moment":
-        """Keep this moment in memory, for other sessions of this trace to begin at.
+    def snapshot(self) -> "Snapshot":
+        """Keep the whole machine in memory, for other sessions of this trace to begin at.
 
         The replay has to stand between two slices, as it does at power-on, and where a run ended
-        for its `max_instructions`. Pages of RAM that are equal in several moments are kept once.
+        for its `max_instructions`. Pages of RAM that are equal in several snapshots are kept once.
 
-        Raises `NativeError` where no moment can be kept.
+        Raises `NativeError` where no snapshot can be taken.
         """
-        return self.machine.keep(str(self._path))
+        return self.machine.snapshot(str(self._path))
+
+    def run_over(
+        self, conditions: Sequence[Condition], max_instructions: int, before: int
+    ) -> tuple[Stop | None, bool]:
+        """Run for about so many instructions, or up to a moment, and give the last stop on the way
+        that a condition would have made, and whether the moment, or the end, is reached.
+
+        It may come back earlier, to be called again. Raises as `run`; and `ConditionError` if a
+        symbol of a condition has no place yet.
+        """
+        return self._execution.run_over(conditions, max_instructions, before)
+
+    def rewind(self, snapshot: "Snapshot", console: int = 0, debugcon: int = 0) -> None:
+        """Go to a snapshot of this trace, back or forward, in place: what looks at this session
+        then sees that moment. `console` and `debugcon` say how many bytes the guest had sent there.
+
+        Raises `NativeError` for a snapshot of another machine.
+        """
+        del self._console.heard[console:]
+        del self._debugcon.heard[debugcon:]
+        self.machine.rewind(snapshot, bytes(self._console.heard[-_LONGEST_TEXT:]))
+        self._execution.moved(snapshot.icount)
 
     def divert(self) -> "Diversion":
         """Leave the recording here: nothing is compared any more, and its slices and inputs are

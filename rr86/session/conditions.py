@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 VALID = (
     "int3 | any-int3 | stale-int3 | stale | panic | rip=ADDR | symbol=NAME | icount=N "
-    "| console=TEXT | write=PADDR[:LEN] | write=SYMBOL[:LEN] | irq=N | end"
+    "| console=TEXT | write=PADDR[:LEN] | write=SYMBOL[:LEN] | read=PADDR[:LEN] "
+    "| access=PADDR[:LEN] | irq=N | end"
 )
 _U64 = 1 << 64
 # No processor has more physical address lines.
@@ -98,6 +99,58 @@ class Rip(Condition):
 
     def __str__(self) -> str:
         return f"rip={self.address:#x}"
+
+
+@dataclass(frozen=True)
+class RipWhere(Condition):
+    """Before the instruction at this linear address executes on one vCPU (None: on any), if one of
+    some agent expressions holds, or there is none (GDB manual, "Agent Expressions")."""
+
+    kind = "rip"
+    address: int
+    vcpu: int | None = None
+    agent: tuple[bytes, ...] = ()
+
+    def __str__(self) -> str:
+        where = "" if self.vcpu is None else f" on vCPU {self.vcpu}"
+        return f"rip={self.address:#x}{where}"
+
+
+@dataclass(frozen=True)
+class Before(Condition):
+    """Before the n-th instruction, counted from 0 over all vCPUs, with everything done that comes
+    between two instructions: interrupts that come before it are delivered."""
+
+    kind = "before"
+    count: int
+
+    def __str__(self) -> str:
+        return f"before={self.count}"
+
+
+@dataclass(frozen=True)
+class Read(Condition):
+    """After an instruction read any of these bytes of physical memory. Page walks and instruction
+    fetches do not count."""
+
+    kind = "read"
+    paddr: int
+    length: int = 1
+
+    def __str__(self) -> str:
+        return f"read={self.paddr:#x}:{self.length}"
+
+
+@dataclass(frozen=True)
+class Access(Condition):
+    """After an instruction read or wrote any of these bytes of physical memory."""
+
+    kind = "access"
+    paddr: int
+    length: int = 1
+
+    def __str__(self) -> str:
+        return f"access={self.paddr:#x}:{self.length}"
 
 
 @dataclass(frozen=True)
@@ -276,7 +329,7 @@ def parse(text: str) -> Condition:
         if equals:
             raise _fail(text, len(kind), f"{kind!r} takes no value")
         return plain[kind]
-    if kind not in ("rip", "symbol", "icount", "console", "write", "irq"):
+    if kind not in ("rip", "symbol", "icount", "console", "write", "read", "access", "irq"):
         raise _fail(text, 0, f"unknown condition {kind!r}" if kind else "nothing")
     if not value:
         raise _fail(text, len(text), f"{kind!r} needs a value")
@@ -290,6 +343,12 @@ def parse(text: str) -> Condition:
         return Console(value)
     if kind == "write":
         return _write(text, start, value)
+    if kind in ("read", "access"):
+        written = _write(text, start, value)
+        if not isinstance(written, Write):
+            raise _fail(text, start, f"expected a physical address, found {value!r}")
+        made = Read if kind == "read" else Access
+        return made(written.paddr, written.length)
     name, plus, distance = value.partition("+")
     where = start + len(name) + 1
     return AtSymbol(name, _number(text, where, distance, "an offset", 1 << 30) if plus else 0)

@@ -12,11 +12,12 @@ its place is known.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rr86.cpu.inspection import Inspector
 from rr86.cpu.kaslr import ENTRY_SYMBOL, entry_candidates
-from rr86.session.conditions import Condition, End
+from rr86.errors import ConditionError
+from rr86.session.conditions import Before, Condition, End
 from rr86.session.console import DebugSink
 from rr86.session.int3 import look
 from rr86.session.lowering import Lowered, is_asked, lower
@@ -73,6 +74,11 @@ class Execution:
         self.machine = machine
         self.inspector.guest = machine
         self._variables.machine = machine
+
+    def moved(self, icount: int) -> None:
+        """The machine was brought to another moment."""
+        self._icount = icount
+        self.stop = None
 
     @property
     def icount(self) -> int:
@@ -164,6 +170,47 @@ class Execution:
             return [entry + symbols.offset]
         return entry_candidates(symbols.linked)
 
+    def run_over(
+        self, conditions: Sequence[Condition], max_instructions: int, before: int
+    ) -> tuple[Stop | None, bool]:
+        """See `rr86.replay.session.ReplaySession.run_over`."""
+        lowered = self._placed(conditions)
+        if lowered.moving or any(is_asked(each) for each in conditions):
+            return self._ask_over(conditions, max_instructions, before)
+        machine: Any = self.machine
+        info, found = machine.run_over(
+            max_instructions, before, lowered.native, lowered.patterns, lowered.filters
+        )
+        self.drain()
+        self._icount = info["icount"]
+        self.stop = from_native(info, None)
+        hit = None
+        if found is not None:
+            hit = from_native(found, lowered.owners[found["conditions"][0]])
+        reached = info["reason"] == "condition"
+        return hit, reached or self.stop.over
+
+    def _ask_over(
+        self, conditions: Sequence[Condition], max_instructions: int, before: int
+    ) -> tuple[Stop | None, bool]:
+        """The same for conditions that are asked themselves: one stop."""
+        stop = self.run([*conditions, Before(before)], max_instructions)
+        if stop.reason != "condition":
+            return None, stop.over
+        over = isinstance(stop.condition, Before)
+        return (None if over else stop), over
+
+    def _placed(self, conditions: Sequence[Condition]) -> Lowered:
+        lowered = self._lower(conditions)
+        if lowered.waiting and self.inspector.locate_kernel() is not None:
+            self._variables.look()
+            lowered = self._lower(conditions)
+        if lowered.waiting:
+            raise ConditionError(
+                "the kernel has not placed itself yet, so that its symbols have no addresses here"
+            )
+        return lowered
+
     def complete_slice(self) -> Stop:
         """Run the slice under way, if there is one, to its end."""
         while True:
@@ -185,7 +232,9 @@ class Execution:
         started = time.monotonic()
         before = self._icount
         try:
-            info = self.machine.run(length, native, lowered.patterns, self._by_lines)
+            info = self.machine.run(
+                length, native, lowered.patterns, self._by_lines, filters=lowered.filters
+            )
         finally:
             self.drain()
         self._icount = info["icount"]

@@ -12,8 +12,10 @@ from typing import NamedTuple
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.errors import ConditionError
 from rr86.session.conditions import (
+    Access,
     AnyInt3,
     AtSymbol,
+    Before,
     Condition,
     Console,
     End,
@@ -22,7 +24,9 @@ from rr86.session.conditions import (
     Int3,
     Irq,
     Panic,
+    Read,
     Rip,
+    RipWhere,
     Stale,
     StaleInt3,
     Write,
@@ -41,6 +45,8 @@ class Lowered:
 
     native: list[tuple[str, int, int]] = field(default_factory=list)
     patterns: list[bytes] = field(default_factory=list)
+    # What entries of kind "rip-where" ask further: a vCPU or -1, and agent expressions.
+    filters: list[tuple[int, tuple[bytes, ...]]] = field(default_factory=list)
     # The condition that each entry of `native` stands for.
     owners: list[Condition] = field(default_factory=list)
     # Symbols that cannot be placed before the kernel's offset is known.
@@ -66,7 +72,7 @@ class Lowered:
         found = self.native[met[0]]
         also = {self._key(self.native[index]) for index in met}
         int3s = {("int3", 0, 0)} | ({("stale-int3", 0, 0)} if bytes_differ else set())
-        if found[0] in ("rip", "int3", "stale-int3") and bytes_differ is not None:
+        if found[0] in ("rip", "rip-where", "int3", "stale-int3") and bytes_differ is not None:
             also |= int3s
         elif found in (("int3", 0, 0), ("irq", _BREAKPOINT, 0)):
             # The handler of an interrupt that came with this vector.
@@ -159,6 +165,16 @@ def _lower(out: Lowered, condition: Condition, owner: Condition, guest: _Guest) 
             out._add(owner, "stale")
         case Rip(address):
             out._add(owner, "rip", address)
+        case RipWhere(address, vcpu, agent):
+            out._add(owner, "rip-where", address, len(out.filters))
+            out.filters.append((-1 if vcpu is None else vcpu, agent))
+        case Before(count):
+            out._add(owner, "before", count)
+        case Read(paddr, length):
+            out._add(owner, "read", paddr, length)
+        case Access(paddr, length):
+            out._add(owner, "read", paddr, length)
+            out._add(owner, "write", paddr, length)
         case Icount(count):
             out._add(owner, "icount", count)
         case Every(count):
@@ -184,7 +200,7 @@ def _lower(out: Lowered, condition: Condition, owner: Condition, guest: _Guest) 
 
 _OWN = (
     *(Int3, AnyInt3, StaleInt3, Stale, Panic, Rip, AtSymbol, Icount, Every, Console, Write),
-    *(WriteSymbol, Irq, End),
+    *(WriteSymbol, Irq, End, RipWhere, Before, Read, Access),
 )
 
 

@@ -18,6 +18,7 @@ from rr86.trace.vocabulary import EVENT_KINDS, NO_VCPU, STALE_ENTRY, STALE_INT3
 if TYPE_CHECKING:
     from rr86.cpu.physical import PhysicalNames
     from rr86.trace.sharing import CrossWrite, Sharing
+    from rr86.trace.slices import SliceSource
     from rr86.trace.survey import StaleBlocks
 
 
@@ -262,6 +263,11 @@ class TraceFile:
 
         born, survived, executed = self._reader.stale_blocks()
         return StaleBlocks(born, survived, [Candidate(*row) for row in executed])
+
+    @property
+    def slice_source(self) -> "SliceSource":
+        """What `rr86.trace.slices.Slices` reads."""
+        return self._reader
 
     def checkpoints(self) -> list[Checkpoint]:
         """The moments from which a replay can begin, besides power-on.

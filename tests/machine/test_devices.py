@@ -89,7 +89,7 @@ def test_a_replay_begins_at_any_checkpoint(adder: Any, tmp_path: Path) -> None:
         assert outcome.digests == recorded.outcome.digests
 
 
-def test_stops_and_moments_inside_the_devices_work_change_nothing(
+def test_stops_and_snapshots_inside_the_devices_work_change_nothing(
     adder: Any, tmp_path: Path
 ) -> None:
     recorded = record(adder.Adder(delay=3), tmp_path / "one.rr86", append="delay=3 rounds=4")
@@ -102,7 +102,7 @@ def test_stops_and_moments_inside_the_devices_work_change_nothing(
     assert_same_run(finished(session, stop), recorded.outcome)
     session = trace.session()
     session.run(max_instructions=recorded.outcome.icount // 2)
-    session = trace.session(moment=session.keep())
+    session = trace.session(snapshot=session.snapshot())
     stop = session.run()
     assert session.machine.digests() == recorded.outcome.digests
 

@@ -38,15 +38,15 @@ def finish(session: _native.Recording | _native.Diversion) -> "_native.StopInfo"
             return stop
 
 
-def moment_at_power_on(trace: Trace) -> _native.Moment:
-    return _native.Replay(machine(trace), str(trace.path)).keep(str(trace.path))
+def snapshot_at_power_on(trace: Trace) -> _native.Snapshot:
+    return _native.Replay(machine(trace), str(trace.path)).snapshot(str(trace.path))
 
 
 def test_a_diversion_with_the_recordings_options_is_the_recorded_run(smp: Recorded) -> None:
     trace, spec = smp.trace(), smp.trace().spec
-    diversion = _native.Diversion.from_moment(
+    diversion = _native.Diversion.from_snapshot(
         machine(trace),
-        moment_at_power_on(trace),
+        snapshot_at_power_on(trace),
         seed=spec.seed,
         quantum=spec.quantum,
         schedule=spec.schedule,

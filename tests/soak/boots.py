@@ -109,15 +109,15 @@ def _from_checkpoints(run: Run) -> int:
 
 
 def _from_the_middle(run: Run, rng: Random) -> int:
-    """Keep a moment on the way, and go on from there twice."""
+    """Take a snapshot on the way, and go on from there twice."""
     trace = rr86.open_trace(run.path)
     session = trace.session()
     stop = session.run(max_instructions=rng.randrange(1, run.outcome.icount))
     if stop.over:
         return 0
-    kept = session.keep()
-    for each in (session, trace.session(moment=kept)):
-        _same_end(finished(each, each.run()), run.outcome, f"from {kept.icount}")
+    snapshot = session.snapshot()
+    for each in (session, trace.session(snapshot=snapshot)):
+        _same_end(finished(each, each.run()), run.outcome, f"from {snapshot.icount}")
     return 1
 
 

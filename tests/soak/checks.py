@@ -138,15 +138,15 @@ def replay_from_the_middle(run: Run, rng: Random) -> None:
     stop = session.run(max_instructions=rng.randrange(1, length + 1))
     if stop.over:
         return
-    kept = session.keep()
+    snapshot = session.snapshot()
     before = session.console + b""
     first = session.run()
-    again = trace.session(moment=kept)
+    again = trace.session(snapshot=snapshot)
     end = again.run()
     if session.machine.digests() != again.machine.digests() or first.icount != end.icount:
-        raise DifferenceError(f"a replay that was kept at {kept.icount} ended otherwise")
+        raise DifferenceError(f"a replay that was kept at {snapshot.icount} ended otherwise")
     if before + again.console != session.console:
-        raise DifferenceError(f"a replay that was kept at {kept.icount} said something else")
+        raise DifferenceError(f"a replay that was kept at {snapshot.icount} said something else")
 
 
 def check(guest: Guest, folder: Path) -> str:

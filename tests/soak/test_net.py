@@ -124,7 +124,7 @@ def test_a_vcpu_that_has_shut_down_can_be_kept(tmp_path: Path) -> None:
     trace = rr86.open_trace(run.path)
     session = trace.session()
     session.run(max_instructions=run.outcome.icount)
-    again = trace.session(moment=session.keep())
+    again = trace.session(snapshot=session.snapshot())
     assert finished(again, again.run()).digests == run.outcome.digests
 
 

@@ -98,9 +98,9 @@ fn with_the_recordings_scheduler_a_diversion_is_the_recorded_run() {
     assert_eq!(recorded.end_of(diversion), recorded.own_end());
 
     let trace = reader(&recorded.path);
-    let moment = recorded.replay().keep(&trace).expect("a moment");
-    let diversion = Session::<Diversion>::from_moment(machine(false), &moment, same());
-    let diversion = diversion.expect("a diversion from a moment");
+    let snapshot = recorded.replay().snapshot(&trace).expect("a snapshot");
+    let diversion = Session::<Diversion>::from_snapshot(machine(false), &snapshot, same());
+    let diversion = diversion.expect("a diversion from a snapshot");
     assert_eq!(recorded.end_of(diversion), recorded.own_end());
 
     let checkpoint = &trace.checkpoints().expect("checkpoints")[0];

@@ -9,7 +9,7 @@ use rr86_core::trace::TraceReader;
 
 use crate::errors;
 use crate::face::session;
-use crate::held::Held;
+use crate::held::{Held, Wanted};
 use crate::machine::Machine;
 
 #[pyclass(module = "rr86._native")]
@@ -41,8 +41,7 @@ session! { Alone {
         py: Python<'py>,
         max_instructions: u64,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let none = (Vec::new(), Vec::new());
-        let found = self.held.run(py, max_instructions, none.0, none.1, false)?;
+        let found = self.held.run(py, max_instructions, Wanted::default(), false)?;
         self.held.answer(py, &found)
     }
 

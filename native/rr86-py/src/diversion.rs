@@ -7,7 +7,7 @@ use crate::errors;
 use crate::face::whole_machine;
 use crate::held::{scheduler, Held, Return};
 use crate::machine::Machine;
-use crate::moment::Moment;
+use crate::snapshot::Snapshot;
 
 #[pyclass(module = "rr86._native")]
 pub struct Diversion {
@@ -25,12 +25,12 @@ impl Diversion {
 
 whole_machine! { Diversion {
     #[staticmethod]
-    #[pyo3(signature = (machine, moment, *, seed=0, quantum=100_000, schedule="uniform",
+    #[pyo3(signature = (machine, snapshot, *, seed=0, quantum=100_000, schedule="uniform",
         window_bias=8192))]
-    fn from_moment(
+    fn from_snapshot(
         py: Python<'_>,
         machine: &mut Machine,
-        moment: &Moment,
+        snapshot: &Snapshot,
         seed: u64,
         quantum: u64,
         schedule: &str,
@@ -38,7 +38,7 @@ whole_machine! { Diversion {
     ) -> PyResult<Self> {
         let scheduler = scheduler(schedule, seed, quantum)?;
         let machine = machine.take()?;
-        let begin = || Session::<session::Diversion>::from_moment(machine, &moment.0, scheduler);
+        let begin = || Session::<session::Diversion>::from_snapshot(machine, &snapshot.0, scheduler);
         let mut session = py.detach(begin).map_err(errors::session)?;
         session.machine.draw_windows(seed, window_bias);
         Ok(Self::of(session))

@@ -145,7 +145,7 @@ macro_rules! whole_machine {
             $($own)*
 
             #[pyo3(signature = (max_instructions, conditions=Vec::new(), console_patterns=Vec::new(),
-                by_lines=false))]
+                by_lines=false, filters=Vec::new()))]
             fn run<'py>(
                 &mut self,
                 py: Python<'py>,
@@ -153,9 +153,14 @@ macro_rules! whole_machine {
                 conditions: Vec<crate::held::ConditionRow>,
                 console_patterns: Vec<Vec<u8>>,
                 by_lines: bool,
+                filters: Vec<crate::held::FilterRow>,
             ) -> PyResult<Bound<'py, pyo3::types::PyDict>> {
-                let found =
-                    self.held.run(py, max_instructions, conditions, console_patterns, by_lines)?;
+                let wanted = crate::held::Wanted {
+                    rows: conditions,
+                    patterns: console_patterns,
+                    filters,
+                };
+                let found = self.held.run(py, max_instructions, wanted, by_lines)?;
                 self.returned(&found);
                 self.held.answer(py, &found)
             }

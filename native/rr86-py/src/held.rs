@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use rr86_core::session::{
-    Condition, Conditions, Decisions, Ending, Machine, Policy, Scheduler, Session, Stop,
+    Condition, Conditions, Decisions, Ending, Expression, Hit, Machine, Policy, Scheduler, Session,
+    SessionError, Stop,
 };
 
 use crate::device;
@@ -14,14 +15,26 @@ use crate::errors::{self, NativeError};
 /// A condition: (kind, a, b).
 pub type ConditionRow = (String, u64, u64);
 
+/// What a condition on an address asks further: (vCPU or -1, agent expressions).
+pub type FilterRow = (i64, Vec<Vec<u8>>);
+
+/// The conditions of a call, as Python gives them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    pub rows: Vec<ConditionRow>,
+    pub patterns: Vec<Vec<u8>>,
+    pub filters: Vec<FilterRow>,
+}
+
 /// A session, until it is handed over to another class.
 pub struct Held<D> {
     /// Only ever reached through `get_mut`: the lock is there because the classes must be `Sync`.
     session: Mutex<Option<Box<Session<D>>>>,
     /// The conditions of the last call, and what they were made of.
     conditions: Conditions,
-    rows: Vec<ConditionRow>,
-    patterns: Vec<Vec<u8>>,
+    wanted: Wanted,
+    /// The last bytes that the console sent before this session.
+    heard: Vec<u8>,
 }
 
 /// Where a call of `run` came back, and why.
@@ -38,8 +51,8 @@ impl<D: Decisions + Send> Held<D> {
         Self {
             session: Mutex::new(Some(Box::new(session))),
             conditions: Conditions::default(),
-            rows: Vec::new(),
-            patterns: Vec::new(),
+            wanted: Wanted::default(),
+            heard: Vec::new(),
         }
     }
 
@@ -69,6 +82,28 @@ impl<D: Decisions + Send> Held<D> {
         self.place().take().map(|session| *session).ok_or_else(gone)
     }
 
+    /// Takes over the conditions of a call. Those on console output go on from what the last call has seen of it.
+    fn prepare(&mut self, wanted: Wanted) -> PyResult<()> {
+        if wanted != self.wanted {
+            let list = parse(&wanted)?;
+            if wanted.patterns == self.wanted.patterns {
+                self.conditions.renew(list);
+            } else {
+                self.conditions = Conditions::new(list).after(&self.heard);
+                self.heard.clear();
+            }
+            self.wanted = wanted;
+        }
+        Ok(())
+    }
+
+    /// The session was brought to another moment, before which the console had sent this.
+    pub fn moved(&mut self, heard: Vec<u8>) {
+        self.conditions = Conditions::default();
+        self.wanted = Wanted::default();
+        self.heard = heard;
+    }
+
     /// Runs with these conditions, and without the interpreter's lock.
     ///
     /// # Errors
@@ -77,28 +112,47 @@ impl<D: Decisions + Send> Held<D> {
         &mut self,
         py: Python<'_>,
         max_instructions: u64,
-        rows: Vec<ConditionRow>,
-        patterns: Vec<Vec<u8>>,
+        wanted: Wanted,
         by_lines: bool,
     ) -> PyResult<Return> {
-        // Conditions on console output go on from what the last call has seen of it.
-        if rows != self.rows || patterns != self.patterns {
-            let list = parse(&rows, &patterns)?;
-            if patterns == self.patterns {
-                self.conditions.renew(list);
-            } else {
-                self.conditions = Conditions::new(list);
-            }
-            self.rows = rows;
-            self.patterns = patterns;
-        }
+        self.call(py, wanted, |session, conditions| {
+            session.by_lines = by_lines;
+            session.run(max_instructions, conditions)
+        })
+    }
+
+    /// Runs up to a moment, and gives the last one before it at which conditions held, if there was any in this call.
+    ///
+    /// # Errors
+    /// As `run`.
+    pub fn run_over(
+        &mut self,
+        py: Python<'_>,
+        (limit, before): (u64, u64),
+        mut wanted: Wanted,
+    ) -> PyResult<(Return, Option<Hit>)> {
+        let end = wanted.rows.len();
+        wanted.rows.push(("before".to_string(), before, 0));
+        let mut last = None;
+        let found = self.call(py, wanted, |session, conditions| {
+            session.by_lines = false;
+            session.run_over(limit, end, conditions, &mut last)
+        })?;
+        Ok((found, last))
+    }
+
+    fn call(
+        &mut self,
+        py: Python<'_>,
+        wanted: Wanted,
+        run: impl FnOnce(&mut Session<D>, &mut Conditions) -> Result<Stop, SessionError> + Send,
+    ) -> PyResult<Return> {
+        self.prepare(wanted)?;
         let place = self.session.get_mut();
         let place = place.unwrap_or_else(PoisonError::into_inner);
         let session = place.as_deref_mut().ok_or_else(gone)?;
-        session.by_lines = by_lines;
         let conditions = &mut self.conditions;
-        let stop = py.detach(|| session.run(max_instructions, conditions));
-        let stop = match stop {
+        let stop = match py.detach(|| run(session, conditions)) {
             Ok(stop) => stop,
             // What a device in Python has done wrong comes before what that led to.
             Err(error) => {
@@ -161,6 +215,24 @@ impl Return {
     }
 }
 
+/// A moment at which conditions held, as a stop.
+///
+/// # Errors
+/// When Python has no memory.
+pub fn hit<'py>(py: Python<'py>, hit: &Hit) -> PyResult<Bound<'py, PyDict>> {
+    let info = PyDict::new(py);
+    info.set_item("reason", "condition")?;
+    info.set_item("condition", hit.met.first().copied())?;
+    info.set_item("conditions", &hit.met)?;
+    info.set_item("vcpu", hit.vcpu)?;
+    info.set_item("icount", hit.icount)?;
+    info.set_item("time_ns", hit.time_ns)?;
+    info.set_item("rip", hit.rip)?;
+    info.set_item("code", 0)?;
+    info.set_item("detail", "")?;
+    Ok(info)
+}
+
 fn gone() -> PyErr {
     NativeError::new_err("this replay has been left for a diversion")
 }
@@ -193,7 +265,12 @@ fn describe(stop: Stop) -> (&'static str, u8, u32) {
     }
 }
 
-fn parse(rows: &[ConditionRow], patterns: &[Vec<u8>]) -> PyResult<Vec<Condition>> {
+fn parse(wanted: &Wanted) -> PyResult<Vec<Condition>> {
+    let Wanted {
+        rows,
+        patterns,
+        filters,
+    } = wanted;
     rows.iter()
         .map(|(kind, a, b)| {
             let byte = || {
@@ -202,6 +279,12 @@ fn parse(rows: &[ConditionRow], patterns: &[Vec<u8>]) -> PyResult<Vec<Condition>
             };
             Ok(match kind.as_str() {
                 "rip" => Condition::Rip(*a),
+                "rip-where" => where_row(*a, *b, filters)?,
+                "before" => Condition::Before(*a),
+                "read" => Condition::Read {
+                    paddr: *a,
+                    length: (*b).clamp(1, 1 << 30),
+                },
                 "int3" => Condition::Int3,
                 "stale" => Condition::Stale,
                 "stale-int3" => Condition::StaleInt3,
@@ -222,4 +305,16 @@ fn parse(rows: &[ConditionRow], patterns: &[Vec<u8>]) -> PyResult<Vec<Condition>
             })
         })
         .collect()
+}
+
+fn where_row(address: u64, filter: u64, filters: &[FilterRow]) -> PyResult<Condition> {
+    let row = usize::try_from(filter).ok().and_then(|n| filters.get(n));
+    let (vcpu, code) =
+        row.ok_or_else(|| NativeError::new_err(format!("there is no filter {filter}")))?;
+    let expressions: Result<Vec<Expression>, _> = code.iter().map(|c| Expression::new(c)).collect();
+    Ok(Condition::RipWhere {
+        address,
+        vcpu: usize::try_from(*vcpu).ok(),
+        expressions: expressions.map_err(|e| NativeError::new_err(e.to_string()))?,
+    })
 }

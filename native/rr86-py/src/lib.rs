@@ -1,7 +1,7 @@
 //! `rr86._native`: the thin face of `rr86-core` for Python. Conversion and error mapping only.
 //!
 //! A `Machine` is set up, and a session takes it over: `Recording`, `Replay`, `Diversion` (which a replay becomes, or
-//! a moment of one) or `Alone`. What several of them can do is written once, in `face`.
+//! a snapshot of one) or `Alone`. What several of them can do is written once, in `face`.
 
 mod alone;
 mod blocks;
@@ -13,12 +13,12 @@ mod expansion;
 mod face;
 mod held;
 mod machine;
-mod moment;
 mod oracle;
 mod panics;
 mod protocol;
 mod recording;
 mod replay;
+mod snapshot;
 mod trace;
 mod view;
 
@@ -41,11 +41,11 @@ mod _native {
     #[pymodule_export]
     use super::machine::Machine;
     #[pymodule_export]
-    use super::moment::Moment;
-    #[pymodule_export]
     use super::recording::Recording;
     #[pymodule_export]
     use super::replay::Replay;
+    #[pymodule_export]
+    use super::snapshot::Snapshot;
     #[pymodule_export]
     use super::trace::{Events, TraceReader};
 

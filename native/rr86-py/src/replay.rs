@@ -12,8 +12,8 @@ use crate::errors::{self, NativeError};
 use crate::face::whole_machine;
 use crate::held::{scheduler, Held, Return};
 use crate::machine::Machine;
-use crate::moment::Moment;
 use crate::oracle;
+use crate::snapshot::Snapshot;
 use crate::trace::Events;
 
 #[pyclass(module = "rr86._native")]
@@ -66,23 +66,55 @@ whole_machine! { Replay {
     }
 
     #[staticmethod]
-    fn from_moment(
+    fn from_snapshot(
         py: Python<'_>,
         machine: &mut Machine,
-        moment: &Moment,
+        snapshot: &Snapshot,
         verify: bool,
     ) -> PyResult<Self> {
         let machine = machine.take()?;
-        py.detach(|| Session::<session::Replay>::from_moment(machine, &moment.0, verify))
+        py.detach(|| Session::<session::Replay>::from_snapshot(machine, &snapshot.0, verify))
             .map(Self::of)
             .map_err(errors::session)
     }
 
-    fn keep(&mut self, py: Python<'_>, trace: &str) -> PyResult<Moment> {
+    fn snapshot(&mut self, py: Python<'_>, trace: &str) -> PyResult<Snapshot> {
         let reader = open(trace)?;
         let session = self.held.session()?;
-        let moment = py.detach(|| session.keep(&reader));
-        moment.map(Moment).map_err(errors::checkpoint)
+        let snapshot = py.detach(|| session.snapshot(&reader));
+        snapshot.map(Snapshot).map_err(errors::checkpoint)
+    }
+
+    #[pyo3(signature = (max_instructions, before, conditions, console_patterns=Vec::new(), filters=Vec::new()))]
+    fn run_over<'py>(
+        &mut self,
+        py: Python<'py>,
+        max_instructions: u64,
+        before: u64,
+        conditions: Vec<crate::held::ConditionRow>,
+        console_patterns: Vec<Vec<u8>>,
+        filters: Vec<crate::held::FilterRow>,
+    ) -> PyResult<(Bound<'py, PyDict>, Option<Bound<'py, PyDict>>)> {
+        let wanted = crate::held::Wanted {
+            rows: conditions,
+            patterns: console_patterns,
+            filters,
+        };
+        let (found, hit) = self.held.run_over(py, (max_instructions, before), wanted)?;
+        let answer = self.held.answer(py, &found)?;
+        Ok((answer, hit.map(|hit| crate::held::hit(py, &hit)).transpose()?))
+    }
+
+    #[pyo3(signature = (snapshot, heard=None))]
+    fn rewind(
+        &mut self,
+        py: Python<'_>,
+        snapshot: &Snapshot,
+        heard: Option<Vec<u8>>,
+    ) -> PyResult<()> {
+        self.held.moved(heard.unwrap_or_default());
+        let session = self.held.session()?;
+        py.detach(|| session.rewind(&snapshot.0)).map_err(errors::session)
     }
 
     fn divert(&mut self) -> PyResult<Diversion> {

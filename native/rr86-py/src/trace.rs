@@ -316,6 +316,22 @@ impl TraceReader {
         Ok(d)
     }
 
+    fn chunk_moments(&self, chunk: usize) -> PyResult<(u64, u64)> {
+        let info = self.0.chunk_info(chunk).map_err(errors::trace)?;
+        Ok((info.first.0, info.last.0))
+    }
+
+    fn slices(&self, py: Python<'_>, chunk: usize) -> PyResult<Vec<(u64, u8, u64)>> {
+        let events = py.detach(|| self.0.chunk(chunk)).map_err(errors::trace)?;
+        let slice = |(icount, event): (u64, Event)| match event {
+            Event::Slice {
+                vcpu, instructions, ..
+            } => Some((icount, vcpu, instructions)),
+            _ => None,
+        };
+        Ok(events.into_iter().filter_map(slice).collect())
+    }
+
     #[pyo3(signature = (chunk, kinds=None, first=0, last=u64::MAX))]
     fn events<'py>(
         &self,

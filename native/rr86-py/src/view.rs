@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use rr86_core::cpu::paging;
 use rr86_core::host_time::{Phase, Spent};
 use rr86_core::memory::ram::REGION;
 use rr86_core::memory::PAGE_SHIFT;
@@ -13,6 +12,9 @@ use rr86_core::session::Machine;
 use rr86_core::translate::layout::Exit;
 
 use crate::errors::{self, NativeError};
+
+/// Bytes for which memory is taken before it is known that the guest has them.
+const READ_AT_ONCE: usize = 1 << 20;
 
 /// The registers of a vCPU by name.
 pub fn registers<'py>(
@@ -63,17 +65,17 @@ pub fn read_virtual<'py>(
     length: usize,
 ) -> PyResult<Bound<'py, PyBytes>> {
     machine.check_vcpu(vcpu).map_err(errors::machine)?;
+    // A page that is not there ends the read, so that no guess about the length is needed.
     let mut bytes = Vec::new();
     while bytes.len() < length {
-        let at = address.wrapping_add(bytes.len() as u64);
-        let Some(paddr) = peek(machine, vcpu, at) else {
-            break;
-        };
-        let room = (4096 - (at & 4095)) as usize;
-        let n = room.min(length - bytes.len());
         let start = bytes.len();
-        bytes.resize(start + n, 0);
-        machine.engine.memory.ram.read(paddr, &mut bytes[start..]);
+        let at = address.wrapping_add(start as u64);
+        bytes.resize((start + READ_AT_ONCE).min(length), 0);
+        let n = machine.read_virtual(vcpu, at, &mut bytes[start..]);
+        if start + n < bytes.len() {
+            bytes.truncate(start + n);
+            break;
+        }
     }
     Ok(PyBytes::new(py, &bytes))
 }
@@ -81,22 +83,7 @@ pub fn read_virtual<'py>(
 /// The physical address of a linear one.
 pub fn translate(machine: &Machine, vcpu: usize, address: u64) -> PyResult<Option<u64>> {
     machine.check_vcpu(vcpu).map_err(errors::machine)?;
-    Ok(peek(machine, vcpu, address))
-}
-
-/// Where a linear address lies, without setting accessed bits.
-fn peek(machine: &Machine, vcpu: usize, address: u64) -> Option<u64> {
-    let ram = &machine.engine.memory.ram;
-    let mut read = |paddr: u64, size: usize| {
-        let mut bytes = [0; 8];
-        ram.read(paddr, &mut bytes[..size]);
-        u64::from_le_bytes(bytes)
-    };
-    let cpu = machine.engine.cpu(vcpu);
-    if !cpu.paging() {
-        return Some(address);
-    }
-    paging::peek(cpu, &mut read, address)
+    Ok(machine.peek(vcpu, address))
 }
 
 /// The digest of each component.

@@ -34,6 +34,8 @@ bitflags! {
         const FETCHED = 32;
         /// Stores to this page are logged.
         const LOGGED = 64;
+        /// A read watchpoint lies in this page: nothing there takes the fast path.
+        const READ_WATCHED = 128;
         /// What a checkpoint keeps.
         const KEPT = Self::CODE.bits() | Self::OWNED.bits() | Self::DEVICE_READS.bits()
             | Self::FETCHED.bits();

@@ -245,6 +245,24 @@ impl Blocks {
         all
     }
 
+    /// Serial number and place in the table of all blocks that exist, in the order of their serial numbers.
+    pub fn live_by_serial(&self) -> Vec<(u64, BlockId)> {
+        let live = self.blocks.iter().zip(0..).filter(|(block, _)| block.live);
+        let mut all: Vec<_> = live.map(|(block, id)| (block.serial, id)).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// The blocks that have host code.
+    pub fn with_code(&self) -> Vec<BlockId> {
+        let with_code = self
+            .blocks
+            .iter()
+            .zip(0..)
+            .filter(|(b, _)| b.live && b.code != 0);
+        with_code.map(|(_, id)| id).collect()
+    }
+
     pub fn find(&self, paddr: u64, second: Option<u64>, rip: u64, mode: Mode) -> Option<BlockId> {
         let mut at = self.buckets[bucket(paddr, rip, mode)];
         while at != NONE {
@@ -433,6 +451,18 @@ impl Blocks {
         self.unlink(id, &mut patches);
         self.take_out(id, pages);
         self.blocks[id as usize].code = 0;
+        patches
+    }
+
+    /// Takes a block's host code away. Nothing leads to it any more.
+    pub fn strip(&mut self, id: BlockId) -> Patches {
+        let mut patches = Patches::default();
+        self.unlink(id, &mut patches);
+        let block = &mut self.blocks[id as usize];
+        block.code = 0;
+        block.slots.clear();
+        block.traps.clear();
+        (block.hot.has_superblock, block.hot.superblocks) = (false, 0);
         patches
     }
 

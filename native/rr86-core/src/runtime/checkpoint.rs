@@ -10,11 +10,12 @@ use crate::cpu::{check, save};
 use crate::memory::pages::PageFlags;
 use crate::memory::tlb::MmuIndex;
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
-use crate::runtime::cache::{Block, BlockId};
+use crate::runtime::cache::{Block, BlockId, Made, Staleness};
 use crate::runtime::engine::Engine;
 use crate::runtime::guest_memory::line_mask;
 use crate::runtime::progress::Resume;
 use crate::runtime::protocol::Source;
+use crate::runtime::slice::Slice;
 use crate::runtime::translator::DecodedCache;
 use crate::runtime::windows::{Fetched, Unchecked, Uncommitted, UnderWay, Unguard};
 use crate::saved::{LoadError, Reader, Writer};
@@ -37,7 +38,16 @@ const ENTERED_STALE: u8 = 4;
 const OWN_BYTES: u8 = 8;
 const STALE_INT3: u8 = 16;
 
-fn bad<T>(field: &'static str, value: u64) -> Result<T, LoadError> {
+/// What becomes of the blocks that exist when a state is restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocks {
+    /// All are made again from the state, which may come from anywhere.
+    Anew,
+    /// Those that are also in the state, which this engine was in, stay with their host code.
+    Kept,
+}
+
+pub(super) fn bad<T>(field: &'static str, value: u64) -> Result<T, LoadError> {
     Err(LoadError::BadValue { field, value })
 }
 
@@ -69,11 +79,12 @@ fn mmu(r: &mut Reader<'_>) -> Result<MmuIndex, LoadError> {
 }
 
 /// Where a block is and what it looks like, apart from its bytes.
-struct Place {
-    rip: u64,
-    paddr: u64,
-    second: Option<u64>,
-    mode: Mode,
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub rip: u64,
+    pub paddr: u64,
+    pub second: Option<u64>,
+    pub mode: Mode,
     len: usize,
     count: u8,
 }
@@ -170,6 +181,66 @@ impl Place {
             }
         }
         bad("number of instructions in a block", self.count.into())
+    }
+}
+
+/// What a state says of one block.
+pub(super) struct BlockRecord {
+    pub serial: u64,
+    pub place: Place,
+    pub made: Made,
+    pub stale: Staleness,
+    /// Its source bytes, where memory holds others.
+    pub bytes: Option<Vec<u8>>,
+}
+
+impl BlockRecord {
+    /// What precedes the first one.
+    pub const START: Self = Self {
+        serial: 0,
+        place: Place::START,
+        made: Made {
+            by: 0,
+            fetched_at: 0,
+            linked_at: 0,
+        },
+        stale: Staleness {
+            marked: false,
+            checked: false,
+            entered: false,
+            int3: false,
+        },
+        bytes: None,
+    };
+
+    /// Reads the next one. It may make no sense, but for its place and its moments.
+    pub fn load(r: &mut Reader<'_>, before: &Self) -> Result<Self, LoadError> {
+        let serial = r.delta(before.serial)?;
+        let place = Place::load(r, &before.place)?;
+        let by = r.u8()?;
+        let fetched_at = r.delta(before.made.linked_at)?;
+        let linked_at = r.delta(fetched_at)?;
+        let flags = r.u8()?;
+        if flags >> 5 != 0 || fetched_at.max(linked_at) >= MOST_TIME {
+            return bad("block", serial);
+        }
+        let has = |flag| flags & flag != 0;
+        Ok(Self {
+            serial,
+            place,
+            made: Made {
+                by,
+                fetched_at,
+                linked_at,
+            },
+            stale: Staleness {
+                marked: has(MARKED),
+                checked: has(CHECKED),
+                entered: has(ENTERED_STALE),
+                int3: has(STALE_INT3),
+            },
+            bytes: has(OWN_BYTES).then(|| r.bytes()).transpose()?,
+        })
     }
 }
 
@@ -336,15 +407,22 @@ impl Engine {
     ///
     /// # Errors
     /// For a state that no engine like this one can have.
-    pub fn restore(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
-        self.empty();
+    pub fn restore(&mut self, r: &mut Reader<'_>, blocks: Blocks) -> Result<(), LoadError> {
+        self.stop_everything();
+        if blocks == Blocks::Anew {
+            self.cache.blocks.clear();
+            self.forget_code();
+        }
         let vcpus = self.vcpus.count();
         self.clock.icount = moment(r)?;
         self.clock.skipped_ns = moment(r)?;
         self.slice.faulted_at = maybe_moment(r)?;
         self.slice.vcpu = r.u8()?;
         self.memory.pages.load(r, &mut self.memory.ram, vcpus)?;
-        self.load_blocks(r)?;
+        match blocks {
+            Blocks::Anew => self.load_blocks(r)?,
+            Blocks::Kept => self.rewind_blocks(r)?,
+        }
         let pages = self.memory.ram.pages();
         for _ in 0..r.count("number of unguarded pages", pages)? {
             self.coherence
@@ -357,9 +435,13 @@ impl Engine {
         Ok(())
     }
 
-    /// Forgets everything but RAM and what the debugger wants.
-    fn empty(&mut self) {
-        self.cache.blocks.clear();
+    /// Forgets what is under way.
+    fn stop_everything(&mut self) {
+        let patience = std::mem::take(&mut self.slice.patience);
+        self.slice = Slice {
+            patience,
+            ..Slice::default()
+        };
         for each in &mut self.progress {
             each.resume = None;
             each.under_way = UnderWay::default();
@@ -367,7 +449,6 @@ impl Engine {
         self.cache.retired.clear();
         self.cache.overrun = None;
         self.coherence.unguarded.clear();
-        self.forget_code();
         self.observers.events.clear();
         self.coherence.in_window = None;
         self.stops.forget();
@@ -478,31 +559,16 @@ impl Engine {
 
     fn load_blocks(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
         let next = r.varint()?;
-        let (mut serial, mut linked) = (0, 0);
-        let mut before = Place::START;
         let count = r.count("number of blocks", self.translator.limits.capacity)?;
+        let mut before = BlockRecord::START;
         for n in 0..count {
-            let last = serial;
-            serial = r.delta(last)?;
-            if serial >= next || n > 0 && serial <= last {
+            let record = BlockRecord::load(r, &before)?;
+            let (serial, place) = (record.serial, &record.place);
+            if serial >= next || n > 0 && serial <= before.serial {
                 return bad("serial number of a block", serial);
             }
-            let place = Place::load(r, &before)?;
-            let made_by = r.u8()?;
-            let fetched_at = r.delta(linked)?;
-            let linked_at = r.delta(fetched_at)?;
-            linked = linked_at;
-            let flags = r.u8()?;
-            let bytes = if flags & OWN_BYTES != 0 {
-                r.bytes()?
-            } else {
-                self.source(&place)
-            };
-            if bytes.len() != place.len
-                || usize::from(made_by) >= self.vcpus.count()
-                || flags >> 5 != 0
-                || fetched_at.max(linked_at) >= MOST_TIME
-            {
+            let bytes = record.bytes.clone().unwrap_or_else(|| self.source(place));
+            if bytes.len() != place.len || usize::from(record.made.by) >= self.vcpus.count() {
                 return bad("block", serial);
             }
             place.cut(
@@ -510,51 +576,52 @@ impl Engine {
                 &self.translator.offered,
                 self.translator.limits.instructions,
             )?;
-            let Place {
-                rip,
-                paddr,
-                second,
-                mode,
-                count,
-                ..
-            } = place;
-            if self.cache.blocks.find(paddr, second, rip, mode).is_some() {
-                return bad("second block of one place", paddr);
+            if self
+                .cache
+                .blocks
+                .find(place.paddr, place.second, place.rip, place.mode)
+                .is_some()
+            {
+                return bad("second block of one place", place.paddr);
             }
-            let tracked = second.filter(|_| !self.coherence.protocol.second_page_untracked);
-            let pages: Vec<usize> = std::iter::once(paddr)
-                .chain(tracked)
-                .filter_map(|at| self.memory.ram.page_index(at))
-                .collect();
-            self.cache.blocks.set_next_serial(serial);
-            let id = self.cache.blocks.insert(
-                rip,
-                paddr,
-                second,
-                mode,
-                &bytes,
-                count,
-                pages.into_iter(),
-            );
-            let block = self.cache.blocks.get_mut(id);
-            block.made.by = made_by;
-            block.made.fetched_at = fetched_at;
-            block.made.linked_at = linked_at;
-            block.stale.marked = flags & MARKED != 0;
-            block.stale.checked = flags & CHECKED != 0;
-            block.stale.entered = flags & ENTERED_STALE != 0;
-            block.stale.int3 = flags & STALE_INT3 != 0;
+            let id = self.insert_record(&record, &bytes);
             if !self.is_guarded(id) {
                 return bad("block on a page without code", serial);
             }
-            before = place;
+            before = record;
         }
         self.cache.blocks.set_next_serial(next);
         Ok(())
     }
 
+    /// Adds a block with these bytes.
+    pub(super) fn insert_record(&mut self, record: &BlockRecord, bytes: &[u8]) -> BlockId {
+        let Place {
+            rip,
+            paddr,
+            second,
+            mode,
+            count,
+            ..
+        } = record.place;
+        let tracked = second.filter(|_| !self.coherence.protocol.second_page_untracked);
+        let pages: Vec<usize> = std::iter::once(paddr)
+            .chain(tracked)
+            .filter_map(|at| self.memory.ram.page_index(at))
+            .collect();
+        self.cache.blocks.set_next_serial(record.serial);
+        let id =
+            self.cache
+                .blocks
+                .insert(rip, paddr, second, mode, bytes, count, pages.into_iter());
+        let block = self.cache.blocks.get_mut(id);
+        block.made = record.made;
+        block.stale = record.stale;
+        id
+    }
+
     /// The bytes that memory holds where a block was made from.
-    fn source(&self, place: &Place) -> Vec<u8> {
+    pub(super) fn source(&self, place: &Place) -> Vec<u8> {
         let mut bytes = vec![0; place.len];
         let room = (PAGE_SIZE - (place.paddr & PAGE_MASK)) as usize;
         let (first, rest) = bytes.split_at_mut(room.min(place.len));

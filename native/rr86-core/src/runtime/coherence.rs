@@ -367,7 +367,7 @@ impl Engine {
     }
 
     /// Takes a block out of the caches that lead to its code without asking.
-    fn unreach(&mut self, id: BlockId) {
+    pub(in crate::runtime) fn unreach(&mut self, id: BlockId) {
         let block = self.cache.blocks.get(id);
         let (code, rip, offset) = (block.code, block.rip, block.place.offset);
         if code == 0 {

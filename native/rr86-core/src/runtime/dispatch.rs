@@ -173,6 +173,7 @@ impl Engine {
         if let Some(cause) = self.stops.stopped.take() {
             return Before::End(RunEnd::Stopped(cause));
         }
+        self.stops.reads.clear();
         if self.cache.buffer.uses_reserve() {
             self.drop_code();
         }
@@ -201,6 +202,11 @@ impl Engine {
             && (resume.is_some() || !self.expects_fetch())
         {
             return Before::End(RunEnd::Budget);
+        }
+        if self.stops.before.is_some() && self.stops.before == Some(self.icount()) {
+            self.stops.before = None;
+            self.stops.passed_hook = Some(self.icount());
+            return Before::End(RunEnd::Stopped(StopCause::Before));
         }
         if self.slice.patience.is_over() {
             self.slice.time_up = true;

@@ -344,7 +344,7 @@ impl Engine {
         &self.stops.written
     }
 
-    /// Sets what the debugger waits for. Blocks stay; their code is made again.
+    /// Sets what the debugger waits for. Blocks stay; code that this changes is made again.
     pub fn set_stops(
         &mut self,
         hooks: Hooks,
@@ -354,8 +354,7 @@ impl Engine {
     ) {
         self.stops.set_events(vectors, port);
         if hooks != self.stops.hooks {
-            self.stops.hooks = hooks;
-            self.drop_code();
+            self.change_hooks(hooks);
         }
         if watches != self.stops.watches {
             let old = std::mem::replace(&mut self.stops.watches, watches);
@@ -364,6 +363,56 @@ impl Engine {
             }
             self.watch_all();
         }
+    }
+
+    /// Sets the physical ranges of which a read by an instruction stops the run. Page walks and fetches do not.
+    pub fn set_read_watches(&mut self, watches: Vec<(u64, u64)>) {
+        if watches != self.stops.read_watches {
+            let old = std::mem::replace(&mut self.stops.read_watches, watches.clone());
+            self.watch_reads(&old, false);
+            self.watch_reads(&watches, true);
+        }
+    }
+
+    /// Stops before the instruction at this moment, which is now, when everything that comes before it is done; hooks do
+    /// not stop there once more.
+    pub fn stop_before(&mut self, moment: Option<u64>) {
+        self.stops.before = moment;
+    }
+
+    /// The watched ranges that the access read for which the run has stopped.
+    pub fn read(&self) -> &[(u64, u64)] {
+        &self.stops.reads
+    }
+
+    /// Sets the instructions before which to stop. Only blocks with an instruction whose stop is new or gone lose
+    /// their code: debuggers set and clear breakpoints at every step.
+    fn change_hooks(&mut self, hooks: Hooks) {
+        let old = std::mem::replace(&mut self.stops.hooks, hooks);
+        let new = &self.stops.hooks;
+        // Code that is reached through a jump that the protocol has kept cannot be taken away alone.
+        if old.int3 != new.int3 || self.coherence.protocol.chain_kept {
+            self.drop_code();
+            return;
+        }
+        let gone = old
+            .rips
+            .iter()
+            .filter(|&at| new.rips.binary_search(at).is_err());
+        let come = new
+            .rips
+            .iter()
+            .filter(|&at| old.rips.binary_search(at).is_err());
+        let mut rips: Vec<u64> = gone.chain(come).copied().collect();
+        rips.sort_unstable();
+        let changed = Hooks { rips, int3: false };
+        for id in self.cache.blocks.with_code() {
+            let block = self.cache.blocks.get(id);
+            if changed.touch(block.rip, block.bytes.len()) {
+                self.strip_code(id);
+            }
+        }
+        self.cache.buffer.settle();
     }
 
     /// Whether one of the guest's data breakpoints lies in the page of `linear` (SDM vol. 3B, 17.2).

@@ -40,7 +40,7 @@ impl Engine {
             // Each stale block's first execution is an event.
             || self.coherence.protocol.can_be_stale()
             || self.observers.oracle.is_some()
-            || !self.stops.hooks.is_empty()
+            || self.stops.hooks.int3
         {
             return;
         }
@@ -82,6 +82,10 @@ impl Engine {
         let path = self.path_from(id);
         let mut members: Vec<Member> = Vec::new();
         for &id in &path {
+            let block = self.cache.blocks.get(id);
+            if self.stops.hooks.touch(block.rip, block.bytes.len()) {
+                break;
+            }
             let insns = self.instructions(id);
             let inner = insns.iter().all(|(insn, class)| may_join(insn, *class));
             if inner || insns.iter().all(|(insn, class)| may_end(insn, *class)) {

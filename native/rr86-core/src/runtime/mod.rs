@@ -18,7 +18,7 @@
 //! of a block), `hotness` (superblocks) and `caught` (guest exceptions out of host signals). `slow` is every access that
 //! is not plain RAM, `view` memory as helpers see it, `execute` every instruction that is not copied. `coherence` keeps
 //! blocks and memory in step, `acquire` pages and their owners, `steps` what a protocol has under way. `outside` and
-//! `watching` are the bus and the observers as the others use them. `inspect` and `checkpoint` are for callers.
+//! `watching` are the bus and the observers as the others use them. `inspect`, `checkpoint` and `rewind` are for callers.
 
 mod acquire;
 pub mod agent;
@@ -27,7 +27,7 @@ mod block_code;
 pub mod bus;
 pub mod cache;
 mod caught;
-mod checkpoint;
+pub mod checkpoint;
 pub mod clock;
 pub mod code_cache;
 pub mod codebuf;
@@ -50,6 +50,7 @@ mod outside;
 mod prepared;
 pub mod progress;
 pub mod protocol;
+mod rewind;
 mod setup;
 pub mod signals;
 pub mod slice;

@@ -4,7 +4,6 @@ use super::ahead::{Ahead, Guess, Settings, Translation};
 use super::cache::BlockId;
 use super::engine::Engine;
 use crate::memory::PAGE_MASK;
-use crate::translate::lower::emitter::Hooks;
 use crate::translate::mode::Mode;
 use crate::translate::shortcuts::Shortcuts;
 
@@ -35,7 +34,7 @@ impl Engine {
     }
 
     /// Ends what `translate_ahead` began.
-    pub(in crate::runtime) fn end_ahead(&mut self) {
+    pub fn end_ahead(&mut self) {
         if let Some(ahead) = self.translator.ahead.take() {
             ahead.stop();
         }
@@ -66,7 +65,7 @@ impl Engine {
         let translator = &mut self.translator;
         let ahead = translator.ahead.as_mut()?;
         let block = self.cache.blocks.get(block);
-        let plain = self.stops.hooks == Hooks::default()
+        let plain = !self.stops.hooks.touch(block.rip, block.bytes.len())
             && self.observers.oracle.is_none()
             && ahead.suits(tracking, translator.shortcuts, translator.offered)
             && !block.stale.checked

@@ -20,7 +20,9 @@ use crate::runtime::cache::{BlockId, NO_BLOCK};
 use crate::runtime::engine::Engine;
 use crate::runtime::flags::flags_to_ax;
 use crate::runtime::oracle::Seen;
+use crate::runtime::progress::Resume;
 use crate::runtime::protocol::Source;
+use crate::runtime::stops::StopCause;
 use crate::runtime::vcpu::PendingAccess;
 use crate::runtime::vcpu::Vcpu;
 use crate::runtime::windows::{Unchecked, Uncommitted, Unguard, Window};
@@ -83,7 +85,9 @@ pub unsafe extern "sysv64" fn access(vcpu: *mut Vcpu, linear: u64, site: u32) ->
     vcpu.run.target_code = engine.cache.stubs.lookup;
     vcpu.run.commit = engine.cache.stubs.commit;
     let mode = engine.cache.blocks.get(vcpu.run.site_block).mode;
+    engine.stops.reads.clear();
     match engine.resolve(vcpu, linear, usize::from(site.size), site.kind, mode) {
+        Ok(_) if !engine.stops.reads.is_empty() && engine.stops_before_read(vcpu, site) => LEAVE,
         Ok(result) => {
             if result.host == vcpu.run.bounce.0[(linear & 63) as usize..].as_ptr() as u64 {
                 engine.after_bus(vcpu);
@@ -230,6 +234,31 @@ pub(in crate::runtime) fn kind_of(kind: AccessKind) -> Access {
 }
 
 impl Engine {
+    /// Leaves the code before the instruction at `site`, which reads a watched range, unless the run has stopped for it
+    /// already. Nothing of the instruction has happened yet, as where an access faults.
+    fn stops_before_read(&mut self, vcpu: &mut Vcpu, site: Site) -> bool {
+        let moment = self.icount();
+        if self.stops.passed_read == Some(moment) {
+            return false;
+        }
+        self.stops.passed_read = Some(moment);
+        self.stops.stopped = Some(StopCause::Read);
+        self.stop_inside(vcpu, site);
+        true
+    }
+
+    /// Leaves the code before the instruction at `site`, to go on there.
+    pub(in crate::runtime) fn stop_inside(&mut self, vcpu: &mut Vcpu, site: Site) {
+        let id = vcpu.run.site_block;
+        let offset = usize::from(site.offset);
+        vcpu.cpu.rip = self.cache.blocks.get(id).rip.wrapping_add(offset as u64);
+        vcpu.run.budget += i64::from(site.remaining);
+        vcpu.run.exit = Exit::Stopped as u32;
+        // Not by what remains: of a part of a block, that is less.
+        let index = self.index_after(id, offset) - 1;
+        self.progress[usize::from(vcpu.cpu.id)].resume = Some(Resume { block: id, index });
+    }
+
     /// Makes the store in the bounce buffer happen, or as much of it as comes before a window in which
     /// the vCPU is switched out. Tells whether the block has to end.
     fn finish_store(&mut self, vcpu: &mut Vcpu, site: Site, pending: &PendingAccess) -> bool {
@@ -472,7 +501,8 @@ impl Engine {
         };
         self.acquire(number, page, access);
         let flags = self.memory.pages.info[page].flags;
-        let watched = flags.intersects(PageFlags::WATCHED.union(PageFlags::LOGGED));
+        let read_watched = flags.contains(PageFlags::READ_WATCHED);
+        let watched = read_watched || flags.intersects(PageFlags::WATCHED.union(PageFlags::LOGGED));
         let guarded = flags.contains(PageFlags::CODE)
             && !self
                 .vcpus
@@ -488,7 +518,7 @@ impl Engine {
         let write = !watched
             && !guarded
             && (writes || self.memory.may_write(page, number) && flags.contains(PageFlags::DIRTY));
-        if self.observers.oracle.is_none() {
+        if self.observers.oracle.is_none() && !read_watched {
             let tlb = &mut self.vcpus.mmu_mut(usize::from(number)).tlb;
             tlb.allow(mmu, linear, write);
         }
@@ -497,6 +527,9 @@ impl Engine {
         }
         if writes && watched {
             self.slice.plain = true;
+            return None;
+        }
+        if read_watched {
             return None;
         }
         let host = self.memory.ram.page_pointer(page) as u64 + (linear & PAGE_MASK);
@@ -532,6 +565,12 @@ impl Engine {
             self.acquire(vcpu, page, HandOffKind::Read);
             self.seen(vcpu, Seen::Read, paddr, out.len());
             self.memory.ram.read(paddr, out);
+            if self.memory.pages.info[page]
+                .flags
+                .contains(PageFlags::READ_WATCHED)
+            {
+                self.stops.note_read(paddr, out.len() as u64);
+            }
             return;
         }
         let id = usize::from(vcpu);

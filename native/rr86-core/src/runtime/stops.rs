@@ -9,6 +9,8 @@ pub struct Stops {
     pub(in crate::runtime) hooks: Hooks,
     /// Physical ranges (address, length) of which a write stops the run.
     pub(in crate::runtime) watches: Vec<(u64, u64)>,
+    /// Physical ranges of which a read stops the run.
+    pub(in crate::runtime) read_watches: Vec<(u64, u64)>,
     /// Interrupt vectors, a bit each.
     pub(in crate::runtime) vectors: [u64; 4],
     /// An OUT to this port.
@@ -19,6 +21,12 @@ pub struct Stops {
     pub(in crate::runtime) stopped: Option<StopCause>,
     /// The ranges that one event wrote: an interrupt's delivery makes several stores, for instance.
     pub(in crate::runtime) written: Vec<(u64, u64)>,
+    /// The watched ranges that the access under way reads.
+    pub(in crate::runtime) reads: Vec<(u64, u64)>,
+    /// Moment before whose instruction to stop, when everything that comes between two instructions is done.
+    pub(in crate::runtime) before: Option<u64>,
+    /// Moment of a read that has already stopped the run.
+    pub(in crate::runtime) passed_read: Option<u64>,
     /// Moment of a hook that has already stopped the run.
     pub(in crate::runtime) passed_hook: Option<u64>,
 }
@@ -30,6 +38,10 @@ pub enum StopCause {
     Hook,
     /// After an instruction wrote a watched range: this address on, and what `Engine::written` tells.
     Watch { paddr: u64 },
+    /// Before an instruction of a block that reads a watched range; see `Engine::read`.
+    Read,
+    /// Before the instruction that was asked for.
+    Before,
     /// Before the first instruction of an interrupt handler.
     Interrupt { vector: u8 },
     /// After an OUT to the watched port.
@@ -72,9 +84,32 @@ impl Stops {
         hit
     }
 
+    /// Notes that these bytes of RAM are read, as far as they are watched.
+    pub(in crate::runtime) fn note_read(&mut self, paddr: u64, len: u64) {
+        let end = paddr.saturating_add(len);
+        let mut watches = self.read_watches.iter();
+        if watches.any(|&(at, size)| paddr < at.saturating_add(size) && at < end) {
+            self.reads.push((paddr, len));
+        }
+    }
+
+    /// After an instruction that a helper has carried out: the watched reads that it made stop the run.
+    pub(in crate::runtime) fn stop_after_reads(&mut self) {
+        let Some(&(paddr, _)) = self.reads.first() else {
+            return;
+        };
+        if self.stopped.is_none() {
+            self.written.clear();
+            self.stopped = Some(StopCause::Watch { paddr });
+        }
+    }
+
     /// Forgets a stop that is not reported.
     pub(in crate::runtime) fn forget(&mut self) {
         self.stopped = None;
         self.passed_hook = None;
+        self.passed_read = None;
+        self.before = None;
+        self.reads.clear();
     }
 }

@@ -162,6 +162,10 @@ impl<'a> View<'a> {
                 done += len;
             }
         }
+        if !self.engine.stops.reads.is_empty() {
+            self.engine.stops.stop_after_reads();
+            self.engine.slice.helper_stop = true;
+        }
         Ok(())
     }
 

@@ -144,6 +144,20 @@ impl Engine {
         }
     }
 
+    /// Takes the pages of ranges off the fast path altogether, or lets them back.
+    pub(in crate::runtime) fn watch_reads(&mut self, ranges: &[(u64, u64)], on: bool) {
+        for &(at, len) in ranges {
+            let last = at.saturating_add(len.max(1) - 1);
+            for number in at >> PAGE_SHIFT..=last >> PAGE_SHIFT {
+                if let Some(page) = self.memory.ram.page_index(number << PAGE_SHIFT) {
+                    let flags = &mut self.memory.pages.info[page].flags;
+                    flags.set(PageFlags::READ_WATCHED, on);
+                    self.vcpus.mmus().for_each(|mmu| mmu.tlb.revoke_page(page));
+                }
+            }
+        }
+    }
+
     /// Logs a write that is about to change memory.
     pub(in crate::runtime) fn log_write(&mut self, commit: &Commit, paddr: u64, data: &[u8]) {
         let end = paddr + data.len() as u64;

@@ -8,6 +8,7 @@ use thiserror::Error;
 use super::machine::Machine;
 use crate::machine::Signal;
 use crate::memory::PAGE_SIZE;
+use crate::runtime::checkpoint::Blocks;
 use crate::saved::{LoadError, Reader, Writer};
 
 /// The first byte of a state: how the rest is laid out. A state of another layout is refused.
@@ -148,7 +149,21 @@ impl Machine {
     /// # Errors
     /// When the state is not one of a machine like this.
     pub fn restore(&mut self, state: &[u8]) -> Result<(), CheckpointError> {
-        let digests = self.load_state(state)?;
+        let digests = self.load_state(state, Blocks::Anew)?;
+        self.compare(&digests)
+    }
+
+    /// The same for a state that this machine has been in, at which it is now again: blocks that exist here and there
+    /// keep their host code.
+    ///
+    /// # Errors
+    /// As `restore`.
+    pub fn rewind(&mut self, state: &[u8]) -> Result<(), CheckpointError> {
+        let digests = self.load_state(state, Blocks::Kept)?;
+        self.compare(&digests)
+    }
+
+    fn compare(&mut self, digests: &[(Vec<u8>, u64)]) -> Result<(), CheckpointError> {
         for (name, value) in self.digests() {
             let saved = digests.iter().find(|(n, _)| *n == name.as_bytes());
             if saved.is_none_or(|(_, digest)| *digest != value) {
@@ -159,7 +174,11 @@ impl Machine {
     }
 
     /// The part of `restore` that makes the machine safe to run; gives the digests to compare with.
-    fn load_state(&mut self, state: &[u8]) -> Result<Vec<(Vec<u8>, u64)>, CheckpointError> {
+    fn load_state(
+        &mut self,
+        state: &[u8],
+        blocks: Blocks,
+    ) -> Result<Vec<(Vec<u8>, u64)>, CheckpointError> {
         let mut r = Reader::new(state);
         let layout = r.u8()?;
         if layout != LAYOUT {
@@ -181,7 +200,7 @@ impl Machine {
         }
         // The pages that were put in count as written until now.
         self.engine.ram_digest();
-        self.engine.restore(&mut r)?;
+        self.engine.restore(&mut r, blocks)?;
         let mut parts = Vec::new();
         for _ in 0..r.count("number of devices", 4096)? {
             let name = String::from_utf8_lossy(&r.bytes()?).into_owned();

@@ -1,6 +1,7 @@
 //! Conditions on which a run stops, for recording and replaying alike. They observe; they never change
 //! which blocks exist or where slices end.
 
+use super::agent::Expression;
 use super::machine::Machine;
 use crate::cpu::exception::vector;
 use crate::runtime::stops::StopCause;
@@ -14,12 +15,23 @@ const CONSOLE_PORT: u16 = 0x3f8;
 pub enum Condition {
     /// Before the instruction at this address, on any vCPU.
     Rip(u64),
+    /// The same on one vCPU alone, or when one of gdb's agent expressions holds; none at all holds always.
+    RipWhere {
+        address: u64,
+        vcpu: Option<usize>,
+        expressions: Vec<Expression>,
+    },
     /// Before an INT3 or an INT with vector 3, and before the handler of an interrupt with that vector.
     Int3,
     /// Before such an instruction that memory does not hold.
     StaleInt3,
     /// Before the n-th instruction of the machine, counted from 0.
     Icount(u64),
+    /// The same when everything is done that comes between two instructions: the slice has begun whose vCPU executes it,
+    /// and interrupts before it are delivered. So a replay gets to one and the same state from wherever it comes.
+    Before(u64),
+    /// After an instruction read any of these bytes of physical memory. Page walks and fetches do not count.
+    Read { paddr: u64, length: u64 },
     /// After an instruction wrote any of these bytes of physical memory.
     Write { paddr: u64, length: u64 },
     /// Before the first instruction of the handler of this interrupt.
@@ -39,6 +51,8 @@ pub struct Conditions {
     tail: Vec<u8>,
     /// Those that the last stop fulfilled.
     met: Vec<usize>,
+    /// Conditions on reads by an instruction that is still to run, and the moment after it.
+    reading: Option<(u64, Vec<usize>)>,
 }
 
 impl Conditions {
@@ -49,9 +63,17 @@ impl Conditions {
         }
     }
 
+    /// The same, when the console has sent this before.
+    #[must_use]
+    pub fn after(mut self, heard: &[u8]) -> Self {
+        self.tail = heard.to_vec();
+        self
+    }
+
     /// Other conditions, with the same patterns on the console: what these have seen of it counts on.
     pub fn renew(&mut self, list: Vec<Condition>) {
         self.list = list;
+        self.reading = None;
     }
 
     /// The conditions that the last stop fulfilled, in their order: all that waited for the same event, as far as
@@ -64,10 +86,14 @@ impl Conditions {
     pub fn arm(&self, machine: &mut Machine) {
         let mut hooks = Hooks::default();
         let mut watches = Vec::new();
+        let mut reads = Vec::new();
         let mut vectors = Vec::new();
         for condition in &self.list {
             match *condition {
-                Condition::Rip(rip) => hooks.rips.push(rip),
+                Condition::Rip(rip) | Condition::RipWhere { address: rip, .. } => {
+                    hooks.rips.push(rip);
+                }
+                Condition::Read { paddr, length } => reads.push((paddr, length)),
                 Condition::Int3 => {
                     hooks.int3 = true;
                     vectors.push(vector::BP);
@@ -75,7 +101,10 @@ impl Conditions {
                 Condition::StaleInt3 => hooks.int3 = true,
                 Condition::Write { paddr, length } => watches.push((paddr, length)),
                 Condition::Interrupt(vector) => vectors.push(vector),
-                Condition::Icount(_) | Condition::Console(_) | Condition::Stale => {}
+                Condition::Icount(_)
+                | Condition::Before(_)
+                | Condition::Console(_)
+                | Condition::Stale => {}
             }
         }
         hooks.rips.sort_unstable();
@@ -87,31 +116,79 @@ impl Conditions {
         machine
             .engine
             .set_stops(hooks, watches, &vectors, port.then_some(CONSOLE_PORT));
+        machine.engine.set_read_watches(reads);
         let now = machine.engine.icount();
-        machine.stop_at = self
-            .list
-            .iter()
-            .filter_map(|c| match c {
-                Condition::Icount(at) if *at > now => Some(*at),
-                _ => None,
-            })
-            .min();
+        let due = self.list.contains(&Condition::Before(now));
+        machine.engine.stop_before(due.then_some(now));
+        let moments = self.list.iter().filter_map(|c| match *c {
+            Condition::Icount(at) | Condition::Before(at) if at > now => Some(at),
+            _ => None,
+        });
+        let after_read = self.reading.as_ref().map(|&(at, _)| at);
+        machine.stop_at = moments.chain(after_read).min();
+    }
+
+    /// What an instruction reads that is about to run again: the run stops behind it.
+    fn note_read(&mut self, machine: &mut Machine) {
+        let met = self.met_by(machine.engine.read(), false);
+        if !met.is_empty() {
+            let after = machine.engine.icount() + 1;
+            self.reading = Some((after, met));
+            machine.stop_at = Some(machine.stop_at.map_or(after, |at| at.min(after)));
+        }
+    }
+
+    /// At a moment that was waited for: which condition holds. One that waits for more than the moment has the machine
+    /// go on to it.
+    fn at_moment(&mut self, machine: &mut Machine) -> Vec<usize> {
+        let now = machine.engine.icount();
+        if let Some((_, met)) = self.reading.take_if(|(at, _)| *at == now) {
+            return met;
+        }
+        let icount = self.list.iter().position(|c| *c == Condition::Icount(now));
+        if icount.is_none() && self.list.contains(&Condition::Before(now)) {
+            machine.engine.stop_before(Some(now));
+        }
+        icount.into_iter().collect()
     }
 
     /// Which condition a stop of the engine fulfils, the first if there are several; see [`Self::met`].
-    pub fn index_of(&mut self, machine: &Machine, vcpu: usize, cause: StopCause) -> Option<usize> {
+    pub fn index_of(
+        &mut self,
+        machine: &mut Machine,
+        vcpu: usize,
+        cause: StopCause,
+    ) -> Option<usize> {
         self.met = match cause {
-            StopCause::Watch { .. } => self.written(machine.engine.written()),
+            StopCause::Watch { .. } => {
+                let reading = self.reading.take().map(|(_, met)| met);
+                let mut met = self.met_by(machine.engine.written(), true);
+                met.extend(self.met_by(machine.engine.read(), false));
+                met.extend(reading.unwrap_or_default());
+                met.sort_unstable();
+                met.dedup();
+                met
+            }
+            StopCause::Read => {
+                self.note_read(machine);
+                Vec::new()
+            }
+            StopCause::Moment => self.at_moment(machine),
             other => self.first_of(machine, vcpu, other).into_iter().collect(),
         };
         self.met.first().copied()
     }
 
-    fn written(&self, ranges: &[(u64, u64)]) -> Vec<usize> {
-        let hit = |c: &Condition| match *c {
-            Condition::Write { paddr: at, length } => ranges.iter().any(|&(paddr, len)| {
+    /// The conditions on writes, or on reads, of which one of these ranges fulfils a part.
+    fn met_by(&self, ranges: &[(u64, u64)], write: bool) -> Vec<usize> {
+        let overlaps = |at: u64, length: u64| {
+            ranges.iter().any(|&(paddr, len)| {
                 paddr < at.saturating_add(length) && at < paddr.saturating_add(len)
-            }),
+            })
+        };
+        let hit = |c: &Condition| match *c {
+            Condition::Write { paddr, length } => write && overlaps(paddr, length),
+            Condition::Read { paddr, length } => !write && overlaps(paddr, length),
             _ => false,
         };
         (0..self.list.len())
@@ -119,22 +196,44 @@ impl Conditions {
             .collect()
     }
 
-    fn first_of(&self, machine: &Machine, vcpu: usize, cause: StopCause) -> Option<usize> {
-        let cpu = machine.engine.cpu(vcpu);
+    /// The first condition on this address that holds on this vCPU.
+    fn at_address(&self, machine: &mut Machine, vcpu: usize, rip: u64) -> Option<usize> {
+        let holds = |c: &Condition| match c {
+            Condition::Rip(address) => *address == rip,
+            Condition::RipWhere {
+                address,
+                vcpu: only,
+                expressions,
+            } => {
+                *address == rip
+                    && only.is_none_or(|only| only == vcpu)
+                    && (expressions.is_empty()
+                        || expressions.iter().any(|e| e.holds(machine, vcpu)))
+            }
+            _ => false,
+        };
+        self.list.iter().position(holds)
+    }
+
+    fn first_of(&self, machine: &mut Machine, vcpu: usize, cause: StopCause) -> Option<usize> {
+        let rip = machine.engine.cpu(vcpu).rip;
         let position = |f: &dyn Fn(&Condition) -> bool| self.list.iter().position(f);
         match cause {
-            StopCause::Hook => position(&|c| *c == Condition::Rip(cpu.rip))
+            StopCause::Hook => self
+                .at_address(machine, vcpu, rip)
                 .or_else(|| position(&|c| *c == Condition::Int3))
                 .or_else(|| {
                     position(&|c| *c == Condition::StaleInt3)
                         .filter(|_| machine.engine.executes_other_bytes(vcpu))
                 }),
-            StopCause::Watch { .. } | StopCause::Output => None,
+            StopCause::Before => position(&|c| *c == Condition::Before(machine.engine.icount())),
+            StopCause::Watch { .. } | StopCause::Read | StopCause::Moment | StopCause::Output => {
+                None
+            }
             StopCause::Interrupt { vector: number } => position(&|c| {
                 *c == Condition::Interrupt(number) || *c == Condition::Int3 && number == vector::BP
             }),
             StopCause::Stale => position(&|c| *c == Condition::Stale),
-            StopCause::Moment => position(&|c| *c == Condition::Icount(machine.engine.icount())),
         }
     }
 

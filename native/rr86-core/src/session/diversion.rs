@@ -7,12 +7,12 @@ use super::conditions::Conditions;
 use super::decisions::{Decisions, Next, Stop};
 use super::error::SessionError;
 use super::machine::Machine;
-use super::moment::Moment;
 use super::observe;
 use super::replay::Replay;
 use super::run::Session;
 use super::scheduler::Scheduler;
 use super::slice::{Decision, Finished, Slices, Wait};
+use super::snapshot::Snapshot;
 use crate::host_time::HostTime;
 use crate::runtime::windows::WindowPolicy;
 use crate::trace::{Event, EventStream, CONSOLE};
@@ -157,16 +157,16 @@ impl Session<Replay> {
 }
 
 impl Session<Diversion> {
-    /// A run from a moment of a replay on a machine of the same configuration, with its own scheduler.
+    /// A run from a snapshot of a replay, on a machine of the same configuration, with its own scheduler.
     ///
     /// # Errors
-    /// [`SessionError`] for a moment of another machine.
-    pub fn from_moment(
+    /// [`SessionError`] for a snapshot of another machine.
+    pub fn from_snapshot(
         mut machine: Machine,
-        moment: &Moment,
+        snapshot: &Snapshot,
         scheduler: Scheduler,
     ) -> Result<Self, SessionError> {
-        moment.restore(&mut machine)?;
+        snapshot.restore(&mut machine)?;
         let choice = Choice::Scheduler(Box::new(scheduler));
         Ok(Self::start(machine, Diversion::of(choice)))
     }

@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::slice::{Ending, Slice, Slices, Wait};
 use crate::contents::Contents;
 use crate::cpu::cpuid::{CpuidRow, CpuidTable};
+use crate::cpu::paging;
 use crate::cpu::registers::{self, RegisterError};
 use crate::cpu::save;
 use crate::cpu::semantics::Semantics;
@@ -19,6 +20,7 @@ use crate::cpu::state::{Activity, CpuState, RFlags};
 use crate::host_time::{Phase, Stopwatch};
 use crate::machine::dma::DmaAccess;
 use crate::machine::{Board, BoardConfig, Signal};
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::runtime::agent::Agent;
 use crate::runtime::dispatch::RunEnd;
 use crate::runtime::engine::Engine;
@@ -210,6 +212,38 @@ impl Machine {
         let mut all = registers::all(self.engine.cpu(vcpu));
         all.push(("cr8".to_string(), u64::from(self.board().cr8(vcpu))));
         Ok(all)
+    }
+
+    /// Where a linear address lies as a vCPU maps it, without setting accessed bits; `None` where it is not mapped.
+    pub fn peek(&self, vcpu: usize, address: u64) -> Option<u64> {
+        let ram = &self.engine.memory.ram;
+        let mut read = |paddr: u64, size: usize| {
+            let mut bytes = [0; 8];
+            ram.read(paddr, &mut bytes[..size]);
+            u64::from_le_bytes(bytes)
+        };
+        let cpu = self.engine.cpu(vcpu);
+        if !cpu.paging() {
+            return Some(address);
+        }
+        paging::peek(cpu, &mut read, address)
+    }
+
+    /// Reads linear memory as a vCPU maps it. Returns how many bytes it could read, up to the first page that is not
+    /// mapped.
+    pub fn read_virtual(&self, vcpu: usize, address: u64, out: &mut [u8]) -> usize {
+        let mut done = 0;
+        while done < out.len() {
+            let at = address.wrapping_add(done as u64);
+            let Some(paddr) = self.peek(vcpu, at) else {
+                break;
+            };
+            let room = (PAGE_SIZE - (at & PAGE_MASK)) as usize;
+            let n = room.min(out.len() - done);
+            self.engine.memory.ram.read(paddr, &mut out[done..done + n]);
+            done += n;
+        }
+        done
     }
 
     pub fn check_vcpu(&self, vcpu: usize) -> Result<(), MachineError> {

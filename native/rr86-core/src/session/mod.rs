@@ -9,6 +9,7 @@
 //! - [`Diversion`]: from a moment of a replay on, a scheduler of its own, or the recorded slices as suggestions;
 //! - [`Alone`]: the trace and its [`expansion`], for one vCPU without the others.
 
+mod agent;
 mod ahead;
 mod alone;
 mod checkpoint;
@@ -20,8 +21,8 @@ mod error;
 mod expander;
 pub mod expansion;
 mod foreign;
+mod last;
 mod machine;
-mod moment;
 mod observe;
 mod recording;
 mod replay;
@@ -29,8 +30,10 @@ mod run;
 mod run_slice;
 mod scheduler;
 mod slice;
+mod snapshot;
 mod verify;
 
+pub use agent::{AgentError, Expression};
 pub use alone::Alone;
 pub use checkpoint::CheckpointError;
 pub use checkpointer::Checkpointer;
@@ -39,13 +42,14 @@ pub use decisions::{Decisions, Next, Stop};
 pub use diversion::Diversion;
 pub use error::{Divergence, Fact, SessionError};
 pub use expansion::{ExpansionReader, ExpansionWriter};
+pub use last::Hit;
 pub use machine::{Machine, MachineConfig, MachineError};
-pub use moment::Moment;
 pub use recording::{Recording, DIGEST_INTERVAL};
 pub use replay::{Compared, Replay};
 pub use run::Session;
 pub use scheduler::{Policy, Scheduler, UnknownPolicy};
 pub use slice::{Decision, Ending, Finished, SliceReport, SliceStop, Slices, Wait};
+pub use snapshot::Snapshot;
 
 // The trace has sizes of its own, so that it needs no machine.
 const _: () = {

@@ -11,10 +11,10 @@ use super::decisions::{Decisions, Next, Stop};
 use super::error::{Fact, SessionError};
 use super::expander::Expander;
 use super::machine::Machine;
-use super::moment::{KeptPages, Moment};
 use super::observe;
 use super::run::Session;
 use super::slice::{Decision, Finished, Slices, Wait};
+use super::snapshot::{Snapshot, SnapshotPages};
 use super::verify::Position;
 use crate::host_time::HostTime;
 use crate::memory::pages::DEVICE;
@@ -44,8 +44,8 @@ pub struct Replay {
     finished: bool,
     /// Where checkpoints go, if this replay makes them.
     checkpointer: Option<Checkpointer>,
-    /// RAM as it was at the last moment that was kept.
-    kept: Option<KeptPages>,
+    /// RAM as it was at the last snapshot.
+    last_snapshot: Option<SnapshotPages>,
     expander: Option<Box<Expander>>,
 }
 
@@ -60,7 +60,7 @@ impl Replay {
             compared: Compared::default(),
             finished: false,
             checkpointer: None,
-            kept: None,
+            last_snapshot: None,
             expander: None,
         }
     }
@@ -297,26 +297,26 @@ impl Session<Replay> {
         Ok(Self::start(machine, Replay::of(events, decisions, verify)))
     }
 
-    /// A replay that begins at a moment, on a machine of the same configuration.
+    /// A replay that begins at a snapshot, on a machine of the same configuration.
     ///
     /// # Errors
-    /// [`SessionError`] for a moment of another machine, and when the trace cannot be read.
-    pub fn from_moment(
+    /// [`SessionError`] for a snapshot of another machine, and when the trace cannot be read.
+    pub fn from_snapshot(
         mut machine: Machine,
-        moment: &Moment,
+        snapshot: &Snapshot,
         verify: bool,
     ) -> Result<Self, SessionError> {
-        moment.restore(&mut machine)?;
-        let events = moment.events()?.ok_or(CheckpointError::Moment)?;
-        let replay = Replay::of(events, moment.decisions, verify);
+        snapshot.restore(&mut machine)?;
+        let events = snapshot.events()?.ok_or(CheckpointError::Moment)?;
+        let replay = Replay::of(events, snapshot.decisions, verify);
         Ok(Self::start(machine, replay))
     }
 
-    /// Keeps this moment, for other sessions of the same trace.
+    /// Takes a snapshot, for other sessions of the same trace to begin at.
     ///
     /// # Errors
     /// Inside a slice, and for machines with state that checkpoints do not hold.
-    pub fn keep(&mut self, reader: &TraceReader) -> Result<Moment, CheckpointError> {
+    pub fn snapshot(&mut self, reader: &TraceReader) -> Result<Snapshot, CheckpointError> {
         if self.inside_slice() {
             let why = "the replay does not stand between two recorded slices";
             return Err(CheckpointError::Impossible(why));
@@ -327,18 +327,45 @@ impl Session<Replay> {
             let why = "the replay makes checkpoints for a trace";
             return Err(CheckpointError::Impossible(why));
         }
-        if replay.kept.is_none() {
+        if replay.last_snapshot.is_none() {
             self.machine.allow_checkpoints()?;
         }
-        let kept = replay.kept.get_or_insert_default();
+        let last = replay.last_snapshot.get_or_insert_default();
         let machine = &mut self.machine;
-        Ok(Moment::of(
+        Ok(Snapshot::of(
             machine,
-            kept,
+            last,
             reader,
             &replay.events,
             replay.position.decisions,
         ))
+    }
+
+    /// Goes back, or forward, to a snapshot of this replay, or of another one of the trace.
+    ///
+    /// # Errors
+    /// [`SessionError`] for a snapshot of another machine, after which the session must not be used, when the trace cannot
+    /// be read, and for a replay that makes checkpoints or an expansion.
+    pub fn rewind(&mut self, snapshot: &Snapshot) -> Result<(), SessionError> {
+        let replay = &mut self.decisions;
+        if replay.checkpointer.is_some() || replay.expander.is_some() {
+            let why = "the replay makes something that needs all of it";
+            return Err(CheckpointError::Impossible(why).into());
+        }
+        if replay.last_snapshot.is_none() {
+            self.machine.allow_checkpoints()?;
+        }
+        let mut kept = replay.last_snapshot.take().unwrap_or_default();
+        self.machine.engine.end_ahead();
+        self.machine.engine.dismiss_oracle();
+        snapshot.rewind(&mut self.machine, &mut kept)?;
+        let events = snapshot.events()?.ok_or(CheckpointError::Moment)?;
+        let mut replay = Replay::of(events, snapshot.decisions, replay.verify);
+        replay.compared = self.decisions.compared;
+        replay.last_snapshot = Some(kept);
+        self.decisions = replay;
+        self.stand_between_slices();
+        Ok(())
     }
 
     /// Makes checkpoints from now on. The replay stands at power-on.

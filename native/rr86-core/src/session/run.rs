@@ -60,6 +60,14 @@ impl<D: Decisions> Session<D> {
         self.inside
     }
 
+    /// After the machine was brought to another moment: what it has sent before is over.
+    pub(super) fn stand_between_slices(&mut self) {
+        self.inside = false;
+        self.machine.board().take_serial_output();
+        self.machine.board().take_debugcon_output();
+        self.console.clear();
+    }
+
     /// Console output since the last call.
     pub fn take_console(&mut self) -> Vec<u8> {
         self.console
@@ -150,7 +158,7 @@ impl<D: Decisions> Session<D> {
             SliceReport::TimeUp => Some(Stop::TimeUp),
             SliceReport::Stopped(StopCause::Output) => self.listen(conditions),
             SliceReport::Stopped(cause) => conditions
-                .index_of(&self.machine, self.vcpu, cause)
+                .index_of(&mut self.machine, self.vcpu, cause)
                 .map(Stop::Condition),
         })
     }

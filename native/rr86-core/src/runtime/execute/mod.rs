@@ -16,7 +16,6 @@ use crate::cpu::exception::Exception;
 use crate::cpu::state::CpuState;
 use crate::runtime::engine::Engine;
 use crate::runtime::flags::{flags_to_ax, sync_flags};
-use crate::runtime::progress::Resume;
 use crate::runtime::slice::Flow;
 use crate::runtime::stops::StopCause;
 use crate::runtime::translator::{Decoded, DECODED};
@@ -166,6 +165,7 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     // SAFETY: the contracts are the same.
     let (v, engine) = unsafe { Engine::running(vcpu) };
     let site = Site::unpack(site);
+    engine.stops.reads.clear();
     let ends = site.stack;
     engine.observers.stats.helper_calls += 1;
     engine.slow_step(v);
@@ -305,16 +305,7 @@ pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
     }
     engine.stops.passed_hook = Some(moment);
     engine.stops.stopped = Some(StopCause::Hook);
-    let block = engine.cache.blocks.get(v.run.site_block);
-    v.cpu.rip = block.rip.wrapping_add(u64::from(site.offset));
-    // Not by what remains: of a part of a block, that is less.
-    let index = engine.index_after(v.run.site_block, usize::from(site.offset)) - 1;
-    v.run.budget += i64::from(site.remaining);
-    v.run.exit = Exit::Stopped as u32;
-    engine.progress[usize::from(v.cpu.id)].resume = Some(Resume {
-        block: v.run.site_block,
-        index,
-    });
+    engine.stop_inside(v, site);
     1
 }
 
@@ -349,13 +340,6 @@ pub unsafe extern "sysv64" fn entered(vcpu: *mut Vcpu, site: u32) -> u32 {
     }
     engine.stops.passed_hook = Some(moment);
     engine.stops.stopped = Some(StopCause::Stale);
-    let rip = engine.cache.blocks.get(id).rip;
-    v.cpu.rip = rip.wrapping_add(u64::from(site.offset));
-    v.run.budget += i64::from(site.remaining);
-    v.run.exit = Exit::Stopped as u32;
-    engine.progress[usize::from(v.cpu.id)].resume = Some(Resume {
-        block: id,
-        index: engine.index_after(id, usize::from(site.offset)) - 1,
-    });
+    engine.stop_inside(v, site);
     1
 }

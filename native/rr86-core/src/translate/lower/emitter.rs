@@ -54,6 +54,13 @@ impl Hooks {
     pub fn is_empty(&self) -> bool {
         self.rips.is_empty() && !self.int3
     }
+
+    /// Whether an instruction that begins in these bytes may be one of them.
+    pub fn touch(&self, rip: u64, len: usize) -> bool {
+        let end = rip.saturating_add(len as u64);
+        let next = self.rips.partition_point(|&at| at < rip);
+        self.int3 || self.rips.get(next).is_some_and(|&at| at < end)
+    }
 }
 
 /// CC, or CD 03.

@@ -1,4 +1,4 @@
-"""Replays that begin at moments which another replay has kept are the rest of the recorded run."""
+"""Replays that begin at snapshots of another replay are the rest of the recorded run."""
 
 from pathlib import Path
 
@@ -22,40 +22,42 @@ def record(name: str, path: Path, protocol: str = "qemu-7.2") -> Recorded:
 
 
 @pytest.mark.parametrize("name", ["textpoke", "xmod", "xmod-atomic", "xmod-shared", "smp"])
-def test_a_replay_from_any_kept_moment_ends_as_the_recording(name: str, tmp_path: Path) -> None:
+def test_a_replay_from_any_snapshot_ends_as_the_recording(name: str, tmp_path: Path) -> None:
     recorded = record(name, tmp_path / "guest.rr86")
     trace, whole = recorded.trace(), recorded.outcome
     session = trace.session()
     step = whole.icount // 7
-    moments = [session.keep()]
+    snapshots = [session.snapshot()]
     while not session.run(max_instructions=step).over:
-        moments.append(session.keep())
+        snapshots.append(session.snapshot())
     assert finished(session, session.run()).digests == whole.digests
-    assert len(moments) >= 5
-    for moment in moments:
-        again = trace.session(moment=moment)
-        assert again.began == again.icount == moment.icount
+    assert len(snapshots) >= 5
+    for snapshot in snapshots:
+        again = trace.session(snapshot=snapshot)
+        assert again.began == again.icount == snapshot.icount
         seen = finished(again, again.run())
         assert (seen.icount, seen.time_ns, seen.code) == (whole.icount, whole.time_ns, whole.code)
         assert seen.digests == whole.digests
         assert whole.console.endswith(seen.console)
 
 
-def test_a_moment_is_only_kept_between_two_slices(stale: Recorded) -> None:
+def test_a_snapshot_is_only_taken_between_two_slices(stale: Recorded) -> None:
     session = stale.trace().session()
     session.run(f"icount={stale.outcome.icount // 2}")
     with pytest.raises(NativeError, match="between two recorded slices"):
-        session.keep()
+        session.snapshot()
     session.divert()
     session.run(max_instructions=1)
     with pytest.raises(NativeError, match="left for a diversion"):
-        session.keep()
+        session.snapshot()
 
 
-def test_a_protocol_with_state_outside_of_moments_is_bisected_from_power_on(tmp_path: Path) -> None:
+def test_a_protocol_whose_state_no_snapshot_holds_is_bisected_from_the_start(
+    tmp_path: Path,
+) -> None:
     recorded = record_guest(MANIFEST["rel-chain"], tmp_path / "guest.rr86", protocol="chain-kept")
     with pytest.raises(NativeError, match="chain-kept"):
-        recorded.trace().session().keep()
+        recorded.trace().session().snapshot()
     finding = bisect_invalidation(recorded.trace())
     assert finding is not None
     assert finding.proved
