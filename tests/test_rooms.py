@@ -20,8 +20,9 @@ Uses = dict[str, set[str]]
 # Below all rooms: the errors, the version, and the typed face of the core.
 PYTHON_GROUND = {"errors", "version", "_native"}
 PYTHON = {
-    "cli": {"record", "replay", "session", "trace", "translate", "cpu"},
+    "cli": {"gdb", "record", "replay", "session", "trace", "translate", "cpu"},
     "record": {"session", "trace", "machine", "translate", "cpu"},
+    "gdb": {"replay", "session", "machine", "cpu"},
     "replay": {"session", "trace", "machine", "translate", "cpu"},
     "session": {"machine", "cpu"},
     "trace": {"cpu"},

@@ -2,9 +2,9 @@
 
 Names, numbers and sizes of the first 66 are those of QEMU's i386-64bit.xml, so that scripts that
 were written for QEMU's server work. Behind them come what else a vCPU has and QEMU does not show:
-segment bases, descriptor tables, debug registers and the MSRs of system calls, in the group
-`system` (`info registers system`). Numbers are written out, because gdb wants a register in the
-feature where it looks for it, and QEMU's order is another one (gdb manual, "Target Descriptions").
+segment bases, descriptor tables, debug registers and the MSRs of system calls. Numbers are written
+out, because gdb wants a register in the feature where it looks for it, and QEMU's order is another
+one (gdb manual, "Target Descriptions").
 """
 
 from dataclasses import dataclass
@@ -107,7 +107,7 @@ def _registers() -> list[Register]:
     sse = "org.gnu.gdb.i386.sse"
     found += [Register(f"xmm{number}", 128, "vec128", sse) for number in range(16)]
     found += [Register("mxcsr", 32, "x64_mxcsr", sse, "vector")]
-    return found + [Register(n, bits, f"int{bits}", system, "system") for n, _, bits in MORE]
+    return found + [Register(n, bits, f"int{bits}", system) for n, _, bits in MORE]
 
 
 REGISTERS: tuple[Register, ...] = tuple(_registers())

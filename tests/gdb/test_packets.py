@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +40,7 @@ def test_pieces_make_no_difference(noise: bytes, cuts: list[int]) -> None:
     line = b"+" + frame(b"g") + noise + frame(b"m0,4") + b"\x03-" + frame(noise)
     whole = decoded(line)
     edges = [0, *sorted(cuts), len(line)]
-    pieces = [line[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [line[a:b] for a, b in itertools.pairwise(edges)]
     assert decoded(*pieces) == whole
 
 
