@@ -127,6 +127,16 @@ class Breakpoints:
         """Remove one; it need not be there."""
         self._inserted.pop((kind, address, size), None)
 
+    def drop_agents(self) -> bool:
+        """Have breakpoints hold without their conditions; whether there were any."""
+        dropped = False
+        for group in self._inserted.values():
+            for index, each in enumerate(group):
+                if isinstance(each.condition, RipWhere):
+                    dropped = True
+                    group[index] = Placed(each.kind, each.address, Rip(each.address))
+        return dropped
+
     def clear(self) -> None:
         """Remove all."""
         self._inserted.clear()

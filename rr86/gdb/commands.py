@@ -4,6 +4,7 @@ The tables at the end have every packet that is understood. Others get the empty
 a debugger that they are not; those that would change the guest are refused in words.
 """
 
+import time
 from collections.abc import Callable
 
 from rr86.errors import Error
@@ -23,6 +24,8 @@ OK = b"OK"
 INVALID = b"E16"
 NO_MEMORY = b"E14"
 NO_THREAD = b"E03"
+# Seconds for which a monitor verb may say nothing.
+_SILENCE = 1.0
 # Registers that a stop reply brings along, because gdb always asks for them.
 _EXPEDITED = ("rbp", "rsp", "rip")
 _FEATURES = (
@@ -310,8 +313,18 @@ class Commands:
         except ValueError:
             return INVALID
         self._interrupted()
+        said = time.monotonic()
+
+        def tick(_: object) -> bool:
+            nonlocal said
+            if time.monotonic() - said > _SILENCE:
+                # Nothing, said aloud: gdb waits for an answer no longer than some seconds.
+                self._link.send(b"O")
+                said = time.monotonic()
+            return self.tick()
+
         try:
-            monitor.run(line, self.debuggee, self.print, self.tick)
+            monitor.run(line, self.debuggee, self.print, tick)
         except Error as error:
             self.print(f"{error}\n")
         return OK

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rr86.errors import NativeError
 from rr86.gdb.breakpoints import Breakpoints, Placed
 from rr86.gdb.registers import RegisterFile
 from rr86.gdb.threads import name_of
 from rr86.machine.memory_map import HIGH_RAM_BASE, MemoryMap
-from rr86.session.conditions import Before, Condition
+from rr86.session.conditions import Before, Condition, Icount
 
 if TYPE_CHECKING:
     from rr86.replay.trace import Trace
@@ -136,11 +137,11 @@ class Debuggee:
 
     def forward(self, tick: Tick | None = None) -> Halt:
         """`continue`."""
-        return self._arrived(self.travel.run(self._conditions(), tick))
+        return self._arrived(self._run(self.travel.run, (), tick))
 
     def backward(self, tick: Tick | None = None) -> Halt:
         """`reverse-continue`."""
-        return self._arrived(self.travel.run_back(self._conditions(), tick))
+        return self._arrived(self._run(self.travel.run_back, (), tick))
 
     def step(self, vcpu: int, tick: Tick | None = None) -> Halt:
         """Run until a vCPU has executed its next instruction."""
@@ -150,7 +151,7 @@ class Debuggee:
         if moment is None:
             return self._turn(Halt(vcpu, reasons=(("replaylog", "end"),)))
         if moment > travel.icount:
-            stop = travel.run([*self._conditions(), Before(moment)], tick)
+            stop = self._run(travel.run, (Before(moment),), tick)
             if stop.condition != Before(moment) and (stop.icount, stop.vcpu) != (moment, vcpu):
                 return self._arrived(stop)
         if self.breakpoints.watches or self.watches:
@@ -167,7 +168,7 @@ class Debuggee:
         conditions = self._conditions()
         far = moment < travel.icount - 1
         if conditions and (far or self.breakpoints.watches or self.watches):
-            return self._arrived(travel.run_back([*conditions, Before(moment)], tick), vcpu)
+            return self._arrived(self._run(travel.run_back, (Icount(moment),), tick), vcpu)
         return self._arrived(travel.step_back(vcpu, tick=tick), vcpu)
 
     def goto(self, moment: int, tick: Tick | None = None) -> "Stop":
@@ -182,6 +183,24 @@ class Debuggee:
         stop = run(list(until), tick)
         self._arrived(stop)
         return stop
+
+    def _run(
+        self,
+        run: "Callable[[Sequence[Condition], Tick | None], Stop]",
+        more: tuple[Condition, ...],
+        tick: Tick | None,
+    ) -> "Stop":
+        """Run with all breakpoints. Where the core cannot evaluate a condition of one, it holds:
+        gdb evaluates conditions itself, too."""
+        origin = self.travel.icount
+        try:
+            return run([*self._conditions(), *more], tick)
+        except NativeError as error:
+            if type(error) is not NativeError or not self.breakpoints.drop_agents():
+                raise
+            if self.travel.icount != origin:
+                self.travel.goto(origin)
+            return run([*self._conditions(), *more], tick)
 
     def _conditions(self) -> list[Condition]:
         watched = [each for watch in self.watches.values() for each in watch.conditions]
