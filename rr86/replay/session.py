@@ -143,14 +143,14 @@ class ReplaySession:
         """
         return self._execution.run_over(conditions, max_instructions, before)
 
-    def rewind(self, snapshot: "Snapshot", console: int = 0, debugcon: int = 0) -> None:
+    def rewind(self, snapshot: "Snapshot", console: bytes = b"", debugcon: bytes = b"") -> None:
         """Go to a snapshot of this trace, back or forward, in place: what looks at this session
-        then sees that moment. `console` and `debugcon` say how many bytes the guest had sent there.
+        then sees that moment. `console` and `debugcon` are what the guest had sent there before it.
 
         Raises `NativeError` for a snapshot of another machine.
         """
-        del self._console.heard[console:]
-        del self._debugcon.heard[debugcon:]
+        self._console.heard[:] = console
+        self._debugcon.heard[:] = debugcon
         self.machine.rewind(snapshot, bytes(self._console.heard[-_LONGEST_TEXT:]))
         self._execution.moved(snapshot.icount)
 
