@@ -6,6 +6,7 @@ from rr86.cli.status import EPILOG
 COMMANDS: dict[str, tuple[str, str | None]] = {
     "record": ("rr86.cli.record", EPILOG),
     "replay": ("rr86.cli.replay", EPILOG),
+    "gdb": ("rr86.cli.gdb", None),
     "branch": ("rr86.cli.branch", EPILOG),
     "checkpoint": ("rr86.cli.checkpoint", None),
     "info": ("rr86.cli.info", None),
