@@ -20,7 +20,17 @@ Uses = dict[str, set[str]]
 # Below all rooms: the errors, the version, and the typed face of the core.
 PYTHON_GROUND = {"errors", "version", "_native"}
 PYTHON = {
-    "cli": {"analysis", "gdb", "kernel", "record", "replay", "session", "trace", "translate", "cpu"},
+    "cli": {
+        "analysis",
+        "gdb",
+        "kernel",
+        "record",
+        "replay",
+        "session",
+        "trace",
+        "translate",
+        "cpu",
+    },
     "analysis": {"kernel", "replay", "session", "trace", "cpu"},
     "gdb": {"kernel", "replay", "session", "machine", "cpu"},
     "record": {"session", "trace", "machine", "translate", "cpu"},
