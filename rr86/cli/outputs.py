@@ -1,5 +1,6 @@
 """Options of several commands about where a guest's output and a command's report go."""
 
+from pathlib import Path
 from typing import Annotated
 
 from typer import Option
@@ -15,6 +16,16 @@ DebugconFile = Annotated[
         metavar="FILE|-",
         help="The debug console's output (ports 0xe9 and 0x402) into this file, or to stdout; "
         "by default it is on the console until the guest uses its serial port.",
+    ),
+]
+Programs = Annotated[
+    list[Path] | None,
+    Option(
+        "--symbols",
+        metavar="FILE",
+        help="An ELF file with the symbols of a program that the guest runs under this name, for "
+        "symbol=PROGRAM:NAME and for call stacks; may be given several times. Programs in the "
+        "initrd are found without.",
     ),
 ]
 AsJson = Annotated[

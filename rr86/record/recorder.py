@@ -17,6 +17,7 @@ from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
 from rr86.errors import RecordingError, UsageError
 from rr86.kernel.processes import Processes
+from rr86.kernel.programs import Programs
 from rr86.record.files import read_image, reserved
 from rr86.record.packed import unpacked
 from rr86.session.conditions import Until, as_conditions
@@ -24,7 +25,7 @@ from rr86.session.console import DebugSink
 from rr86.session.execution import Execution, Tick
 from rr86.session.limits import Limits
 from rr86.session.stop import Stop
-from rr86.session.variables import check
+from rr86.session.variables import check, check_programs
 from rr86.trace.metadata import COUNTERS, DeviceEntry, Footer, Header, this_host
 from rr86.version import __version__
 
@@ -122,6 +123,7 @@ class Recorder:
         checkpoints: int | None = None,
         debugcon: DebugSink | None = None,
         devices: "Sequence[Device]" = (),
+        programs: Programs | None = None,
     ) -> None:
         """Switch on a machine and start its trace at `output`.
 
@@ -155,7 +157,10 @@ class Recorder:
         self.machine.record_to(str(self.path), header.pack(), list(images.items()), checkpoints)
         symbols = GuestSymbols(images["kernel"])
         self.inspector = Inspector(self.machine, symbols, spec.vcpus)
-        self.inspector.processes = Processes(self.inspector)
+        if programs is None:
+            initrd = images.get("initrd", b"")
+            programs = Programs(lambda: initrd)
+        self.inspector.processes = Processes(self.inspector, programs)
         self._execution = Execution(
             self.machine,
             self.inspector,
@@ -337,6 +342,7 @@ def start(
     debugcon: DebugSink | None = None,
     until: Until = None,
     devices: "Sequence[Device]" = (),
+    programs: "Sequence[str | Path]" = (),
     **more: int | str | bool,
 ) -> Recorder:
     """A `Recorder` for image files; options as for `record`.
@@ -366,7 +372,12 @@ def start(
     )
     images = {name: read(path, name) for name, path in files.items()}
     images["kernel"] = unpacked(images["kernel"], f"kernel '{kernel}'")
-    check(as_conditions(until), GuestSymbols(images["kernel"]))
+    conditions = as_conditions(until)
+    check(conditions, GuestSymbols(images["kernel"]))
+    known = Programs(lambda: images.get("initrd", b""))
+    for file in programs:
+        known.add(Path(file))
+    check_programs(conditions, known)
     names = {name: path.name for name, path in files.items()}
     place = None if output is None else Path(output)
     with reserved(place, kernel, files.values()) as path:
@@ -379,6 +390,7 @@ def start(
             checkpoints=checkpoints,
             debugcon=debugcon,
             devices=devices,
+            programs=known,
         )
 
 
@@ -399,6 +411,7 @@ def record(
     checkpoints: int | None = None,
     debugcon: DebugSink | None = None,
     devices: "Sequence[Device]" = (),
+    programs: "Sequence[str | Path]" = (),
     **more: int | str | bool,
 ) -> Recording:
     """Record a run of `kernel` from power-on until it ends, a condition holds or a limit is met.
@@ -408,6 +421,7 @@ def record(
     `debugcon` those of its debug consoles (`rr86.session.console.DebugSink`);
     `checkpoints` asks for a checkpoint after every so many instructions (`Trace.session(at=…)`);
     `devices` are further devices of the machine (`rr86.machine.Device`, docs/devices.md);
+    `programs` are files with symbols of programs (see `start`);
     `protocol` is the name of a block protocol or a `Protocol`, which may be of your own;
     `more` are fields of `BoardSpec` such as `quantum` or `max_block`. When the call is
     interrupted (Ctrl-C), the trace is finished before the exception goes on.
@@ -431,6 +445,7 @@ def record(
         debugcon=debugcon,
         until=conditions,
         devices=devices,
+        programs=programs,
         **more,
     )
     with recorder:
