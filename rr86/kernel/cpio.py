@@ -48,8 +48,12 @@ def files(image: bytes) -> Iterator[ArchivedFile]:
             continue
         data, image = _unpacked(image, left)
         left -= len(data)
-        # An archive in a compressed piece ends with that.
-        yield from files(data)
+        # An archive in a compressed piece ends with that, and nothing is packed twice.
+        while data := data.lstrip(b"\0"):
+            end = yield from _archive(data)
+            if not end:
+                raise _damaged("what is packed in it is no cpio archive")
+            data = data[end:]
 
 
 def _archive(image: bytes) -> Generator[ArchivedFile, None, int]:
