@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
@@ -16,9 +16,12 @@ from rr86.session.execution import Execution, Tick
 from rr86.session.stop import Stop
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     import drgn
 
-    from rr86._native import Diversion, Events, Snapshot
+    from rr86._native import BranchPoint, Events, Snapshot
+    from rr86._native import Diversion as NativeDiversion
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
     from rr86.cpu.physical import PhysicalNames
@@ -26,12 +29,23 @@ if TYPE_CHECKING:
     from rr86.kernel.running import RunningKernel
     from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
+    from rr86.replay.diversion import ChangesGiven, Diversion, Parent
     from rr86.replay.oracle import OracleReport
     from rr86.trace.checkpoint import Checkpoint
 
 
 # Of the console, so much is kept in mind for texts that began before a snapshot.
 _LONGEST_TEXT = 4096
+
+
+class Executed(NamedTuple):
+    """An instruction that is executed at a moment: its linear address, 16, 32 or 64 bits, and its
+    bytes, maybe with some behind it."""
+
+    icount: int
+    linear: int
+    bits: int
+    code: bytes
 
 
 class ReplaySession:
@@ -54,6 +68,7 @@ class ReplaySession:
         debugcon: DebugSink | None = None,
         names: "Callable[[], PhysicalNames] | None" = None,
         devices: "Sequence[Device]" = (),
+        parent: "Parent | None" = None,
     ) -> None:
         from rr86._native import Replay
         from rr86.session.power import switch_on
@@ -61,6 +76,8 @@ class ReplaySession:
         machine = switch_on(spec, images, oracle, devices)
         machine.take_ram(touched)
         self._path = path
+        self._parent = parent
+        self._point: BranchPoint | None = None
         self.machine: Replay
         self.began = 0
         """The moment at which this replay began: 0, or that of a checkpoint or a snapshot."""
@@ -165,7 +182,20 @@ class ReplaySession:
         self.machine.rewind(snapshot, bytes(self._console.heard[-_LONGEST_TEXT:]))
         self._execution.moved(snapshot.icount)
 
-    def divert(self) -> "Diversion":
+    def path(
+        self, ranges: Sequence[tuple[int, int]], whole: bool = True
+    ) -> tuple[list[Executed], bool]:
+        """Run on, and list every instruction in these ranges of moments, which ascend; then stand
+        before the first one behind them. Unless the `whole` path is wanted, iterations of REP MOVS
+        and REP STOS are left out, and it is said whether something else was left out with them.
+
+        Raises as `run`.
+        """
+        rows, gaps = self.machine.path(ranges, whole)
+        self._execution.moved(ranges[-1][1])
+        return [Executed(*row) for row in rows], gaps
+
+    def divert(self) -> "NativeDiversion":
         """Leave the recording here: nothing is compared any more, and its slices and inputs are
         suggestions. `run` goes on with the diversion, and needs a limit, because such a run need
         not end. What only a replay can do raises `NativeError` from here on.
@@ -174,6 +204,39 @@ class ReplaySession:
         """
         diversion = self.machine.divert()
         self._execution.hand_over(diversion)
+        return diversion
+
+    def branch(
+        self,
+        *,
+        output: str | Path | None = None,
+        console: Callable[[bytes], None] | None = None,
+        debugcon: DebugSink | None = None,
+        checkpoints: int | None = None,
+        **changes: "Unpack[ChangesGiven]",
+    ) -> "Diversion":
+        """Go live from this moment, maybe inside a slice, in another session: this replay stays as
+        it is. `changes` are the fields of `rr86.replay.diversion.Changes`. With `output` there is a
+        trace of it, which replays without this one, and has `checkpoints` after every so many
+        instructions if they are asked for.
+
+        Branches of one moment share its memory until they write to it.
+
+        Raises `NativeError` where the machine has ended or the block protocol has no checkpoints,
+        and what `Diversion` and `Diversion.record` raise.
+        """
+        from rr86.replay.diversion import Changes, Diversion
+
+        if self._parent is None:
+            raise UsageError("only sessions that a trace has opened can be branched off")
+        changed = Changes(**changes)
+        if self._point is None or self._point.icount != self.icount:
+            self._point = self._execution.machine.branch_point()
+        diversion = Diversion(
+            self._parent, self._point, changed, console=console, debugcon=debugcon
+        )
+        if output is not None:
+            diversion.record(output, checkpoints)
         return diversion
 
     def registers(self, vcpu: int = 0) -> dict[str, int]:

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from rr86.errors import NativeError, UsageError
+from rr86.replay.session import Executed
 from rr86.replay.snapshots import Snapshots
 from rr86.session.conditions import (
     Access,
@@ -253,6 +254,28 @@ class TimeTravel:
                 return self._say(replace(stop, reason="begin"))
             moment = before
         return self.goto(moment, tick)
+
+    def path(self, vcpu: int, begin: int, end: int) -> list[Executed]:
+        """The instructions that a vCPU executes from the moment `begin` on and before `end`, in
+        their order. Faulting ones are among them: they count, and have done nothing. Of REP MOVS
+        and REP STOS only the first iteration is there, and the first after an interrupt. Stands at
+        `end` then.
+
+        Raises `UsageError` for moments that the recording does not have.
+        """
+        self.goto(begin)
+        ranges = []
+        for each in self.slices.forward(begin):
+            if each.start >= end:
+                break
+            if each.vcpu == vcpu:
+                ranges.append((max(each.start, begin), min(each.end, end)))
+        found, gaps = self.session.path([*ranges, (end, end)], whole=False)
+        if gaps:
+            self.goto(begin)
+            found, _ = self.session.path([*ranges, (end, end)])
+        self._exact = self.icount == end
+        return found
 
     # -- how -------------------------------------------------------------------------------------
 

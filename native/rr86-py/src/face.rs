@@ -122,6 +122,17 @@ macro_rules! session {
                 crate::blocks::writes(py, &entries)
             }
 
+            fn keep_journal(&mut self, probes: Vec<crate::journal::ProbeRow>) -> PyResult<()> {
+                crate::journal::keep(&mut self.machine()?.engine, probes)
+            }
+
+            fn take_journal<'py>(
+                &mut self,
+                py: Python<'py>,
+            ) -> PyResult<(Bound<'py, pyo3::types::PyList>, u64)> {
+                crate::journal::take(py, &mut self.machine()?.engine)
+            }
+
             fn seconds(&mut self) -> PyResult<std::collections::BTreeMap<&'static str, f64>> {
                 Ok(crate::view::seconds(&self.held.session()?.spent()))
             }
@@ -163,6 +174,12 @@ macro_rules! whole_machine {
                 let found = self.held.run(py, max_instructions, wanted, by_lines)?;
                 self.returned(&found);
                 self.held.answer(py, &found)
+            }
+
+            fn branch_point(&mut self, py: Python<'_>) -> PyResult<crate::branch::BranchPoint> {
+                let session = self.held.session()?;
+                let point = py.detach(|| session.branch_point());
+                point.map(crate::branch::BranchPoint).map_err(crate::errors::branch)
             }
 
             fn console_output<'py>(

@@ -5,6 +5,7 @@
 
 mod alone;
 mod blocks;
+mod branch;
 mod bytes;
 mod device;
 mod diversion;
@@ -12,6 +13,7 @@ mod errors;
 mod expansion;
 mod face;
 mod held;
+mod journal;
 mod machine;
 mod oracle;
 mod panics;
@@ -34,6 +36,8 @@ mod _native {
 
     #[pymodule_export]
     use super::alone::Alone;
+    #[pymodule_export]
+    use super::branch::BranchPoint;
     #[pymodule_export]
     use super::diversion::Diversion;
     #[pymodule_export]
