@@ -32,7 +32,7 @@ def _writer(output: Path) -> "Callable[[Profile, Path], None]":
         return profile_formats.write_speedscope
     if suffix in _COLLAPSED:
         return profile_formats.write_collapsed
-    fail(
+    return fail(
         f"{str(output)!r} is neither a .json file (speedscope) nor a .collapsed, .folded or .txt "
         "file (collapsed stacks)",
         2,
@@ -82,8 +82,8 @@ def command(
 ) -> None:
     """Count the instructions of a stretch by function and call stack, in virtual time.
 
-    The trace is replayed and sampled without any effect on the guest. The samples are the same every
-    time, and each instruction has the same chance to be one.
+    The trace is replayed and sampled without any effect on the guest. The samples are the same
+    every time, and each instruction has the same chance to be one.
     """
     from rr86.analysis.sampler import profile
     from rr86.cli.progress import Progress

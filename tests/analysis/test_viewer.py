@@ -1,4 +1,4 @@
-"""The page in a browser: it draws the timeline, and keys, wheel, pointer and search do what they say."""
+"""The page in a browser: it draws the timeline, and keys, wheel, pointer and search work."""
 
 from __future__ import annotations
 
@@ -105,9 +105,10 @@ def test_what_is_drawn_has_the_colour_of_its_kind(page: Page, smp_timeline: Time
         found: str = page.value(
             "(() => { const main = document.getElementById('main');"
             " const box = main.getBoundingClientRect();"
-            f" const data = main.getContext('2d').getImageData({x} - box.left, {y} - box.top, 1, 1);"
-            " return '#' + Array.from(data.data.slice(0, 3), (n) => n.toString(16).padStart(2, '0'))"
-            ".join(''); })()"
+            " const data = main.getContext('2d')"
+            f".getImageData({x} - box.left, {y} - box.top, 1, 1).data;"
+            " const hex = (n) => n.toString(16).padStart(2, '0');"
+            " return '#' + Array.from(data.slice(0, 3), hex).join(''); })()"
         )
         return found
 
