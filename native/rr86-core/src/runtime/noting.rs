@@ -81,8 +81,13 @@ impl Engine {
     #[inline]
     pub(in crate::runtime) fn note_output(&mut self, vcpu: usize, before: usize) {
         if self.observers.journal.on {
-            let new = self.bus.console_waiting().get(before..).unwrap_or_default();
-            for byte in new.to_vec() {
+            let new: Vec<u8> = self
+                .bus
+                .console_waiting()
+                .get(before..)
+                .unwrap_or_default()
+                .into();
+            for byte in new {
                 self.note(vcpu as u8, || Noted::Output { byte });
             }
         }
