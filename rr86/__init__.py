@@ -41,13 +41,15 @@ if TYPE_CHECKING:
     )
     from rr86.errors import Error as Rr86Error
     from rr86.machine.spec import BoardSpec
-    from rr86.record.recorder import Recorder, Recording, record
+    from rr86.record.recorder import Recorder, record
     from rr86.record.recorder import start as start_recording
+    from rr86.replay.diversion import Diversion
     from rr86.replay.session import ReplaySession
     from rr86.replay.trace import Trace, open_trace
     from rr86.session.conditions import Condition, Every, asked_at
     from rr86.session.conditions import parse as parse_condition
     from rr86.session.limits import Limits
+    from rr86.session.live import Recording
     from rr86.session.stop import Stop
     from rr86.session.view import GuestView
     from rr86.trace.events import Event
@@ -67,6 +69,7 @@ _HOMES = {
     "ConditionError": "rr86.errors",
     "DeviceError": "rr86.errors",
     "DivergenceError": "rr86.errors",
+    "Diversion": "rr86.replay.diversion",
     "EngineError": "rr86.errors",
     "Error": "rr86.errors",
     "Every": "rr86.session.conditions",
@@ -81,7 +84,7 @@ _HOMES = {
     "NativeError": "rr86.errors",
     "Protocol": "rr86.translate.protocols",
     "Recorder": "rr86.record.recorder",
-    "Recording": "rr86.record.recorder",
+    "Recording": "rr86.session.live",
     "RecordingError": "rr86.errors",
     "ReplaySession": "rr86.replay.session",
     "Rr86Error": "rr86.errors:Error",
@@ -107,6 +110,7 @@ __all__ = [
     "ConditionError",
     "DeviceError",
     "DivergenceError",
+    "Diversion",
     "EngineError",
     "Error",
     "Event",

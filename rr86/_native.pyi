@@ -13,6 +13,7 @@ from typing import Self, TypeAlias, TypedDict, final, type_check_only
 __all__ = [
     "VERSION",
     "Alone",
+    "BranchPoint",
     "Diversion",
     "Events",
     "ExpansionReader",
@@ -308,11 +309,25 @@ class WholeMachine(Session):
         Raises `TraceError` when a trace cannot be written or read, `DivergenceError` when a replay
         leaves the recorded path, `EngineError` when translated code fails on the host.
         """
+    def branch_point(self) -> BranchPoint:
+        """Keep the machine as it is now, for branches to begin at. Changes nothing here. Raises
+        `NativeError` where the machine has ended, or has state that checkpoints do not hold."""
     def console_output(self) -> bytes:
         """Bytes that the guest sent to COM1 since the last call."""
     def debugcon_output(self) -> tuple[bytes, int]:
         """Bytes that the guest sent to the debug consoles (ports 0xe9 and 0x402) since the last
         call, and how many of them came before any byte was sent to COM1."""
+
+@final
+class BranchPoint:
+    """A whole machine at a moment of a session, maybe inside a slice. Machines that begin there
+    share its memory until they write to it."""
+
+    @property
+    def icount(self) -> int: ...
+    @property
+    def vcpu(self) -> int:
+        """The vCPU of the slice under way, or of the last one."""
 
 @final
 class Recording(WholeMachine):
@@ -331,6 +346,27 @@ class Recording(WholeMachine):
         """Take a machine over. The scheduler draws slices of about `quantum` instructions from
         `seed`; vCPUs are switched in a window of the block protocol with a probability of
         `window_bias` in 65,536."""
+    @staticmethod
+    def branch(
+        machine: Machine,
+        point: BranchPoint,
+        *,
+        seed: int = 0,
+        quantum: int = 100_000,
+        schedule: str = "uniform",
+        window_bias: int = 8192,
+    ) -> Recording:
+        """Take a machine over that has the configuration of the one at `point`, and begin there. A
+        trace of it begins with a checkpoint of that moment."""
+    def change_memory(self, paddr: int, data: bytes) -> None:
+        """Write to RAM before the first instruction of a branch, and before its trace is begun, as
+        a device's DMA would."""
+    def change_protocol(self, protocol: BlockProtocol) -> None:
+        """Have a branch follow another block protocol, with an empty cache of blocks; before its
+        trace is begun."""
+    def follow(self, point: BranchPoint, trace: str) -> None:
+        """Have a branch do what `trace` did from `point` on, as far as that fits; then its
+        scheduler decides. Before its trace is begun."""
     def record_to(
         self,
         path: str,
@@ -386,6 +422,14 @@ class Replay(WholeMachine):
         tell the last moment on the way at which a condition held, if there was one in this call.
         Where the first answer says "time-up", there is more to run; at the moment its condition is
         the one behind those given."""
+    def path(
+        self, ranges: Sequence[tuple[int, int]], whole: bool
+    ) -> tuple[list[tuple[int, int, int, bytes]], bool]:
+        """Run on, and list every instruction in these ascending ranges of moments: moment, linear
+        address, bits of the code there, and the bytes that are executed, maybe with some behind
+        them. The session then stands before the first instruction behind them. Unless the `whole`
+        path is wanted, iterations of REP MOVS and REP STOS are left out, and it is said whether
+        something else was left out with them."""
     def rewind(self, snapshot: Snapshot, heard: bytes | None = None) -> None:
         """Go to a snapshot of this replay or of another one of its trace, back or forward. What the
         replay sent to its consoles and was not taken is forgotten; conditions on console output go
@@ -506,6 +550,11 @@ class TraceReader:
     def image(self, name: str) -> bytes: ...
     def begin_events(self) -> Events:
         """Begin to decode the events, for a replay of them from power-on."""
+    def beginning(self) -> int | None:
+        """The moment of the checkpoint at which the trace begins; None: it begins at power-on.
+        Raises `TraceError` if that checkpoint is not whole."""
+    def content_id(self) -> str:
+        """Identifies what was recorded, in hexadecimal; added checkpoints do not count."""
     def complete(self) -> bool:
         """Whether the recording was closed properly."""
     def summary(self) -> dict[str, int]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import rr86
 from rr86.guests import demo_image
-from rr86.record.recorder import Recording
+from rr86.session.live import Recording
 
 VCPUS = 4
 

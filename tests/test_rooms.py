@@ -20,12 +20,23 @@ Uses = dict[str, set[str]]
 # Below all rooms: the errors, the version, and the typed face of the core.
 PYTHON_GROUND = {"errors", "version", "_native"}
 PYTHON = {
-    "cli": {"analysis", "record", "replay", "session", "trace", "translate", "cpu"},
+    "cli": {
+        "analysis",
+        "gdb",
+        "kernel",
+        "record",
+        "replay",
+        "session",
+        "trace",
+        "translate",
+        "cpu",
+    },
     "analysis": {"kernel", "replay", "session", "trace", "cpu"},
-    "record": {"session", "kernel", "trace", "machine", "translate", "cpu"},
+    "gdb": {"kernel", "replay", "session", "machine", "cpu"},
+    "record": {"session", "trace", "machine", "translate", "cpu"},
     "replay": {"session", "kernel", "trace", "machine", "translate", "cpu"},
+    "session": {"kernel", "trace", "machine", "cpu"},
     "kernel": {"cpu"},
-    "session": {"machine", "cpu"},
     "trace": {"cpu"},
     "machine": {"translate", "cpu"},
     "translate": {"cpu"},

@@ -6,6 +6,8 @@ from rr86.cli.status import EPILOG
 COMMANDS: dict[str, tuple[str, str | None]] = {
     "record": ("rr86.cli.record", EPILOG),
     "replay": ("rr86.cli.replay", EPILOG),
+    "gdb": ("rr86.cli.gdb", None),
+    "branch": ("rr86.cli.branch", EPILOG),
     "checkpoint": ("rr86.cli.checkpoint", None),
     "info": ("rr86.cli.info", None),
     "events": ("rr86.cli.events", None),
@@ -14,6 +16,9 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "profile": ("rr86.cli.profile", None),
     "symbols": ("rr86.cli.symbols", None),
     "protocols": ("rr86.cli.protocols", None),
+    "dmesg": ("rr86.cli.dmesg", None),
+    "dump": ("rr86.cli.dump", None),
+    "drgn": ("rr86.cli.drgn", None),
     "who-wrote": ("rr86.cli.who_wrote", None),
     "bisect-invalidation": ("rr86.cli.bisect_invalidation", None),
 }

@@ -13,6 +13,7 @@ from rr86.cli.values import trace_or_newest
 if TYPE_CHECKING:
     from rr86.replay.trace import Trace
     from rr86.trace.file import SideFile
+    from rr86.trace.metadata import Origin
 
 
 def _side_file(trace: "Trace") -> dict[str, object] | None:
@@ -44,6 +45,9 @@ def _as_dict(trace: "Trace") -> dict[str, object]:
             for i in trace.images()
         ],
         "summary": trace.summary(),
+        "content_id": trace.content_id,
+        "begins": trace.begins or 0,
+        "branch": None if header.branch is None else header.branch.as_dict(),
         "checkpoints": [
             {"icount": c.icount, "bytes": c.stored_bytes, "pages": c.pages}
             for c in trace.checkpoints()
@@ -71,6 +75,24 @@ def _count(summary: Mapping[str, int], kind: str) -> str:
     """Number and size of the events of a kind."""
     number = summary.get(f"{kind}_events", 0)
     return f"{number:,} ({size_text(summary[f'{kind}_bytes'])})" if number else "0"
+
+
+def _branch(origin: "Origin") -> list[tuple[str, str]]:
+    """Where a branch comes from, and what was changed there."""
+    words = []
+    for name, value in origin.changed.items():
+        if name == "writes":
+            words += [
+                f"{length:,} bytes at {paddr:#x}: {data.hex(' ')}{' …' * (length > len(data))}"
+                for paddr, length, data in value
+            ]
+        else:
+            words.append(f"{name.replace('_', ' ')} {value!r}")
+    return [
+        ("branch of", f"{origin.parent}, content id {origin.content_id}"),
+        ("left it at", f"instruction {origin.icount:,}, vCPU {origin.vcpu}"),
+        ("changed", ", ".join(words) or "nothing: the schedule began anew"),
+    ]
 
 
 def _checkpoints(trace: "Trace") -> str:
@@ -119,7 +141,12 @@ def show(recorded: "Trace", as_json: bool) -> None:
         ("finished", "yes" if recorded.complete else "no: replays as far as it goes"),
         *([] if side is None else [("side file", side_file_text(side))]),
         ("recorded by", f"rr86 {recorded.header.version} on {recorded.header.host}"),
+        ("content id", recorded.content_id),
     ]
+    if recorded.begins is not None:
+        rows.append(("begins at", f"instruction {recorded.begins:,}, with the whole machine"))
+    if recorded.header.branch is not None:
+        rows += _branch(recorded.header.branch)
     rows += [(name.replace("_", " "), str(value)) for name, value in recorded.header.spec.items()]
     rows += [
         (image.name, f"{image.file}, {image.length:,} bytes, {image.digest}")

@@ -1,5 +1,6 @@
 """Options with units, and the trace that is meant when none is named."""
 
+import re
 from pathlib import Path
 
 from typer import BadParameter
@@ -43,6 +44,30 @@ def parse_moment(text: str) -> int:
     if value is None or value >> 64:
         raise BadParameter(f"{text!r} is not a moment; write N or icount=N, as 2000000, 500M or 2G")
     return value
+
+
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "\\": "\\"}
+
+
+def parse_typed(text: str) -> bytes:
+    """What is typed into a console: text with the escapes of C."""
+
+    def one(match: re.Match[str]) -> str:
+        code = match[1]
+        if code.startswith("x"):
+            return (
+                chr(0xDC00 + int(code[1:], 16))
+                if int(code[1:], 16) > 127
+                else chr(int(code[1:], 16))
+            )
+        if code not in _ESCAPES:
+            raise BadParameter(
+                f"{text!r} has an unknown escape, \\{code}; known: \\n, \\r, \\t, \\0, \\xNN"
+            )
+        return _ESCAPES[code]
+
+    # Bytes that are no text come through as surrogates.
+    return re.sub(r"\\(x[0-9a-fA-F]{2}|.|$)", one, text).encode("utf-8", "surrogateescape")
 
 
 def newest_trace(folder: Path) -> Path | None:

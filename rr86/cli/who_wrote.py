@@ -38,14 +38,15 @@ def _headline(trace: "Trace", place: "Place", located: "Located", at: int | None
     return f"{', '.join(parts)}, {moment}"
 
 
-def _lines(record: "WriteRecord") -> list[str]:
+def _lines(record: "WriteRecord", begins: int | None) -> list[str]:
     """Two lines for each write."""
     where = f"{record.paddr:#x}"
     if record.size > 1:
         where += f" to {record.paddr + record.size - 1:#x}"
     if record.store is None:
         held = _hex(record.after) if any(record.after) else "zero"
-        return [f"  {where}: not written", f"    since power-on: {held}"]
+        since = "power-on" if begins is None else f"instruction {begins:,}, where the trace begins"
+        return [f"  {where}: not written", f"    since {since}: {held}"]
     who = "a device" if record.vcpu is None else f"vCPU {record.vcpu}"
     line = f"  {where}: {who} at instruction {record.moment:,}"
     if record.rip is not None:
@@ -124,7 +125,7 @@ def _run(
     else:
         print(_headline(recorded, place, located, at))
         for record in records:
-            print("\n".join(_lines(record)))
+            print("\n".join(_lines(record, recorded.begins)))
         say(_source(records, history.has_log, expansion.why_not(recorded.spec)))
     raise Exit(FOUND if any(record.store is not None for record in records) else NOT_WRITTEN)
 

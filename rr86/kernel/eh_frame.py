@@ -40,6 +40,8 @@ _OFFSET_SIGNED = 0x11
 _ADVANCE, _ADVANCE_1, _ADVANCE_2, _ADVANCE_4 = 0x40, 0x02, 0x03, 0x04
 _OP_DEREF, _OP_PLUS, _OP_CONST, _OP_REGISTER = 0x06, 0x22, 0x11, 0x70
 _DATA_ALIGN = -8
+# The augmentation's data: addresses are eight bytes (DW_EH_PE_absptr).
+_ABSOLUTE = b"\x01\x00"
 
 # ORC's registers that a frame can be counted from.
 _FROM = {2: _RDX, 3: _RDI, 4: _RBP, 5: _RSP, 6: _R10, 7: _R13}
@@ -98,9 +100,11 @@ _CALLS = ("entry_SYSCALL", "entry_SYSENTER", "entry_INT80", "syscall_return", "r
 _HANDLERS = ("sysvec_", "common_interrupt", "spurious_interrupt", "fred_")
 
 
-def _entry(instructions: bytes, augmentation: bytes = b"\0") -> bytes:
+def _entry(instructions: bytes, augmentation: bytes = b"zR\0") -> bytes:
     """A CIE."""
-    body = b"\x01" + augmentation + uleb(1) + sleb(_DATA_ALIGN) + uleb(_RIP) + instructions
+    body = (
+        b"\x01" + augmentation + uleb(1) + sleb(_DATA_ALIGN) + uleb(_RIP) + _ABSOLUTE + instructions
+    )
     body = struct.pack("<I", 0) + body
     body += b"\0" * (-(len(body) + 4) % 8)
     return struct.pack("<I", len(body)) + body
@@ -126,11 +130,11 @@ def _cies() -> list[tuple[tuple[_Frame, bool], bytes]]:
     call = start + _at(_RIP, -8) + _each(_UNDEFINED, _UNKNOWN)
     return [
         ((_Frame.CALL, False), _entry(call)),
-        ((_Frame.SWITCH, True), _entry(call, augmentation=b"S\0")),
+        ((_Frame.SWITCH, True), _entry(call, augmentation=b"zRS\0")),
         ((_Frame.SWITCH, False), _entry(call)),
-        ((_Frame.REGS, True), _entry(start + saved, augmentation=b"S\0")),
+        ((_Frame.REGS, True), _entry(start + saved, augmentation=b"zRS\0")),
         ((_Frame.REGS, False), _entry(start + saved)),
-        ((_Frame.PARTIAL, True), _entry(start + partly, augmentation=b"S\0")),
+        ((_Frame.PARTIAL, True), _entry(start + partly, augmentation=b"zRS\0")),
         ((_Frame.PARTIAL, False), _entry(start + partly)),
         ((_Frame.END, False), _entry(start + _each(_UNDEFINED, (_RIP,)))),
     ]
@@ -167,7 +171,7 @@ def _row(raw: bytes, layout: OrcLayout) -> _Row:
         rules = _expression(bytes((_OP_REGISTER + _FROM[sp_reg],)) + sleb(offset))
     else:
         rules = bytes((_DEF_CFA,)) + uleb(_FROM[sp_reg]) + uleb(sp_offset)
-    if frame is not _Frame.CALL:
+    if frame is _Frame.REGS:
         return _Row(frame, rules)
     if bp_reg == _PREVIOUS_SP and bp_offset % 8 == 0:
         rules += _at(_RBP, bp_offset)
@@ -235,7 +239,9 @@ def eh_frame(tables: Iterable[Unwinding], function: Callable[[int], str]) -> byt
         for frame, signal, start, end, rules in _runs(table, function):
             if end <= start:
                 continue
-            body = struct.pack("<IQQ", len(out) + 4 - cies[frame, signal], start, end - start)
+            body = struct.pack(
+                "<IQQ", len(out) + 4 - cies[frame, signal], start, end - start
+            ) + uleb(0)
             body += rules
             body += b"\0" * (-(len(body) + 4) % 8)
             out += struct.pack("<I", len(body))

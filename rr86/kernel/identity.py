@@ -7,6 +7,8 @@ that equal ones mean the same build.
 Source: elf(5), NT_GNU_BUILD_ID; ELF notes in the System V ABI, chapter 5.
 """
 
+import contextlib
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,13 +55,28 @@ def build_id(kernel: RunningKernel) -> str | None:
         return None
     if not 0 < stop - start <= _LARGEST_NOTES:
         return None
-    return _build_id(kernel.bytes_at(start, stop - start))
+    return next(filter(None, map(_build_id, _constant(kernel, start, stop - start))), None)
 
 
 def release(kernel: RunningKernel) -> str:
-    """The running kernel's release, as `uname -r` says it."""
-    at = kernel.address("init_uts_ns") + kernel.offset("uts_namespace", "name.release")
-    return kernel.text(at, 65)
+    """The running kernel's release, as `uname -r` says it; empty if the kernel does not tell."""
+    try:
+        banner = kernel.address("linux_banner")
+    except SymbolsError:
+        return ""
+    for data in _constant(kernel, banner, 256):
+        found = re.match(rb"Linux version (\S{1,64}) ", data)
+        if found is not None:
+            return found[1].decode("utf-8", "replace")
+    return ""
+
+
+def _constant(kernel: RunningKernel, address: int, length: int) -> Iterator[bytes]:
+    """What never changes in a kernel: as it is in guest memory, and, should it not be there yet, as
+    it is in the image that was booted."""
+    with contextlib.suppress(KernelError):
+        yield kernel.read(address, length)
+    yield kernel.inspector.symbols.kernel.bytes_at(address - kernel.symbols.offset, length)
 
 
 def build_id_of(file: Path) -> str | None:

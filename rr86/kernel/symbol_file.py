@@ -67,20 +67,22 @@ def write_symbol_file(
 ) -> SymbolFile:
     """Write the symbols and unwind tables of the kernel that runs in a guest to an ELF file.
 
-    It takes the inspector of a stopped guest (`ReplaySession.inspector`), at any moment after the
-    kernel has placed itself (`Inspector.locate_kernel`): from its first C function on. Modules are
-    those that are loaded at that moment. Without `symbols`, the file has the unwind tables and the
+    It takes the inspector of a stopped guest (`ReplaySession.inspector`), at any moment at which it
+    is known where the kernel is (`Inspector.locate_kernel`): always in a finished recording, which
+    says so, otherwise from the kernel's first C function on. Modules are those that are loaded at
+    the moment. Without `symbols`, the file has the unwind tables and the
     modules' symbols alone, to be loaded beside a vmlinux with debugging information, which has no
     unwind tables for the kernel's entry code.
 
-    Raises `KernelError` if no Linux runs yet, and `OSError` where the file cannot be written.
+    Raises `KernelError` if that is not known, or the guest is no Linux, and `OSError` where the
+    file cannot be written.
     """
     if not isinstance(kernel, RunningKernel):
         kernel = RunningKernel(kernel)
     table = kernel.symbols
     sections = _image_sections(kernel)
     found = _modules(kernel)
-    rows = _kernel_symbols(kernel) if symbols else []
+    rows = kernel_symbols(kernel) if symbols else []
     tables = []
     orc = orc_of(kernel.inspector.symbols.kernel)
     if orc is not None:
@@ -155,7 +157,7 @@ def _image_sections(kernel: RunningKernel) -> list[_Section]:
     return sections
 
 
-def _kernel_symbols(kernel: RunningKernel) -> list[Symbol]:
+def kernel_symbols(kernel: RunningKernel) -> list[Symbol]:
     """The kernel's symbols at their runtime addresses. kallsyms has no sizes: one goes up to the
     next symbol of another address."""
     rows = [symbol._replace(address=address) for address, symbol in kernel.symbols.search()]

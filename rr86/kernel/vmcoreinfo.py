@@ -11,7 +11,7 @@ from rr86.kernel.running import RunningKernel
 
 _SYMBOLS = (
     *("init_uts_ns", "node_online_map", "swapper_pg_dir", "_stext", "vmap_area_list"),
-    *("mem_section", "contig_page_data", "prb", "init_top_pgt"),
+    *("contig_page_data", "prb", "init_top_pgt"),
 )
 
 

@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from rr86.errors import TraceContentError
 from rr86.replay import staleness
 from rr86.replay.finding import Execution, Finding, Proof, Step, Victim, Write
 from rr86.replay.recorded import RecordedRun
-from rr86.trace.survey import Candidate
+from rr86.trace.survey import Candidate, StaleBlocks
+from rr86.trace.vocabulary import STALE_ENTRY
 
 if TYPE_CHECKING:
     from rr86._native import BlockInfo, Snapshot
@@ -238,6 +240,7 @@ def bisect_invalidation(
     seconds = {"trace": time.monotonic() - started}
     candidates = [each for each in found.candidates if choice.wants(each)]
     if not candidates:
+        _refuse_earlier(trace, found)
         return None
     if choice.at is None:
         candidates = candidates[:_MOST_BLOCKS]
@@ -272,6 +275,26 @@ def bisect_invalidation(
         seconds["proof"] = time.monotonic() - started
     finding.timeline = _timeline(trace, finding, writes)
     return finding
+
+
+def _refuse_earlier(trace: RecordedRun, found: StaleBlocks) -> None:
+    """Raise `TraceContentError` if stale blocks were executed that were made before the trace
+    begins."""
+    if trace.begins is None:
+        return
+    known = {each.id for each in found.candidates}
+    stale = {
+        event.fields["id"]
+        for event in trace.events(("stale",))
+        if event.fields["what"] == STALE_ENTRY
+    }
+    if stale - known:
+        parent = trace.header.branch
+        where = "" if parent is None else f": bisect its parent '{parent.parent}'"
+        raise TraceContentError(
+            f"{len(stale - known):,} of the stale blocks executed in this trace were made before "
+            f"it begins, at instruction {trace.begins:,}{where}"
+        )
 
 
 def _name_places(trace: RecordedRun, finding: Finding, session: "ReplaySession") -> None:

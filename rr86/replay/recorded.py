@@ -1,11 +1,12 @@
 """A trace that can be run again: the file, the board that it was recorded on, and replays of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rr86.errors import TraceContentError
+from rr86.replay.diversion import Parent
 from rr86.replay.session import ReplaySession
 from rr86.session.conditions import Until
 from rr86.session.stop import Stop
@@ -63,8 +64,8 @@ class RecordedRun(TraceFile):
         debugcon: "DebugSink | None" = None,
         devices: "Given | None" = None,
     ) -> ReplaySession:
-        """A replay that stands at power-on, or at the last checkpoint at or before the moment `at`,
-        or at a snapshot of another session of this trace (`ReplaySession.snapshot`).
+        """A replay that stands where the trace begins, or at the last checkpoint at or before the
+        moment `at`, or at a snapshot of another session of this trace (`ReplaySession.snapshot`).
 
         Any number may be open at once. `ReplaySession.began` says where one has begun. With
         `oracle`, the replay is slow, always begins at power-on, and checks on its way that the
@@ -83,6 +84,13 @@ class RecordedRun(TraceFile):
         if oracle and not self.spec.cross_writes:
             raise TraceContentError("the trace was recorded without cross-vCPU writes")
         begin = None if at is None or oracle else nearest(self.checkpoints(), at)
+        if self.begins is not None and begin is None:
+            if oracle:
+                raise TraceContentError(
+                    "the oracle has to see a run from power-on, and this trace begins at "
+                    f"instruction {self.begins:,}"
+                )
+            begin = self.checkpoints()[0]
         # Decoding the first events takes as long as all that comes before they are needed.
         events = self._reader.begin_events() if begin is None and snapshot is None else None
         images = self.all_images()
@@ -102,6 +110,18 @@ class RecordedRun(TraceFile):
             debugcon=debugcon,
             names=self.names,
             devices=plugged,
+            parent=self._parent(images, devices),
+        )
+
+    def _parent(self, images: "Mapping[str, bytes]", given: "Given | None") -> "Parent":
+        """What diversions have to know of this trace."""
+        return Parent(
+            self.path,
+            self.spec,
+            images,
+            self.header.images,
+            self.header.devices,
+            lambda: self._plugged(given),
         )
 
     def _plugged(self, given: "Given | None") -> "list[Device]":

@@ -1,8 +1,9 @@
 """A replay under way: run to a moment, look around, run on."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
@@ -14,18 +15,36 @@ from rr86.session.execution import Execution, Tick
 from rr86.session.stop import Stop
 
 if TYPE_CHECKING:
-    from rr86._native import Diversion, Events, Snapshot
+    from typing import Unpack
+
+    import drgn
+
+    from rr86._native import BranchPoint, Events, Snapshot
+    from rr86._native import Diversion as NativeDiversion
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
     from rr86.cpu.physical import PhysicalNames
+    from rr86.kernel.dump import Dump
+    from rr86.kernel.running import RunningKernel
     from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
+    from rr86.replay.diversion import ChangesGiven, Diversion, Parent
     from rr86.replay.oracle import OracleReport
     from rr86.trace.checkpoint import Checkpoint
 
 
 # Of the console, so much is kept in mind for texts that began before a snapshot.
 _LONGEST_TEXT = 4096
+
+
+class Executed(NamedTuple):
+    """An instruction that is executed at a moment: its linear address, 16, 32 or 64 bits, and its
+    bytes, maybe with some behind it."""
+
+    icount: int
+    linear: int
+    bits: int
+    code: bytes
 
 
 class ReplaySession:
@@ -48,6 +67,7 @@ class ReplaySession:
         debugcon: DebugSink | None = None,
         names: "Callable[[], PhysicalNames] | None" = None,
         devices: "Sequence[Device]" = (),
+        parent: "Parent | None" = None,
     ) -> None:
         from rr86._native import Replay
         from rr86.session.power import switch_on
@@ -55,6 +75,8 @@ class ReplaySession:
         machine = switch_on(spec, images, oracle, devices)
         machine.take_ram(touched)
         self._path = path
+        self._parent = parent
+        self._point: BranchPoint | None = None
         self.machine: Replay
         self.began = 0
         """The moment at which this replay began: 0, or that of a checkpoint or a snapshot."""
@@ -72,6 +94,7 @@ class ReplaySession:
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
         self.inspector.processes = Processes(self.inspector)
+        self._ram = spec.memory
         self._console = Heard(console)
         self._debugcon = HeardDebug(debugcon)
         self._execution = Execution(
@@ -145,18 +168,31 @@ class ReplaySession:
         """
         return self._execution.run_over(conditions, max_instructions, before)
 
-    def rewind(self, snapshot: "Snapshot", console: int = 0, debugcon: int = 0) -> None:
+    def rewind(self, snapshot: "Snapshot", console: bytes = b"", debugcon: bytes = b"") -> None:
         """Go to a snapshot of this trace, back or forward, in place: what looks at this session
-        then sees that moment. `console` and `debugcon` say how many bytes the guest had sent there.
+        then sees that moment. `console` and `debugcon` are what the guest had sent there before it.
 
         Raises `NativeError` for a snapshot of another machine.
         """
-        del self._console.heard[console:]
-        del self._debugcon.heard[debugcon:]
+        self._console.heard[:] = console
+        self._debugcon.heard[:] = debugcon
         self.machine.rewind(snapshot, bytes(self._console.heard[-_LONGEST_TEXT:]))
         self._execution.moved(snapshot.icount)
 
-    def divert(self) -> "Diversion":
+    def path(
+        self, ranges: Sequence[tuple[int, int]], whole: bool = True
+    ) -> tuple[list[Executed], bool]:
+        """Run on, and list every instruction in these ranges of moments, which ascend; then stand
+        before the first one behind them. Unless the `whole` path is wanted, iterations of REP MOVS
+        and REP STOS are left out, and it is said whether something else was left out with them.
+
+        Raises as `run`.
+        """
+        rows, gaps = self.machine.path(ranges, whole)
+        self._execution.moved(ranges[-1][1])
+        return [Executed(*row) for row in rows], gaps
+
+    def divert(self) -> "NativeDiversion":
         """Leave the recording here: nothing is compared any more, and its slices and inputs are
         suggestions. `run` goes on with the diversion, and needs a limit, because such a run need
         not end. What only a replay can do raises `NativeError` from here on.
@@ -165,6 +201,39 @@ class ReplaySession:
         """
         diversion = self.machine.divert()
         self._execution.hand_over(diversion)
+        return diversion
+
+    def branch(
+        self,
+        *,
+        output: str | Path | None = None,
+        console: Callable[[bytes], None] | None = None,
+        debugcon: DebugSink | None = None,
+        checkpoints: int | None = None,
+        **changes: "Unpack[ChangesGiven]",
+    ) -> "Diversion":
+        """Go live from this moment, maybe inside a slice, in another session: this replay stays as
+        it is. `changes` are the fields of `rr86.replay.diversion.Changes`. With `output` there is a
+        trace of it, which replays without this one, and has `checkpoints` after every so many
+        instructions if they are asked for.
+
+        Branches of one moment share its memory until they write to it.
+
+        Raises `NativeError` where the machine has ended or the block protocol has no checkpoints,
+        and what `Diversion` and `Diversion.record` raise.
+        """
+        from rr86.replay.diversion import Changes, Diversion
+
+        if self._parent is None:
+            raise UsageError("only sessions that a trace has opened can be branched off")
+        changed = Changes(**changes)
+        if self._point is None or self._point.icount != self.icount:
+            self._point = self._execution.machine.branch_point()
+        diversion = Diversion(
+            self._parent, self._point, changed, console=console, debugcon=debugcon
+        )
+        if output is not None:
+            diversion.record(output, checkpoints)
         return diversion
 
     def registers(self, vcpu: int = 0) -> dict[str, int]:
@@ -210,6 +279,40 @@ class ReplaySession:
         Raises `NativeError` if there is no such vCPU.
         """
         return self.inspector.backtrace(vcpu, limit)
+
+    @cached_property
+    def kernel(self) -> "RunningKernel":
+        """The Linux that runs in the guest: its memory, variables and types; see docs/kernel.md.
+        What is asked of it raises `KernelError` while there is none."""
+        from rr86.kernel.running import RunningKernel
+
+        return RunningKernel(self.inspector)
+
+    def drgn(self, vmlinux: str | Path | None = None) -> "drgn.Program":
+        """A drgn program for the guest as it stands here, good until the session moves.
+
+        Types and lines are those of `vmlinux`, or of an installed debug package for the guest's
+        kernel; with neither, types are those that the kernel carries (BTF).
+
+        Raises `UsageError` if drgn is not installed (`pip install 'rr86[drgn]'`), and `KernelError`
+        if no Linux runs yet or the vmlinux belongs to another build.
+        """
+        from rr86.kernel.with_drgn import program
+        from rr86.machine.memory_map import MemoryMap
+
+        named = None if vmlinux is None else Path(vmlinux)
+        return program(self.kernel, MemoryMap(self._ram).ram(), named)
+
+    def dump(self, path: str | Path, tick: Callable[[int], None] | None = None) -> "Dump":
+        """Write the guest's memory and registers to an ELF core file, which crash, drgn and gdb
+        open. `tick` is called with the number of bytes done.
+
+        Raises `OSError` where the file cannot be written.
+        """
+        from rr86.kernel.dump import write_dump
+        from rr86.machine.memory_map import MemoryMap
+
+        return write_dump(self.kernel, path, MemoryMap(self._ram).ram(), tick)
 
     def compared_digests(self) -> tuple[int, int]:
         """How many digests were compared with the recorded ones and equal, and at how many

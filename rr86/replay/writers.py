@@ -22,7 +22,7 @@ from rr86.replay import expansion
 from rr86.session.execution import Tick
 
 if TYPE_CHECKING:
-    from rr86._native import ExpansionReader, LoggedWrite, Machine
+    from rr86._native import ExpansionReader, LoggedWrite, Machine, Replay
     from rr86.cpu.guest_symbols import GuestSymbols
     from rr86.replay.recorded import RecordedRun
     from rr86.session.stop import Stop
@@ -50,7 +50,7 @@ class Store:
 @dataclass(frozen=True)
 class WriteRecord:
     """The last write to `size` bytes at `paddr`; `store` None: they have not been written since
-    power-on, when they were `after`.
+    power-on, or since the moment at which a branch began; then they were `after`.
 
     `source` tells where the answer is from: "log" or "replay".
     """
@@ -152,9 +152,12 @@ class WriteHistory:
         return self.trace.symbols()
 
     @cached_property
-    def _at_power_on(self) -> "Machine":
+    def _at_beginning(self) -> "Machine | Replay":
+        """The machine where the trace begins."""
         from rr86.session.power import switch_on
 
+        if self.trace.begins is not None:
+            return self.trace.session().machine
         return switch_on(self.trace.spec, self.trace.all_images())
 
     def is_shared(self, paddr: int) -> bool:
@@ -269,7 +272,7 @@ class WriteHistory:
         for place in range(answers.paddr, answers.paddr + answers.size):
             store, source = answers.stores.get(place), answers.sources[place]
             if store is None:
-                before, after = b"", self._at_power_on.read_physical(place, 1)
+                before, after = b"", self._at_beginning.read_physical(place, 1)
             else:
                 before = store.old[place - store.paddr :][:1]
                 after = store.new[place - store.paddr :][:1]
@@ -312,7 +315,8 @@ def _logged_store(write: "LoggedWrite") -> Store:
 
 def _beginnings(trace: "RecordedRun") -> list[int]:
     """Moments at which a replay can begin, in order."""
-    return [0, *sorted(each.icount for each in trace.checkpoints())]
+    checkpoints = sorted(each.icount for each in trace.checkpoints())
+    return checkpoints if trace.begins is not None else [0, *checkpoints]
 
 
 def _logged(

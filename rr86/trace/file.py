@@ -86,6 +86,24 @@ class TraceFile:
         """Whether the recording was closed properly."""
         return self._reader.complete()
 
+    @cached_property
+    def begins(self) -> int | None:
+        """The moment at which the trace begins with the whole machine, as that of a branch does;
+        None: at power-on.
+
+        Raises `TraceError` if that part of the trace is not whole.
+        """
+        return self._reader.beginning()
+
+    @cached_property
+    def content_id(self) -> str:
+        """Identifies what was recorded: equal recordings have equal ones, and checkpoints that were
+        added change nothing. It does not say that the file is intact.
+
+        Raises `TraceError` if the trace begins at a checkpoint that is not whole.
+        """
+        return self._reader.content_id()
+
     @property
     def damage(self) -> str | None:
         """What stops an incomplete or damaged trace from being read further, if anything does."""

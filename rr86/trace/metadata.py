@@ -50,6 +50,38 @@ class DeviceEntry(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a branch comes from: the name of the parent's file, its content id, the moment (an
+    instruction count) and the vCPU at which it left it, and what was changed there."""
+
+    parent: str
+    content_id: str
+    icount: int
+    vcpu: int
+    # "seed", "quantum" and "window_bias" (numbers), "schedule" and "protocol" (names), "input"
+    # (bytes for the console), "writes" (physical address, length, the first bytes of each).
+    changed: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON; bytes in hexadecimal."""
+        changed = dict(self.changed)
+        if "input" in changed:
+            changed["input"] = changed["input"].hex()
+        if "writes" in changed:
+            changed["writes"] = [
+                {"paddr": paddr, "length": length, "bytes": data.hex()}
+                for paddr, length, data in changed["writes"]
+            ]
+        return {
+            "parent": self.parent,
+            "content_id": self.content_id,
+            "icount": self.icount,
+            "vcpu": self.vcpu,
+            "changed": changed,
+        }
+
+
+@dataclass(frozen=True)
 class Header:
     """What a trace says about its start: rr86's version, board, images by name, and host."""
 
@@ -60,6 +92,8 @@ class Header:
     host: Host
     # Devices by users, which a replay has to be given.
     devices: Sequence[DeviceEntry] = ()
+    # Of a trace that begins at a moment of another.
+    branch: Origin | None = None
 
     def pack(self) -> bytes:
         """The header as msgpack."""
@@ -73,6 +107,15 @@ class Header:
         }
         if self.devices:
             content["devices"] = [[each.kind, dict(each.options)] for each in self.devices]
+        if self.branch is not None:
+            origin = self.branch
+            content["branch"] = {
+                "parent": origin.parent,
+                "content_id": origin.content_id,
+                "icount": origin.icount,
+                "vcpu": origin.vcpu,
+                "changed": dict(origin.changed),
+            }
         packed: bytes = msgpack.packb(content)
         return packed
 
@@ -93,6 +136,7 @@ class Header:
             images=images,
             host=Host(_entry(host, "maker", str), _entry(host, "family", int)),
             devices=_devices(content.get("devices", [])),
+            branch=_origin(content["branch"]) if "branch" in content else None,
         )
 
 
@@ -191,6 +235,40 @@ def _devices(rows: Any) -> tuple[DeviceEntry, ...]:
             case _:
                 raise TraceContentError("the trace's header makes no sense at 'devices'")
     return tuple(entries)
+
+
+_CHANGES = {
+    **dict.fromkeys(("seed", "quantum", "window_bias"), int),
+    **dict.fromkeys(("schedule", "protocol"), str),
+    "input": bytes,
+    "writes": list,
+}
+
+
+def _origin(content: Any) -> Origin:
+    """Where a branch comes from, as its header has it."""
+    match content:
+        case {
+            "parent": str(parent),
+            "content_id": str(content_id),
+            "icount": int(icount),
+            "vcpu": int(vcpu),
+            "changed": dict(changed),
+        } if all(type(value) is _CHANGES.get(key) for key, value in changed.items()):
+            writes = changed.get("writes", [])
+            if all(_is_write(each) for each in writes):
+                if writes:
+                    changed["writes"] = [tuple(each) for each in writes]
+                return Origin(parent, content_id, icount, vcpu, changed)
+    raise TraceContentError("the trace's header makes no sense at 'branch'")
+
+
+def _is_write(value: Any) -> bool:
+    match value:
+        case [int(), int(), bytes()]:
+            return True
+        case _:
+            return False
 
 
 def _address(value: Any) -> int | None:

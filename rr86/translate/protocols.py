@@ -259,3 +259,21 @@ def described(name: str, text: str) -> Protocol:
         chains_kept="chains-kept" in switches,
         same_block_ignored="same-block-ignored" in switches,
     )
+
+
+def board_settings(protocol: str | Protocol) -> dict[str, str]:
+    """The settings of a board for a block protocol, which may be named, described as `NAME=STEPS`,
+    or given.
+
+    Raises `UsageError` if a description makes no sense.
+    """
+    if isinstance(protocol, str):
+        name, described_as, steps = (part.strip() for part in protocol.partition("="))
+        if not described_as:
+            return {"protocol": name}
+        protocol = described(name, steps)
+    if protocol.built_in:
+        return {"protocol": protocol.name}
+    # Whatever else it is, it must not be taken for the one of this name.
+    described(protocol.name, protocol.text)
+    return {"protocol": protocol.name, "protocol_steps": protocol.text}

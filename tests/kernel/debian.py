@@ -145,6 +145,7 @@ def record_boot(folder: Path, where: Path) -> Boot:
         folder / "vmlinuz",
         initrd=initrd,
         smp=VCPUS,
+        memory="256M",
         seed=7,
         # The tests of ciphers are half of the boot.
         append="console=ttyS0 quiet cryptomgr.notests",

@@ -145,9 +145,24 @@ fn pack(raw: &[u8]) -> Vec<u8> {
     packed.unwrap_or_else(|| raw.to_vec())
 }
 
+/// The major and minor version of a trace of these chunks: one that has a checkpoint before its first events begins
+/// there.
+fn version(chunks: &[Chunk]) -> (u16, u16) {
+    let kinds = chunks.iter().map(|c| c.header.kind);
+    let first = kinds
+        .clone()
+        .find(|&kind| matches!(kind, ChunkKind::EVENTS | ChunkKind::CHECKPOINT));
+    if first == Some(ChunkKind::CHECKPOINT) {
+        format::AT_CHECKPOINT
+    } else {
+        (format::MAJOR, format::MINOR)
+    }
+}
+
 /// A trace of these chunks as a killed recorder leaves it.
 pub fn cut(chunks: &[Chunk]) -> Vec<u8> {
-    let mut out = format::file_header(format::MAJOR, format::MINOR).to_vec();
+    let (major, minor) = version(chunks);
+    let mut out = format::file_header(major, minor).to_vec();
     for (n, chunk) in chunks.iter().enumerate() {
         out.extend(chunk.bytes(n as u32));
     }
@@ -187,7 +202,11 @@ pub fn finish(chunks: &[Chunk], index: &[u8], packed: bool) -> Vec<u8> {
 
 /// Makes the checksums of all chunks fit that can still be found one after the other, and the trailer's.
 pub fn repair(file: &mut [u8]) {
-    let head = format::file_header(format::MAJOR, format::MINOR);
+    let (major, minor) = match file.get(8) {
+        Some(2) => format::AT_CHECKPOINT,
+        _ => (format::MAJOR, format::MINOR),
+    };
+    let head = format::file_header(major, minor);
     if let Some(start) = file.first_chunk_mut() {
         *start = head;
     }

@@ -5,7 +5,9 @@ use std::path::Path;
 use rr86_core::cpu::semantics::Semantics;
 use rr86_core::runtime::protocol::Protocol;
 use rr86_core::runtime::translator::BlockLimits;
-use rr86_core::session::{Conditions, Machine, MachineConfig, Policy, Scheduler, Session};
+use rr86_core::session::{
+    Condition, Conditions, Machine, MachineConfig, Policy, Scheduler, Session,
+};
 use rr86_core::trace::TraceReader;
 
 const ENTRY: u64 = 0x10_0000;
@@ -93,6 +95,28 @@ pub fn record(path: &Path, protocol: &str, length: u64) {
         recorder.run(length / 4, &mut none).expect("a run");
     }
     recorder.finish(2, 0, "the end", b"\x80").expect("an end");
+}
+
+/// Records a branch of a trace that begins inside a slice.
+///
+/// # Panics
+/// When the trace does not replay, or the branch cannot be written.
+pub fn branch(parent: &Path, path: &Path, protocol: &str, length: u64) {
+    let reader = TraceReader::open(parent).expect("a trace");
+    let mut replayer = Session::replay(machine(protocol), reader.stream(), true);
+    let mut there = Conditions::new(vec![Condition::Icount(length / 2 + 7)]);
+    replayer.run(u64::MAX, &mut there).expect("a replay");
+    let point = replayer.branch_point().expect("a moment");
+    let scheduler = Scheduler::new(Policy::Random, 5, 40);
+    let mut branch = Session::branch(machine(protocol), &point, scheduler).expect("a branch");
+    branch.machine.draw_windows(3, 0x8000);
+    let images = [("kernel".to_owned(), b"small".into())];
+    let header = b"\x81\xa4rr86\xa30.1";
+    branch.record_to(path, header, &images).expect("a trace");
+    branch.set_checkpoints(length / 4).expect("checkpoints");
+    let mut none = Conditions::default();
+    branch.run(length / 2, &mut none).expect("a run");
+    branch.finish(2, 0, "the end", b"\x80").expect("an end");
 }
 
 /// Expands a trace, with its stores.

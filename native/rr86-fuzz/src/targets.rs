@@ -29,8 +29,8 @@ const LONG: u64 = 10_000;
 const STEPS: u64 = 5000;
 
 /// What an input is made for, and how many of 1,024 inputs.
-pub const TARGETS: [(&str, usize); 11] = [
-    ("frame", 100),
+pub const TARGETS: [(&str, usize); 12] = [
+    ("frame", 98),
     ("chunk", 150),
     ("events", 260),
     ("index", 120),
@@ -40,6 +40,7 @@ pub const TARGETS: [(&str, usize); 11] = [
     ("side-file", 110),
     ("state", 10),
     ("replay", 2),
+    ("beginning", 2),
     ("alone", 2),
 ];
 
@@ -84,6 +85,8 @@ pub struct Targets {
     sources: Vec<Source>,
     /// The recording that the expansion and the side file belong to.
     own: Source,
+    /// Traces that begin at a checkpoint, and their protocols.
+    branches: Vec<(&'static str, Source)>,
     expansion: Vec<u8>,
     /// Its trace as a killed recorder left it, and the side file.
     killed: Vec<u8>,
@@ -120,10 +123,21 @@ impl Targets {
         sources.push(long);
         sources.extend(traces.iter().map(|path| Source::new(read(path))));
         let (killed, side) = killed(&path);
+        let mut branches = Vec::new();
+        for protocol in ["precise", "qemu-7.2"] {
+            let branch = folder.path().join("branch.rr86");
+            sample::record(&path, protocol, SHORT);
+            sample::branch(&path, &branch, protocol, SHORT);
+            let file = read(&branch);
+            // They are small too.
+            sources.insert(0, Source::new(file.clone()));
+            branches.push((protocol, Source::new(file)));
+        }
         Self {
             folder,
             sources,
             own,
+            branches,
             expansion,
             killed,
             side,
@@ -163,6 +177,7 @@ impl Targets {
             "side-file" => self.side_file(rng),
             "state" => self.state(rng),
             "replay" => self.replay(rng),
+            "beginning" => self.beginning(rng),
             _ => self.alone(rng),
         }
         name
@@ -171,7 +186,7 @@ impl Targets {
     /// A trace to start from: mostly one of the small ones, of which many can be read in the time of one of those
     /// that were given.
     fn source(&self, rng: &mut Rng) -> &Source {
-        let small = &self.sources[..2];
+        let small = &self.sources[..4];
         if rng.one_in(64) {
             rng.pick(&self.sources)
         } else {
@@ -494,6 +509,34 @@ impl Targets {
         let _ = replayer.run(STEPS, &mut Conditions::default());
     }
 
+    /// A damaged checkpoint at which a trace begins, and a replay from there.
+    fn beginning(&self, rng: &mut Rng) {
+        let (protocol, source) = rng.pick(&self.branches);
+        let mut chunks = source.chunks.clone();
+        for _ in 0..=rng.below(2) {
+            let kind = *rng.pick(&[ChunkKind::CHECKPOINT, ChunkKind::PAGES]);
+            if let Some(n) = source.place(rng, kind) {
+                self.table_or_content(rng, &mut chunks[n]);
+            }
+        }
+        match rng.below(8) {
+            0 => chunks.truncate(rng.below(chunks.len())),
+            1 => drop(chunks.remove(rng.below(chunks.len()))),
+            _ => {}
+        }
+        let path = self.path();
+        std::fs::write(&path, files::cut(&chunks)).expect("room for an input");
+        let Ok(reader) = TraceReader::open(&path) else {
+            return;
+        };
+        let mut machine = sample::machine(protocol);
+        machine.engine.slice.patience = Patience::new(PatienceLimit::Steps(10_000));
+        if let Ok(mut replay) = Session::from_beginning(machine, &reader, rng.one_in(2)) {
+            let _ = replay.run(STEPS, &mut Conditions::default());
+            let _ = replay.branch_point();
+        }
+    }
+
     /// Made-up inputs of a vCPU, followed by a replay of it alone.
     fn alone(&self, rng: &mut Rng) {
         self.damage_expansion(rng);
@@ -546,6 +589,8 @@ fn examine(path: &Path, thorough: bool) {
         let _ = reader.chunk(n);
     }
     let _ = reader.chunk_at(u64::MAX);
+    let _ = reader.beginning();
+    let _ = reader.content_id();
     for checkpoint in reader.checkpoints().unwrap_or_default() {
         let _ = reader.checkpoint_state(&checkpoint);
         let put = |_: usize, _: &[u8; 4096]| Ok::<(), TraceError>(());

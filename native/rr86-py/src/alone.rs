@@ -32,7 +32,7 @@ session! { Alone {
         known.map_err(errors::machine)?;
         let machine = machine.take()?;
         let alone = Session::alone(machine, &reader, Path::new(expansion), vcpu, verify);
-        let held = Held::new(alone.map_err(errors::trace)?);
+        let held = Held::new(alone.map_err(errors::session)?);
         Ok(Self { held })
     }
 

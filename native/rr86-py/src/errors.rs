@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pyo3::{import_exception, PyTypeInfo};
 use rr86_core::session::{
-    CheckpointError, Divergence, Fact, Machine, MachineError, SessionError, Wait,
+    BranchError, CheckpointError, Divergence, Fact, Machine, MachineError, SessionError, Wait,
 };
 use rr86_core::trace;
 
@@ -75,6 +75,15 @@ pub fn checkpoint(error: CheckpointError) -> PyErr {
     match error {
         CheckpointError::Impossible(_) => NativeError::new_err(error.to_string()),
         damaged => TraceError::new_err(damaged.to_string()),
+    }
+}
+
+pub fn branch(error: BranchError) -> PyErr {
+    match error {
+        BranchError::Checkpoint(e) => checkpoint(e),
+        BranchError::Machine(e) => machine(e),
+        BranchError::Trace(e) => trace(e),
+        other => NativeError::new_err(other.to_string()),
     }
 }
 

@@ -176,6 +176,12 @@ macro_rules! whole_machine {
                 self.held.answer(py, &found)
             }
 
+            fn branch_point(&mut self, py: Python<'_>) -> PyResult<crate::branch::BranchPoint> {
+                let session = self.held.session()?;
+                let point = py.detach(|| session.branch_point());
+                point.map(crate::branch::BranchPoint).map_err(crate::errors::branch)
+            }
+
             fn console_output<'py>(
                 &mut self,
                 py: Python<'py>,

@@ -5,6 +5,7 @@
 
 mod alone;
 mod blocks;
+mod branch;
 mod bytes;
 mod device;
 mod diversion;
@@ -35,6 +36,8 @@ mod _native {
 
     #[pymodule_export]
     use super::alone::Alone;
+    #[pymodule_export]
+    use super::branch::BranchPoint;
     #[pymodule_export]
     use super::diversion::Diversion;
     #[pymodule_export]

@@ -7,11 +7,14 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
 use rr86_core::contents::Contents;
 use rr86_core::session::{self, Session};
+use rr86_core::trace::TraceReader;
 
+use crate::branch::BranchPoint;
 use crate::errors;
 use crate::face::whole_machine;
 use crate::held::{scheduler, Held, Return};
 use crate::machine::Machine;
+use crate::protocol::BlockProtocol;
 use crate::view;
 
 #[pyclass(module = "rr86._native")]
@@ -46,6 +49,29 @@ whole_machine! { Recording {
         })
     }
 
+    #[staticmethod]
+    #[pyo3(signature = (machine, point, *, seed=0, quantum=100_000, schedule="uniform",
+        window_bias=8192))]
+    fn branch(
+        py: Python<'_>,
+        machine: &mut Machine,
+        point: &BranchPoint,
+        seed: u64,
+        quantum: u64,
+        schedule: &str,
+        window_bias: u32,
+    ) -> PyResult<Self> {
+        let scheduler = scheduler(schedule, seed, quantum)?;
+        let machine = machine.take()?;
+        let session = py.detach(|| Session::branch(machine, &point.0, scheduler));
+        let mut session = session.map_err(errors::session)?;
+        session.machine.draw_windows(seed, window_bias);
+        Ok(Self {
+            held: Held::new(session),
+            last: (0, 0, String::new()),
+        })
+    }
+
     #[pyo3(signature = (path, header, images, checkpoints=None))]
     fn record_to(
         &mut self,
@@ -59,12 +85,32 @@ whole_machine! { Recording {
             .into_iter()
             .map(|(name, data)| (name, Contents::new(data)))
             .collect();
-        if let Some(every) = checkpoints {
+        if let (Some(every), false) = (checkpoints, session.is_branch()) {
             session.set_checkpoints(every).map_err(errors::checkpoint)?;
         }
         session
             .record_to(Path::new(path), header, &images)
-            .map_err(errors::trace)
+            .map_err(errors::session)?;
+        if let (Some(every), true) = (checkpoints, session.is_branch()) {
+            session.set_checkpoints(every).map_err(errors::checkpoint)?;
+        }
+        Ok(())
+    }
+
+    fn change_memory(&mut self, paddr: u64, data: &[u8]) -> PyResult<()> {
+        let session = self.held.session()?;
+        session.change_memory(paddr, data).map_err(errors::branch)
+    }
+
+    fn change_protocol(&mut self, protocol: BlockProtocol) -> PyResult<()> {
+        let session = self.held.session()?;
+        session.change_protocol(protocol.into()).map_err(errors::branch)
+    }
+
+    fn follow(&mut self, point: &BranchPoint, trace: &str) -> PyResult<()> {
+        let reader = TraceReader::open(Path::new(trace)).map_err(errors::trace)?;
+        let session = self.held.session()?;
+        session.follow(&point.0, &reader).map_err(errors::branch)
     }
 
     fn finish(&mut self, footer: &[u8]) -> PyResult<()> {

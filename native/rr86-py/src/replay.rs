@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 use rr86_core::session::{self, Checkpointer, Session};
 use rr86_core::trace::TraceReader;
 
@@ -15,6 +15,9 @@ use crate::machine::Machine;
 use crate::oracle;
 use crate::snapshot::Snapshot;
 use crate::trace::Events;
+
+/// An instruction: (icount, linear address, bits, bytes).
+type StepRow<'py> = (u64, u64, u32, Bound<'py, PyBytes>);
 
 #[pyclass(module = "rr86._native")]
 pub struct Replay {
@@ -46,8 +49,10 @@ whole_machine! { Replay {
     ) -> PyResult<Self> {
         let reader = open(path)?;
         let Some(n) = checkpoint else {
-            let events = reader.stream_for_replay(0);
-            return Ok(Self::of(Session::replay(machine.take()?, events, verify)));
+            let machine = machine.take()?;
+            return py.detach(|| Session::from_beginning(machine, &reader, verify))
+                .map(Self::of)
+                .map_err(errors::session);
         };
         let all = reader.checkpoints().map_err(errors::trace)?;
         let info = all.get(n).ok_or_else(|| {
@@ -103,6 +108,18 @@ whole_machine! { Replay {
         let (found, hit) = self.held.run_over(py, (max_instructions, before), wanted)?;
         let answer = self.held.answer(py, &found)?;
         Ok((answer, hit.map(|hit| crate::held::hit(py, &hit)).transpose()?))
+    }
+
+    fn path<'py>(
+        &mut self,
+        py: Python<'py>,
+        ranges: Vec<(u64, u64)>,
+        whole: bool,
+    ) -> PyResult<(Vec<StepRow<'py>>, bool)> {
+        let session = self.held.session()?;
+        let path = py.detach(|| session.path(&ranges, whole)).map_err(errors::session)?;
+        let row = |s: &session::Step| (s.icount, s.linear, s.bits, PyBytes::new(py, &s.bytes));
+        Ok((path.steps.iter().map(row).collect(), path.gaps))
     }
 
     #[pyo3(signature = (snapshot, heard=None))]

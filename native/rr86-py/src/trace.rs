@@ -213,6 +213,16 @@ impl TraceReader {
         Events(Mutex::new(Some(self.0.stream_for_replay(0))))
     }
 
+    fn beginning(&self) -> PyResult<Option<u64>> {
+        let first = self.0.beginning().map_err(errors::trace)?;
+        Ok(first.map(|checkpoint| checkpoint.icount))
+    }
+
+    fn content_id(&self) -> PyResult<String> {
+        let id = self.0.content_id().map_err(errors::trace)?;
+        Ok(format!("{id:032x}"))
+    }
+
     fn complete(&self) -> bool {
         self.0.complete()
     }

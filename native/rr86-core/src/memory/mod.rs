@@ -1,5 +1,6 @@
 //! Guest memory: RAM, what is known of each page, and the software TLB in front of it.
 
+pub mod image;
 pub mod pages;
 pub mod ram;
 pub mod tlb;

@@ -6,9 +6,12 @@
 //! and tells (docs/determinism.md, "Cross-vCPU writes"). So every reader's first access after somebody
 //! else's store is seen.
 
+use std::io;
+
 use bitflags::bitflags;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::image::RamImage;
 use super::ram::GuestRam;
 use crate::saved::{LoadError, Reader, Writer};
 
@@ -189,9 +192,7 @@ impl Pages {
 
     /// From now on notes which pages change; those that are not zero count as changed.
     pub fn note_changes(&mut self) {
-        let hashes = self.hashes.iter().enumerate();
-        let present = hashes.filter(|(_, &hash)| hash != 0);
-        self.changed = Some(present.map(|(page, _)| page as u32).collect());
+        self.changed = Some(self.present().map(|page| page as u32).collect());
     }
 
     /// The pages that may have changed since the last call, up to the last digest, in ascending order.
@@ -211,17 +212,36 @@ impl Pages {
         self.hashes[page] == 0
     }
 
+    /// The pages that were not zero at the last digest, ascending.
+    pub fn present(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.hashes.len()).filter(|&page| self.hashes[page] != 0)
+    }
+
+    /// The pages that were ever written.
+    fn written(&self) -> Vec<usize> {
+        let dirty = self.dirty.iter().map(|&page| page as usize);
+        self.present().chain(dirty).collect()
+    }
+
     /// Zeroes all of RAM, as far as it was ever written.
     pub fn wipe(&mut self, ram: &mut GuestRam) {
-        let dirty = self.dirty.iter().map(|&page| page as usize);
-        let written: Vec<usize> = (0..self.hashes.len())
-            .filter(|&page| self.hashes[page] != 0)
-            .chain(dirty)
-            .collect();
-        for page in written {
+        for page in self.written() {
             ram.page_mut(page).fill(0);
             self.mark_dirty(page);
         }
+    }
+
+    /// Puts another content in the place of all of RAM.
+    ///
+    /// # Errors
+    /// The host's error; then the RAM must not be used.
+    pub fn show(&mut self, ram: &mut GuestRam, image: &RamImage) -> io::Result<()> {
+        image.show(ram)?;
+        let before = self.written();
+        for page in before.into_iter().chain(image.pages().iter().copied()) {
+            self.mark_dirty(page);
+        }
+        Ok(())
     }
 
     /// Writes what is known of each page, and which of its lines are marked. Nothing may have been

@@ -264,6 +264,11 @@ impl GuestRam {
         self.ahead = thread.spawn(take).ok().map(|thread| Ahead { stop, thread });
     }
 
+    /// Whether a thread takes memory from the host.
+    pub(super) fn is_taken_ahead(&self) -> bool {
+        self.ahead.is_some()
+    }
+
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         self.size

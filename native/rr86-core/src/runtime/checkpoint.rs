@@ -394,7 +394,9 @@ impl Engine {
             if self.coherence.protocol.commit_first {
                 save_unchecked(w, self.progress[n].under_way.unchecked.as_ref());
             }
-            let inside = self.inside_block(n);
+            // Before the first instruction of a block is no place inside: a vCPU is there when a debugger has stopped
+            // it between two iterations of that instruction.
+            let inside = self.inside_block(n).filter(|&(_, index)| index != 0);
             w.bool(inside.is_some());
             if let Some((serial, index)) = inside {
                 w.varint(serial);

@@ -1,8 +1,9 @@
 //! Steps of a block protocol that a vCPU has begun: whether it is switched out between them, and finishing them.
 
 use super::engine::Engine;
+use super::protocol::Protocol;
 use super::vcpu::Vcpu;
-use super::windows::{UnderWay, Window, WindowPolicy};
+use super::windows::{Uncommitted, UnderWay, Window, WindowPolicy};
 use xxhash_rust::xxh3::xxh3_64;
 
 impl Engine {
@@ -33,6 +34,14 @@ impl Engine {
                 self.coherence.windows,
                 WindowPolicy::Expect(Some(Window::Fetch))
             )
+    }
+
+    /// The window in which a recorded slice that is under way ends.
+    pub fn expected_window(&self) -> Option<Window> {
+        match self.coherence.windows {
+            WindowPolicy::Expect(window) => window,
+            _ => None,
+        }
     }
 
     /// Says who decides about windows.
@@ -85,6 +94,32 @@ impl Engine {
                 self.link(v.cpu.id, &fetched);
             }
         }
+    }
+
+    /// The vCPU that stands inside a block which is in no table any more, if there is one: it runs on in it under
+    /// protocols that let it.
+    pub fn inside_removed(&self) -> Option<usize> {
+        (0..self.progress.len()).find(|&n| {
+            self.inside_block(n).is_some_and(|(serial, index)| {
+                index != 0 && self.cache.blocks.with_serial(serial).is_none()
+            })
+        })
+    }
+
+    /// Follows another block protocol from now on, with no blocks. Of the steps that vCPUs have begun, those go with
+    /// the blocks that they are about; a store that is not committed stays.
+    pub fn change_protocol(&mut self, protocol: Protocol) {
+        for each in &mut self.progress {
+            let steps = std::mem::take(&mut each.under_way);
+            each.under_way.uncommitted = steps.uncommitted.map(|store| Uncommitted {
+                emptied: false,
+                ..store
+            });
+        }
+        self.flush_blocks(self.slice.vcpu);
+        self.coherence.protocol = protocol;
+        self.coherence.detects = protocol.can_be_stale();
+        self.translator.limits.protocol = protocol;
     }
 
     /// Whether any vCPU has something under way.

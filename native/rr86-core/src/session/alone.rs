@@ -280,19 +280,22 @@ impl Session<Alone> {
     /// A replay of one vCPU of a trace on `machine`, which is set up as the recorder's was.
     ///
     /// # Errors
-    /// When the expansion is missing (`Malformed`) or damaged.
+    /// When the expansion is missing (`Malformed`) or damaged, or the checkpoint at which the trace begins is.
     pub fn alone(
         mut machine: Machine,
         trace: &TraceReader,
         expansion: &Path,
         vcpu: usize,
         verify: bool,
-    ) -> Result<Self, TraceError> {
+    ) -> Result<Self, SessionError> {
         let expansion = ExpansionReader::open(expansion, trace)?.ok_or(TraceError::Malformed {
             chunk: 0,
             offset: 0,
             why: "there is no whole expansion of this trace",
         })?;
+        if let Some(first) = trace.beginning()? {
+            machine.restore_from(trace, &first)?;
+        }
         let foreign = Foreign::new(vcpu, expansion, &mut machine)?;
         let position = Position {
             decisions: 0,

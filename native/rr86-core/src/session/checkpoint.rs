@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::machine::Machine;
 use crate::machine::Signal;
+use crate::memory::image::RamImage;
 use crate::memory::PAGE_SIZE;
 use crate::runtime::checkpoint::Blocks;
 use crate::saved::{LoadError, Reader, Writer};
@@ -25,6 +26,8 @@ pub enum CheckpointError {
     Layout(u8),
     #[error("the checkpoint cannot be restored: page {0:#x} is no RAM")]
     Page(usize),
+    #[error("the memory of a moment cannot be put in: {0}")]
+    Memory(String),
     #[error("the checkpoint cannot be restored: its state is of another moment")]
     Moment,
     #[error("the checkpoint cannot be restored: {0} does not have the digest that it had")]
@@ -142,6 +145,16 @@ impl Machine {
         self.engine.memory.pages.mark_dirty(page);
         self.engine.memory.ram.page_mut(page).copy_from_slice(bytes);
         Ok(())
+    }
+
+    /// Puts an image in the place of all of RAM.
+    ///
+    /// # Errors
+    /// When it is of another size or the host refuses it; then the machine must not run.
+    pub fn show(&mut self, image: &RamImage) -> Result<(), CheckpointError> {
+        let memory = &mut self.engine.memory;
+        let shown = memory.pages.show(&mut memory.ram, image);
+        shown.map_err(|error| CheckpointError::Memory(error.to_string()))
     }
 
     /// Takes over a saved state; RAM has its content already. After an error the machine must not run.

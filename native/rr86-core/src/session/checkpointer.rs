@@ -1,7 +1,8 @@
 //! Writes checkpoints; and adds them to a trace: a copy of it is written while it is replayed.
 //!
 //! A checkpoint can stand only between two event chunks, where the recorder took digests, so the copy
-//! has the chunks of the original as they are. Checkpoints that the original had are left out.
+//! has the chunks of the original as they are. Checkpoints that the original had are left out, but for one at which
+//! it begins.
 
 use std::path::Path;
 
@@ -38,6 +39,8 @@ pub struct Checkpointer {
     /// Chunks of the original that are done with, and how many of them were event chunks.
     chunks: usize,
     events: usize,
+    /// The chunks with which the original begins, the checkpoint at which it does included.
+    opening: usize,
     every: u64,
     due: u64,
 }
@@ -50,12 +53,16 @@ impl Checkpointer {
     pub fn create(reader: TraceReader, path: &Path, every: u64) -> Result<Self, TraceError> {
         let every = every.max(1);
         Ok(Self {
-            reader,
-            writer: TraceWriter::create_copy(path)?,
+            writer: TraceWriter::create_copy(path, &reader)?,
+            opening: reader.opening_chunks()?,
+            due: reader
+                .beginning()?
+                .map_or(0, |first| first.icount)
+                .saturating_add(every),
             chunks: 0,
             events: 0,
             every,
-            due: every,
+            reader,
         })
     }
 
@@ -75,14 +82,20 @@ impl Checkpointer {
         write_checkpoint(machine, &mut self.writer, digests)
     }
 
+    /// Whether the copy has RAM as it is when the replay begins.
+    pub(super) fn begins_with_pages(&self) -> bool {
+        self.opening > 0
+    }
+
     fn copy_chunk(&mut self) -> Result<bool, TraceError> {
         let Some(chunk) = self.reader.raw_chunk(self.chunks) else {
             return Ok(false);
         };
         let (header, table, payload) = chunk?;
+        let opens = self.chunks < self.opening;
         self.chunks += 1;
         self.events += usize::from(header.kind == ChunkKind::EVENTS);
-        if !matches!(header.kind, ChunkKind::CHECKPOINT | ChunkKind::PAGES) {
+        if opens || !matches!(header.kind, ChunkKind::CHECKPOINT | ChunkKind::PAGES) {
             self.writer.copy(header, table, payload)?;
         }
         Ok(true)

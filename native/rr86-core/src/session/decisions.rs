@@ -86,6 +86,11 @@ pub trait Decisions {
         machine.engine.icount()
     }
 
+    /// In a replay, where its trace goes on behind the slice under way.
+    fn position(&self) -> Option<(usize, usize)> {
+        None
+    }
+
     /// Puts what is known so far where it survives this process, if it is time for that. `returning`: the call
     /// is about to come back to its caller, who may take any time before the next one.
     ///

@@ -4,7 +4,8 @@
 //! [`Decisions`] which vCPU runs next and for how long, has the machine do that, and tells them what became of it.
 //! Stops, limits, console output and the time that a call may take are its own. Those who decide are
 //!
-//! - [`Recording`]: a seeded [`Scheduler`], and a trace that keeps what it decided;
+//! - [`Recording`]: a seeded [`Scheduler`], and a trace that keeps what it decided, from power-on or from a
+//!   [`BranchPoint`] on;
 //! - [`Replay`]: the trace, and the comparison with what it says;
 //! - [`Diversion`]: from a moment of a replay on, a scheduler of its own, or the recorded slices as suggestions;
 //! - [`Alone`]: the trace and its [`expansion`], for one vCPU without the others.
@@ -12,6 +13,7 @@
 mod agent;
 mod ahead;
 mod alone;
+mod branch;
 mod checkpoint;
 mod checkpointer;
 mod conditions;
@@ -24,6 +26,7 @@ mod foreign;
 mod last;
 mod machine;
 mod observe;
+mod path;
 mod recording;
 mod replay;
 mod run;
@@ -31,10 +34,12 @@ mod run_slice;
 mod scheduler;
 mod slice;
 mod snapshot;
+mod suggestions;
 mod verify;
 
 pub use agent::{AgentError, Expression};
 pub use alone::Alone;
+pub use branch::{BranchError, BranchPoint};
 pub use checkpoint::CheckpointError;
 pub use checkpointer::Checkpointer;
 pub use conditions::{Condition, Conditions};
@@ -44,6 +49,7 @@ pub use error::{Divergence, Fact, SessionError};
 pub use expansion::{ExpansionReader, ExpansionWriter};
 pub use last::Hit;
 pub use machine::{Machine, MachineConfig, MachineError};
+pub use path::{Path, Step};
 pub use recording::{Recording, DIGEST_INTERVAL};
 pub use replay::{Compared, Replay};
 pub use run::Session;

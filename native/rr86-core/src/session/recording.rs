@@ -13,9 +13,11 @@ use super::machine::Machine;
 use super::observe;
 use super::run::Session;
 use super::scheduler::Scheduler;
-use super::slice::{Finished, Slices, Wait};
+use super::slice::{Decision, Finished, Slices, Wait};
+use super::suggestions::{Suggestion, Suggestions};
 use crate::contents::Contents;
 use crate::host_time::{Cadence, HostTime, Stopwatch};
+use crate::runtime::windows::WindowPolicy;
 use crate::trace::{Event, TraceError, TraceWriter, CONSOLE};
 
 /// Instructions between two sets of digests, and the most that a chunk covers.
@@ -59,9 +61,18 @@ pub struct Recording {
     checkpoints: Option<(u64, u64)>,
     /// Bytes for the console that wait for the next slice boundary.
     input: Vec<u8>,
+    /// What decides before the scheduler does.
+    pub(super) suggestions: Option<Suggestions>,
+    /// The moment at which a branch began; `None` after power-on.
+    pub(super) began: Option<u64>,
 }
 
 impl Recording {
+    /// Whether it keeps a trace, or has.
+    pub(super) fn has_trace(&self) -> bool {
+        self.writer.is_some() || self.closed_bytes != 0
+    }
+
     fn push(&mut self, icount: u64, event: &Event) -> Result<(), TraceError> {
         match &mut self.writer {
             Some(writer) => writer.push(icount, event),
@@ -91,6 +102,11 @@ impl Recording {
     }
 
     fn give_input(&mut self, machine: &mut Machine, icount: u64) -> Result<(), TraceError> {
+        if let Some(suggestions) = &mut self.suggestions {
+            while let Some(bytes) = suggestions.input()? {
+                self.input.extend(bytes);
+            }
+        }
         if self.input.is_empty() {
             return Ok(());
         }
@@ -98,6 +114,23 @@ impl Recording {
         machine.console_input(&bytes);
         let source = CONSOLE;
         self.push(icount, &Event::Input { source, bytes })
+    }
+
+    /// Which vCPU runs next: the suggested one if it can, otherwise whom the scheduler says.
+    fn decide(&mut self, machine: &mut Machine) -> Result<Decision, TraceError> {
+        let runnable = machine.runnable();
+        if let Some(suggestions) = &mut self.suggestions {
+            if let Some(Suggestion { decision, window }) = suggestions.slice()? {
+                if runnable.get(decision.vcpu) == Some(&true) {
+                    machine.slices = Slices::Recorded;
+                    machine.engine.set_windows(WindowPolicy::Expect(window));
+                    return Ok(decision);
+                }
+            }
+            machine.slices = Slices::New;
+            machine.engine.set_windows(WindowPolicy::Closed);
+        }
+        Ok(self.scheduler.next(&runnable))
     }
 
     /// Writes down what the engine has observed.
@@ -131,8 +164,11 @@ impl Decisions for Recording {
         let noted = machine.semantics().last_timers_are_recorded();
         let due = noted && machine.is_due();
         let stop = match machine.prepare() {
-            Wait::Ready => return Ok(Next::Slice(self.scheduler.next(&machine.runnable()))),
+            Wait::Ready => return Ok(Next::Slice(self.decide(machine)?)),
             Wait::Skipped(to_ns) => {
+                if let Some(suggestions) = &mut self.suggestions {
+                    suggestions.pass_skip()?;
+                }
                 self.push(icount, &Event::TimeSkip { to_ns })?;
                 return Ok(Next::More);
             }
@@ -169,9 +205,12 @@ impl Decisions for Recording {
     }
 
     fn waited(&self) -> HostTime {
-        self.writer
-            .as_ref()
-            .map_or(self.closed_waiting, TraceWriter::waited)
+        let written = self.writer.as_ref().map(TraceWriter::waited);
+        let mut waited = written.unwrap_or(self.closed_waiting);
+        if let Some(suggestions) = &self.suggestions {
+            waited += suggestions.waited();
+        }
+        waited
     }
 }
 
@@ -190,30 +229,45 @@ impl Session<Recording> {
                 next_digest: 0,
                 checkpoints: None,
                 input: Vec::new(),
+                suggestions: None,
+                began: None,
             },
         )
     }
 
-    /// Starts a trace.
+    /// Starts a trace. That of a branch begins with a checkpoint of the machine as it is now.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When the file cannot be written, or the machine has state that checkpoints do not hold.
     pub fn record_to(
         &mut self,
         path: &Path,
         header: &[u8],
         images: &[(String, Contents)],
-    ) -> Result<(), TraceError> {
-        self.decisions.writer = Some(TraceWriter::create(path, header, images)?);
+    ) -> Result<(), SessionError> {
+        let writer = if self.decisions.began.is_none() {
+            TraceWriter::create(path, header, images)?
+        } else {
+            // In this order: pages count as changed if they were not zero at the last digests.
+            let digests = self.machine.digests();
+            self.machine.allow_checkpoints()?;
+            let mut writer = TraceWriter::create_at_checkpoint(path, header, images)?;
+            write_checkpoint(&mut self.machine, &mut writer, &digests)?;
+            writer
+        };
+        self.decisions.writer = Some(writer);
         Ok(())
     }
 
-    /// Puts a checkpoint into the trace at the first slice boundary after every so many instructions.
+    /// Puts a checkpoint into the trace at the first slice boundary after every so many instructions. In a branch,
+    /// after `record_to`; otherwise before.
     ///
     /// # Errors
     /// When the machine has state that checkpoints do not hold.
     pub fn set_checkpoints(&mut self, every: u64) -> Result<(), CheckpointError> {
-        self.machine.allow_checkpoints()?;
+        if !self.decisions.has_trace() {
+            self.machine.allow_checkpoints()?;
+        }
         let every = every.max(1);
         let next = self.machine.engine.icount().saturating_add(every);
         self.decisions.checkpoints = Some((every, next));

@@ -260,8 +260,34 @@ impl Decisions for Replay {
         self.check_observations(machine)
     }
 
+    fn position(&self) -> Option<(usize, usize)> {
+        Some(self.events.position())
+    }
+
     fn waited(&self) -> HostTime {
         self.events.waited()
+    }
+}
+
+impl Machine {
+    /// Brings a machine to a checkpoint of a trace.
+    ///
+    /// # Errors
+    /// [`SessionError`] when the checkpoint is damaged, or of another machine; then this one must not run.
+    pub(super) fn restore_from(
+        &mut self,
+        reader: &TraceReader,
+        checkpoint: &CheckpointInfo,
+    ) -> Result<(), SessionError> {
+        self.wipe();
+        reader.checkpoint_pages(checkpoint, |page, bytes| {
+            self.set_page(page, bytes).map_err(SessionError::from)
+        })?;
+        self.restore(&reader.checkpoint_state(checkpoint)?)?;
+        if self.engine.icount() != checkpoint.icount {
+            return Err(CheckpointError::Moment.into());
+        }
+        Ok(())
     }
 }
 
@@ -269,6 +295,21 @@ impl Session<Replay> {
     /// A replay of `events` on a machine at power-on, which is set up as the recorder's was.
     pub fn replay(machine: Machine, events: EventStream, verify: bool) -> Self {
         Self::start(machine, Replay::of(events, 0, verify))
+    }
+
+    /// A replay from where the trace begins, on a machine at power-on, which is set up as the recorder's was.
+    ///
+    /// # Errors
+    /// [`SessionError`] when the trace begins at a checkpoint, and that is damaged or of another machine.
+    pub fn from_beginning(
+        machine: Machine,
+        reader: &TraceReader,
+        verify: bool,
+    ) -> Result<Self, SessionError> {
+        match reader.beginning()? {
+            Some(first) => Self::from_checkpoint(machine, reader, &first, verify),
+            None => Ok(Self::replay(machine, reader.stream_for_replay(0), verify)),
+        }
     }
 
     /// A replay that begins at a checkpoint of its trace, on a machine of the same configuration.
@@ -281,14 +322,7 @@ impl Session<Replay> {
         checkpoint: &CheckpointInfo,
         verify: bool,
     ) -> Result<Self, SessionError> {
-        machine.wipe();
-        reader.checkpoint_pages(checkpoint, |page, bytes| {
-            machine.set_page(page, bytes).map_err(SessionError::from)
-        })?;
-        machine.restore(&reader.checkpoint_state(checkpoint)?)?;
-        if machine.engine.icount() != checkpoint.icount {
-            return Err(CheckpointError::Moment.into());
-        }
+        machine.restore_from(reader, checkpoint)?;
         let mut decisions = 0;
         for n in 0..checkpoint.chunk {
             decisions += u64::from(reader.count_of(n, Kind::SLICE)?);
@@ -368,12 +402,15 @@ impl Session<Replay> {
         Ok(())
     }
 
-    /// Makes checkpoints from now on. The replay stands at power-on.
+    /// Makes checkpoints from now on. The replay stands where the trace begins.
     ///
     /// # Errors
     /// When the machine has state that checkpoints do not hold.
     pub fn make_checkpoints(&mut self, checkpointer: Checkpointer) -> Result<(), CheckpointError> {
         self.machine.allow_checkpoints()?;
+        if checkpointer.begins_with_pages() {
+            self.machine.take_changed_pages();
+        }
         self.decisions.checkpointer = Some(checkpointer);
         Ok(())
     }

@@ -20,9 +20,10 @@ pub enum TraceError {
     NotATrace { path: PathBuf },
     /// The file is a trace of a format that this version cannot read.
     #[error(
-        "{} has trace format {major}.{minor}; this version of rr86 reads format {}.x",
+        "{} has trace format {major}.{minor}; this version of rr86 reads formats {}.x and {}.x",
         path.display(),
-        format::MAJOR
+        format::MAJOR,
+        format::AT_CHECKPOINT.0
     )]
     OtherVersion {
         path: PathBuf,
@@ -48,6 +49,9 @@ pub enum TraceError {
     /// The file header is damaged, so that not even the format version is known.
     #[error("{} begins like an rr86 trace, but its file header is damaged", path.display())]
     FileHeader { path: PathBuf },
+    /// The trace begins at a checkpoint that is not there.
+    #[error("{} begins at a checkpoint, and that is not whole: it cannot be replayed", path.display())]
+    NoBeginning { path: PathBuf },
     /// Another process writes to the file.
     #[error("{} is being written by another recording", path.display())]
     InUse { path: PathBuf },
@@ -96,6 +100,7 @@ impl TraceError {
             | TraceError::NotATrace { path }
             | TraceError::OtherVersion { path, .. }
             | TraceError::FileHeader { path }
+            | TraceError::NoBeginning { path }
             | TraceError::InUse { path }
             | TraceError::NotASideFile { path } => Some(path),
             _ => None,

@@ -16,6 +16,8 @@ pub const MAGIC: [u8; 8] = *b"\x89RR86\r\n\x1a";
 pub const MAJOR: u16 = 1;
 /// Raised when something is added that old readers may pass over.
 pub const MINOR: u16 = 1;
+/// Major and minor version of a trace that begins at a checkpoint: readers of version 1 would begin at power-on.
+pub const AT_CHECKPOINT: (u16, u16) = (2, 0);
 /// Length of the file header.
 pub const FILE_HEADER: usize = 16;
 

@@ -62,6 +62,7 @@ struct Trace {
     file: File,
     path: PathBuf,
     file_len: u64,
+    major: u16,
     chunks: Vec<Located>,
     /// Places of the event chunks in `chunks`.
     events: Vec<usize>,
@@ -83,7 +84,7 @@ impl TraceReader {
         }
         let file = File::open(path).map_err(io)?;
         let file_len = file.metadata().map_err(io)?.len();
-        scan::check_file_header(&file, path, file_len)?;
+        let major = scan::check_file_header(&file, path, file_len)?;
         let layout = scan::locate(&file, path, file_len)?;
         let events = (0..layout.chunks.len())
             .filter(|&n| layout.chunks[n].header.kind == ChunkKind::EVENTS)
@@ -92,6 +93,7 @@ impl TraceReader {
             file,
             path: path.to_owned(),
             file_len,
+            major,
             chunks: layout.chunks,
             events,
             damage: layout.damage,
@@ -305,6 +307,59 @@ impl TraceReader {
             EventTable::parse(&chunk.table, &chunk.header).map_err(|why| chunk.malformed(why))?;
         let payload = self.trace.payload(chunk)?;
         codec::decode(&table, &payload).map_err(|why| chunk.malformed(why))
+    }
+
+    /// Identifies what the trace holds: equal for equal recordings, with checkpoints or without. It is made of the
+    /// checksums of the chunks, so it is there without reading them, and does not say that they are intact.
+    ///
+    /// # Errors
+    /// When the trace should begin at a checkpoint and that is not whole.
+    pub fn content_id(&self) -> Result<u128, TraceError> {
+        let opening = self.opening_chunks()?;
+        let mut all = Vec::new();
+        for (n, chunk) in self.trace.chunks.iter().enumerate() {
+            let added = matches!(chunk.header.kind, ChunkKind::CHECKPOINT | ChunkKind::PAGES);
+            if n < opening || !added {
+                // Without its number in the file, and without its own checksum, which has the number in it.
+                all.extend_from_slice(&chunk.fixed[..8]);
+                all.extend_from_slice(&chunk.fixed[12..format::CHUNK_HEADER - 4]);
+            }
+        }
+        Ok(xxh3_128(&all))
+    }
+
+    /// How many chunks there are up to the end of the checkpoint at which the trace begins; 0 without one.
+    pub(crate) fn opening_chunks(&self) -> Result<usize, TraceError> {
+        Ok(self.beginning()?.map_or(0, |first| first.state.end))
+    }
+
+    /// Major and minor version of a copy.
+    pub(super) fn version(&self) -> (u16, u16) {
+        if self.trace.major == format::AT_CHECKPOINT.0 {
+            format::AT_CHECKPOINT
+        } else {
+            (format::MAJOR, format::MINOR)
+        }
+    }
+
+    /// The checkpoint at which the trace begins; `None` for one that begins at power-on.
+    ///
+    /// # Errors
+    /// When the trace should begin at a checkpoint and that is not whole.
+    pub fn beginning(&self) -> Result<Option<CheckpointInfo>, TraceError> {
+        if self.trace.major != format::AT_CHECKPOINT.0 {
+            return Ok(None);
+        }
+        match self.checkpoints()?.into_iter().next() {
+            Some(first) if first.chunk == 0 => Ok(Some(first)),
+            _ => Err(self
+                .trace
+                .damage
+                .clone()
+                .unwrap_or(TraceError::NoBeginning {
+                    path: self.trace.path.clone(),
+                })),
+        }
     }
 
     /// The whole checkpoints, in their order.

@@ -82,8 +82,8 @@ impl Lost {
     }
 }
 
-/// Checks the first bytes of the file: is this a trace, and of this format?
-pub(super) fn check_file_header(file: &File, path: &Path, len: u64) -> Result<(), TraceError> {
+/// Checks the first bytes of the file: is this a trace, and of this format? Gives the major version.
+pub(super) fn check_file_header(file: &File, path: &Path, len: u64) -> Result<u16, TraceError> {
     let mut head = [0; FILE_HEADER];
     let n = len.min(FILE_HEADER as u64) as usize;
     file.read_exact_at(&mut head[..n], 0)
@@ -107,14 +107,14 @@ pub(super) fn check_file_header(file: &File, path: &Path, len: u64) -> Result<()
             path: path.to_owned(),
         });
     }
-    if major != format::MAJOR {
+    if ![format::MAJOR, format::AT_CHECKPOINT.0].contains(&major) {
         return Err(TraceError::OtherVersion {
             path: path.to_owned(),
             major,
             minor,
         });
     }
-    Ok(())
+    Ok(major)
 }
 
 /// Finds all chunks. Only errors of the operating system are errors here; damage is part of the

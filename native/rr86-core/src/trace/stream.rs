@@ -73,6 +73,27 @@ impl TraceReader {
         EventStream::start(self.clone(), n, None)
     }
 
+    /// All events from a position on, which is one that a stream of this trace has had.
+    ///
+    /// # Errors
+    /// [`TraceError`] when they cannot be read, or the trace has fewer.
+    pub fn stream_at(&self, (chunks, left): (usize, usize)) -> Result<EventStream, TraceError> {
+        let mut events = self.stream_from(chunks.saturating_sub(usize::from(left > 0)));
+        while events.position() != (chunks, left) {
+            match events.next() {
+                Some(event) => drop(event?),
+                None => {
+                    let count = self.chunk_count();
+                    return Err(TraceError::NoChunk {
+                        index: chunks,
+                        count,
+                    });
+                }
+            }
+        }
+        Ok(events)
+    }
+
     /// The same, for a replay that may have blocks translated ahead: the stream also gives, a chunk or two
     /// ahead, the blocks that will be.
     pub fn stream_for_replay(&self, n: usize) -> EventStream {

@@ -22,6 +22,7 @@ use super::error::TraceError;
 use super::event::Event;
 use super::format::{self, ChunkHeader, ChunkKind, Codec, PagesTable, StateTable};
 use super::images::Images;
+use super::reader::TraceReader;
 use super::tail::Tail;
 use super::varint::put;
 use crate::contents::Contents;
@@ -101,18 +102,40 @@ impl TraceWriter {
         header: &[u8],
         images: &[(String, Contents)],
     ) -> Result<Self, TraceError> {
+        Self::create_as((format::MAJOR, format::MINOR), path, header, images)
+    }
+
+    /// The same for a trace that begins at a checkpoint, which is written next: see `checkpoint`.
+    pub fn create_at_checkpoint(
+        path: &Path,
+        header: &[u8],
+        images: &[(String, Contents)],
+    ) -> Result<Self, TraceError> {
+        Self::create_as(format::AT_CHECKPOINT, path, header, images)
+    }
+
+    fn create_as(
+        version: (u16, u16),
+        path: &Path,
+        header: &[u8],
+        images: &[(String, Contents)],
+    ) -> Result<Self, TraceError> {
         too_large("a header", header.len() as u64, format::MAX_RAW as u64)?;
         check_images(images)?;
-        let mut output = Output::create(path)?;
+        let mut output = Output::create(path, version)?;
         // Before there is a header that a side file of an earlier recording could belong to.
         let tail = Tail::create(path, header).map_err(Some);
         output.blob(ChunkKind::HEADER, &[], header)?;
         Self::start(output, Some(images.to_vec()), tail)
     }
 
-    /// Creates the file (replacing one that exists), for a trace that is copied from another.
-    pub fn create_copy(path: &Path) -> Result<Self, TraceError> {
-        Self::start(Output::create(path)?, None, Err(None))
+    /// Creates the file (replacing one that exists), for a trace that is copied from `original`.
+    pub fn create_copy(path: &Path, original: &TraceReader) -> Result<Self, TraceError> {
+        let output = Output::create(path, original.version())?;
+        let mut writer = Self::start(output, None, Err(None))?;
+        // The copy has the checkpoint at which it begins from the original.
+        writer.checkpoints = u32::from(original.beginning()?.is_some());
+        Ok(writer)
     }
 
     fn start(
@@ -455,7 +478,7 @@ struct Output {
 
 impl Output {
     /// A new file with its file header.
-    fn create(path: &Path) -> Result<Self, TraceError> {
+    fn create(path: &Path, (major, minor): (u16, u16)) -> Result<Self, TraceError> {
         let io = |e| TraceError::io(path, e);
         let shared = Arc::new(Shared {
             written: AtomicU64::new(0),
@@ -472,7 +495,7 @@ impl Output {
             sequence: 0,
             index: Vec::new(),
         };
-        output.write(&format::file_header(format::MAJOR, format::MINOR))?;
+        output.write(&format::file_header(major, minor))?;
         Ok(output)
     }
 
