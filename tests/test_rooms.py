@@ -33,7 +33,7 @@ PYTHON = {
     },
     "analysis": {"kernel", "replay", "session", "trace", "cpu"},
     "gdb": {"kernel", "replay", "session", "machine", "cpu"},
-    "record": {"session", "trace", "machine", "translate", "cpu"},
+    "record": {"session", "kernel", "trace", "machine", "translate", "cpu"},
     "replay": {"session", "kernel", "trace", "machine", "translate", "cpu"},
     "session": {"kernel", "trace", "machine", "cpu"},
     "kernel": {"cpu"},

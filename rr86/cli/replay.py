@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from rr86.cli.devices import Devices, devices
-from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile
+from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile, Programs
 from rr86.cli.status import ERROR, Exit, never_met, of_stop, reporting_errors, say
 from rr86.cli.values import parse_moment, trace_or_newest
 
@@ -34,9 +34,9 @@ def command(
             "--until",
             metavar="CONDITION",
             help="Stop at int3 (see above), any-int3, stale-int3, stale, panic, rip=ADDR, "
-            "symbol=NAME, icount=N (as 500M or 2G), console=TEXT, write=PADDR[:LEN], "
-            "write=SYMBOL[:LEN], irq=N or end; may be given several times. Exit status 6 if the "
-            "trace ends first.",
+            "symbol=NAME, symbol=PROGRAM:NAME, icount=N (as 500M or 2G), console=TEXT, "
+            "write=PADDR[:LEN], write=SYMBOL[:LEN], irq=N or end; may be given several times. "
+            "Exit status 6 if the trace ends first.",
         ),
     ] = None,
     vcpu: Annotated[
@@ -72,6 +72,7 @@ def command(
             help="Begin there, from the last checkpoint before; what comes earlier is not shown.",
         ),
     ] = None,
+    symbols: Programs = None,
     gdb: Annotated[
         str | None,
         Option(
@@ -174,6 +175,8 @@ def command(
 
     with out, interruption.watching():
         session = recorded.session(not no_verify, heard, first, oracle, debugcon=debug_heard)
+        for file in symbols or ():
+            session.add_symbols(file)
         progress.began = session.began
         out.begin()
         with progress.shown(not quiet, out.shown):

@@ -9,6 +9,7 @@ from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
 from rr86.errors import UsageError
 from rr86.kernel.processes import Processes
+from rr86.kernel.programs import Programs
 from rr86.session.conditions import Condition, Until, as_conditions
 from rr86.session.console import DebugSink, Heard, HeardDebug
 from rr86.session.execution import Execution, Tick
@@ -93,7 +94,9 @@ class ReplaySession:
         self.inspector = Inspector(
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
-        self.inspector.processes = Processes(self.inspector)
+        initrd = images.get("initrd", b"")
+        self._programs = Programs(lambda: initrd)
+        self.inspector.processes = Processes(self.inspector, self._programs)
         self._ram = spec.memory
         self._console = Heard(console)
         self._debugcon = HeardDebug(debugcon)
@@ -279,6 +282,14 @@ class ReplaySession:
         Raises `NativeError` if there is no such vCPU.
         """
         return self.inspector.backtrace(vcpu, limit)
+
+    def add_symbols(self, path: str | Path) -> None:
+        """Take the functions of a program from an ELF file, for conditions (`symbol=PROGRAM:NAME`)
+        and for names at stops. It counts for processes that run a file of the same name.
+
+        Raises `SymbolsError` if it is no program for x86-64, and `OSError` if it cannot be read.
+        """
+        self._programs.add(Path(path))
 
     @cached_property
     def kernel(self) -> "RunningKernel":

@@ -145,8 +145,14 @@ class Execution:
                 return self.stop
 
     def _lower(self, conditions: Sequence[Condition]) -> Lowered:
-        symbols = self.inspector.symbols
-        return lower(conditions, symbols, self._stale_int3, self._variables.ranges, self._icount)
+        return lower(
+            conditions,
+            self.inspector.symbols,
+            self._stale_int3,
+            self._variables.ranges,
+            self._icount,
+            self.inspector.processes,
+        )
 
     def _owner(self, lowered: Lowered, met: Sequence[int], stop: Stop) -> Condition | None:
         """The condition that holds at a stop, of those that the core's entries stand for."""
