@@ -14,5 +14,6 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "symbols": ("rr86.cli.symbols", None),
     "protocols": ("rr86.cli.protocols", None),
     "who-wrote": ("rr86.cli.who_wrote", None),
+    "origin": ("rr86.cli.origin", None),
     "bisect-invalidation": ("rr86.cli.bisect_invalidation", None),
 }
