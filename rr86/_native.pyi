@@ -224,6 +224,9 @@ class Machine(MachineView):
         """Put host code in front of the copy of the guest instruction at `rip`: a trial of what
         becomes of code that fails."""
 
+# (virtual time in ns, icount, vcpu, kind, fields by kind); see `Session.take_journal`
+_JournalRow: TypeAlias = tuple[int, int, int, str, tuple[int | bytes, ...]]
+
 @type_check_only
 class Session(MachineView):
     """What all sessions have: each owns its machine.
@@ -245,6 +248,24 @@ class Session(MachineView):
         effect on the run; an empty list ends it."""
     def logged_writes(self) -> list[LoggedWrite]:
         """The writes since the last call, in the order of their commits."""
+    def keep_journal(self, probes: Sequence[tuple[int, Sequence[tuple[str, int, int]]]]) -> None:
+        """Note what vCPUs do from now on, without any effect on the run. A probe is an address and
+        what to note before the instruction there: (register, offset, length), which is so many
+        bytes of memory at register + offset, or with length 0 that sum itself."""
+    def take_journal(self) -> tuple[list[_JournalRow], int]:
+        """What was noted since the last call, in order, and how many entries did not fit. Take it
+        after each call of `run`. The fields by kind:
+
+        "exception", "interrupt", "nmi", "software" (INT n and the like): vector, whether
+        it is the one of the vCPU's own timer, whether code of privilege level 3 was interrupted,
+        where it returns to, the handler's address, the stack pointer there, rax, cr2;
+        "return" (IRET): whether to privilege level 3, where to, where its frame was;
+        "system-call" (SYSCALL, SYSENTER): rax, the handler's address; "system-return" (SYSRET,
+        SYSEXIT): where to;
+        "ipi": delivery mode as in the ICR, vector, a bit for each vCPU that was meant;
+        "output": a byte sent to the serial console;
+        "probe": the number of the probe, and the bytes that it noted, eight for a register; zeros
+        where memory is not mapped."""
     def seconds(self) -> dict[str, float]:
         """Where the host's time went, on the thread that runs the guest: "whole", and of that
         "translating", "digests", "checkpoints", "trace" (waiting for the thread that writes or

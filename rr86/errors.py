@@ -72,6 +72,11 @@ class SymbolsError(Error):
         self.near = near
 
 
+class KernelError(Error):
+    """A guest of which something was asked that only a running Linux has: its kernel has not placed
+    itself yet, or lacks what the answer needs (types, a symbol, a structure)."""
+
+
 class AddressError(Error):
     """An address that is not what was asked for: outside of RAM, or not mapped.
 

@@ -20,11 +20,13 @@ Uses = dict[str, set[str]]
 # Below all rooms: the errors, the version, and the typed face of the core.
 PYTHON_GROUND = {"errors", "version", "_native"}
 PYTHON = {
-    "cli": {"analysis", "record", "replay", "session", "trace", "translate", "cpu"},
-    "analysis": {"replay", "session", "cpu"},
+    "cli": {"analysis", "gdb", "kernel", "record", "replay", "session", "trace", "translate", "cpu"},
+    "analysis": {"kernel", "replay", "session", "trace", "cpu"},
+    "gdb": {"kernel", "replay", "session", "machine", "cpu"},
     "record": {"session", "trace", "machine", "translate", "cpu"},
-    "replay": {"session", "trace", "machine", "translate", "cpu"},
-    "session": {"trace", "machine", "cpu"},
+    "replay": {"session", "kernel", "trace", "machine", "translate", "cpu"},
+    "session": {"kernel", "trace", "machine", "cpu"},
+    "kernel": {"cpu"},
     "trace": {"cpu"},
     "machine": {"translate", "cpu"},
     "translate": {"cpu"},

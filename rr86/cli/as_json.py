@@ -33,7 +33,12 @@ def of_machine(stop: "Stop", inspector: "Inspector") -> dict[str, object]:
         "call_stack": [str(frame) for frame in inspector.backtrace(stop.vcpu)],
         "code": inspector.listing(stop.vcpu),
         "vcpus": [
-            {"vcpu": vcpu, "symbol": inspector.symbolize(each["rip"]), "registers": each}
+            {
+                "vcpu": vcpu,
+                "symbol": inspector.symbolize(each["rip"]),
+                "process": inspector.process(vcpu),
+                "registers": each,
+            }
             for vcpu, each in enumerate(registers)
         ],
         "no_symbols": inspector.symbols.problem,

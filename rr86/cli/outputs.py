@@ -1,5 +1,8 @@
 """Options of several commands about where a guest's output and a command's report go."""
 
+import errno
+import os
+from pathlib import Path
 from typing import Annotated
 
 from typer import Option
@@ -21,3 +24,10 @@ AsJson = Annotated[
     bool,
     Option("--json", help="The report as one JSON object on stdout; the console on stderr."),
 ]
+
+
+def expect_folder(path: Path) -> None:
+    """Raises `OSError` where a file cannot be because its folder is not there: work of minutes shall
+    not end by that."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))

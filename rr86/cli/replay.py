@@ -72,6 +72,15 @@ def command(
             help="Begin there, from the last checkpoint before; what comes earlier is not shown.",
         ),
     ] = None,
+    gdb: Annotated[
+        str | None,
+        Option(
+            "--gdb",
+            metavar="[HOST:PORT | unix:PATH]",
+            help="Serve gdb instead, from the beginning or --from, by default at localhost:1234; "
+            "rr86 gdb starts one, too.",
+        ),
+    ] = None,
     device: Devices = None,
     no_verify: Annotated[
         bool, Option("--no-verify", help="Do not compare digests on the way.")
@@ -126,6 +135,8 @@ def command(
         )
     if expansion is not None and not lone:
         raise BadParameter("--expansion is for --vcpu and --parallel")
+    if gdb is not None:
+        _refuse_with_gdb(until, lone, oracle, console, debugcon, as_json)
     conditions = as_conditions(until)
     recorded = open_trace(trace_or_newest(trace), devices(device))
     if not recorded.complete and not quiet:
@@ -145,7 +156,11 @@ def command(
         alone.replay_one(recorded, vcpu, expansion, not no_verify, stats, quiet, as_json)
     elif parallel:
         alone.replay_all(recorded, expansion, not no_verify, stats, quiet, as_json)
-    if lone:
+    if gdb is not None:
+        from rr86.cli.gdb import serve_replay
+
+        serve_replay(recorded, gdb, first)
+    if lone or gdb is not None:
         return
     out = Consoles(console, debugcon, as_json, quiet, [recorded.path])
     out.muted = first is not None
@@ -198,6 +213,12 @@ def command(
 
                 show_oracle(report, session.inspector)
     raise Exit(status)
+
+
+def _refuse_with_gdb(*others: object) -> None:
+    """A debugger does by itself what these are for."""
+    if any(each not in (None, False) for each in others):
+        raise BadParameter("--gdb goes with --from, --device and --quiet alone")
 
 
 class _Done:

@@ -33,6 +33,16 @@ class Guest(Protocol):
         """Linear memory, short where a page is not mapped."""
 
 
+class Processes(Protocol):
+    """What is known of the processes of a guest's kernel."""
+
+    def running(self, vcpu: int) -> str | None:
+        """What a vCPU runs, as it is put behind its name: `in init (pid 1)`."""
+
+    def as_dict(self, vcpu: int) -> dict[str, object] | None:
+        """The same as plain data."""
+
+
 class Inspector:
     """A view of a guest with symbols."""
 
@@ -40,6 +50,7 @@ class Inspector:
         self.guest = guest
         self.symbols = symbols
         self.vcpus = vcpus
+        self.processes: Processes | None = None
         self._orc: OrcTable | None = None
         self._orc_tried = False
 
@@ -136,7 +147,17 @@ class Inspector:
         registers = self.registers(vcpu)
         rip = regs.linear_rip(registers)
         activity = regs.ACTIVITIES.get(registers["activity"], "in an unknown state")
-        return f"vCPU {vcpu}: {activity} at {rip:#x} {self.symbolize(rip) or ''}".rstrip()
+        process = self.running(vcpu)
+        name = f"vCPU {vcpu}, {process}" if process else f"vCPU {vcpu}"
+        return f"{name}: {activity} at {rip:#x} {self.symbolize(rip) or ''}".rstrip()
+
+    def process(self, vcpu: int) -> dict[str, object] | None:
+        """The process that a vCPU runs, as plain data; None where that is not known."""
+        return None if self.processes is None else self.processes.as_dict(vcpu)
+
+    def running(self, vcpu: int) -> str | None:
+        """What a vCPU runs: `in init (pid 1)`, or `idle`; None where that is not known."""
+        return None if self.processes is None else self.processes.running(vcpu)
 
     def report(self, vcpu: int, others: Sequence[int] | None = None) -> list[str]:
         """What a person wants to see at a stop: registers, code and call stack of one vCPU.

@@ -3,7 +3,7 @@
 Kernels without frame pointers say for each code address how to find the caller's frame: the two
 sections `.orc_unwind_ip` (sorted, 32-bit distances from their own place) and `.orc_unwind`
 (6 bytes an entry). They survive in the bzImage. Format: arch/x86/include/asm/orc_types.h; the
-bit layout of the last two bytes changed in 6.3 and 6.4, which `_Layout` covers.
+bit layout of the last two bytes changed in 6.3 and 6.4, which `OrcLayout` covers.
 """
 
 import functools
@@ -40,7 +40,7 @@ class OrcFrame:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class OrcLayout:
     """How the kind of an entry is told: numbers of the call, registers and IRET-only kinds."""
 
     call: int
@@ -49,21 +49,28 @@ class _Layout:
     kind_mask: int
 
 
-_BEFORE_6_4 = _Layout(call=0, regs=1, partial=2, kind_mask=3)
-_SINCE_6_4 = _Layout(call=2, regs=3, partial=4, kind_mask=7)
+_BEFORE_6_4 = OrcLayout(call=0, regs=1, partial=2, kind_mask=3)
+_SINCE_6_4 = OrcLayout(call=2, regs=3, partial=4, kind_mask=7)
 
 
 class OrcTable:
     """A kernel's ORC tables, with link-time addresses."""
 
-    def __init__(self, addresses: list[int], entries: bytes) -> None:
-        self._addresses = addresses
-        self._entries = entries
+    def __init__(
+        self, addresses: list[int], entries: bytes, layout: OrcLayout | None = None
+    ) -> None:
+        """`addresses` ascend, `entries` has six bytes for each of them. The layout is guessed from
+        many entries, as a kernel has them; of a module it is that of its kernel."""
+        self.addresses = addresses
+        self.entries = entries
+        if layout is not None:
+            self.layout = layout
+            return
         # Before 6.4 calls were kind 0 and nearly every entry is a call; since then kind 0 is
         # "undefined", which is rare.
         sample = [entries[at + 5] & 7 for at in range(0, min(len(entries), 6 * 20_000), 6)]
         newer = sum(kind == 2 for kind in sample) * 2 > len(sample)
-        self._layout = _SINCE_6_4 if newer else _BEFORE_6_4
+        self.layout = _SINCE_6_4 if newer else _BEFORE_6_4
 
     @classmethod
     def of(cls, kernel: Vmlinux) -> "OrcTable | None":
@@ -97,12 +104,12 @@ class OrcTable:
         """
         # A return address may be the first byte after a function that never returns.
         ip = frame.ip - offset - (0 if frame.exact else 1)
-        index = bisect_right(self._addresses, ip) - 1
+        index = bisect_right(self.addresses, ip) - 1
         if index < 0:
             return None
-        sp_offset, bp_offset, regs, kind = struct.unpack_from("<hhBB", self._entries, 6 * index)
+        sp_offset, bp_offset, regs, kind = struct.unpack_from("<hhBB", self.entries, 6 * index)
         sp_reg, bp_reg = regs & 15, regs >> 4
-        kind &= self._layout.kind_mask
+        kind &= self.layout.kind_mask
         if sp_reg == _REG_UNDEFINED:
             return None
         base: int | None
@@ -121,20 +128,20 @@ class OrcTable:
             return None
         if base is None:
             return None
-        if kind == self._layout.call:
+        if kind == self.layout.call:
             ip_at, sp = base - 8, base
             return_to = read_u64(ip_at)
             exact = False
-        elif kind in (self._layout.regs, self._layout.partial):
+        elif kind in (self.layout.regs, self.layout.partial):
             # The base is a struct pt_regs, or (partial) one of which only the IRET frame is set.
-            start = base if kind == self._layout.regs else base - _PT_REGS_RIP
+            start = base if kind == self.layout.regs else base - _PT_REGS_RIP
             return_to = read_u64(start + _PT_REGS_RIP)
             saved_sp = read_u64(start + _PT_REGS_RSP)
             if saved_sp is None:
                 return None
             sp = saved_sp
             exact = True
-            if kind == self._layout.regs:
+            if kind == self.layout.regs:
                 saved_bp = read_u64(start + _PT_REGS_RBP)
                 if return_to is None or saved_bp is None:
                     return None

@@ -81,6 +81,11 @@ class MemoryMap:
         """Bytes of RAM from 4 GiB on."""
         return self.memory - self.low
 
+    def ram(self) -> list[tuple[int, int]]:
+        """Start and length of each range of RAM."""
+        ranges = [(0, self.low)]
+        return [*ranges, (HIGH_RAM_BASE, self.high)] if self.high else ranges
+
     @property
     def tables_base(self) -> int:
         """Where the ACPI tables are; also the end of low RAM that a loader may use."""

@@ -1,12 +1,14 @@
 """A replay under way: run to a moment, look around, run on."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
 from rr86.errors import UsageError
+from rr86.kernel.processes import Processes
 from rr86.session.conditions import Condition, Until, as_conditions
 from rr86.session.console import DebugSink, Heard, HeardDebug
 from rr86.session.execution import Execution, Tick
@@ -15,11 +17,15 @@ from rr86.session.stop import Stop
 if TYPE_CHECKING:
     from typing import Unpack
 
+    import drgn
+
     from rr86._native import BranchPoint, Events, Snapshot
     from rr86._native import Diversion as NativeDiversion
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
     from rr86.cpu.physical import PhysicalNames
+    from rr86.kernel.dump import Dump
+    from rr86.kernel.running import RunningKernel
     from rr86.machine.device import Device
     from rr86.machine.spec import BoardSpec
     from rr86.replay.diversion import ChangesGiven, Diversion, Parent
@@ -87,6 +93,8 @@ class ReplaySession:
         self.inspector = Inspector(
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
+        self.inspector.processes = Processes(self.inspector)
+        self._ram = spec.memory
         self._console = Heard(console)
         self._debugcon = HeardDebug(debugcon)
         self._execution = Execution(
@@ -160,14 +168,14 @@ class ReplaySession:
         """
         return self._execution.run_over(conditions, max_instructions, before)
 
-    def rewind(self, snapshot: "Snapshot", console: int = 0, debugcon: int = 0) -> None:
+    def rewind(self, snapshot: "Snapshot", console: bytes = b"", debugcon: bytes = b"") -> None:
         """Go to a snapshot of this trace, back or forward, in place: what looks at this session
-        then sees that moment. `console` and `debugcon` say how many bytes the guest had sent there.
+        then sees that moment. `console` and `debugcon` are what the guest had sent there before it.
 
         Raises `NativeError` for a snapshot of another machine.
         """
-        del self._console.heard[console:]
-        del self._debugcon.heard[debugcon:]
+        self._console.heard[:] = console
+        self._debugcon.heard[:] = debugcon
         self.machine.rewind(snapshot, bytes(self._console.heard[-_LONGEST_TEXT:]))
         self._execution.moved(snapshot.icount)
 
@@ -271,6 +279,40 @@ class ReplaySession:
         Raises `NativeError` if there is no such vCPU.
         """
         return self.inspector.backtrace(vcpu, limit)
+
+    @cached_property
+    def kernel(self) -> "RunningKernel":
+        """The Linux that runs in the guest: its memory, variables and types; see docs/kernel.md.
+        What is asked of it raises `KernelError` while there is none."""
+        from rr86.kernel.running import RunningKernel
+
+        return RunningKernel(self.inspector)
+
+    def drgn(self, vmlinux: str | Path | None = None) -> "drgn.Program":
+        """A drgn program for the guest as it stands here, good until the session moves.
+
+        Types and lines are those of `vmlinux`, or of an installed debug package for the guest's
+        kernel; with neither, types are those that the kernel carries (BTF).
+
+        Raises `UsageError` if drgn is not installed (`pip install 'rr86[drgn]'`), and `KernelError`
+        if no Linux runs yet or the vmlinux belongs to another build.
+        """
+        from rr86.kernel.with_drgn import program
+        from rr86.machine.memory_map import MemoryMap
+
+        named = None if vmlinux is None else Path(vmlinux)
+        return program(self.kernel, MemoryMap(self._ram).ram(), named)
+
+    def dump(self, path: str | Path, tick: Callable[[int], None] | None = None) -> "Dump":
+        """Write the guest's memory and registers to an ELF core file, which crash, drgn and gdb
+        open. `tick` is called with the number of bytes done.
+
+        Raises `OSError` where the file cannot be written.
+        """
+        from rr86.kernel.dump import write_dump
+        from rr86.machine.memory_map import MemoryMap
+
+        return write_dump(self.kernel, path, MemoryMap(self._ram).ram(), tick)
 
     def compared_digests(self) -> tuple[int, int]:
         """How many digests were compared with the recorded ones and equal, and at how many

@@ -94,7 +94,9 @@ class TimeTravel:
         self._verify = verify
         self._devices = devices
         self._sink = console
-        self._shown = 0
+        # All that the guest is known to send to its consoles.
+        self._console = bytearray()
+        self._debugcon = bytearray()
         self._spacing = spacing
         self._snapshots = Snapshots(memory_for_snapshots)
         self._keeps = True
@@ -300,15 +302,16 @@ class TimeTravel:
         try:
             return self.session.run(conditions, limit, tick)
         finally:
-            self._show()
+            self._hear()
 
-    def _show(self) -> None:
-        """Hand on what the guest has sent to its console for the first time."""
-        heard = self.session.console
-        if len(heard) > self._shown:
-            if self._sink is not None:
-                self._sink(heard[self._shown :])
-            self._shown = len(heard)
+    def _hear(self) -> None:
+        """Remember what the guest sends to its consoles, and hand it on the first time."""
+        heard, debugcon = self.session.console, self.session.debugcon
+        new = heard[len(self._console) :]
+        self._console += new
+        self._debugcon += debugcon[len(self._debugcon) :]
+        if new and self._sink is not None:
+            self._sink(new)
 
     def _rewind(self, icount: int) -> None:
         """Stand at the last snapshot at or before a moment, or where a checkpoint of the trace is
@@ -318,7 +321,8 @@ class TimeTravel:
         if base is None:
             self.session = self._open()
             return
-        self.session.rewind(base.snapshot, base.console, base.debugcon)
+        heard = bytes(self._console[: base.console]), bytes(self._debugcon[: base.debugcon])
+        self.session.rewind(base.snapshot, *heard)
 
     def _points(self, icount: int, near: bool) -> Iterator[int]:
         """Where snapshots are taken on the way to a moment: every so often, and with `near` closer
@@ -355,7 +359,7 @@ class TimeTravel:
         while self.icount < end:
             point = (self.icount // self._spacing + 1) * self._spacing
             found, over = self.session.run_over(conditions, point - self.icount, end)
-            self._show()
+            self._hear()
             hit = found or hit
             if tick is not None and self.stop is not None and tick(self.stop):
                 return replace(self.stop, reason="interrupted")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
 from rr86.errors import RecordingError
+from rr86.kernel.processes import Processes
 from rr86.session.conditions import Until, as_conditions
 from rr86.session.console import DebugSink
 from rr86.session.execution import Execution, Tick
@@ -62,6 +63,7 @@ class LiveSession:
         self.spec = spec
         self.path = None
         self.inspector = Inspector(machine, symbols, spec.vcpus)
+        self.inspector.processes = Processes(self.inspector)
         self._execution = Execution(
             machine,
             self.inspector,

@@ -35,8 +35,13 @@ class Stop:
         """Whether the guest cannot run on from here."""
         return self.reason not in RESUMABLE and self.reason != "interrupted"
 
-    def describe(self, symbolize: Callable[[int], str | None] | None = None) -> str:
-        """Reason and moment in one line."""
+    def describe(
+        self,
+        symbolize: Callable[[int], str | None] | None = None,
+        running: Callable[[int], str | None] | None = None,
+    ) -> str:
+        """Reason and moment in one line. `running` says what a vCPU runs, as `Inspector.running`
+        does."""
         what = {
             "condition": f"condition {self.condition} met",
             "limit": "limit reached",
@@ -50,8 +55,10 @@ class Stop:
         }.get(self.reason, self.reason)
         name = symbolize(self.rip) if symbolize is not None else None
         place = f"{self.rip:#x} <{name}>" if name else f"{self.rip:#x}"
+        process = running(self.vcpu) if running is not None else None
+        vcpu = f"vCPU {self.vcpu}, {process}" if process else f"vCPU {self.vcpu}"
         line = (
-            f"{what} at instruction {self.icount:,} on vCPU {self.vcpu}, "
+            f"{what} at instruction {self.icount:,} on {vcpu}, "
             f"{self.time_ns / 1e9:.6f} s of virtual time, rip {place}"
         )
         return f"{line} ({self.detail})" if self.detail else line

@@ -122,6 +122,17 @@ macro_rules! session {
                 crate::blocks::writes(py, &entries)
             }
 
+            fn keep_journal(&mut self, probes: Vec<crate::journal::ProbeRow>) -> PyResult<()> {
+                crate::journal::keep(&mut self.machine()?.engine, probes)
+            }
+
+            fn take_journal<'py>(
+                &mut self,
+                py: Python<'py>,
+            ) -> PyResult<(Bound<'py, pyo3::types::PyList>, u64)> {
+                crate::journal::take(py, &mut self.machine()?.engine)
+            }
+
             fn seconds(&mut self) -> PyResult<std::collections::BTreeMap<&'static str, f64>> {
                 Ok(crate::view::seconds(&self.held.session()?.spent()))
             }

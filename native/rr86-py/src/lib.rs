@@ -13,6 +13,7 @@ mod errors;
 mod expansion;
 mod face;
 mod held;
+mod journal;
 mod machine;
 mod oracle;
 mod panics;

@@ -18,6 +18,7 @@ use super::q35::{devices, BoardConfig};
 use super::range::Range;
 use super::serial::Serial;
 use super::signal::Signal;
+use crate::runtime::bus::Ipi;
 
 /// The component behind all devices: the levels of the wires.
 const WIRES: &str = "wires";
@@ -259,6 +260,26 @@ impl Board {
         let vector = self.bus.interrupts.acknowledge(vcpu, &mut self.out);
         self.refresh();
         vector
+    }
+
+    /// The vector of the interrupts of a local APIC's timer.
+    #[must_use]
+    pub fn timer_vector(&self, vcpu: usize) -> u8 {
+        self.bus.interrupts.lapics[vcpu].timer_vector()
+    }
+
+    /// Whether to keep what [`Board::take_ipis`] gives.
+    pub fn note_ipis(&mut self, on: bool) {
+        self.out.ipis = on.then(Vec::new);
+    }
+
+    /// The interprocessor interrupts sent since the last call.
+    pub fn take_ipis(&mut self) -> Vec<Ipi> {
+        self.out
+            .ipis
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
     }
 
     /// A message-signalled interrupt: a write to the window at 0xfee00000.
@@ -510,7 +531,7 @@ impl Board {
         self.out.signals = signals;
     }
 
-    fn serial(&self) -> &Serial {
+    pub(super) fn serial(&self) -> &Serial {
         self.bus.get(self.known.serial)
     }
 

@@ -15,6 +15,7 @@ use super::dma::DmaAccess;
 use super::message::Message;
 use super::range::Range;
 use super::signal::Signal;
+use crate::runtime::bus::Ipi;
 pub use crate::saved::{LoadError, Reader, Writer};
 
 /// A component with a complete, guest-visible state.
@@ -99,6 +100,10 @@ pub struct Outbox {
     pub signals: Vec<Signal>,
     /// Interrupt messages, which local APICs accept in order.
     pub messages: Vec<Message>,
+    /// Of the messages, those that a vCPU has sent, if they are noted.
+    pub sent: Vec<Message>,
+    /// What became of them.
+    pub ipis: Option<Vec<Ipi>>,
     /// A local APIC is done with this level-triggered vector.
     pub served: Option<u8>,
     /// A device's ranges may have changed.

@@ -1,7 +1,7 @@
 //! The board as the engine reaches it.
 
 use super::board::Board;
-use crate::runtime::bus::Bus;
+use crate::runtime::bus::{Bus, Ipi};
 
 impl Bus for Board {
     fn io_read(&mut self, vcpu: usize, port: u16, size: usize, now: u64) -> u32 {
@@ -36,5 +36,17 @@ impl Bus for Board {
     }
     fn has_signals(&self) -> bool {
         Board::has_signals(self)
+    }
+    fn timer_vector(&self, vcpu: usize) -> Option<u8> {
+        Some(Board::timer_vector(self, vcpu))
+    }
+    fn note_ipis(&mut self, on: bool) {
+        Board::note_ipis(self, on);
+    }
+    fn take_ipis(&mut self) -> Vec<Ipi> {
+        Board::take_ipis(self)
+    }
+    fn console_waiting(&self) -> &[u8] {
+        self.serial().waiting_output()
     }
 }

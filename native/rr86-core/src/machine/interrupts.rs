@@ -10,6 +10,7 @@ use super::lapic::Lapic;
 use super::message::{Delivery, Message};
 use super::pic::Pic;
 use super::signal::Signal;
+use crate::runtime::bus::Ipi;
 
 /// Levels as they were last carried to the interrupt controllers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -148,7 +149,15 @@ impl Interrupts {
             self.ioapic.end_of_interrupt(vector, &mut out.messages);
         }
         for message in out.messages.drain(..) {
-            deliver(&mut self.lapics, &message, &mut out.signals);
+            let targets = deliver(&mut self.lapics, &message, &mut out.signals);
+            if out.sent.first() == Some(&message) {
+                out.sent.remove(0);
+                out.ipis.get_or_insert_default().push(Ipi {
+                    mode: message.delivery.bits(),
+                    vector: message.vector,
+                    targets,
+                });
+            }
         }
         let extint = self.pic.irq();
         for (vcpu, lapic) in self.lapics.iter().enumerate() {
@@ -173,8 +182,9 @@ impl Interrupts {
     }
 }
 
-/// Delivers a message. What APICs cannot hold themselves is added to `signals`.
-fn deliver(lapics: &mut [Lapic], message: &Message, signals: &mut Vec<Signal>) {
+/// Delivers a message to the vCPUs of which it returns a bit each. What APICs cannot hold themselves is added to
+/// `signals`.
+fn deliver(lapics: &mut [Lapic], message: &Message, signals: &mut Vec<Signal>) -> u64 {
     let concerned =
         |lapic: &Lapic| message.except != Some(lapic.id) && lapic.matches(message.destination);
     if message.delivery == Delivery::LowestPriority {
@@ -182,15 +192,17 @@ fn deliver(lapics: &mut [Lapic], message: &Message, signals: &mut Vec<Signal>) {
             .iter_mut()
             .filter(|lapic| concerned(lapic) && lapic.software_enabled())
             .min_by_key(|lapic| (lapic.arbitration_priority(), lapic.id));
-        if let Some(lapic) = winner {
+        return winner.map_or(0, |lapic| {
             lapic.accept(message.vector, message.level_triggered);
-        }
-        return;
+            1 << lapic.id
+        });
     }
+    let mut targets = 0;
     for (vcpu, lapic) in lapics.iter_mut().enumerate() {
         if !concerned(lapic) {
             continue;
         }
+        targets |= 1 << vcpu;
         match message.delivery {
             Delivery::Fixed => lapic.accept(message.vector, message.level_triggered),
             Delivery::Nmi => signals.push(Signal::Nmi(vcpu)),
@@ -202,4 +214,5 @@ fn deliver(lapics: &mut [Lapic], message: &Message, signals: &mut Vec<Signal>) {
             Delivery::LowestPriority | Delivery::Smi | Delivery::ExtInt => {}
         }
     }
+    targets
 }

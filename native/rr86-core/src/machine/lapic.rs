@@ -82,7 +82,12 @@ impl Action {
         match self {
             Self::None => {}
             Self::Eoi(vector) => out.served = Some(vector),
-            Self::Ipi(message) => out.messages.push(message),
+            Self::Ipi(message) => {
+                out.messages.push(message);
+                if out.ipis.is_some() {
+                    out.sent.push(message);
+                }
+            }
         }
     }
 }
@@ -602,6 +607,11 @@ impl Lapic {
 
     pub(super) fn read_icr(&self) -> u64 {
         self.icr
+    }
+
+    /// The vector of the timer's interrupt.
+    pub(super) fn timer_vector(&self) -> u8 {
+        self.lvt[LVT_TIMER] as u8
     }
 
     fn send(&mut self) -> Action {

@@ -21,6 +21,20 @@ pub enum Delivery {
 }
 
 impl Delivery {
+    /// The three bits.
+    #[must_use]
+    pub fn bits(self) -> u8 {
+        match self {
+            Self::Fixed => 0,
+            Self::LowestPriority => 1,
+            Self::Smi => 2,
+            Self::Nmi => 4,
+            Self::Init => 5,
+            Self::StartUp => 6,
+            Self::ExtInt => 7,
+        }
+    }
+
     /// Decodes the three bits; the reserved encoding gives `None`.
     #[must_use]
     pub fn from_bits(bits: u32) -> Option<Self> {

@@ -213,6 +213,11 @@ impl Serial {
         self.refill();
     }
 
+    /// The bytes that the guest has sent and that nobody has taken yet.
+    pub fn waiting_output(&self) -> &[u8] {
+        &self.output
+    }
+
     /// Takes the bytes that the guest has sent since the last call.
     pub fn take_output(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.output)

@@ -2,6 +2,16 @@
 
 use std::any::Any;
 
+/// An interprocessor interrupt that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipi {
+    /// Delivery mode as in the ICR (SDM vol. 3A, section 11.6.1).
+    pub mode: u8,
+    pub vector: u8,
+    /// Bit n: vCPU n was meant.
+    pub targets: u64,
+}
+
 /// Devices and interrupt controllers, as an instruction reaches them. `now` is virtual time in
 /// nanoseconds.
 pub trait Bus: Any + Send {
@@ -21,4 +31,18 @@ pub trait Bus: Any + Send {
     fn acknowledge_interrupt(&mut self, vcpu: usize) -> Option<u8>;
     /// Something waits for the machine: a vCPU to wake, a reset, a changed deadline.
     fn has_signals(&self) -> bool;
+    /// The vector of the interrupts of a vCPU's own timer.
+    fn timer_vector(&self, _vcpu: usize) -> Option<u8> {
+        None
+    }
+    /// Whether to keep what `take_ipis` gives.
+    fn note_ipis(&mut self, _on: bool) {}
+    /// The interprocessor interrupts sent since the last call.
+    fn take_ipis(&mut self) -> Vec<Ipi> {
+        Vec::new()
+    }
+    /// Bytes of console output that nobody has taken yet.
+    fn console_waiting(&self) -> &[u8] {
+        &[]
+    }
 }

@@ -90,9 +90,13 @@ impl Engine {
         sync_flags(v);
         // The last block is over, and may be gone: what delivery writes hits no block that runs.
         v.run.site_block = NO_BLOCK;
+        let user = v.cpu.cpl == 3;
         let (cpu, mut view) = View::of(v, self);
         match interrupt::deliver(cpu, &mut view, event, return_rip) {
-            Ok(effects) => self.apply(v.cpu.id, effects),
+            Ok(effects) => {
+                self.apply(v.cpu.id, effects);
+                self.note_delivery(&v.cpu, &event, user, return_rip);
+            }
             Err(_) => v.cpu.activity = Activity::Shutdown,
         }
         v.run.flags_ax = crate::runtime::flags::flags_to_ax(v.cpu.rflags);

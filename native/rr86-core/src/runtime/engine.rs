@@ -347,12 +347,16 @@ impl Engine {
     /// Sets what the debugger waits for. Blocks stay; code that this changes is made again.
     pub fn set_stops(
         &mut self,
-        hooks: Hooks,
+        mut hooks: Hooks,
         watches: Vec<(u64, u64)>,
         vectors: &[u8],
         port: Option<u16>,
     ) {
         self.stops.set_events(vectors, port);
+        self.stops.asked.clone_from(&hooks.rips);
+        hooks.rips.extend(self.observers.journal.rips());
+        hooks.rips.sort_unstable();
+        hooks.rips.dedup();
         if hooks != self.stops.hooks {
             self.change_hooks(hooks);
         }

@@ -12,7 +12,7 @@
 //! | `stops` | what the debugger waits for |
 //! | `agent`, `bus`, `host`, `flags`, `entry`, `signals` | who writes, the devices, the host's CPU, the way into code and out of it |
 //! | `setup`, `prepared` | making an engine; taking code made ahead |
-//! | `observers`, `oracle`, `writelog`, `storelog`, `inputs` | what is noted beside the run |
+//! | `observers`, `oracle`, `writelog`, `storelog`, `journal`, `inputs` | what is noted beside the run |
 //!
 //! Built on these: `dispatch` goes from block to block, with `delivery` (interrupts and exceptions), `block_code` (host code
 //! of a block), `hotness` (superblocks) and `caught` (guest exceptions out of host signals). `slow` is every access that
@@ -44,6 +44,7 @@ pub mod host;
 mod hotness;
 pub mod inputs;
 mod inspect;
+pub mod journal;
 pub mod observers;
 pub mod oracle;
 mod outside;

@@ -1,6 +1,7 @@
 //! What is noted beside the run: events of blocks and pages, counters, logs, and the oracle. None of it influences
 //! the run.
 
+use super::journal::Journal;
 use super::oracle::Oracle;
 use super::writelog::WriteLog;
 use crate::host_time::Spent;
@@ -16,6 +17,7 @@ pub struct Observers {
     pub spent: Spent,
     pub helpers: HelperCounts,
     pub(in crate::runtime) write_log: WriteLog,
+    pub(in crate::runtime) journal: Journal,
     /// Hears of every access; see `oracle`.
     pub(in crate::runtime) oracle: Option<Box<Oracle>>,
 }
@@ -28,6 +30,7 @@ impl Default for Observers {
             spent: Spent::default(),
             helpers: HelperCounts::new(),
             write_log: WriteLog::default(),
+            journal: Journal::default(),
             oracle: None,
         }
     }

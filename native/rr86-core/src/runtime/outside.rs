@@ -50,7 +50,9 @@ impl Engine {
     pub(in crate::runtime) fn io_write(&mut self, vcpu: usize, port: u16, size: usize, value: u32) {
         let now = self.now();
         if !self.played() {
+            let before = self.bus.console_waiting().len();
             self.bus.io_write(vcpu, port, size, value, now);
+            self.note_output(vcpu, before);
         }
     }
 
@@ -70,6 +72,7 @@ impl Engine {
         let now = self.now();
         if !self.played() {
             self.bus.mmio_write(vcpu, paddr, size, value, now);
+            self.note_ipis(vcpu);
         }
     }
 
@@ -92,7 +95,9 @@ impl Engine {
     ) -> Option<()> {
         let now = self.now();
         self.answer(vcpu, |e| {
-            e.bus.apic_msr_write(vcpu, msr, value, now).map(|()| 0)
+            let done = e.bus.apic_msr_write(vcpu, msr, value, now);
+            e.note_ipis(vcpu);
+            done.map(|()| 0)
         })
         .map(|_| ())
     }

@@ -7,6 +7,8 @@ use crate::translate::lower::emitter::Hooks;
 pub struct Stops {
     /// Instructions before which to stop.
     pub(in crate::runtime) hooks: Hooks,
+    /// Those of the addresses at which somebody wants to stop; the rest are probes of the journal.
+    pub(in crate::runtime) asked: Vec<u64>,
     /// Physical ranges (address, length) of which a write stops the run.
     pub(in crate::runtime) watches: Vec<(u64, u64)>,
     /// Physical ranges of which a read stops the run.
@@ -60,6 +62,11 @@ impl Stops {
         for &vector in vectors {
             self.vectors[usize::from(vector >> 6)] |= 1 << (vector & 63);
         }
+    }
+
+    /// Whether no one wants to stop before an instruction that has a probe.
+    pub(in crate::runtime) fn is_probe_only(&self, rip: u64) -> bool {
+        !self.hooks.int3 && self.asked.binary_search(&rip).is_err()
     }
 
     /// Whether the first instruction of this vector's handler is waited for.

@@ -300,7 +300,10 @@ pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
     let site = Site::unpack(site);
     engine.clock.note_position(&v.run, site);
     let moment = engine.icount();
-    if engine.stops.passed_hook == Some(moment) {
+    let block = engine.cache.blocks.get(v.run.site_block);
+    let rip = block.rip.wrapping_add(u64::from(site.offset));
+    let probed = engine.probe(v, rip);
+    if probed || engine.stops.passed_hook == Some(moment) {
         return 0;
     }
     engine.stops.passed_hook = Some(moment);

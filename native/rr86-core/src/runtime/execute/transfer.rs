@@ -10,6 +10,7 @@ use crate::cpu::memory::{LinearMemory, Privilege};
 use crate::cpu::stack::Stack;
 use crate::cpu::state::{gpr, sreg, RFlags, Segment};
 use crate::cpu::{far, iret, segment, syscall};
+use crate::runtime::journal::Noted;
 use crate::runtime::slice::Flow;
 use crate::runtime::vcpu::UNSTEPPED;
 use crate::translate::site::AccessKind;
@@ -103,26 +104,34 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             c.apply(e);
         }
         M::Iret | M::Iretd | M::Iretq => {
+            let stack = c.v.cpu.gpr[gpr::RSP];
             let e = c.with_memory(|cpu, mem| iret::iret(cpu, mem, size, next))?;
             c.apply(e);
+            let (user, rip) = (c.v.cpu.cpl == 3, c.v.cpu.rip);
+            c.engine
+                .note(c.v.cpu.id, || Noted::Returned { user, rip, stack });
         }
         M::Syscall => {
             let e = syscall::syscall(c.cpu(), next)?;
             c.apply(e);
+            note_system_call(c);
             step_by_flags_after(c);
         }
         M::Sysret | M::Sysretq => {
             let e = syscall::sysret(c.cpu(), size)?;
             c.apply(e);
+            note_system_return(c);
             step_by_flags_after(c);
         }
         M::Sysenter => {
             let e = syscall::sysenter(c.cpu())?;
             c.apply(e);
+            note_system_call(c);
         }
         M::Sysexit | M::Sysexitq => {
             let e = syscall::sysexit(c.cpu(), size)?;
             c.apply(e);
+            note_system_return(c);
         }
         M::Int => {
             if c.insn.immediate8() == vector::BP {
@@ -161,6 +170,17 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         _ => popa(c)?,
     }
     Ok(())
+}
+
+fn note_system_call(c: &mut Context<'_>) {
+    let (number, rip) = (c.v.cpu.gpr[gpr::RAX], c.v.cpu.rip);
+    c.engine
+        .note(c.v.cpu.id, || Noted::SystemCall { number, rip });
+}
+
+fn note_system_return(c: &mut Context<'_>) {
+    let rip = c.v.cpu.rip;
+    c.engine.note(c.v.cpu.id, || Noted::SystemReturn { rip });
 }
 
 /// SYSCALL and SYSRET are single-stepped if TF is set once they are done: the system call as a whole is one step
