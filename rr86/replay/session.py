@@ -179,15 +179,18 @@ class ReplaySession:
         self.machine.rewind(snapshot, bytes(self._console.heard[-_LONGEST_TEXT:]))
         self._execution.moved(snapshot.icount)
 
-    def path(self, ranges: Sequence[tuple[int, int]]) -> list[Executed]:
+    def path(
+        self, ranges: Sequence[tuple[int, int]], whole: bool = True
+    ) -> tuple[list[Executed], bool]:
         """Run on, and list every instruction in these ranges of moments, which ascend; then stand
-        before the first one behind them.
+        before the first one behind them. Unless the `whole` path is wanted, iterations of REP MOVS
+        and REP STOS are left out, and it is said whether something else was left out with them.
 
         Raises as `run`.
         """
-        found = [Executed(*row) for row in self.machine.path(ranges)]
+        rows, gaps = self.machine.path(ranges, whole)
         self._execution.moved(ranges[-1][1])
-        return found
+        return [Executed(*row) for row in rows], gaps
 
     def divert(self) -> "NativeDiversion":
         """Leave the recording here: nothing is compared any more, and its slices and inputs are

@@ -257,7 +257,8 @@ class TimeTravel:
 
     def path(self, vcpu: int, begin: int, end: int) -> list[Executed]:
         """The instructions that a vCPU executes from the moment `begin` on and before `end`, in
-        their order. Faulting ones are among them: they count, and have done nothing. Stands at
+        their order. Faulting ones are among them: they count, and have done nothing. Of REP MOVS
+        and REP STOS only the first iteration is there, and the first after an interrupt. Stands at
         `end` then.
 
         Raises `UsageError` for moments that the recording does not have.
@@ -269,7 +270,10 @@ class TimeTravel:
                 break
             if each.vcpu == vcpu:
                 ranges.append((max(each.start, begin), min(each.end, end)))
-        found = self.session.path([*ranges, (end, end)])
+        found, gaps = self.session.path([*ranges, (end, end)], whole=False)
+        if gaps:
+            self.goto(begin)
+            found, _ = self.session.path([*ranges, (end, end)])
         self._exact = self.icount == end
         return found
 
