@@ -22,7 +22,7 @@ PYTHON_GROUND = {"errors", "version", "_native"}
 PYTHON = {
     "cli": {"analysis", "gdb", "kernel", "record", "replay", "session", "trace", "translate", "cpu"},
     "analysis": {"kernel", "replay", "session", "trace", "cpu"},
-    "gdb": {"kernel", "replay", "session", "machine", "cpu"},
+    "gdb": {"analysis", "kernel", "replay", "session", "machine", "cpu"},
     "record": {"session", "trace", "machine", "translate", "cpu"},
     "replay": {"session", "kernel", "trace", "machine", "translate", "cpu"},
     "session": {"kernel", "trace", "machine", "cpu"},
