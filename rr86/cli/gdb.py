@@ -98,20 +98,20 @@ def begin(trace: "Trace", at: int, memory: int | None = None) -> "Debuggee":
 
 
 def symbol_commands(debuggee: "Debuggee", vmlinux: Path | None, folder: Path) -> list[str]:
-    """The gdb commands that load the guest's symbols."""
-    from rr86.gdb.launch import quoted
-    from rr86.gdb.symbols import offset_of, write_symbols
+    """The gdb commands that load the guest's symbols; without any, that is said."""
+    from rr86.errors import KernelError, SymbolsError
+    from rr86.gdb.symbols import commands
 
-    if vmlinux is not None:
-        offset = offset_of(debuggee)
-        file = quoted(str(vmlinux.resolve()))
-        # Without a program, gdb warns that it knows none.
-        return [f"exec-file {file}", f"symbol-file -o {offset:#x} {file}"]
-    written = write_symbols(debuggee, folder / "guest.elf")
-    if written is None:
-        say("the guest has no symbols that are known")
+    try:
+        found = commands(debuggee, vmlinux, folder)
+    except (KernelError, SymbolsError) as error:
+        if vmlinux is not None:
+            raise
+        say(f"no symbols: {error}")
         return []
-    return [f"file {quoted(str(written))}"]
+    if not found:
+        say("no symbols are known of this guest")
+    return found
 
 
 def serve_replay(
