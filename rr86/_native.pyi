@@ -422,10 +422,14 @@ class Replay(WholeMachine):
         tell the last moment on the way at which a condition held, if there was one in this call.
         Where the first answer says "time-up", there is more to run; at the moment its condition is
         the one behind those given."""
-    def path(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, int, bytes]]:
+    def path(
+        self, ranges: Sequence[tuple[int, int]], whole: bool
+    ) -> tuple[list[tuple[int, int, int, bytes]], bool]:
         """Run on, and list every instruction in these ascending ranges of moments: moment, linear
         address, bits of the code there, and the bytes that are executed, maybe with some behind
-        them. The session then stands before the first instruction behind them."""
+        them. The session then stands before the first instruction behind them. Unless the `whole`
+        path is wanted, iterations of REP MOVS and REP STOS are left out, and it is said whether
+        something else was left out with them."""
     def rewind(self, snapshot: Snapshot, heard: bytes | None = None) -> None:
         """Go to a snapshot of this replay or of another one of its trace, back or forward. What the
         replay sent to its consoles and was not taken is forgotten; conditions on console output go

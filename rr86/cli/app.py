@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from rr86.cli.arguments import prepared
 from rr86.cli.commands import COMMANDS
 from rr86.cli.status import EPILOG, say
 from rr86.version import __version__
@@ -88,7 +89,7 @@ def _end_by(error: Any) -> NoReturn:
 def run() -> NoReturn:
     """Run the command line."""
     try:
-        sys.exit(app(prog_name="rr86", standalone_mode=False))
+        sys.exit(app(prepared(sys.argv[1:]), prog_name="rr86", standalone_mode=False))
     except CallError as error:
         _end_by(error)
     except typer.Abort:

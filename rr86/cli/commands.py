@@ -6,6 +6,7 @@ from rr86.cli.status import EPILOG
 COMMANDS: dict[str, tuple[str, str | None]] = {
     "record": ("rr86.cli.record", EPILOG),
     "replay": ("rr86.cli.replay", EPILOG),
+    "gdb": ("rr86.cli.gdb", None),
     "branch": ("rr86.cli.branch", EPILOG),
     "checkpoint": ("rr86.cli.checkpoint", None),
     "info": ("rr86.cli.info", None),
@@ -19,5 +20,6 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "dump": ("rr86.cli.dump", None),
     "drgn": ("rr86.cli.drgn", None),
     "who-wrote": ("rr86.cli.who_wrote", None),
+    "origin": ("rr86.cli.origin", None),
     "bisect-invalidation": ("rr86.cli.bisect_invalidation", None),
 }

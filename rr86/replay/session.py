@@ -9,6 +9,7 @@ from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
 from rr86.errors import UsageError
 from rr86.kernel.processes import Processes
+from rr86.kernel.programs import Programs
 from rr86.session.conditions import Condition, Until, as_conditions
 from rr86.session.console import DebugSink, Heard, HeardDebug
 from rr86.session.execution import Execution, Tick
@@ -93,7 +94,9 @@ class ReplaySession:
         self.inspector = Inspector(
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
-        self.inspector.processes = Processes(self.inspector)
+        initrd = images.get("initrd", b"")
+        self._programs = Programs(lambda: initrd)
+        self.inspector.processes = Processes(self.inspector, self._programs)
         self._ram = spec.memory
         self._console = Heard(console)
         self._debugcon = HeardDebug(debugcon)
@@ -157,6 +160,10 @@ class ReplaySession:
         """
         return self.machine.snapshot(str(self._path))
 
+    def learn_places(self, other: "ReplaySession") -> None:
+        """Take over where another session of this trace has found the kernel and its variables."""
+        self._execution.learn_places(other._execution)
+
     def run_over(
         self, conditions: Sequence[Condition], max_instructions: int, before: int
     ) -> tuple[Stop | None, bool]:
@@ -179,15 +186,18 @@ class ReplaySession:
         self.machine.rewind(snapshot, bytes(self._console.heard[-_LONGEST_TEXT:]))
         self._execution.moved(snapshot.icount)
 
-    def path(self, ranges: Sequence[tuple[int, int]]) -> list[Executed]:
+    def path(
+        self, ranges: Sequence[tuple[int, int]], whole: bool = True
+    ) -> tuple[list[Executed], bool]:
         """Run on, and list every instruction in these ranges of moments, which ascend; then stand
-        before the first one behind them.
+        before the first one behind them. Unless the `whole` path is wanted, iterations of REP MOVS
+        and REP STOS are left out, and it is said whether something else was left out with them.
 
         Raises as `run`.
         """
-        found = [Executed(*row) for row in self.machine.path(ranges)]
+        rows, gaps = self.machine.path(ranges, whole)
         self._execution.moved(ranges[-1][1])
-        return found
+        return [Executed(*row) for row in rows], gaps
 
     def divert(self) -> "NativeDiversion":
         """Leave the recording here: nothing is compared any more, and its slices and inputs are
@@ -276,6 +286,14 @@ class ReplaySession:
         Raises `NativeError` if there is no such vCPU.
         """
         return self.inspector.backtrace(vcpu, limit)
+
+    def add_symbols(self, path: str | Path) -> None:
+        """Take the functions of a program from an ELF file, for conditions (`symbol=PROGRAM:NAME`)
+        and for names at stops. It counts for processes that run a file of the same name.
+
+        Raises `SymbolsError` if it is no program for x86-64, and `OSError` if it cannot be read.
+        """
+        self._programs.add(Path(path))
 
     @cached_property
     def kernel(self) -> "RunningKernel":

@@ -114,11 +114,12 @@ whole_machine! { Replay {
         &mut self,
         py: Python<'py>,
         ranges: Vec<(u64, u64)>,
-    ) -> PyResult<Vec<StepRow<'py>>> {
+        whole: bool,
+    ) -> PyResult<(Vec<StepRow<'py>>, bool)> {
         let session = self.held.session()?;
-        let steps = py.detach(|| session.path(&ranges)).map_err(errors::session)?;
+        let path = py.detach(|| session.path(&ranges, whole)).map_err(errors::session)?;
         let row = |s: &session::Step| (s.icount, s.linear, s.bits, PyBytes::new(py, &s.bytes));
-        Ok(steps.iter().map(row).collect())
+        Ok((path.steps.iter().map(row).collect(), path.gaps))
     }
 
     #[pyo3(signature = (snapshot, heard=None))]

@@ -51,7 +51,7 @@ pub use error::{Divergence, Fact, SessionError};
 pub use expansion::{ExpansionReader, ExpansionWriter};
 pub use last::Hit;
 pub use machine::{Machine, MachineConfig, MachineError};
-pub use path::Step;
+pub use path::{Path, Step};
 pub use recording::{Recording, DIGEST_INTERVAL};
 pub use replay::{Compared, Replay};
 pub use run::Session;
