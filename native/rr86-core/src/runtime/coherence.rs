@@ -16,59 +16,10 @@ use crate::runtime::guest_memory::line_mask;
 use crate::runtime::observers::Observed;
 use crate::runtime::oracle::Seen;
 use crate::runtime::progress::Resume;
-use crate::runtime::protocol::{Protocol, Source};
+use crate::runtime::protocol::Source;
 use crate::runtime::windows::{Fetched, Unchecked, Uncommitted, Unguard};
 use crate::runtime::writelog::{Commit, Passage};
-use crate::saved::{self, LoadError, Reader};
-use std::collections::BTreeSet;
 use xxhash_rust::xxh3::xxh3_64;
-
-/// How blocks and memory are kept in step in this machine, and what that has led to.
-pub(in crate::runtime) struct Coherence {
-    protocol: Protocol,
-    /// Blocks are compared with memory wherever the protocol may have let them go stale.
-    detects: bool,
-    /// Pages with code to which some vCPU can write unchecked.
-    unguarded: BTreeSet<usize>,
-}
-
-impl Coherence {
-    pub fn new(protocol: Protocol) -> Self {
-        Self {
-            protocol,
-            detects: protocol.can_be_stale(),
-            unguarded: BTreeSet::new(),
-        }
-    }
-
-    /// The block protocol of the machine.
-    #[inline]
-    pub fn protocol(&self) -> &Protocol {
-        &self.protocol
-    }
-
-    /// No page has code any more.
-    pub fn forget_pages(&mut self) {
-        self.unguarded.clear();
-    }
-
-    pub fn save(&self, w: &mut saved::Writer) {
-        w.varint(self.unguarded.len() as u64);
-        for &page in &self.unguarded {
-            w.varint(page as u64);
-        }
-    }
-
-    /// # Errors
-    /// For pages that do not exist.
-    pub fn load(&mut self, r: &mut Reader<'_>, pages: usize) -> Result<(), LoadError> {
-        self.unguarded.clear();
-        for _ in 0..r.count("number of unguarded pages", pages)? {
-            self.unguarded.insert(r.index("unguarded page", pages)?);
-        }
-        Ok(())
-    }
-}
 
 /// What a write did.
 #[derive(Clone, Copy, Debug, Default)]
@@ -87,7 +38,7 @@ impl Engine {
 
     /// Marks the bytes that a fetch under way has read as code, if the protocol does so before it reads them.
     pub(in crate::runtime) fn guard_fetch(&mut self, fetched: &Fetched) {
-        if self.coherence.protocol.guard_first {
+        if self.coherence.protocol().guard_first {
             self.guard_ranges(self.tracked(fetched.ranges()));
         }
     }
@@ -102,7 +53,7 @@ impl Engine {
             if !info.flags.contains(PageFlags::CODE) {
                 info.flags |= PageFlags::CODE;
                 self.vcpus.mmus().for_each(|mmu| mmu.tlb.guard_page(page));
-                self.coherence.unguarded.remove(&page);
+                self.coherence.note_guarded(page);
             }
         }
     }
@@ -117,7 +68,7 @@ impl Engine {
     fn tracked(&self, [first, second]: [Option<(u64, u64)>; 2]) -> [Option<(u64, u64)>; 2] {
         [
             first,
-            second.filter(|_| !self.coherence.protocol.second_page_untracked),
+            second.filter(|_| !self.coherence.protocol().second_page_untracked),
         ]
     }
 
@@ -193,15 +144,15 @@ impl Engine {
             return Written::default();
         };
         if !self.memory.pages.info[page].flags.contains(PageFlags::CODE)
-            || self.coherence.protocol.skips(writer.source)
+            || self.coherence.protocol().skips(writer.source)
         {
             return Written::default();
         }
-        if self.coherence.protocol.store_waits {
+        if self.coherence.protocol().store_waits {
             // The lock makes the store wait until a block under way is linked, and then it is
             // removed; the same as if it had not been fetched. Where the guard comes last, a store to the
             // second page has none to see.
-            let guarded = if self.coherence.protocol.guard_first {
+            let guarded = if self.coherence.protocol().guard_first {
                 2
             } else {
                 1
@@ -242,7 +193,7 @@ impl Engine {
             self.log_store(commit, page, paddr, data);
         }
         self.memory.put(page, paddr, data);
-        if self.coherence.detects {
+        if self.coherence.detects() {
             self.mark_stale(page, paddr, data.len() as u64);
         }
         watched && self.stops.watched(paddr, data.len() as u64)
@@ -252,7 +203,7 @@ impl Engine {
     pub(in crate::runtime) fn passage(&self, source: Source, page: usize) -> Passage {
         if !self.memory.pages.info[page].flags.contains(PageFlags::CODE) {
             Passage::NoCode
-        } else if self.coherence.protocol.skips(source) {
+        } else if self.coherence.protocol().skips(source) {
             Passage::Unchecked
         } else {
             Passage::Checked
@@ -309,7 +260,7 @@ impl Engine {
             .iter()
             .copied()
             .filter(|&id| {
-                let found_by_address = !self.coherence.protocol.virtual_keyed
+                let found_by_address = !self.coherence.protocol().virtual_keyed
                     || writer.linear.is_none_or(|l| {
                         let block = self.cache.blocks.get(id);
                         let end = block
@@ -341,7 +292,7 @@ impl Engine {
             self.observers.note(self.clock.icount(), event);
             let running = writer.running == Some(id);
             stop |= running;
-            self.remove_block(id, running && self.coherence.protocol.same_block_ignored);
+            self.remove_block(id, running && self.coherence.protocol().same_block_ignored);
         }
         self.recount_code_lines(page);
         stop
@@ -358,7 +309,7 @@ impl Engine {
                 }
             }
         }
-        if self.coherence.protocol.guard_first {
+        if self.coherence.protocol().guard_first {
             let fetches = self
                 .progress
                 .iter()
@@ -388,7 +339,7 @@ impl Engine {
     fn remove_block(&mut self, id: BlockId, runs_on: bool) {
         self.observers.stats.blocks_invalidated += 1;
         let pages = self.listed_pages(id);
-        if self.coherence.protocol.chain_kept {
+        if self.coherence.protocol().chain_kept {
             // Out of the tables, but whoever knows the code still gets there. Its page may have no
             // guard any more, so that nothing but its entry can tell whether it is stale.
             self.cache.retire(id, pages);
@@ -428,7 +379,7 @@ impl Engine {
     /// Marks the blocks that a write has made wrong and that the protocol has left in place.
     fn mark_stale(&mut self, page: usize, paddr: u64, len: u64) {
         let start = self.memory.ram.page_address(page);
-        let mut ids: Vec<BlockId> = if self.coherence.protocol.second_page_untracked {
+        let mut ids: Vec<BlockId> = if self.coherence.protocol().second_page_untracked {
             self.cache.blocks.crossing_into(start)
         } else {
             Vec::new()
@@ -448,7 +399,7 @@ impl Engine {
 
     /// Whether to look for stale blocks at all. Without, the run is the same, and no stale block is reported.
     pub fn detect_stale(&mut self, on: bool) {
-        self.coherence.detects = on && self.coherence.protocol.can_be_stale();
+        self.coherence.set_detects(on);
     }
 
     /// Marks one block, so that its entries are checked from now on.
@@ -486,7 +437,7 @@ impl Engine {
     /// block's first one that it does not hold.
     pub(in crate::runtime) fn note_int3(&mut self, vcpu: u8, length: usize) {
         let (id, offset) = self.clock.position();
-        if !self.coherence.detects || self.holds(id, usize::from(offset), length) {
+        if !self.coherence.detects() || self.holds(id, usize::from(offset), length) {
             return;
         }
         self.observers.stats.stale_int3s += 1;
@@ -515,7 +466,7 @@ impl Engine {
     /// Makes every entry of a block come through a check from now on.
     fn check_entries(&mut self, id: BlockId) {
         let block = self.cache.blocks.get_mut(id);
-        if block.stale.checked || !self.coherence.detects {
+        if block.stale.checked || !self.coherence.detects() {
             return;
         }
         block.stale.checked = true;
@@ -551,7 +502,7 @@ impl Engine {
         }
         self.observers.stats.blocks_translated += 1;
         self.observers.stats.instructions_translated += u64::from(count);
-        let tracked = if self.coherence.protocol.second_page_untracked {
+        let tracked = if self.coherence.protocol().second_page_untracked {
             None
         } else {
             second
@@ -588,16 +539,16 @@ impl Engine {
             digest,
         };
         self.observers.note(self.clock.icount(), event);
-        if self.coherence.detects {
+        if self.coherence.detects() {
             // Bytes that were read just now are those of memory.
             if fetched.icount != linked_at && self.is_stale(id) {
                 self.mark(id, true);
-            } else if second.is_some() && self.coherence.protocol.second_page_untracked
+            } else if second.is_some() && self.coherence.protocol().second_page_untracked
                 || self
                     .memory
                     .ram
                     .page_index(paddr)
-                    .is_some_and(|p| self.coherence.unguarded.contains(&p))
+                    .is_some_and(|p| self.coherence.is_unguarded(p))
             {
                 self.check_entries(id);
             }
@@ -654,7 +605,7 @@ impl Engine {
             running: None,
         };
         let checked = self.check(writer, store.paddr, store.len);
-        if !checked.emptied || !self.coherence.protocol.unguard_window {
+        if !checked.emptied || !self.coherence.protocol().unguard_window {
             return;
         }
         if let Some(page) = self.memory.ram.page_index(store.paddr) {
@@ -679,7 +630,7 @@ impl Engine {
             return;
         }
         if coded {
-            self.coherence.unguarded.insert(page);
+            self.coherence.note_unguarded(page);
             for id in self.cache.blocks.in_page(page).to_vec() {
                 self.check_entries(id);
             }

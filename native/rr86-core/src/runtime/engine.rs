@@ -11,7 +11,7 @@ use super::bus::Bus;
 use super::cache::Blocks;
 use super::clock::Clock;
 use super::code_cache::CodeCache;
-use super::coherence::Coherence;
+use super::coherence_state::Coherence;
 use super::fetch::Mmu;
 use super::guest_memory::GuestMemory;
 use super::inputs::{InputDivergence, InputRecorder, Inputs};

@@ -8,7 +8,7 @@
 //! | `translator`, `ahead` | how blocks are made, and making them before they are needed |
 //! | `vcpu`, `fetch`, `progress` | what is one vCPU's: registers, translations, steps under way |
 //! | `clock`, `slice`, `instruction` | virtual time, the budget of what runs, and the instruction that a helper carries out |
-//! | `windows`, `protocol` | block protocols, and the windows between their steps |
+//! | `coherence_state`, `windows`, `protocol` | block protocols, and the windows between their steps |
 //! | `stops` | what the debugger waits for |
 //! | `agent`, `bus`, `host`, `flags`, `entry`, `signals` | who writes, the devices, the host's CPU, the way into code and out of it |
 //! | `setup` | making an engine |
@@ -33,6 +33,7 @@ pub mod clock;
 mod code_cache;
 pub mod codebuf;
 mod coherence;
+mod coherence_state;
 mod delivery;
 pub mod dispatch;
 pub mod engine;

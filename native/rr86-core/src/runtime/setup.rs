@@ -4,7 +4,7 @@ use super::bus::Bus;
 use super::clock::Clock;
 use super::code_cache::CodeCache;
 use super::codebuf::CodeBuffer;
-use super::coherence::Coherence;
+use super::coherence_state::Coherence;
 use super::engine::Engine;
 use super::entry::place_stubs;
 use super::guest_memory::GuestMemory;

@@ -1,6 +1,6 @@
 //! Steps of a block protocol that a vCPU has begun: whether it is switched out between them, and finishing them.
 
-use super::coherence::Coherence;
+use super::coherence_state::Coherence;
 use super::engine::Engine;
 use super::progress::Progress;
 use super::protocol::Protocol;
