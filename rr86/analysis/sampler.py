@@ -46,7 +46,7 @@ def profile(
     end = max(start + length for start, _, length in slices)
     session = trace.session(verify=verify, at=first)
     stacks = Stacks(session.inspector, user_names)
-    samples = []
+    samples: list[Sample] = []
     for icount, where, weight in _moments(slices, places(instructions, interval)):
         # Interrupts that come before the instruction are delivered by then.
         stop = session.run(Before(icount), tick=tick)

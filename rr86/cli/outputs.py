@@ -37,7 +37,7 @@ AsJson = Annotated[
 
 
 def expect_folder(path: Path) -> None:
-    """Raises `OSError` where a file cannot be because its folder is not there: work of minutes shall
-    not end by that."""
+    """Raises `OSError` where a file cannot be because its folder is not there: long work shall not
+    end by that."""
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))

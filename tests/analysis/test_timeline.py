@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,13 @@ def assert_well_formed(timeline: Timeline) -> None:
         owners = timeline.of_vcpu(vcpu, 0)
         assert owners[0].start == timeline.begin
         assert owners[-1].end == timeline.end
-        assert all(a.end == b.start for a, b in zip(owners, owners[1:], strict=False))
+        assert all(a.end == b.start for a, b in pairwise(owners))
         assert all(span.end > span.start for span in owners)
         assert all((span.kind in OWNERS) == (span.depth == 0) for span in timeline.of_vcpu(vcpu))
         around = owners
         depth = 1
         while inner := timeline.of_vcpu(vcpu, depth):
-            assert all(a.end <= b.start for a, b in zip(inner, inner[1:], strict=False))
+            assert all(a.end <= b.start for a, b in pairwise(inner))
             for span in inner:
                 assert any(o.start <= span.start and span.end <= o.end for o in around), span
             around, depth = inner, depth + 1
@@ -56,7 +57,7 @@ def test_slices_are_when_the_vcpus_ran(smp: Recorded, smp_timeline: Timeline) ->
     assert sum(ran) == smp_timeline.instructions == smp.outcome.icount
     assert smp_timeline.end == smp.outcome.time_ns
     edges = sorted(piece for pieces in smp_timeline.slices for piece in pieces)
-    assert all(a[1] <= b[0] for a, b in zip(edges, edges[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in pairwise(edges))
 
 
 def test_rates_add_up_to_the_instructions(smp_timeline: Timeline) -> None:
@@ -70,7 +71,7 @@ def test_rates_add_up_to_the_instructions(smp_timeline: Timeline) -> None:
 
 
 def test_vcpus_are_off_until_they_are_started(smp: Recorded, smp_timeline: Timeline) -> None:
-    firsts = {}
+    firsts: dict[int | None, int] = {}
     for event in smp.trace().events(["slice"]):
         firsts.setdefault(event.vcpu, event.icount)
     for vcpu in range(1, 4):
@@ -221,7 +222,7 @@ def test_a_program_and_its_ways_into_the_kernel_are_told(record: Record) -> None
 def test_time_jumps_are_those_of_the_trace(record: Record) -> None:
     recorded = record("timers")
     timeline = collect(recorded.trace())
-    jumps = [e for e in recorded.trace().events(["time-skip"])]
+    jumps = list(recorded.trace().events(["time-skip"]))
     assert [skip.icount for skip in timeline.skips] == [e.icount for e in jumps]
     assert [skip.end for skip in timeline.skips] == [e.fields["to_ns"] for e in jumps]
     assert len(jumps) > 5

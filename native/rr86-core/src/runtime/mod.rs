@@ -17,8 +17,8 @@
 //! Built on these: `dispatch` goes from block to block, with `delivery` (interrupts and exceptions), `block_code` (host code
 //! of a block), `hotness` (superblocks) and `caught` (guest exceptions out of host signals). `slow` is every access that
 //! is not plain RAM, `view` memory as helpers see it, `execute` every instruction that is not copied. `coherence` keeps
-//! blocks and memory in step, `acquire` pages and their owners, `steps` what a protocol has under way. `outside` and
-//! `watching` are the bus and the observers as the others use them. `inspect`, `checkpoint` and `rewind` are for callers.
+//! blocks and memory in step, `acquire` pages and their owners, `steps` what a protocol has under way. `outside`,
+//! `watching` and `noting` are the bus and the observers as the others use them. `inspect`, `checkpoint` and `rewind` are for callers.
 
 mod acquire;
 pub mod agent;
@@ -45,6 +45,7 @@ mod hotness;
 pub mod inputs;
 mod inspect;
 pub mod journal;
+mod noting;
 pub mod observers;
 pub mod oracle;
 mod outside;
