@@ -32,7 +32,7 @@ PYTHON = {
         "cpu",
     },
     "analysis": {"kernel", "replay", "session", "trace", "cpu"},
-    "gdb": {"kernel", "replay", "session", "machine", "cpu"},
+    "gdb": {"analysis", "kernel", "replay", "session", "machine", "cpu"},
     "record": {"session", "kernel", "trace", "machine", "translate", "cpu"},
     "replay": {"session", "kernel", "trace", "machine", "translate", "cpu"},
     "session": {"kernel", "trace", "machine", "cpu"},

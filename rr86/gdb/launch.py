@@ -31,11 +31,6 @@ def find_gdb() -> str:
     return found
 
 
-def quoted(text: str) -> str:
-    """A word of a gdb command line, as gdb reads it."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 @contextmanager
 def private_folder() -> Iterator[Path]:
     """A folder of this process's own for a socket and symbols, gone at the end."""

@@ -5,7 +5,8 @@ so after a move it has to read them anew: `rr86 gdb` sees to that, others are to
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from rr86.session.conditions import as_conditions
 from rr86.session.units import count_of
 
 if TYPE_CHECKING:
+    from rr86.analysis.origin import Hop
     from rr86.replay.writers import WriteRecord
     from rr86.session.stop import Stop
 
@@ -160,40 +162,60 @@ def _ranges(request: Request, address: int, size: int) -> list[tuple[int, int]]:
     return [(paddr, length) for _, paddr, length in pieces(address, size, debuggee.translate)]
 
 
+def _named(request: Request, verb: str) -> list[tuple[int, int]]:
+    """The physical ranges of what `ADDR [LEN]` names."""
+    words = request.text.split()
+    if not 1 <= len(words) <= 2:
+        raise UsageError(f"write 'monitor {verb} ADDR [LEN]'")
+    length = words[1] if len(words) > 1 else None
+    return _ranges(request, *parse_place(words[0], length, request.debuggee))
+
+
 def _who_wrote(request: Request) -> None:
     from rr86.replay.writers import WriteHistory
 
-    words = request.text.split()
-    if not 1 <= len(words) <= 2:
-        raise UsageError("write 'monitor who-wrote ADDR [LEN]'")
-    debuggee = request.debuggee
-    address, size = parse_place(words[0], words[1] if len(words) > 1 else None, debuggee)
-    moment = debuggee.travel.icount
-    history = WriteHistory(debuggee.trace)
-    asked = _Interruptible(request.tick)
+    moment = request.debuggee.travel.icount
+    history = WriteHistory(request.debuggee.trace)
+    with _interruptible(request) as tick:
+        for start, length in _named(request, "who-wrote"):
+            for record in history.who_wrote(start, length, moment, tick):
+                request.print(_written(record))
+
+
+def _origin(request: Request) -> None:
+    from rr86.analysis.origin import origin
+
+    with _interruptible(request) as tick:
+        for start, length in _named(request, "origin"):
+            for hop in origin(request.debuggee.travel, start, length, tick=tick):
+                request.print(_hop(hop))
+
+
+def _hop(hop: "Hop") -> str:
+    """One hop of a value's way, as `rr86 origin` words it."""
+    at = "" if hop.icount is None else f"{hop.icount:,}"
+    who = "" if hop.vcpu is None else f"vCPU {hop.vcpu}"
+    where = "" if hop.rip is None else hop.symbol or f"{hop.rip:#x}"
+    words = "  ".join(each for each in (at, who, where, hop.text) if each)
+    return f"{words}: {hop.kind}: {hop.place} from {hop.source} ({hop.value.hex(' ')})\n"
+
+
+@contextmanager
+def _interruptible(request: Request) -> Iterator[Tick]:
+    """A tick for what answers an interrupt with `KeyboardInterrupt`."""
+    ended = False
+
+    def tick(stop: "Stop") -> bool:
+        nonlocal ended
+        ended = ended or bool(request.tick(stop))
+        return ended
+
     try:
-        records = [
-            record
-            for start, length in _ranges(request, address, size)
-            for record in history.who_wrote(start, length, moment, asked)
-        ]
+        yield tick
     except KeyboardInterrupt:
-        if not asked.ended:
+        if not ended:
             raise
         request.print("interrupted\n")
-        return
-    for record in records:
-        request.print(_written(record))
-
-
-class _Interruptible:
-    def __init__(self, tick: Tick) -> None:
-        self._tick = tick
-        self.ended = False
-
-    def __call__(self, stop: "Stop") -> bool:
-        self.ended = self.ended or bool(self._tick(stop))
-        return self.ended
 
 
 def _written(record: "WriteRecord") -> str:
@@ -314,6 +336,7 @@ VERBS = _verbs(
         Verb("until CONDITION", "run to a condition of 'rr86 replay --until'", _until),
         Verb("back-until CONDITION", "back to where it held last", _back_until),
         Verb("who-wrote ADDR [LEN]", "the last writer of some bytes before now", _who_wrote),
+        Verb("origin ADDR [LEN]", "where a value came from, hop by hop", _origin),
         Verb(
             "watch [-r|-w|-a] ADDR[:LEN] [if EXPR]",
             "stop at writes; EXPR of value, vcpu, icount, registers",

@@ -3,7 +3,7 @@
 gdb takes names from ELF files alone, and the images that guests boot from mostly do not serve: a
 bzImage is none, a Multiboot image is a 32-bit one with 64-bit code. So a file is written that has
 the symbols where the running guest has them, and no contents: code and data gdb reads from the
-machine.
+machine. Linux has a file of its own kind, with unwind tables (`rr86.kernel.symbol_file`).
 """
 
 import struct
@@ -26,30 +26,55 @@ _HEADER, _SECTION, _SYMBOL = 64, 64, 24
 _U64 = (1 << 64) - 1
 
 
-def offset_of(debuggee: "Debuggee") -> int:
-    """How far the guest's kernel has moved itself from where it was linked.
+def commands(debuggee: "Debuggee", vmlinux: Path | None, folder: Path) -> list[str]:
+    """The gdb commands that load a guest's symbols, of which what is made lies in `folder`.
 
-    Raises `SymbolsError` where that is not known.
+    Of a Linux: the `vmlinux` that was named or that an installed debug package has, if it is of the
+    same build, with unwind tables beside it; or else what the kernel knows of itself. Of other
+    guests: a file that was named, or the image's symbols. No commands where nothing is known.
+
+    Raises `KernelError` for a vmlinux of another build, `SymbolsError` where it is not known how
+    far a kernel has moved.
     """
-    inspector = debuggee.travel.session.inspector
-    offset = inspector.locate_kernel()
-    if offset is None:
-        why = (
-            inspector.symbols.problem or "the kernel has not placed itself yet; begin later (--at)"
-        )
-        raise SymbolsError(f"where the kernel is cannot be told: {why}")
-    return offset
-
-
-def write_symbols(debuggee: "Debuggee", path: Path) -> Path | None:
-    """Write what is known of the guest's symbols as an ELF file; None if that is nothing."""
+    made = folder / "guest.elf"
     inspector = debuggee.travel.session.inspector
     inspector.locate_kernel()
     table = inspector.symbols.table
+    if inspector.symbols.linked is not None and inspector.symbols.linked.relocatable:
+        if table is None:
+            raise SymbolsError(
+                "where the kernel is cannot be told: it has not placed itself yet (--at a later "
+                "moment)"
+            )
+        return _of_linux(debuggee, vmlinux, made)
+    if vmlinux is not None:
+        return [f"file {quoted(vmlinux.resolve())}"]
     if table is None or not len(table):
-        return None
-    path.write_bytes(elf_of(table))
-    return path
+        return []
+    made.write_bytes(elf_of(table))
+    return [f"file {quoted(made)}"]
+
+
+def _of_linux(debuggee: "Debuggee", vmlinux: Path | None, made: Path) -> list[str]:
+    from rr86.kernel.identity import debug_kernel
+    from rr86.kernel.running import RunningKernel
+    from rr86.kernel.symbol_file import write_symbol_file
+
+    kernel = RunningKernel(debuggee.travel.session.inspector)
+    found = debug_kernel(kernel, vmlinux)
+    if found is None:
+        write_symbol_file(kernel, made)
+        return [f"file {quoted(made)}"]
+    write_symbol_file(kernel, made, symbols=False)
+    path = quoted(found.path.resolve())
+    loads = [f"exec-file {path}", f"symbol-file -o {found.offset:#x} {path}"]
+    loads.append(f"add-symbol-file {quoted(made)}")
+    return loads if found.scripts is None else [*loads, f"source {quoted(found.scripts)}"]
+
+
+def quoted(path: Path) -> str:
+    """A path as a word of a gdb command line."""
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 @dataclass

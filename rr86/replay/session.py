@@ -160,6 +160,10 @@ class ReplaySession:
         """
         return self.machine.snapshot(str(self._path))
 
+    def learn_places(self, other: "ReplaySession") -> None:
+        """Take over where another session of this trace has found the kernel and its variables."""
+        self._execution.learn_places(other._execution)
+
     def run_over(
         self, conditions: Sequence[Condition], max_instructions: int, before: int
     ) -> tuple[Stop | None, bool]:

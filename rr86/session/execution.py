@@ -75,6 +75,12 @@ class Execution:
         self.inspector.guest = machine
         self._variables.machine = machine
 
+    def learn_places(self, other: "Execution") -> None:
+        """Take over where another run of the same guest has found the kernel."""
+        if self.inspector.symbols.offset is None:
+            self.inspector.symbols.offset = other.inspector.symbols.offset
+        self._variables.learn(other._variables)
+
     def moved(self, icount: int) -> None:
         """The machine was brought to another moment."""
         self._icount = icount

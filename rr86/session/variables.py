@@ -66,6 +66,11 @@ class Variables:
                 self._bias = address - physical
                 return
 
+    def learn(self, other: "Variables") -> None:
+        """Take over what another run of the same guest has found."""
+        if self._bias is None:
+            self._bias = other._bias
+
     def ranges(self, condition: WriteSymbol) -> list[tuple[int, int]] | None:
         """Address and length of what a condition watches; None before that has a place."""
         table = self._inspector.symbols.table

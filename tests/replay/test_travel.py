@@ -1,6 +1,7 @@
 """Moving in a recording: a moment is the same state from wherever one comes, and the last stop
 before a moment is the last one that a run forward makes."""
 
+import itertools
 import random
 from collections import Counter
 from pathlib import Path
@@ -327,6 +328,19 @@ def test_a_text_on_the_console_is_found_backwards_where_a_snapshot_cuts_it(
     there.goto(max(0, stops[-1] - 2000))
     there.run()
     assert there.run_back(condition).icount == stops[-1]
+
+
+def test_snapshots_are_taken_on_the_way_and_close_to_a_moment_gone_back_to(smp: Recorded) -> None:
+    there = travel(smp)
+    there.goto(there.last)
+    gaps = [b - a for a, b in itertools.pairwise([*there.snapshots, there.last])]
+    assert max(gaps) < 2 * SPACING
+    # Of a trace with few snapshots, the way back leaves some.
+    few = TimeTravel(smp.trace(), spacing=10 * there.last)
+    few.goto(there.last)
+    assert few.snapshots == [0]
+    few.goto(there.last - 10)
+    assert there.last - 10 - few.snapshots[-1] < 300_000
 
 
 def test_moments_that_the_recording_does_not_have_are_refused(smp: Recorded) -> None:
