@@ -61,7 +61,10 @@ def describe_moment(debuggee: Debuggee) -> str:
     name = session.symbolize(rip)
     place = f"{rip:#x} <{name}>" if name else f"{rip:#x}"
     share = f" ({100 * travel.icount // travel.last} %)" if travel.last else ""
-    seconds = "" if travel.stop is None else f", {travel.stop.time_ns / 1e9:.6f} s of virtual time"
+    stop = travel.stop
+    # An interrupted search comes back without the time at which it has begun.
+    known = stop is not None and stop.icount == travel.icount and stop.reason != "interrupted"
+    seconds = f", {stop.time_ns / 1e9:.6f} s of virtual time" if stop is not None and known else ""
     return (
         f"instruction {travel.icount:,} of {travel.last:,}{share} on vCPU {travel.vcpu} "
         f"(thread {thread_of(travel.vcpu)}){seconds}, rip {place}\n"

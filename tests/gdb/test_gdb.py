@@ -295,3 +295,4 @@ def test_the_exit_status_is_that_of_gdb(demo: Guest, tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 7
+    assert "error" not in done.stderr
