@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+import rr86
 from rr86.analysis.collector import collect
 from rr86.analysis.linux import _call_name, handler_name
 from rr86.analysis.profile import Profile
@@ -45,6 +47,23 @@ def test_a_boot_fills_the_time_of_each_vcpu(boot: Boot, timeline: Timeline) -> N
     assert [text for text in timeline.left_out if "is an arrow" not in text] == []
     assert timeline.instructions == boot.last
     assert timeline.hand_offs == boot.trace.sharing().hand_offs
+
+
+def test_a_trace_that_was_cut_off_shows_its_tasks_too(
+    boot: Boot, timeline: Timeline, tmp_path: Path
+) -> None:
+    # Nothing says where its kernel is before that has placed itself.
+    whole = boot.trace.path.read_bytes()
+    (tmp_path / "cut.rr86").write_bytes(whole[: len(whole) * 99 // 100])
+    trace = rr86.open_trace(tmp_path / "cut.rr86")
+    assert trace.footer is None
+    cut = collect(trace)
+    assert_well_formed(cut)
+    assert cut.end > 500_000_000
+    for vcpu in range(VCPUS):
+        owners = [span for span in cut.of_vcpu(vcpu, 0) if span.kind is Kind.TASK]
+        same = [s for s in timeline.of_vcpu(vcpu, 0) if s.kind is Kind.TASK and s.end < cut.end]
+        assert owners[: len(same)] == same
 
 
 def test_tasks_are_those_of_the_kernels_memory(boot: Boot, timeline: Timeline) -> None:
@@ -143,11 +162,26 @@ def test_stacks_go_from_the_program_through_the_kernel(boot: Boot, found: Profil
     calls = [sample.stack for sample in found.samples if "do_syscall_64" in sample.stack]
     assert calls
     for stack in calls:
-        assert stack[1] == "[user]"
-        assert stack[2].startswith("entry_SYSCALL_64")
+        entry = next(n for n, name in enumerate(stack) if name.startswith("entry_SYSCALL_64"))
+        program = stack[1:entry]
+        assert program
+        assert all(name == "[user]" or ":" in name for name in program)
     threads = [sample.stack for sample in found.samples if "kthread" in sample.stack]
     assert threads
     assert all(stack[1].startswith("ret_from_fork") for stack in threads)
+
+
+def test_functions_of_a_program_have_names_down_to_its_system_calls(boot: Boot) -> None:
+    for name in ("fixed", "moving"):
+        first = boot.moments[name]
+        found = profile(boot.trace, first, first + 2_000_000, interval=500)
+        stacks = [sample.stack for sample in found.samples if sample.stack[0] == name]
+        own = [stack for stack in stacks if f"{name}:main" in stack]
+        assert own
+        writing = [stack for stack in own if "ksys_write" in stack]
+        assert writing
+        for stack in writing:
+            assert stack.index(f"{name}:main") < stack.index("do_syscall_64")
 
 
 def test_names_of_calls_and_handlers() -> None:
