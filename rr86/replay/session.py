@@ -291,7 +291,7 @@ class ReplaySession:
         """Take the functions of a program from an ELF file, for conditions (`symbol=PROGRAM:NAME`)
         and for names at stops. It counts for processes that run a file of the same name.
 
-        Raises `SymbolsError` if it is no program for x86-64, and `OSError` if it cannot be read.
+        Raises `SymbolsError` if it is no program for x86-64, or cannot be read.
         """
         self._programs.add(Path(path))
 
@@ -322,7 +322,7 @@ class ReplaySession:
         """Write the guest's memory and registers to an ELF core file, which crash, drgn and gdb
         open. `tick` is called with the number of bytes done.
 
-        Raises `OSError` where the file cannot be written.
+        Raises what Python's own `open` does where the file cannot be written.
         """
         from rr86.kernel.dump import write_dump
         from rr86.machine.memory_map import MemoryMap

@@ -141,6 +141,11 @@ class TimeTravel:
         return self._snapshots.moments()
 
     @property
+    def snapshot_bytes(self) -> int:
+        """What the snapshots take of memory."""
+        return self._snapshots.size
+
+    @property
     def console(self) -> bytes:
         """What the guest has sent to its serial console up to the present moment; behind a
         checkpoint of the trace that was jumped to, since then."""
