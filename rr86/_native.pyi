@@ -234,7 +234,7 @@ class Session(MachineView):
     Nothing here reads the host's clock. All methods raise `NativeError` on failure.
     """
 
-    def set_patience(self, steps: int) -> None:
+    def set_call_limit(self, steps: int) -> None:
         """For tests: have `run` come back after so many steps, each a block at the least, instead
         of a twentieth of a second."""
     def current_block(self, vcpu: int) -> BlockInfo | None:

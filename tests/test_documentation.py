@@ -7,7 +7,13 @@ import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
 # How many examples each page has.
-PAGES = {"python-api.md": 6, "conditions.md": 2, "block-protocols.md": 1}
+PAGES = {"what-if.md": 1, "origin.md": 1, 
+    "python-api.md": 6,
+    "conditions.md": 2,
+    "block-protocols.md": 1,
+    "timeline.md": 1,
+    "profile.md": 1,
+}
 EXAMPLES = {
     f"{page}, example {number}": text
     for page in PAGES

@@ -1,32 +1,24 @@
 """Makes the timeline of a trace, by one replay that stops nowhere.
 
-What happened comes from three places: slices, jumps, hand-offs and blocks from the trace; interrupts,
-exceptions, system calls and console output from the core's journal of the replay; task switches
-from probes of that journal in the kernel. Names are looked up at the end, in memory as it is then,
-so that the same trace gives the same timeline every time.
+What happened comes from three places: slices, jumps, hand-offs and blocks from the trace;
+interrupts, exceptions, system calls and console output from the core's journal of the replay; task
+switches from probes of that journal in the kernel. Names are looked up at the end, in memory as it
+is then, so that the same trace gives the same timeline every time.
 """
 
-import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from rr86.analysis.linux import (
-    IDLE,
-    RENAME,
-    SWITCH,
-    LinuxNames,
-    LinuxProbes,
-    Named,
-    handler_name,
-)
+from rr86.analysis.linux import IDLE, RENAME, SWITCH, LinuxProbes, Named
+from rr86.analysis.naming import Names
 from rr86.analysis.schedule import Schedule, schedule_of
-from rr86.analysis.timeline import Arrow, Ipi, Kind, Mark, MarkKind, Span, Timeline, first_after
-from rr86.analysis.tracks import Frame, Owner, Track
+from rr86.analysis.timeline import Ipi, Kind, Mark, MarkKind, Span, Timeline, first_after
+from rr86.analysis.traced import arrows_of, marks_of
+from rr86.analysis.tracks import Frame, Longest, Owner, Track
 from rr86.errors import KernelError, KernelImageError, UsageError
 from rr86.kernel.running import RunningKernel
 from rr86.session.conditions import AtSymbol
-from rr86.trace.vocabulary import NO_VCPU, STALE_ENTRY, STALE_INT3
 
 if TYPE_CHECKING:
     from rr86._native import _JournalRow
@@ -35,11 +27,9 @@ if TYPE_CHECKING:
     from rr86.session.execution import Tick
     from rr86.session.stop import Stop
 
-MOST_ARROWS = 60_000
+MOST_ARROWS = 100_000
 MOST_SPANS = 400_000
 """Spans of depth 1 and more that are kept."""
-MOST_MARKS = 60_000
-"""Marks of one kind that are kept."""
 
 _NMI, _INIT, _STARTUP = 4, 5, 6
 _IA32_CALL = 0x80
@@ -115,7 +105,7 @@ class _Run:
         self.handlers: dict[int, int] = {}
         self.lost = 0
         self.idle: set[int] = set()
-        self.spans = _Longest(most_spans)
+        self.spans = Longest(most_spans)
         # What comes from the schedule alone, latest first, so that the next one is the last.
         self.waits: list[list[tuple[int, int]]] = [list(reversed(each)) for each in schedule.halts]
 
@@ -313,12 +303,13 @@ class _Run:
             track.finish(end)
             self.spans.take(track)
         self._end_line()
-        names = _Names(session, self.handlers)
+        names = Names(session, self.handlers)
         spans = [names.span(each) for each in _clipped(self.spans.all(), begin, end)]
         spans.sort(key=lambda each: (each.vcpu, each.start, each.depth))
         left_out: list[str] = []
-        arrows, hand_offs = _arrows(self.trace, self.schedule, begin, end, most_arrows, left_out)
-        marks = _marks(self.trace, self.schedule, session, begin, end, left_out)
+        arrows, hand_offs = arrows_of(self.trace, self.schedule, begin, end, most_arrows, left_out)
+        symbolize = session.symbolize
+        marks = marks_of(self.trace, self.schedule, symbolize, begin, end, left_out)
         marks += [mark for mark in self.lines if begin <= mark.time < end]
         left_out += self._left_out()
         return Timeline(
@@ -353,83 +344,6 @@ class _Run:
             yield f"{ignored:,} handlers that were nested too deeply"
 
 
-class _Longest:
-    """Spans, of which the shortest are left out where there are too many. Those of depth 0 stay."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._owners: list[Span] = []
-        self._inner: list[Span] = []
-        self.shortest = 0
-        self.left_out = 0
-
-    def take(self, track: Track) -> None:
-        """Takes the spans that a vCPU has completed."""
-        for span in track.spans:
-            if not span.depth:
-                self._owners.append(span)
-            elif span.end - span.start >= self.shortest:
-                self._inner.append(span)
-            else:
-                self.left_out += 1
-        track.spans.clear()
-        while len(self._inner) > self._most:
-            self.shortest = max(64, self.shortest * 2)
-            kept = [span for span in self._inner if span.end - span.start >= self.shortest]
-            self.left_out += len(self._inner) - len(kept)
-            self._inner = kept
-
-    def all(self) -> Iterator[Span]:
-        """All that are there."""
-        yield from self._owners
-        yield from self._inner
-
-
-class _Names:
-    """Puts names in place of the numbers that a replay tells of."""
-
-    def __init__(self, session: "ReplaySession", handlers: dict[int, int]) -> None:
-        self._symbols = session.inspector.symbols
-        self._handlers = handlers
-        self._linux = LinuxNames(RunningKernel(session.inspector))
-        # One answer for all spans of one kind and name: there are few of them.
-        self._of = functools.cache(self._look_up)
-
-    def span(self, span: Span) -> Span:
-        """The span with the name that a person knows."""
-        if span.kind not in (Kind.SYSTEM_CALL, Kind.INTERRUPT, Kind.TIMER):
-            return span
-        name = self._of(span.vcpu, span.name)
-        return span if name == span.name else replace(span, name=name)
-
-    def ipi(self, ipi: Ipi) -> Ipi:
-        """The same for an IPI."""
-        name = self._of(ipi.to, ipi.name)
-        return ipi if name == ipi.name else replace(ipi, name=name)
-
-    def _look_up(self, vcpu: int, name: str) -> str:
-        what, _, number = name.rpartition(" ")
-        found = None
-        if what == "system call":
-            found = self._linux.system_call(int(number))
-        elif what == "ia32 system call":
-            found = self._linux.system_call(int(number), 32)
-        elif what == "vector":
-            found = self._interrupt(vcpu, int(number))
-        return found or name
-
-    def _interrupt(self, vcpu: int, vector: int) -> str | None:
-        table = self._symbols.table
-        handler = self._handlers.get(vector)
-        found = None if table is None or handler is None else table.resolve(handler)
-        if found is None:
-            return None
-        if table is not None and table.relocatable and found[0].name.startswith("irq_entries"):
-            device = self._linux.interrupt(vcpu, vector)
-            return None if device is None else f"{device} (vector {vector})"
-        return handler_name(found[0].name) if not found[1] else None
-
-
 def _at(last: int | None) -> list[str]:
     return [] if last is None else [f"icount={last}"]
 
@@ -447,98 +361,6 @@ def _clipped(spans: Iterable[Span], begin: int, end: int) -> Iterator[Span]:
                 yield replace(span, start=max(span.start, begin), end=min(span.end, end))
             else:
                 yield span
-
-
-class _Clock:
-    """Virtual times of moments that only grow."""
-
-    def __init__(self, schedule: Schedule) -> None:
-        self._skips = schedule.skips
-        self._next = 0
-        self._ahead = 0
-
-    def time_of(self, icount: int) -> int:
-        while self._next < len(self._skips) and self._skips[self._next].icount <= icount:
-            skip = self._skips[self._next]
-            self._ahead += skip.end - skip.start
-            self._next += 1
-        return icount + self._ahead
-
-
-def _arrows(
-    trace: "RecordedRun",
-    schedule: Schedule,
-    begin: int,
-    end: int,
-    most: int,
-    left_out: list[str],
-) -> tuple[list[Arrow], int]:
-    """Hand-offs as arrows, and how many there are."""
-    clock = _Clock(schedule)
-    timed = ((clock.time_of(each.icount), each) for each in trace.cross_writes())
-    all_of_them = [(time, each) for time, each in timed if begin <= time < end]
-    step = -(-len(all_of_them) // max(most, 1))
-    names = functools.cache(trace.names().lookup)
-    arrows = []
-    for time, each in all_of_them[:: max(step, 1)]:
-        lines = each.addresses
-        name = names(lines[0]) if lines else None
-        arrows.append(
-            Arrow(time, each.writer, each.reader, each.page, each.for_writing, name or "")
-        )
-    if len(arrows) < len(all_of_them):
-        left_out.append(
-            f"{len(all_of_them) - len(arrows):,} of {len(all_of_them):,} hand-offs: "
-            f"one of {step:,} is an arrow"
-        )
-    return arrows, len(all_of_them)
-
-
-def _marks(
-    trace: "RecordedRun",
-    schedule: Schedule,
-    session: "ReplaySession",
-    begin: int,
-    end: int,
-    left_out: list[str],
-) -> list[Mark]:
-    """What the trace tells of blocks and input."""
-    clock = _Clock(schedule)
-    found: dict[MarkKind, list[Mark]] = {}
-    total: dict[MarkKind, int] = {}
-    places = {each.id: each.pc for each in trace.stale_blocks().candidates}
-    for event in trace.events(("invalidate", "flush", "stale", "input")):
-        time = clock.time_of(event.icount)
-        if not begin <= time < end:
-            continue
-        fields = event.fields
-        vcpu = event.vcpu
-        if event.kind == "invalidate":
-            kind = MarkKind.INVALIDATION
-            by = int(fields["by"])
-            vcpu = None if by == NO_VCPU else by
-            text = f"block {fields['id']}, {fields['len']} bytes at {int(fields['paddr']):#x}"
-        elif event.kind == "flush":
-            kind, text = MarkKind.FLUSH, "all blocks: the cache was full"
-        elif event.kind == "input":
-            kind = MarkKind.INPUT
-            text = bytes(fields["bytes"]).decode("utf-8", "replace")  # type: ignore[arg-type]
-        elif fields["what"] in (STALE_ENTRY, STALE_INT3):
-            kind = MarkKind.STALE if fields["what"] == STALE_ENTRY else MarkKind.STALE_INT3
-            place = places.get(int(fields["id"]))
-            name = None if place is None else session.symbolize(place)
-            text = f"block {fields['id']}"
-            text += f" at {place:#x}" if place is not None else ""
-            text += f" {name}" if name else ""
-        else:
-            continue
-        total[kind] = total.get(kind, 0) + 1
-        if total[kind] <= MOST_MARKS:
-            found.setdefault(kind, []).append(Mark(time, vcpu, kind, text))
-    for kind, count in total.items():
-        if count > MOST_MARKS:
-            left_out.append(f"the last {count - MOST_MARKS:,} of {count:,}: {kind}")
-    return [mark for each in found.values() for mark in each]
 
 
 def _facts(trace: "RecordedRun") -> dict[str, str]:

@@ -10,7 +10,7 @@ Memory is followed by physical addresses, so that it does not matter through whi
 was written and read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,8 @@ from rr86.analysis.past import Past, Step, Written
 from rr86.cpu import registers as regs
 from rr86.cpu.dataflow import WIDTHS, Effect, Mem, Place, Reg, holds
 from rr86.cpu.moves import decode
-from rr86.errors import NativeError, UsageError
+from rr86.errors import AddressError, UsageError
+from rr86.replay.places import is_ram
 
 if TYPE_CHECKING:
     from rr86._native import LoggedWrite
@@ -154,13 +155,50 @@ class _Search:
                 self._memory(piece, piece.place)
         for piece in reversed(self.waiting):
             self._lost(piece, f"there are more than {MOST_HOPS} hops")
-        return self.hops
+        return _in_order(self.hops)
 
     # -- a value in memory -----------------------------------------------------------------------
 
     def _memory(self, piece: _Piece, paddr: int) -> None:
-        for found in reversed(self.past.writers(paddr, len(piece.value), piece.moment)):
-            self._written(piece.part(found.paddr - paddr, found.size), found)
+        writers = self.past.writers(paddr, len(piece.value), piece.moment)
+        for group in _repetitions(writers):
+            first, last = group[0], group[-1]
+            size = last.paddr + last.size - first.paddr
+            part = piece.part(first.paddr - paddr, size)
+            if len(group) > 1 and self._repeated(part, group):
+                continue
+            for found in group:
+                self._written(piece.part(found.paddr - paddr, found.size), found)
+
+    def _repeated(self, piece: _Piece, group: list[Written]) -> bool:
+        """Follow what several iterations of one string instruction have stored, if all of it can be
+        followed from the first of them."""
+        write = group[0].write
+        assert write is not None
+        vcpu = write["vcpu"]
+        assert vcpu is not None
+        at = self._stand(write["checked"], vcpu)
+        effect = at.effects[0] if at.effects and at.text.startswith("rep") else None
+        if effect is None or not isinstance(effect.dest, Mem) or effect.source is None:
+            return False
+        dest, source = effect.dest, effect.source
+        offset = group[0].paddr - write["paddr"]
+        size = len(piece.value)
+        if isinstance(source, Mem):
+            # The log has the store of this iteration.
+            wide = replace(source.part(offset, dest.size - offset), size=size)
+            if self._value(wide, at) != piece.value:
+                return False
+            whole = Effect(replace(dest.part(offset, dest.size - offset), size=size), source=wide)
+            self._copied(piece, whole, wide, at)
+            return True
+        held = self._register_bytes(source, at)
+        pattern = (held * (size // len(held) + 2))[offset : offset + size]
+        if pattern != piece.value:
+            return False
+        number = self._hop("store", piece, at, str(source))
+        self.waiting.append(_Piece(source, vcpu, at.icount, held, number))
+        return True
 
     def _written(self, piece: _Piece, found: Written) -> None:
         write = found.write
@@ -180,7 +218,9 @@ class _Search:
             text = f"memory where the recording begins, at instruction {begins:,}"
             self._end("beginning", piece, piece.text, text)
         else:
-            self._end("loaded", piece, piece.text, "memory at power-on")
+            zero = not any(piece.value)
+            text = "zero since power-on" if zero else "loaded into memory before power-on"
+            self._end("loaded", piece, piece.text, text)
 
     def _interrupt(self, piece: _Piece, write: "LoggedWrite") -> None:
         text = "the frame of an interrupt or an exception"
@@ -341,10 +381,9 @@ class _Search:
             return self._register_bytes(place, at)
         data = bytearray()
         for paddr, _, length in self._physical_parts(place, at):
-            try:
-                data += self.travel.session.memory(paddr, length)
-            except NativeError:
+            if not is_ram(self.travel.trace, paddr, length):
                 return None
+            data += self.travel.session.memory(paddr, length)
         return bytes(data) if len(data) == place.size else None
 
     def _register_bytes(self, place: Reg, at: _At) -> bytes:
@@ -549,6 +588,46 @@ def _is_bit(write: "LoggedWrite") -> bool:
     )
 
 
+def _repetitions(writers: list[Written]) -> Iterator[list[Written]]:
+    """Writes to neighbouring bytes that may be iterations of one string instruction together."""
+    group: list[Written] = []
+    for each in writers:
+        before = group[-1].write if group else None
+        if before is None or each.write is None or not _follows(before, each.write):
+            if group:
+                yield group
+            group = []
+        group.append(each)
+    if group:
+        yield group
+
+
+def _follows(before: "LoggedWrite", write: "LoggedWrite") -> bool:
+    """Whether a write is that of the same instruction's next iteration."""
+    return (
+        write["vcpu"] is not None
+        and bool(write["rip"])
+        and (write["vcpu"], write["rip"]) == (before["vcpu"], before["rip"])
+        and write["checked"] == before["checked"] + 1
+    )
+
+
+def _in_order(hops: list[Hop]) -> list[Hop]:
+    """Hops right behind those that led to them, renumbered."""
+    children: dict[int | None, list[int]] = {}
+    for number, hop in enumerate(hops):
+        children.setdefault(hop.parent, []).append(number)
+    ordered: list[Hop] = []
+    numbers: dict[int | None, int | None] = {None: None}
+    waiting = list(reversed(children.get(None, [])))
+    while waiting:
+        number = waiting.pop()
+        numbers[number] = len(ordered)
+        ordered.append(replace(hops[number], parent=numbers[hops[number].parent]))
+        waiting += reversed(children.get(number, []))
+    return ordered
+
+
 def _overlap(dest: Place, wanted: Reg) -> bool:
     return (
         isinstance(dest, Reg)
@@ -586,13 +665,15 @@ def origin(
     come from several places. With `through`, what an instruction computed is followed to all of its
     inputs. `tick` is called now and then, and ends the search with a true answer.
 
-    Raises `UsageError` for too many bytes, `NativeError` where there is no RAM, and
+    Raises `UsageError` for too many bytes, `AddressError` where there is no RAM, and
     `KeyboardInterrupt` if `tick` wanted that.
     """
     if not 1 <= length <= MOST_BYTES:
         raise UsageError(
             f"the origin of 1 to {MOST_BYTES} bytes can be asked for, not of {length:,}"
         )
+    if not is_ram(travel.trace, paddr, length):
+        raise AddressError(f"{paddr:#x} to {paddr + length - 1:#x} is not all RAM", address=paddr)
     moment = travel.icount
     value = travel.session.memory(paddr, length)
     search = _Search(travel, Past(travel, FAR, tick), through)

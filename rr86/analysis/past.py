@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Instructions of all vCPUs in the first stretch that is searched for writes, and how they grow.
 _FIRST_WRITES, _MORE_WRITES = 1_000_000, 8
 # Instructions of the vCPU in the first stretch of its path, and how they grow.
-_FIRST_PATH, _MORE_PATH = 400, 8
+_FIRST_PATH, _MORE_PATH = 400, 4
 
 
 class Written(NamedTuple):

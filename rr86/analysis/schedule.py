@@ -82,3 +82,20 @@ def schedule_of(trace: "RecordedRun") -> Schedule:
         if found.end > began:
             found.halts[vcpu].append((began, found.end))
     return found
+
+
+class Clock:
+    """Virtual times of moments that only grow."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._skips = schedule.skips
+        self._next = 0
+        self._ahead = 0
+
+    def time_of(self, icount: int) -> int:
+        """The time of a moment, which is no earlier than that of the last question."""
+        while self._next < len(self._skips) and self._skips[self._next].icount <= icount:
+            skip = self._skips[self._next]
+            self._ahead += skip.end - skip.start
+            self._next += 1
+        return icount + self._ahead

@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 
 
 class Kind(StrEnum):
@@ -183,7 +184,7 @@ class Timeline:
         """The instruction rate of each vCPU, in instructions per microsecond of virtual time
         (1,000 if it alone runs), in so many steps of equal length: (start, rates)."""
         bounds = [self.begin + (self.end - self.begin) * n // steps for n in range(steps + 1)]
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in pairwise(bounds):
             if end > start:
                 ran = (self.ran(vcpu, start, end) for vcpu in range(self.vcpus))
                 yield start, [1000 * n // (end - start) for n in ran]

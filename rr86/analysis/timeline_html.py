@@ -4,15 +4,14 @@ The page is in `viewer/`; the timeline is put into it as JSON. Numbers that only
 the steps between them, texts once each in `names`.
 """
 
-import json
 from collections.abc import Iterable, Sequence
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from rr86.analysis.html import Texts, fill
 from rr86.analysis.timeline import Kind, MarkKind, Timeline
 
+_STYLES = ("colours.css", "style.css")
 _SCRIPTS = ("model.js", "draw.js", "app.js")
 KINDS = tuple(Kind)
 MARK_KINDS = tuple(MarkKind)
@@ -26,41 +25,12 @@ def write(timeline: Timeline, path: str | Path) -> None:
 
 def page(timeline: Timeline) -> str:
     """The HTML file's text."""
-    viewer = files("rr86.analysis") / "viewer"
-    data = json.dumps(embed(timeline), ensure_ascii=False, separators=(",", ":"))
-    parts = {
-        "title": escape(timeline.title),
-        "style": (viewer / "style.css").read_text(encoding="utf-8"),
-        "script": "\n".join((viewer / each).read_text(encoding="utf-8") for each in _SCRIPTS),
-        # Nothing in a text can end the element that holds it.
-        "data": data.replace("<", "\\u003c").replace("\u2028", "\\u2028"),
-    }
-    text = (viewer / "page.html").read_text(encoding="utf-8")
-    pieces = []
-    for piece in text.split("{{"):
-        name, mark, rest = piece.partition("}}")
-        pieces.append(parts[name] + rest if mark and name in parts else piece)
-    return "".join(pieces)
-
-
-class _Texts:
-    """Texts by number; number 0 is the empty one."""
-
-    def __init__(self) -> None:
-        self.list = [""]
-        self._numbers = {"": 0}
-
-    def number(self, text: str) -> int:
-        found = self._numbers.get(text)
-        if found is None:
-            found = self._numbers[text] = len(self.list)
-            self.list.append(text)
-        return found
+    return fill("page.html", timeline.title, embed(timeline), _STYLES, _SCRIPTS)
 
 
 def embed(timeline: Timeline) -> dict[str, Any]:
     """The timeline as the page's scripts take it. Times count from the timeline's begin."""
-    texts = _Texts()
+    texts = Texts()
     spans = [_spans(timeline, vcpu, texts) for vcpu in range(timeline.vcpus)]
     begin = timeline.begin
     arrows, ipis, marks = timeline.arrows, timeline.ipis, timeline.marks
@@ -103,7 +73,7 @@ def embed(timeline: Timeline) -> dict[str, Any]:
     }
 
 
-def _spans(timeline: Timeline, vcpu: int, texts: _Texts) -> dict[str, list[int]]:
+def _spans(timeline: Timeline, vcpu: int, texts: Texts) -> dict[str, list[int]]:
     spans = timeline.of_vcpu(vcpu)
     return {
         "start": _steps((span.start for span in spans), timeline.begin),

@@ -6,7 +6,7 @@ switched in again. Only interrupts are over by then: their handlers cannot wait,
 is the way back from them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from rr86.analysis.timeline import Kind, Span
@@ -142,3 +142,35 @@ class Track:
             self.spans.append(
                 Span(self.vcpu, self.began, time, 0, owner.kind, owner.name, owner.pid)
             )
+
+
+class Longest:
+    """Spans, of which the shortest are left out where there are too many. Those of depth 0 stay."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._owners: list[Span] = []
+        self._inner: list[Span] = []
+        self.shortest = 0
+        self.left_out = 0
+
+    def take(self, track: Track) -> None:
+        """Takes the spans that a vCPU has completed."""
+        for span in track.spans:
+            if not span.depth:
+                self._owners.append(span)
+            elif span.end - span.start >= self.shortest:
+                self._inner.append(span)
+            else:
+                self.left_out += 1
+        track.spans.clear()
+        while len(self._inner) > self._most:
+            self.shortest = max(64, self.shortest * 2)
+            kept = [span for span in self._inner if span.end - span.start >= self.shortest]
+            self.left_out += len(self._inner) - len(kept)
+            self._inner = kept
+
+    def all(self) -> Iterator[Span]:
+        """All that are there."""
+        yield from self._owners
+        yield from self._inner

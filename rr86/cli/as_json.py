@@ -29,13 +29,13 @@ def of_machine(stop: "Stop", inspector: "Inspector") -> dict[str, object]:
         return {}
     registers = [inspector.registers(vcpu) for vcpu in range(inspector.vcpus)]
     return {
-        "symbol": inspector.symbolize(stop.rip),
+        "symbol": inspector.symbolize(stop.rip, stop.vcpu),
         "call_stack": [str(frame) for frame in inspector.backtrace(stop.vcpu)],
         "code": inspector.listing(stop.vcpu),
         "vcpus": [
             {
                 "vcpu": vcpu,
-                "symbol": inspector.symbolize(each["rip"]),
+                "symbol": inspector.symbolize(each["rip"], vcpu),
                 "process": inspector.process(vcpu),
                 "registers": each,
             }

@@ -20,5 +20,6 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "dump": ("rr86.cli.dump", None),
     "drgn": ("rr86.cli.drgn", None),
     "who-wrote": ("rr86.cli.who_wrote", None),
+    "origin": ("rr86.cli.origin", None),
     "bisect-invalidation": ("rr86.cli.bisect_invalidation", None),
 }

@@ -8,6 +8,7 @@ from typer import Argument, BadParameter, Option
 
 from rr86.cli.arguments import GDB_ARGUMENT
 from rr86.cli.devices import Devices, devices
+from rr86.cli.snapshots import SnapshotMemory
 from rr86.cli.status import Exit, reporting_errors, say
 from rr86.cli.values import parse_moment, trace_or_newest
 
@@ -46,6 +47,7 @@ def command(
             "moved to where the guest's kernel was. By default the names come from the guest.",
         ),
     ] = None,
+    memory: SnapshotMemory = None,
     device: Devices = None,
     gdb_argument: Annotated[list[str] | None, Option(GDB_ARGUMENT, hidden=True)] = None,
 ) -> None:
@@ -62,21 +64,21 @@ def command(
     if vmlinux is not None and not vmlinux.is_file():
         raise BadParameter(f"'{vmlinux}' is not a file", param_hint="--vmlinux")
     recorded = open_trace(trace_or_newest(trace), devices(device))
-    debuggee = begin(recorded, _END if at is None else at)
+    debuggee = begin(recorded, _END if at is None else at, memory)
     with launch.private_folder() as folder:
         commands = symbol_commands(debuggee, vmlinux, folder)
         status = launch.run_gdb(debuggee, commands, gdb_argument or [], folder)
     raise Exit(status)
 
 
-def begin(trace: "Trace", at: int) -> "Debuggee":
+def begin(trace: "Trace", at: int, memory: int | None = None) -> "Debuggee":
     """A trace under a debugger, at a moment (-1: its end). Ctrl-C on the way there stops there."""
     from rr86.cli.progress import Progress
     from rr86.cli.terminal import Interruption
     from rr86.gdb.debuggee import Debuggee
-    from rr86.replay.travel import TimeTravel
+    from rr86.replay.travel import DEFAULT_MEMORY, TimeTravel
 
-    travel = TimeTravel(trace, devices=trace.devices)
+    travel = TimeTravel(trace, memory_for_snapshots=memory or DEFAULT_MEMORY, devices=trace.devices)
     moment = travel.last if at < 0 else at
     if moment > travel.last:
         raise BadParameter(f"the trace ends at instruction {travel.last:,}", param_hint="--at")
@@ -112,7 +114,9 @@ def symbol_commands(debuggee: "Debuggee", vmlinux: Path | None, folder: Path) ->
     return found
 
 
-def serve_replay(trace: "Trace", address: str, first: int | None) -> None:
+def serve_replay(
+    trace: "Trace", address: str, first: int | None, memory: int | None = None
+) -> None:
     """`rr86 replay --gdb`: serve debuggers until Ctrl-C."""
     from rr86.gdb.launch import ACKNOWLEDGED, private_folder
     from rr86.gdb.server import DEFAULT, listening, parse_address, serve
@@ -124,7 +128,7 @@ def serve_replay(trace: "Trace", address: str, first: int | None) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
     with listening(place) as (listener, found), private_folder() as folder:
-        debuggee = begin(trace, first or 0)
+        debuggee = begin(trace, first or 0, memory)
         commands = [*symbol_commands(debuggee, None, folder), ACKNOWLEDGED]
         commands.append(f"target remote {found.target()}")
         words = " ".join(f"-ex '{each}'" for each in commands)

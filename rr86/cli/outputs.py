@@ -20,6 +20,16 @@ DebugconFile = Annotated[
         "by default it is on the console until the guest uses its serial port.",
     ),
 ]
+Programs = Annotated[
+    list[Path] | None,
+    Option(
+        "--symbols",
+        metavar="FILE",
+        help="An ELF file with the symbols of a program that the guest runs under this name, for "
+        "symbol=PROGRAM:NAME and for call stacks; may be given several times. Programs in the "
+        "initrd are found without.",
+    ),
+]
 AsJson = Annotated[
     bool,
     Option("--json", help="The report as one JSON object on stdout; the console on stderr."),
@@ -27,7 +37,7 @@ AsJson = Annotated[
 
 
 def expect_folder(path: Path) -> None:
-    """Raises `OSError` where a file cannot be because its folder is not there: work of minutes shall
-    not end by that."""
+    """Raises `OSError` where a file cannot be because its folder is not there: long work shall not
+    end by that."""
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))

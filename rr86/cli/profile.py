@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from rr86.cli.devices import Devices, devices
-from rr86.cli.outputs import expect_folder
+from rr86.cli.outputs import Programs, expect_folder
 from rr86.cli.status import Exit, fail, reporting_errors, say
 from rr86.cli.values import parse_count, parse_moment, trace_or_newest
 
@@ -19,22 +19,25 @@ if TYPE_CHECKING:
 
 _COLLAPSED = (".collapsed", ".folded", ".txt")
 _SPEEDSCOPE = (".json",)
+_HTML = (".html", ".htm")
 _TASKS_SHOWN = 3
 # Columns where nobody says how wide the output is.
 _PIPE_WIDTH = 110
 
 
 def _writer(output: Path) -> "Callable[[Profile, Path], None]":
-    from rr86.analysis import profile_formats
+    from rr86.analysis import profile_formats, profile_html
 
     suffix = output.suffix.lower()
     if suffix in _SPEEDSCOPE:
         return profile_formats.write_speedscope
     if suffix in _COLLAPSED:
         return profile_formats.write_collapsed
-    fail(
-        f"{str(output)!r} is neither a .json file (speedscope) nor a .collapsed, .folded or .txt "
-        "file (collapsed stacks)",
+    if suffix in _HTML:
+        return profile_html.write
+    return fail(
+        f"{str(output)!r} is neither a .json file (speedscope), nor a .collapsed, .folded or .txt "
+        "file (collapsed stacks), nor an .html file",
         2,
     )
 
@@ -48,8 +51,8 @@ def command(
             "-o",
             "--output",
             metavar="FILE",
-            help="FILE.json for speedscope, or FILE.collapsed for flame graphs; without it there "
-            "is the table only.",
+            help="FILE.json for speedscope, FILE.collapsed for other tools, or FILE.html, a flame "
+            "graph; without it there is the table only.",
         ),
     ] = None,
     first: Annotated[
@@ -77,13 +80,14 @@ def command(
     verify: Annotated[
         bool, Option("--verify/--no-verify", help="Compare the replay with the recording.")
     ] = True,
+    symbols: Programs = None,
     device: Devices = None,
     as_json: Annotated[bool, Option("--json", help="The table as one JSON object.")] = False,
 ) -> None:
     """Count the instructions of a stretch by function and call stack, in virtual time.
 
-    The trace is replayed and sampled without any effect on the guest. The samples are the same every
-    time, and each instruction has the same chance to be one.
+    The trace is replayed and sampled without any effect on the guest. The samples are the same
+    every time, and each instruction has the same chance to be one.
     """
     from rr86.analysis.sampler import profile
     from rr86.cli.progress import Progress
@@ -102,7 +106,16 @@ def command(
         return bool(interruption)
 
     with interruption.watching(), progress.shown(True):
-        found = profile(recorded, first or 0, last, vcpu, interval, verify, tick=between_calls)
+        found = profile(
+            recorded,
+            first or 0,
+            last,
+            vcpu,
+            interval,
+            verify,
+            programs=symbols or (),
+            tick=between_calls,
+        )
         if interruption:
             raise Exit(128 + (interruption.signal or 2))
     if write is not None and output is not None:

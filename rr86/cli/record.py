@@ -6,7 +6,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from rr86.cli.devices import NewDevices, new_devices
-from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile
+from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile, Programs
 from rr86.cli.status import reporting_errors
 from rr86.cli.values import parse_bytes, parse_count, parse_duration
 
@@ -118,6 +118,7 @@ def command(
             "reach later moments at once.",
         ),
     ] = None,
+    symbols: Programs = None,
     device: NewDevices = None,
     no_input: Annotated[bool, Option("--no-input", help="Leave stdin alone.")] = False,
     console: ConsoleFile = None,
@@ -179,6 +180,7 @@ def command(
             checkpoints=checkpoints,
             read=read,
             devices=new_devices(device),
+            programs=symbols or (),
             **{name: value for name, value in more.items() if value is not None},
         )
         live = Live(recorder, out, source, interruption, as_json=as_json, quiet=quiet, stats=stats)

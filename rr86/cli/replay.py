@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from rr86.cli.devices import Devices, devices
-from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile
-from rr86.cli.status import ERROR, Exit, never_met, of_stop, reporting_errors, say
+from rr86.cli.done import Done
+from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile, Programs
+from rr86.cli.snapshots import SnapshotMemory
+from rr86.cli.status import ERROR, Exit, of_stop, reporting_errors, say
 from rr86.cli.values import parse_moment, trace_or_newest
 
 if TYPE_CHECKING:
-    from rr86.replay.oracle import OracleReport
-    from rr86.replay.session import ReplaySession
-    from rr86.replay.trace import Trace
-    from rr86.session.conditions import Condition
     from rr86.session.stop import Stop
 
 
@@ -34,9 +32,9 @@ def command(
             "--until",
             metavar="CONDITION",
             help="Stop at int3 (see above), any-int3, stale-int3, stale, panic, rip=ADDR, "
-            "symbol=NAME, icount=N (as 500M or 2G), console=TEXT, write=PADDR[:LEN], "
-            "write=SYMBOL[:LEN], irq=N or end; may be given several times. Exit status 6 if the "
-            "trace ends first.",
+            "symbol=NAME, symbol=PROGRAM:NAME, icount=N (as 500M or 2G), console=TEXT, "
+            "write=PADDR[:LEN], write=SYMBOL[:LEN], irq=N or end; may be given several times. "
+            "Exit status 6 if the trace ends first.",
         ),
     ] = None,
     vcpu: Annotated[
@@ -72,6 +70,7 @@ def command(
             help="Begin there, from the last checkpoint before; what comes earlier is not shown.",
         ),
     ] = None,
+    symbols: Programs = None,
     gdb: Annotated[
         str | None,
         Option(
@@ -81,6 +80,26 @@ def command(
             "rr86 gdb starts one, too.",
         ),
     ] = None,
+    last: Annotated[
+        list[str] | None,
+        Option(
+            "--last",
+            metavar="CONDITION",
+            help="Stop at the last time that a condition of --until's kind held, before "
+            "--before or the end; before the instruction, also for write=. May be given several "
+            "times. Exit status 6 if there was none.",
+        ),
+    ] = None,
+    before: Annotated[
+        int | None,
+        Option(
+            "--before",
+            metavar="icount=N",
+            parser=parse_moment,
+            help="Where --last looks back from; by default the end.",
+        ),
+    ] = None,
+    memory: SnapshotMemory = None,
     device: Devices = None,
     no_verify: Annotated[
         bool, Option("--no-verify", help="Do not compare digests on the way.")
@@ -137,7 +156,11 @@ def command(
         raise BadParameter("--expansion is for --vcpu and --parallel")
     if gdb is not None:
         _refuse_with_gdb(until, lone, oracle, console, debugcon, as_json)
-    conditions = as_conditions(until)
+    if before is not None and not last:
+        raise BadParameter("--before is for --last")
+    if last:
+        _refuse_with_last(until, first, lone, oracle, gdb, debugcon, stats)
+    conditions = as_conditions(last or until)
     recorded = open_trace(trace_or_newest(trace), devices(device))
     if not recorded.complete and not quiet:
         why = recorded.damage or "it was not ended"
@@ -159,7 +182,11 @@ def command(
     if gdb is not None:
         from rr86.cli.gdb import serve_replay
 
-        serve_replay(recorded, gdb, first)
+        serve_replay(recorded, gdb, first, memory)
+    if last:
+        from rr86.cli.last import replay_last
+
+        replay_last(recorded, conditions, before, memory, not no_verify, console, quiet, as_json)
     if lone or gdb is not None:
         return
     out = Consoles(console, debugcon, as_json, quiet, [recorded.path])
@@ -174,6 +201,8 @@ def command(
 
     with out, interruption.watching():
         session = recorded.session(not no_verify, heard, first, oracle, debugcon=debug_heard)
+        for file in symbols or ():
+            session.add_symbols(file)
         progress.began = session.began
         out.begin()
         with progress.shown(not quiet, out.shown):
@@ -189,7 +218,7 @@ def command(
             speed = progress.text(stop)
         out.end_line()
         late = [] if first is None or session.icount >= first else [Icount(first)]
-        done = _Done(recorded, session, stop, [*late, *conditions])
+        done = Done(recorded, session, stop, [*late, *conditions])
         if not quiet and not as_json:
             done.report(speed)
         if not quiet:
@@ -215,84 +244,16 @@ def command(
     raise Exit(status)
 
 
+def _refuse_with_last(*others: object) -> None:
+    """What runs forwards, or shows all of a run."""
+    if any(each not in (None, False) for each in others):
+        raise BadParameter(
+            "--last goes with --before, --memory-for-snapshots, --device, --no-verify, --console, "
+            "--json and --quiet alone"
+        )
+
+
 def _refuse_with_gdb(*others: object) -> None:
     """A debugger does by itself what these are for."""
     if any(each not in (None, False) for each in others):
         raise BadParameter("--gdb goes with --from, --device and --quiet alone")
-
-
-class _Done:
-    """A replay that has stopped, and what there is to say about that."""
-
-    def __init__(
-        self,
-        trace: "Trace",
-        session: "ReplaySession",
-        stop: "Stop",
-        conditions: "list[Condition]",
-    ) -> None:
-        from rr86.session.int3 import explain
-
-        self.trace = trace
-        self.session = session
-        self.stop = stop
-        self.unmet = never_met(conditions, stop)
-        # At a condition that was met, or at an end that was asked for, nothing is missing.
-        self.failed = bool(self.unmet) and stop.condition is None
-        self.int3 = explain(session.machine, stop.vcpu, stop.condition)
-
-    def report(self, speed: str) -> None:
-        """For people, on stderr."""
-        from rr86.cli.show import show_stop
-        from rr86.session.conditions import Int3
-
-        show_stop(self.stop, self.session.inspector)
-        if self.int3 is not None:
-            say(self.int3)
-        if isinstance(self.stop.condition, Int3):
-            stale, blocks = self.trace.stale_int3s, self.trace.stale_executions
-            if stale:
-                say(
-                    f"memory did not hold {stale:,} of the INT3s executed in this trace; int3 "
-                    "stops at these alone, any-int3 at every one"
-                )
-            elif blocks:
-                some = f"{blocks:,} block{'s' * (blocks != 1)}"
-                say(
-                    f"memory held every INT3 executed in this trace, but not {some} of other "
-                    "instructions; stale stops there"
-                )
-        digests, moments = self.session.compared_digests()
-        if digests and self.stop.over:
-            say(f"{digests:,} digests were compared at {moments:,} moments, and all are equal")
-        say(speed)
-
-    def tell_unmet(self) -> None:
-        """Say which conditions were waited for in vain."""
-        if self.unmet:
-            say(f"never met: {', '.join(self.unmet)}")
-
-    def print_json(
-        self, status: int, verified: bool, oracle: "OracleReport | None", stats: bool
-    ) -> None:
-        """For programs, on stdout."""
-        from rr86.cli.as_json import of_counters, of_machine, of_oracle, of_run, print_json
-
-        session = self.session
-        digests, moments = session.compared_digests()
-        content: dict[str, object] = {
-            "trace": str(self.trace.path),
-            "began": session.began,
-            **of_run(self.stop, self.unmet, status),
-            "verified": verified,
-            "digests_equal": digests,
-            "digest_moments": moments,
-            "int3": self.int3,
-            "stale_int3s": self.trace.stale_int3s,
-            **of_machine(self.stop, session.inspector),
-        }
-        if oracle is not None:
-            content["oracle"] = of_oracle(oracle, session.inspector)
-        if stats:
-            content |= of_counters(session.statistics(), session.seconds())
-        print_json(content)

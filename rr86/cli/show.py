@@ -21,7 +21,7 @@ def show_stop(stop: "Stop", inspector: "Inspector") -> None:
     if stop.reason not in WORTH_A_LOOK:
         tell(f"rr86: {stop.describe()}")
         return
-    tell(f"rr86: {stop.describe(inspector.symbolize, inspector.running)}")
+    tell(f"rr86: {stop.describe(inspector.symbolizer(stop.vcpu), inspector.running)}")
     for line in inspector.report(stop.vcpu):
         tell(line)
     problem = inspector.symbols.problem

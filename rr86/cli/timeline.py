@@ -31,7 +31,7 @@ def _writer(output: Path) -> "Callable[[Timeline, Path], None]":
 
         timeline_perfetto.check()
         return timeline_perfetto.write
-    fail(f"{str(output)!r} is neither a .pftrace nor an .html file", 2)
+    return fail(f"{str(output)!r} is neither a .pftrace nor an .html file", 2)
 
 
 @reporting_errors
@@ -57,7 +57,7 @@ def command(
     arrows: Annotated[
         int,
         Option("--arrows", metavar="N", min=0, help="At most so many hand-offs become arrows."),
-    ] = 60_000,
+    ] = 100_000,
     verify: Annotated[
         bool, Option("--verify/--no-verify", help="Compare the replay with the recording.")
     ] = True,
@@ -66,8 +66,8 @@ def command(
 ) -> None:
     """Draw what each vCPU did: tasks, system calls, interrupts, hand-offs of memory, IPIs, console.
 
-    The trace is replayed once, and nothing stops it on the way. The HTML file needs no network and no
-    other file; its key ? shows what it can do. Times are virtual.
+    The trace is replayed once, and nothing stops it on the way. The HTML file needs no network and
+    no other file; its key ? shows what it can do. Times are virtual.
     """
     from rr86.analysis.collector import collect
     from rr86.cli.progress import Progress, size_text

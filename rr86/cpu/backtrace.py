@@ -14,6 +14,7 @@ from rr86.cpu.symbols import SymbolTable
 
 ReadVirtual = Callable[[int, int], bytes]
 
+_KERNEL_HALF = 1 << 63
 _DEEPEST = 64
 _SCANNED = 4096
 _LONGEST_CALL = 7
@@ -48,6 +49,10 @@ def _follows_call(read: ReadVirtual, address: int) -> bool:
     )
 
 
+# The part of a call stack that is in a program: from registers on, so many frames.
+InProgram = Callable[[Mapping[str, int], int], list[Frame]]
+
+
 class _Stack:
     def __init__(self, registers: Mapping[str, int], read: ReadVirtual) -> None:
         self.width = 8 if code_bits(registers) == 64 else 4
@@ -65,8 +70,10 @@ def backtrace(
     table: SymbolTable | None,
     orc: OrcTable | None = None,
     limit: int = 32,
+    program: InProgram | None = None,
 ) -> list[Frame]:
-    """The call stack of a vCPU, innermost frame first; at least that frame."""
+    """The call stack of a vCPU, innermost frame first; at least that frame. `program` has the part
+    that is in a program of a guest with ORC tables."""
     rip = linear_rip(registers)
     name = None if table is None else table.lookup(rip)
     frames = [Frame(rip, name)]
@@ -77,9 +84,11 @@ def backtrace(
     stack = _Stack(registers, read)
     if table is None:
         return frames + _by_frame_pointer(registers, stack, None, limit - 1)
+    if orc is not None and bits == 64 and rip < _KERNEL_HALF and program is not None:
+        return program(registers, limit)
     callers: list[Frame] = []
     if orc is not None and bits == 64 and table.is_text(rip):
-        callers = _by_orc(registers, stack, table, orc, limit - 1)
+        callers = _by_orc(registers, stack, table, orc, limit - 1, program)
     if not callers:
         callers = _by_frame_pointer(registers, stack, table, limit - 1)
     if not callers and (table.is_text(rip) or not table.relocatable):
@@ -88,13 +97,22 @@ def backtrace(
 
 
 def _by_orc(
-    registers: Mapping[str, int], stack: _Stack, table: SymbolTable, orc: OrcTable, limit: int
+    registers: Mapping[str, int],
+    stack: _Stack,
+    table: SymbolTable,
+    orc: OrcTable,
+    limit: int,
+    program: InProgram | None,
 ) -> list[Frame]:
     frame = OrcFrame(linear_rip(registers), registers["rsp"], registers["rbp"], exact=True)
     frames: list[Frame] = []
     while len(frames) < limit:
         register = registers.__getitem__ if not frames else None
         caller = orc.step(frame, table.offset, stack.word, register)
+        if caller is not None and caller.exact and caller.ip < _KERNEL_HALF and program is not None:
+            # The kernel was entered from there.
+            there = {"rip": caller.ip, "rsp": caller.sp, "rbp": caller.bp}
+            return frames + (program(there, limit - len(frames)) if caller.ip else [])
         if caller is None or not table.is_text(caller.ip):
             break
         frames.append(Frame(caller.ip, table.lookup(caller.ip)))

@@ -5,7 +5,7 @@ same on a recording and on a replay, and never disturbs either.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from rr86.cpu import registers as regs
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.disassembly import Instruction
     from rr86.cpu.orc import OrcTable
+
+
+_KERNEL_HALF = 1 << 63
 
 
 class Guest(Protocol):
@@ -41,6 +44,25 @@ class Processes(Protocol):
 
     def as_dict(self, vcpu: int) -> dict[str, object] | None:
         """The same as plain data."""
+
+    def symbolize(self, vcpu: int, address: int) -> str | None:
+        """`PROGRAM:function+0x1c` for an address of the program that a vCPU runs."""
+
+    def frames(self, vcpu: int, registers: Mapping[str, int], limit: int) -> "list[Frame]":
+        """The call stack in the program that a vCPU runs, from a frame with these registers on."""
+
+    def is_running(self, vcpu: int, name: str) -> bool:
+        """Whether a vCPU runs a process of this name."""
+
+    def is_at(self, vcpu: int, program: str, function: str, offset: int, rip: int) -> bool:
+        """Whether a vCPU runs a program and is about to execute this place in it."""
+
+    def addresses(self, program: str, function: str, offset: int) -> list[int] | None:
+        """Where a function is in each process that runs the program now; None before there are
+        processes."""
+
+    def beginnings(self) -> list[int]:
+        """Where programs are started; empty while the kernel has not placed itself."""
 
 
 class Inspector:
@@ -82,10 +104,19 @@ class Inspector:
                 return offset
         return None
 
-    def symbolize(self, address: int) -> str | None:
-        """`function+0x1c` for a linear address, or None where no symbol covers it."""
+    def symbolize(self, address: int, vcpu: int | None = None) -> str | None:
+        """`function+0x1c` for a linear address, or None where no symbol covers it. Of the program
+        that `vcpu` runs, `PROGRAM:function+0x1c`."""
         self.locate_kernel()
+        if vcpu is not None and address < _KERNEL_HALF and self.processes is not None:
+            found = self.processes.symbolize(vcpu, address)
+            if found is not None:
+                return found
         return self.symbols.lookup(address)
+
+    def symbolizer(self, vcpu: int) -> Callable[[int], str | None]:
+        """`symbolize` for what a vCPU runs."""
+        return functools.partial(self.symbolize, vcpu=vcpu)
 
     def disassemble(
         self, vcpu: int = 0, address: int | None = None, count: int = 8
@@ -97,7 +128,7 @@ class Inspector:
         start = regs.linear_rip(registers) if address is None else address
         code = self.read_virtual(start, 15 * count, vcpu)
         return disassembly.disassemble(
-            code, start, regs.code_bits(registers), self.symbolize, count
+            code, start, regs.code_bits(registers), self.symbolizer(vcpu), count
         )
 
     def listing(self, vcpu: int = 0) -> list[str]:
@@ -113,7 +144,7 @@ class Inspector:
             functools.partial(self._read_for, vcpu),
             rip,
             regs.code_bits(registers),
-            self.symbolize,
+            self.symbolizer(vcpu),
             function_start=None if found is None else rip - found[1],
         )
 
@@ -129,6 +160,7 @@ class Inspector:
             table,
             self._orc_table() if table is not None and table.relocatable else None,
             limit,
+            None if self.processes is None else functools.partial(self.processes.frames, vcpu),
         )
 
     def _orc_table(self) -> "OrcTable | None":
@@ -149,7 +181,7 @@ class Inspector:
         activity = regs.ACTIVITIES.get(registers["activity"], "in an unknown state")
         process = self.running(vcpu)
         name = f"vCPU {vcpu}, {process}" if process else f"vCPU {vcpu}"
-        return f"{name}: {activity} at {rip:#x} {self.symbolize(rip) or ''}".rstrip()
+        return f"{name}: {activity} at {rip:#x} {self.symbolize(rip, vcpu) or ''}".rstrip()
 
     def process(self, vcpu: int) -> dict[str, object] | None:
         """The process that a vCPU runs, as plain data; None where that is not known."""
@@ -166,7 +198,7 @@ class Inspector:
         """
         registers = self.registers(vcpu)
         rip = regs.linear_rip(registers)
-        name = self.symbolize(rip)
+        name = self.symbolize(rip, vcpu)
         lines = [f"RIP: {registers['cs']:04x}:{registers['rip']:016x} {name or ''}".rstrip()]
         lines += regs.dump(registers)
         lines += ["Code:", *(f"  {line}" for line in self.listing(vcpu))]

@@ -123,11 +123,12 @@ class Operands:
 
 
 _MEM = 3
+_HALVES = frozenset(each for each in GENERAL.values() if (each.start, each.size) == (0, 4))
 
 
 def _zeros(place: Reg, written: int) -> Found:
     """The upper half of a general register of which 32 bits are written."""
-    if place.name.startswith("r") and place.start == 0 and written == 4:
+    if place.part(0, written) in _HALVES:
         yield Effect(Reg(place.name, 4, 4), constant=bytes(4))
 
 
@@ -149,9 +150,10 @@ def _constant(dest: Place, value: int) -> Found:
 
 
 def _computed(dest: Place, *inputs: Place) -> Found:
+    if isinstance(dest, Reg) and dest in _HALVES:
+        # The upper half that is cleared belongs to the result.
+        dest = Reg(dest.name, 0, 8)
     yield Effect(dest, inputs=inputs)
-    if isinstance(dest, Reg):
-        yield from _zeros(dest, dest.size)
 
 
 def _move(op: Operands) -> Found:
@@ -506,7 +508,30 @@ def decode(code: bytes, address: int, bits: int) -> tuple[str, int, tuple[Effect
         return "(bad)", 0, ()
     op = Operands(insn, bits)
     text = f"{insn.mnemonic} {insn.op_str}".rstrip()
-    return text, insn.size, tuple(_effects(op))
+    return text, insn.size, tuple(_merged(_effects(op)))
+
+
+def _merged(effects: Found) -> Found:
+    """The same, with constants for neighbouring bytes of a register in one."""
+    last: Effect | None = None
+    for each in effects:
+        if (
+            last is not None
+            and last.constant is not None
+            and each.constant is not None
+            and last.when == each.when
+            and isinstance(last.dest, Reg)
+            and isinstance(each.dest, Reg)
+            and each.dest == Reg(last.dest.name, last.dest.start + last.dest.size, each.dest.size)
+        ):
+            dest = Reg(last.dest.name, last.dest.start, last.dest.size + each.dest.size)
+            last = Effect(dest, constant=last.constant + each.constant, when=last.when)
+            continue
+        if last is not None:
+            yield last
+        last = each
+    if last is not None:
+        yield last
 
 
 def _effects(op: Operands) -> Found:

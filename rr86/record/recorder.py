@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.errors import UsageError
+from rr86.kernel.programs import Programs
 from rr86.record.files import read_image, reserved
 from rr86.record.packed import unpacked
 from rr86.session.conditions import Until, as_conditions
 from rr86.session.console import DebugSink
 from rr86.session.limits import Limits
 from rr86.session.live import LiveSession, Recording
-from rr86.session.variables import check
+from rr86.session.variables import check, check_programs
 from rr86.trace.metadata import DeviceEntry, Header, this_host
 from rr86.version import __version__
 
@@ -87,6 +88,7 @@ class Recorder(LiveSession):
         checkpoints: int | None = None,
         debugcon: DebugSink | None = None,
         devices: "Sequence[Device]" = (),
+        programs: Programs | None = None,
     ) -> None:
         """Switch on a machine and start its trace at `output`.
 
@@ -105,7 +107,12 @@ class Recorder(LiveSession):
 
         machine = start_machine(spec, images, devices)
         symbols = GuestSymbols(images["kernel"])
-        super().__init__(machine, spec, symbols, console=console, debugcon=debugcon)
+        if programs is None:
+            initrd = images.get("initrd", b"")
+            programs = Programs(lambda: initrd)
+        super().__init__(
+            machine, spec, symbols, console=console, debugcon=debugcon, programs=programs
+        )
         header = Header(
             version=__version__,
             spec=spec.to_dict(),
@@ -139,6 +146,7 @@ def start(
     debugcon: DebugSink | None = None,
     until: Until = None,
     devices: "Sequence[Device]" = (),
+    programs: "Sequence[str | Path]" = (),
     **more: int | str | bool,
 ) -> Recorder:
     """A `Recorder` for image files; options as for `record`.
@@ -146,7 +154,8 @@ def start(
     `read` gives the bytes of a file by its path and role. A kernel file that is compressed (gzip,
     zstd or xz) is unpacked; the trace holds what it was unpacked to. Conditions that the recording
     is going to be run with can be named in `until`: what is wrong with them is then raised before
-    there is a trace.
+    there is a trace. `programs` are files with the symbols of programs that the guest runs under
+    these names, for conditions such as "symbol=PROGRAM:NAME"; those of the initrd are known.
 
     Raises `GuestImageError` if an image cannot be read or booted, `SpecError` or `UsageError` if an
     option makes no sense, `ConditionError` or `SymbolsError` for a condition that cannot be watched
@@ -168,7 +177,12 @@ def start(
     )
     images = {name: read(path, name) for name, path in files.items()}
     images["kernel"] = unpacked(images["kernel"], f"kernel '{kernel}'")
-    check(as_conditions(until), GuestSymbols(images["kernel"]))
+    conditions = as_conditions(until)
+    check(conditions, GuestSymbols(images["kernel"]))
+    known = Programs(lambda: images.get("initrd", b""))
+    for file in programs:
+        known.add(Path(file))
+    check_programs(conditions, known)
     names = {name: path.name for name, path in files.items()}
     place = None if output is None else Path(output)
     with reserved(place, kernel, files.values()) as path:
@@ -181,6 +195,7 @@ def start(
             checkpoints=checkpoints,
             debugcon=debugcon,
             devices=devices,
+            programs=known,
         )
 
 
@@ -201,6 +216,7 @@ def record(
     checkpoints: int | None = None,
     debugcon: DebugSink | None = None,
     devices: "Sequence[Device]" = (),
+    programs: "Sequence[str | Path]" = (),
     **more: int | str | bool,
 ) -> Recording:
     """Record a run of `kernel` from power-on until it ends, a condition holds or a limit is met.
@@ -210,6 +226,7 @@ def record(
     `debugcon` those of its debug consoles (`rr86.session.console.DebugSink`);
     `checkpoints` asks for a checkpoint after every so many instructions (`Trace.session(at=…)`);
     `devices` are further devices of the machine (`rr86.machine.Device`, docs/devices.md);
+    `programs` are files with symbols of programs (see `start`);
     `protocol` is the name of a block protocol or a `Protocol`, which may be of your own;
     `more` are fields of `BoardSpec` such as `quantum` or `max_block`. When the call is
     interrupted (Ctrl-C), the trace is finished before the exception goes on.
@@ -233,6 +250,7 @@ def record(
         debugcon=debugcon,
         until=conditions,
         devices=devices,
+        programs=programs,
         **more,
     )
     with recorder:

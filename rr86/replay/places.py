@@ -61,6 +61,15 @@ def parse_place(text: str) -> Place:
     return Place(text, address, match["name"], int(match["offset"] or "0", 0), size)
 
 
+def is_ram(trace: "RecordedRun", paddr: int, size: int = 1) -> bool:
+    """Whether all of these physical addresses are RAM of the recorded board."""
+    from rr86.machine.memory_map import HIGH_RAM_BASE, MemoryMap
+
+    ram = MemoryMap(trace.spec.memory)
+    ranges = ((0, ram.low), (HIGH_RAM_BASE, HIGH_RAM_BASE + ram.high))
+    return any(start <= paddr and paddr + size <= end for start, end in ranges)
+
+
 def locate(
     trace: "RecordedRun",
     place: Place,

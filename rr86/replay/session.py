@@ -9,6 +9,7 @@ from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
 from rr86.errors import UsageError
 from rr86.kernel.processes import Processes
+from rr86.kernel.programs import Programs
 from rr86.session.conditions import Condition, Until, as_conditions
 from rr86.session.console import DebugSink, Heard, HeardDebug
 from rr86.session.execution import Execution, Tick
@@ -93,7 +94,9 @@ class ReplaySession:
         self.inspector = Inspector(
             self.machine, symbols or GuestSymbols(images["kernel"]), spec.vcpus
         )
-        self.inspector.processes = Processes(self.inspector)
+        initrd = images.get("initrd", b"")
+        self._programs = Programs(lambda: initrd)
+        self.inspector.processes = Processes(self.inspector, self._programs)
         self._ram = spec.memory
         self._console = Heard(console)
         self._debugcon = HeardDebug(debugcon)
@@ -156,6 +159,10 @@ class ReplaySession:
         Raises `NativeError` where no snapshot can be taken.
         """
         return self.machine.snapshot(str(self._path))
+
+    def learn_places(self, other: "ReplaySession") -> None:
+        """Take over where another session of this trace has found the kernel and its variables."""
+        self._execution.learn_places(other._execution)
 
     def run_over(
         self, conditions: Sequence[Condition], max_instructions: int, before: int
@@ -280,6 +287,14 @@ class ReplaySession:
         """
         return self.inspector.backtrace(vcpu, limit)
 
+    def add_symbols(self, path: str | Path) -> None:
+        """Take the functions of a program from an ELF file, for conditions (`symbol=PROGRAM:NAME`)
+        and for names at stops. It counts for processes that run a file of the same name.
+
+        Raises `SymbolsError` if it is no program for x86-64, or cannot be read.
+        """
+        self._programs.add(Path(path))
+
     @cached_property
     def kernel(self) -> "RunningKernel":
         """The Linux that runs in the guest: its memory, variables and types; see docs/kernel.md.
@@ -307,7 +322,7 @@ class ReplaySession:
         """Write the guest's memory and registers to an ELF core file, which crash, drgn and gdb
         open. `tick` is called with the number of bytes done.
 
-        Raises `OSError` where the file cannot be written.
+        Raises what Python's own `open` does where the file cannot be written.
         """
         from rr86.kernel.dump import write_dump
         from rr86.machine.memory_map import MemoryMap

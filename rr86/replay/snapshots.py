@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kept:
-    """A snapshot, how many bytes the guest had sent to its consoles, and the memory it takes."""
+    """A snapshot, how many bytes the guest had sent to its consoles (None: what it sent before is
+    not known), and the memory it takes."""
 
     icount: int
     snapshot: "Snapshot"
-    console: int
-    debugcon: int
+    console: int | None
+    debugcon: int | None
     size: int
 
 
@@ -53,7 +54,7 @@ class Snapshots:
         place = bisect_left(self._moments, icount)
         return self._kept[place - 1] if place else None
 
-    def add(self, snapshot: "Snapshot", console: int, debugcon: int) -> None:
+    def add(self, snapshot: "Snapshot", console: int | None, debugcon: int | None) -> None:
         """Keep a snapshot that was just taken; others may have to go."""
         icount = snapshot.icount
         place = bisect_left(self._moments, icount)

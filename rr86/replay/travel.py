@@ -30,6 +30,7 @@ from rr86.session.conditions import (
 )
 from rr86.session.execution import Tick
 from rr86.session.stop import Stop
+from rr86.trace.checkpoint import nearest
 from rr86.trace.slices import Slices
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
 _SPACING = 100_000_000
 # A moment that is gone back to is left with a snapshot at most so far before it.
 _NEAR = 300_000
-_MEMORY = 1 << 30
+DEFAULT_MEMORY = 1 << 30
+"""Bytes that snapshots may take together."""
+# Instructions that are rather replayed than that a checkpoint is read from the trace.
+_DETOUR = 500_000_000
 # Stops behind the instruction that fulfils them; backwards they stop before it.
 _AFTER = (Write, WriteSymbol, Read, Access)
 
@@ -79,7 +83,7 @@ class TimeTravel:
         self,
         trace: "RecordedRun",
         *,
-        memory_for_snapshots: int = _MEMORY,
+        memory_for_snapshots: int = DEFAULT_MEMORY,
         console: Callable[[bytes], None] | None = None,
         verify: bool = False,
         devices: "Given | None" = None,
@@ -102,6 +106,9 @@ class TimeTravel:
         self._keeps = True
         # What a search has found once is so for ever: the recording does not change.
         self._searched: dict[tuple[Condition, ...], Searched] = {}
+        self._checkpoints = trace.checkpoints()
+        # Behind a checkpoint that was jumped to: what the guest sent before is not known.
+        self._deaf = False
         # Before the instruction at the present moment, with all done that comes before it.
         self._exact = False
         self.session: ReplaySession = self._open()
@@ -134,8 +141,14 @@ class TimeTravel:
         return self._snapshots.moments()
 
     @property
+    def snapshot_bytes(self) -> int:
+        """What the snapshots take of memory."""
+        return self._snapshots.size
+
+    @property
     def console(self) -> bytes:
-        """What the guest has sent to its serial console up to the present moment."""
+        """What the guest has sent to its serial console up to the present moment; behind a
+        checkpoint of the trace that was jumped to, since then."""
         return self.session.console
 
     @cached_property
@@ -279,8 +292,8 @@ class TimeTravel:
 
     # -- how -------------------------------------------------------------------------------------
 
-    def _open(self) -> "ReplaySession":
-        return self.trace.session(self._verify, devices=self._devices)
+    def _open(self, icount: int | None = None) -> "ReplaySession":
+        return self.trace.session(self._verify, at=icount, devices=self._devices)
 
     def _rip(self, vcpu: int) -> int:
         return self.session.registers(vcpu)["rip"]
@@ -307,6 +320,8 @@ class TimeTravel:
     def _hear(self) -> None:
         """Remember what the guest sends to its consoles, and hand it on the first time."""
         heard, debugcon = self.session.console, self.session.debugcon
+        if self._deaf:
+            return
         new = heard[len(self._console) :]
         self._console += new
         self._debugcon += debugcon[len(self._debugcon) :]
@@ -314,15 +329,22 @@ class TimeTravel:
             self._sink(new)
 
     def _rewind(self, icount: int) -> None:
-        """Stand at the last snapshot at or before a moment, or where a checkpoint of the trace is
-        nearer."""
+        """Stand at the last snapshot at or before a moment, or at a checkpoint of the trace that is
+        much nearer."""
         base = self._snapshots.at_or_before(icount)
         self._exact = False
-        if base is None:
-            self.session = self._open()
+        checkpoint = nearest(self._checkpoints, icount)
+        began = self.first if base is None else base.icount
+        if base is None or (checkpoint is not None and checkpoint.icount > began + _DETOUR):
+            known = self.session
+            self.session = self._open(icount)
+            self.session.learn_places(known)
+            self._deaf = self.session.began > self.first
+            self._take_snapshot()
             return
+        self._deaf = base.console is None
         heard = bytes(self._console[: base.console]), bytes(self._debugcon[: base.debugcon])
-        self.session.rewind(base.snapshot, *heard)
+        self.session.rewind(base.snapshot, *((b"", b"") if self._deaf else heard))
 
     def _points(self, icount: int, near: bool) -> Iterator[int]:
         """Where snapshots are taken on the way to a moment: every so often, and with `near` closer
@@ -334,6 +356,8 @@ class TimeTravel:
                 point = min(point, icount - distance // 8)
             # A run that is limited ends with a slice: it shall not end behind the moment.
             there = self.slices.at(min(point, icount))
+            if there is not None and there.start <= self.icount and point < icount:
+                there = self.slices.at(min(point + self._spacing, icount))
             if there is None or not self.icount < there.start < icount:
                 return
             yield there.start
@@ -347,8 +371,8 @@ class TimeTravel:
             # Block protocols with state that no snapshot holds: every way back begins at power-on.
             self._keeps = False
             return
-        session = self.session
-        self._snapshots.add(snapshot, len(session.console), len(session.debugcon))
+        heard = self.session.console, self.session.debugcon
+        self._snapshots.add(snapshot, *(None if self._deaf else len(each) for each in heard))
 
     def _last_hit(
         self, conditions: Sequence[Condition], end: int, tick: Tick | None

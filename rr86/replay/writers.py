@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from rr86.errors import AddressError
 from rr86.replay import expansion
+from rr86.replay.places import is_ram
 from rr86.session.execution import Tick
 
 if TYPE_CHECKING:
@@ -190,11 +191,7 @@ class WriteHistory:
         return answers, moment
 
     def _check_ram(self, paddr: int, size: int) -> None:
-        from rr86.machine.memory_map import HIGH_RAM_BASE, MemoryMap
-
-        ram = MemoryMap(self.trace.spec.memory)
-        ranges = ((0, ram.low), (HIGH_RAM_BASE, HIGH_RAM_BASE + ram.high))
-        if not any(start <= paddr and paddr + size <= end for start, end in ranges):
+        if not is_ram(self.trace, paddr, size):
             raise AddressError(f"{paddr:#x} to {paddr + size - 1:#x} is not all RAM", address=paddr)
 
     def _from_log(self, answers: _Answers, moment: int) -> None:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rr86.session.view import GuestView
 
 VALID = (
-    "int3 | any-int3 | stale-int3 | stale | panic | rip=ADDR | symbol=NAME | icount=N "
+    "int3 | any-int3 | stale-int3 | stale | panic | rip=ADDR | rip=PROCESS:ADDR | symbol=NAME "
+    "| symbol=PROGRAM:NAME | icount=N "
     "| console=TEXT | write=PADDR[:LEN] | write=SYMBOL[:LEN] | read=PADDR[:LEN] "
     "| access=PADDR[:LEN] | irq=N | end"
 )
@@ -163,6 +164,51 @@ class AtSymbol(Condition):
 
     def __str__(self) -> str:
         return f"symbol={self.name}" + (f"+{self.offset:#x}" if self.offset else "")
+
+
+@dataclass(frozen=True)
+class InProgram(Condition):
+    """Before an instruction of a program's function executes, `offset` bytes from its start, in a
+    process that runs the program. It is also asked where Linux starts programs: it is only then
+    known where one lies."""
+
+    kind = "symbol"
+    program: str
+    name: str
+    offset: int = 0
+
+    def __str__(self) -> str:
+        offset = f"+{self.offset:#x}" if self.offset else ""
+        return f"symbol={self.program}:{self.name}{offset}"
+
+    def holds(self, stop: "GuestView") -> bool:
+        """See `Condition.holds`."""
+        processes = stop.inspector.processes
+        return processes is not None and processes.is_at(
+            stop.vcpu, self.program, self.name, self.offset, stop.rip
+        )
+
+
+@dataclass(frozen=True)
+class RipIn(Condition):
+    """Before the instruction at this linear address executes in a process of this name: that of
+    its program's file, or the task's own."""
+
+    kind = "rip"
+    process: str
+    address: int
+
+    def __str__(self) -> str:
+        return f"rip={self.process}:{self.address:#x}"
+
+    def places(self) -> "Until":
+        """See `Condition.places`."""
+        return Rip(self.address)
+
+    def holds(self, stop: "GuestView") -> bool:
+        """See `Condition.holds`."""
+        processes = stop.inspector.processes
+        return processes is not None and processes.is_running(stop.vcpu, self.process)
 
 
 @dataclass(frozen=True)
@@ -333,6 +379,12 @@ def parse(text: str) -> Condition:
         raise _fail(text, 0, f"unknown condition {kind!r}" if kind else "nothing")
     if not value:
         raise _fail(text, len(text), f"{kind!r} needs a value")
+    if kind == "rip" and ":" in value:
+        process, _, address = value.rpartition(":")
+        if not process:
+            raise _fail(text, start, "expected the name of a process")
+        where = start + len(process) + 1
+        return RipIn(process, _number(text, where, address, "an address", _U64 - 1))
     if kind == "rip":
         return Rip(_number(text, start, value, "an address", _U64 - 1))
     if kind == "icount":
@@ -349,8 +401,14 @@ def parse(text: str) -> Condition:
             raise _fail(text, start, f"expected a physical address, found {value!r}")
         made = Read if kind == "read" else Access
         return made(written.paddr, written.length)
-    name, plus, distance = value.partition("+")
-    where = start + len(name) + 1
+    program, colon, function = value.partition(":")
+    name, plus, distance = (function if colon else value).partition("+")
+    where = start + len(value) - len(distance)
+    if colon:
+        if not program or not name:
+            raise _fail(text, start, "expected PROGRAM:NAME")
+        far = _number(text, where, distance, "an offset", 1 << 30) if plus else 0
+        return InProgram(program, name, far)
     return AtSymbol(name, _number(text, where, distance, "an offset", 1 << 30) if plus else 0)
 
 

@@ -75,6 +75,12 @@ class Execution:
         self.inspector.guest = machine
         self._variables.machine = machine
 
+    def learn_places(self, other: "Execution") -> None:
+        """Take over where another run of the same guest has found the kernel."""
+        if self.inspector.symbols.offset is None:
+            self.inspector.symbols.offset = other.inspector.symbols.offset
+        self._variables.learn(other._variables)
+
     def moved(self, icount: int) -> None:
         """The machine was brought to another moment."""
         self._icount = icount
@@ -145,8 +151,14 @@ class Execution:
                 return self.stop
 
     def _lower(self, conditions: Sequence[Condition]) -> Lowered:
-        symbols = self.inspector.symbols
-        return lower(conditions, symbols, self._stale_int3, self._variables.ranges, self._icount)
+        return lower(
+            conditions,
+            self.inspector.symbols,
+            self._stale_int3,
+            self._variables.ranges,
+            self._icount,
+            self.inspector.processes,
+        )
 
     def _owner(self, lowered: Lowered, met: Sequence[int], stop: Stop) -> Condition | None:
         """The condition that holds at a stop, of those that the core's entries stand for."""

@@ -15,6 +15,7 @@ from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.cpu.inspection import Inspector
 from rr86.errors import RecordingError
 from rr86.kernel.processes import Processes
+from rr86.kernel.programs import Programs
 from rr86.session.conditions import Until, as_conditions
 from rr86.session.console import DebugSink
 from rr86.session.execution import Execution, Tick
@@ -58,12 +59,13 @@ class LiveSession:
         began: int = 0,
         console: Callable[[bytes], None] | None = None,
         debugcon: DebugSink | None = None,
+        programs: Programs | None = None,
     ) -> None:
         self.machine = machine
         self.spec = spec
         self.path = None
         self.inspector = Inspector(machine, symbols, spec.vcpus)
-        self.inspector.processes = Processes(self.inspector)
+        self.inspector.processes = Processes(self.inspector, programs or Programs())
         self._execution = Execution(
             machine,
             self.inspector,

@@ -7,7 +7,7 @@ that users made, is lowered as the places at which it is asked.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from rr86.cpu.guest_symbols import GuestSymbols
 from rr86.errors import ConditionError
@@ -21,6 +21,7 @@ from rr86.session.conditions import (
     End,
     Every,
     Icount,
+    InProgram,
     Int3,
     Irq,
     Panic,
@@ -90,6 +91,17 @@ class Lowered:
 Places = Callable[[WriteSymbol], Sequence[tuple[int, int]] | None]
 
 
+class Programs(Protocol):
+    """What is known of the programs that run in a guest."""
+
+    def addresses(self, program: str, function: str, offset: int) -> list[int] | None:
+        """Where a function is in each process that runs the program now; None before there are
+        processes."""
+
+    def beginnings(self) -> list[int]:
+        """Where programs are started; empty while the kernel has not placed itself."""
+
+
 class _Guest(NamedTuple):
     """What lowering depends on besides the condition."""
 
@@ -97,6 +109,7 @@ class _Guest(NamedTuple):
     stale_int3: bool
     places: Places | None
     icount: int
+    programs: Programs | None
 
 
 def is_asked(condition: Condition) -> bool:
@@ -138,14 +151,15 @@ def lower(
     stale_int3: bool = False,
     places: Places | None = None,
     icount: int = 0,
+    programs: Programs | None = None,
 ) -> Lowered:
     """Put conditions into native terms, as far as symbols are placed already.
 
     `stale_int3` says that there are stale INT3s to come, which `Int3` is then for. `places` finds
-    symbols in physical memory; `icount` is where the run stands.
+    symbols in physical memory; `icount` is where the run stands; `programs` knows of processes.
     """
     out = Lowered()
-    guest = _Guest(symbols, stale_int3, places, icount)
+    guest = _Guest(symbols, stale_int3, places, icount, programs)
     # Those that are asked may say no, so the core shall name them only where no other one holds.
     for owner in sorted(conditions, key=is_asked):
         for condition in known(owner):
@@ -190,6 +204,8 @@ def _lower(out: Lowered, condition: Condition, owner: Condition, guest: _Guest) 
             out._add_console(owner, text.encode())
         case AtSymbol(name, offset):
             _lower_symbol(out, condition, owner, guest.symbols, name, offset)
+        case InProgram():
+            _lower_program(out, condition, owner, guest)
         case Panic():
             linked = guest.symbols.linked
             if linked is None or linked.link_address("panic") is None:
@@ -200,7 +216,7 @@ def _lower(out: Lowered, condition: Condition, owner: Condition, guest: _Guest) 
 
 _OWN = (
     *(Int3, AnyInt3, StaleInt3, Stale, Panic, Rip, AtSymbol, Icount, Every, Console, Write),
-    *(WriteSymbol, Irq, End, RipWhere, Before, Read, Access),
+    *(WriteSymbol, Irq, End, RipWhere, Before, Read, Access, InProgram),
 )
 
 
@@ -227,6 +243,23 @@ def _lower_write(out: Lowered, condition: WriteSymbol, owner: Condition, guest: 
         out.waiting = True
     for start, length in ranges or ():
         out._add(owner, "write", start, length)
+
+
+def _lower_program(out: Lowered, condition: InProgram, owner: Condition, guest: _Guest) -> None:
+    linked = guest.symbols.linked
+    if guest.programs is None or linked is None or not linked.relocatable:
+        raise ConditionError(
+            f"condition '{condition}': programs are known of a Linux guest only",
+            condition=str(condition),
+        )
+    found = guest.programs.addresses(condition.program, condition.name, condition.offset)
+    beginnings = guest.programs.beginnings()
+    if not beginnings:
+        out.waiting = True
+    for address in (*(found or ()), *beginnings):
+        out._add(owner, "rip", address)
+    # Whoever is started next may have it elsewhere.
+    out.moving = True
 
 
 def _check_symbol(condition: Condition, symbols: GuestSymbols, name: str) -> None:

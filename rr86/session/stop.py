@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rr86._native import StopInfo
 
 # Reasons that leave the machine able to go on; after every other one the run is over.
-RESUMABLE = frozenset({"condition", "limit", "time-up"})
+RESUMABLE = frozenset({"condition", "limit", "time-up", "begin"})
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Stop:
     """A stop: its reason and its moment (`icount` instructions over all vCPUs, and the vCPU).
 
     `reason` is one of "condition", "limit", "poweroff", "reset", "debug-exit", "triple-fault",
-    "deadlock", "end" (of a replayed trace) and "interrupted" (by the user).
+    "deadlock", "end" (of a replayed trace), "begin" (of one that was gone back in) and
+    "interrupted" (by the user).
     """
 
     reason: str
@@ -52,6 +53,7 @@ class Stop:
             "deadlock": "all vCPUs wait for ever",
             "end": "end of the trace",
             "interrupted": "interrupted",
+            "begin": "beginning of the trace",
         }.get(self.reason, self.reason)
         name = symbolize(self.rip) if symbolize is not None else None
         place = f"{self.rip:#x} <{name}>" if name else f"{self.rip:#x}"

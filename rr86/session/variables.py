@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from rr86.errors import ConditionError
-from rr86.session.conditions import AtSymbol, Condition, WriteSymbol
+from rr86.session.conditions import AtSymbol, Condition, InProgram, WriteSymbol
 from rr86.session.lowering import all_known, lower
 
 if TYPE_CHECKING:
     from rr86.cpu.guest_symbols import GuestSymbols
     from rr86.cpu.inspection import Inspector
     from rr86.cpu.physical import PhysicalNames
+    from rr86.kernel.programs import Programs
 
 
 # CR0.PG.
@@ -65,6 +66,11 @@ class Variables:
                 self._bias = address - physical
                 return
 
+    def learn(self, other: "Variables") -> None:
+        """Take over what another run of the same guest has found."""
+        if self._bias is None:
+            self._bias = other._bias
+
     def ranges(self, condition: WriteSymbol) -> list[tuple[int, int]] | None:
         """Address and length of what a condition watches; None before that has a place."""
         table = self._inspector.symbols.table
@@ -110,6 +116,14 @@ def check(conditions: Iterable[Condition], symbols: "GuestSymbols") -> None:
             continue
         if linked.is_per_cpu(linked.link_address(each.name) or 0):
             raise _no_place(each)
+
+
+def check_programs(conditions: Iterable[Condition], programs: "Programs") -> None:
+    """The same for conditions in programs: `SymbolsError` for a program or a function of it that is
+    not known."""
+    for each in all_known(conditions):
+        if isinstance(each, InProgram):
+            programs.of_name(each.program).address(each.name)
 
 
 def _no_place(condition: WriteSymbol) -> ConditionError:

@@ -6,12 +6,17 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+from rr86.analysis import profile_html
 from rr86.analysis.collector import collect
+from rr86.analysis.profile import Profile, Sample
+from rr86.analysis.sampler import profile
 from rr86.analysis.timeline import Mark, MarkKind, Timeline
 from rr86.analysis.timeline_html import page, write
 from tests.analysis.conftest import Record
 from tests.analysis.embedded import data_of, decoded
+from tests.guests.machines import Recorded
 
 
 def test_the_page_holds_the_timeline(
@@ -40,8 +45,12 @@ class _Tags(HTMLParser):
         ]
 
 
-def test_the_page_asks_for_nothing_from_elsewhere(smp_timeline: Timeline) -> None:
-    text = page(smp_timeline)
+def test_the_pages_ask_for_nothing_from_elsewhere(smp_timeline: Timeline, smp: Recorded) -> None:
+    for text in (page(smp_timeline), profile_html.page(profile(smp.trace(), interval=50_000))):
+        assert_alone(text)
+
+
+def assert_alone(text: str) -> None:
     tags = _Tags()
     tags.feed(text)
     assert tags.links == []
@@ -68,3 +77,37 @@ def test_no_text_of_the_guest_gets_out_of_its_place(smp_timeline: Timeline) -> N
     assert "<b>&{{" not in text.partition('<script id="data"')[0]
     assert "<title>&lt;b&gt;&amp;{{data}}.rr86</title>" in text
     assert decoded(data_of(text)) == timeline
+
+
+def test_a_flame_graph_holds_the_profile(smp: Recorded) -> None:
+    found = profile(smp.trace(), interval=10_000)
+    data = data_of(profile_html.page(found))
+    counts: dict[tuple[str, ...], int] = {}
+
+    def walk(node: list[Any], above: tuple[str, ...]) -> None:
+        number, total, callees = node
+        stack = (*above, data["names"][number])
+        own = total - sum(each[1] for each in callees)
+        if own:
+            counts[stack[1:]] = own
+        for each in callees:
+            walk(each, stack)
+
+    walk(data["root"], ())
+    assert counts == found.stacks()
+    assert data["root"][1] == found.instructions
+
+
+def test_a_flame_graph_joins_what_stacks_have_in_common() -> None:
+    samples = [
+        Sample(1, 0, 10, ("task", "main", "read")),
+        Sample(2, 0, 5, ("task", "main", "write")),
+        Sample(3, 0, 1, ("task", "main")),
+        Sample(4, 0, 2, ("other", "main")),
+    ]
+    root = profile_html.tree(Profile("made", 0, 18, 10, None, 1, 18, samples))
+    assert root.total == 18
+    assert {name: node.total for name, node in root.callees.items()} == {"task": 16, "other": 2}
+    main = root.callees["task"].callees["main"]
+    assert main.total == 16
+    assert {name: node.total for name, node in main.callees.items()} == {"read": 10, "write": 5}

@@ -29,7 +29,7 @@ def hot_profile(hot: Recorded) -> Profile:
     return profile(hot.trace(), interval=2000)
 
 
-# -- where samples are -------------------------------------------------------------------------------
+# -- where samples are -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("length", "interval"), [(1000, 100), (1001, 100), (7, 100), (5, 1)])
@@ -64,7 +64,7 @@ def test_samples_are_of_the_vcpu_that_runs(smp: Recorded) -> None:
     assert moments == sorted(set(moments))
 
 
-# -- what they add up to -----------------------------------------------------------------------------
+# -- what they add up to ---------------------------------------------------------------------------
 
 
 def test_the_whole_is_what_was_retired(smp: Recorded) -> None:
@@ -128,7 +128,7 @@ def test_sampling_leaves_the_run_as_it_was(smp: Recorded) -> None:
     assert_same_run(finished(session, session.run()), smp.outcome)
 
 
-# -- a guest of known instructions ----------------------------------------------------------------------
+# -- a guest of known instructions -----------------------------------------------------------------
 
 
 def test_a_hot_loop_has_its_share(hot: Recorded, hot_profile: Profile) -> None:
@@ -165,7 +165,7 @@ def test_a_function_that_calls_itself_counts_once() -> None:
     assert rows["leaf"].tasks == ("task",)
 
 
-# -- files -------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def test_collapsed_stacks_hold_the_profile(hot_profile: Profile, tmp_path: Path) -> None:

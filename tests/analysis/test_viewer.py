@@ -1,4 +1,4 @@
-"""The page in a browser: it draws the timeline, and keys, wheel, pointer and search do what they say."""
+"""The page in a browser: it draws the timeline, and keys, wheel, pointer and search work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from rr86.analysis import profile_html
 from rr86.analysis.collector import collect
+from rr86.analysis.sampler import profile
 from rr86.analysis.timeline import Kind, MarkKind, Timeline
 from rr86.analysis.timeline_html import write
 from tests.analysis.browser import Page, browser, find
@@ -105,9 +107,10 @@ def test_what_is_drawn_has_the_colour_of_its_kind(page: Page, smp_timeline: Time
         found: str = page.value(
             "(() => { const main = document.getElementById('main');"
             " const box = main.getBoundingClientRect();"
-            f" const data = main.getContext('2d').getImageData({x} - box.left, {y} - box.top, 1, 1);"
-            " return '#' + Array.from(data.data.slice(0, 3), (n) => n.toString(16).padStart(2, '0'))"
-            ".join(''); })()"
+            " const data = main.getContext('2d')"
+            f".getImageData({x} - box.left, {y} - box.top, 1, 1).data;"
+            " const hex = (n) => n.toString(16).padStart(2, '0');"
+            " return '#' + Array.from(data.slice(0, 3), hex).join(''); })()"
         )
         return found
 
@@ -251,6 +254,37 @@ def test_the_address_says_what_is_shown(window: Page, pages: Path) -> None:
     window.value("rr86.show(300_000, 400_000)")
     window.value("new Promise((done) => setTimeout(done, 400))")
     assert window.value("location.hash") == "#from=300000&to=400000&q=vector%2066"
+
+
+def test_a_flame_graph_shows_shares_and_goes_into_frames(
+    window: Page, tmp_path: Path, record: Record
+) -> None:
+    found = profile(record("hot").trace(), interval=2000)
+    profile_html.write(found, tmp_path / "hot.html")
+    window.open(tmp_path / "hot.html")
+    rows = {row.name: row for row in found.functions()}
+    for name in ("hot_loop", "often", "guest_main"):
+        window.value(f"rr86.find('{name}')")
+        share = f"{100 * rows[name].total / found.instructions:.1f} %"
+        assert (
+            window.value("document.getElementById('found').textContent") == f"{share} in 1 frames"
+        )
+    x, y = window.value(
+        "(() => { const node = rr86.NODES.find((each) => each.name === 'warm_loop');"
+        " const box = document.getElementById('main').getBoundingClientRect();"
+        " const at = rr86.spot(node);"
+        " return [box.left + at.x + at.width / 2, box.top + at.y + 8]; })()"
+    )
+    window.click(x, y)
+    assert window.value("rr86.state.zoomed.name") == "warm_loop"
+    assert f"{rows['warm_loop'].total:,} instructions" in window.value(
+        "document.getElementById('status').textContent"
+    )
+    window.key("Backspace")
+    assert window.value("rr86.state.zoomed.name") == "seldom"
+    window.key("0")
+    assert window.value("rr86.state.zoomed.name") == "all vCPUs"
+    assert window.errors == []
 
 
 def test_help_opens_and_closes_by_key(page: Page) -> None:

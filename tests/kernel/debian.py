@@ -131,7 +131,7 @@ def record_boot(folder: Path, where: Path) -> Boot:
         source = where / f"{name}.c"
         source.write_text(PROGRAM)
         subprocess.run(
-            ["gcc", "-O1", "-g", "-fno-omit-frame-pointer", *options, "-o", where / name, source],
+            ["gcc", "-O1", "-g", "-fomit-frame-pointer", *options, "-o", where / name, source],
             check=True,
         )
         overlay.append((f"programs/{name}", EXECUTABLE, (where / name).read_bytes()))

@@ -154,7 +154,8 @@ def orc_of(*rows: tuple[int, int, int]) -> OrcTable:
 
 
 def augmentation(cfi: Cfi, pc: int) -> Any:
-    return cfi.find(pc).cie["augmentation"]
+    cie: Any = cfi.find(pc).cie
+    return cie["augmentation"]
 
 
 def test_interrupted_code_is_looked_up_as_it_is_and_callers_of_system_calls_are_not() -> None:

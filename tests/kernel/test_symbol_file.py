@@ -104,7 +104,7 @@ def moments(boot: Boot, count: int, seed: int) -> list[rr86.ReplaySession]:
     """Sessions that stand at moments drawn by a seed, many of them in interrupts, faults and
     system calls."""
     rng = random.Random(seed)
-    found = []
+    found: list[rr86.ReplaySession] = []
     while len(found) < count:
         session = boot.session_at(rng.randrange(boot.moments["release"], boot.moments["dmesg"]))
         if len(found) % 4:

@@ -1,9 +1,11 @@
 """Moving in a recording: a moment is the same state from wherever one comes, and the last stop
 before a moment is the last one that a run forward makes."""
 
+import itertools
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import capstone
 import pytest
@@ -23,9 +25,13 @@ SPACING = 20_000
 
 
 def record(name: str, path: Path, protocol: str = "precise") -> Recorded:
+    """A guest, with " small" behind its name on a machine with few blocks, which are often made
+    anew."""
+    name, _, small = name.partition(" ")
     guest, append = MANIFEST[name], short(name)
+    blocks: dict[str, Any] = {"block_capacity": 48, "max_block": 5} if small else {}
     return record_guest(
-        guest, path, append=append, protocol=protocol, quantum=3000, window_bias=20_000
+        guest, path, append=append, protocol=protocol, quantum=3000, window_bias=20_000, **blocks
     )
 
 
@@ -58,6 +64,8 @@ def state(there: TimeTravel) -> object:
         ("smc", "qemu-10"),
         ("rel-walk", "walk-unchecked"),
         ("rel-chain", "chain-kept"),
+        ("smp small", "precise"),
+        ("xmod small", "qemu-7.2"),
     ],
 )
 def test_a_moment_is_the_same_from_wherever_one_comes(
@@ -116,16 +124,20 @@ def forward_stops(recorded: Recorded, condition: Condition) -> list[int]:
     return found
 
 
-def a_written_address(recorded: Recorded) -> int:
-    """A line that vCPUs write in turns, and that is read and written no more than a few thousand
-    times, because every access to it is a stop."""
+def lines_written_in_turns(recorded: Recorded) -> list[int]:
+    """Lines that several vCPUs write, the busiest first."""
     turns = Counter(
         address
         for each in recorded.trace().cross_writes()
         for address in each.addresses
         if each.for_writing
     )
-    for address in sorted((a for a, count in turns.items() if count > 1), reverse=True):
+    return [address for address, count in turns.most_common() if count > 1]
+
+
+def a_written_address(recorded: Recorded) -> int:
+    """One that is read and written no more than a few thousand times: every access is a stop."""
+    for address in sorted(lines_written_in_turns(recorded), reverse=True):
         session = recorded.trace().session(verify=False)
         for _ in range(6000):
             if session.run(Access(address, 64)).over:
@@ -234,12 +246,11 @@ def operand_addresses(there: TimeTravel, vcpu: int, write: bool) -> list[tuple[i
 def test_watchpoints_stop_at_every_instruction_that_makes_such_an_access(
     write: bool, smp: Recorded
 ) -> None:
-    line = a_written_address(smp) & ~63
+    line = lines_written_in_turns(smp)[0]
     condition = Write(line, 64) if write else Read(line, 64)
-    stops = forward_stops(smp, condition)
-    # Where most of them are.
-    begin = max(stops, key=lambda at: sum(at <= each < at + 1000 for each in stops)) - 200
     there = travel(smp)
+    there.goto(smp.outcome.icount // 2)
+    begin = there.run(condition).icount - 200
     there.goto(begin)
     wanted, unknown = set(), set()
     for moment in range(begin, begin + 1500):
@@ -324,6 +335,19 @@ def test_a_text_on_the_console_is_found_backwards_where_a_snapshot_cuts_it(
     there.goto(max(0, stops[-1] - 2000))
     there.run()
     assert there.run_back(condition).icount == stops[-1]
+
+
+def test_snapshots_are_taken_on_the_way_and_close_to_a_moment_gone_back_to(smp: Recorded) -> None:
+    there = travel(smp)
+    there.goto(there.last)
+    gaps = [b - a for a, b in itertools.pairwise([*there.snapshots, there.last])]
+    assert max(gaps) < 2 * SPACING
+    # Of a trace with few snapshots, the way back leaves some.
+    few = TimeTravel(smp.trace(), spacing=10 * there.last)
+    few.goto(there.last)
+    assert few.snapshots == [0]
+    few.goto(there.last - 10)
+    assert there.last - 10 - few.snapshots[-1] < 300_000
 
 
 def test_moments_that_the_recording_does_not_have_are_refused(smp: Recorded) -> None:

@@ -365,6 +365,6 @@ describe(null);
 lanes.draw(state);
 readAddress();
 window.addEventListener("hashchange", readAddress);
-new ResizeObserver(draw).observe(document.body);
+new ResizeObserver(draw).observe($("lanes"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", begin);
 window.rr86 = { MODEL, state, show, find, go, choose, lanes, ITEMS, search };

@@ -5,12 +5,7 @@
 //! all else is noted where a helper runs anyway.
 
 use super::bus::Ipi;
-use super::engine::Engine;
-use super::vcpu::Vcpu;
 use crate::cpu::interrupt::Event;
-use crate::cpu::paging;
-use crate::cpu::state::{gpr, CpuState};
-use crate::memory::{PAGE_MASK, PAGE_SIZE};
 
 /// Most entries that are kept until somebody takes them.
 const CAPACITY: usize = 1 << 20;
@@ -45,7 +40,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    fn of(event: &Event) -> Self {
+    pub(in crate::runtime) fn of(event: &Event) -> Self {
         match event {
             Event::Exception(_) => Self::Exception,
             Event::External(_) => Self::Interrupt,
@@ -123,7 +118,7 @@ pub struct Entry {
 /// The journal, if one is kept.
 #[derive(Debug, Default)]
 pub struct Journal {
-    pub(in crate::runtime) on: bool,
+    on: bool,
     /// In the order of their addresses; each with its number.
     probes: Vec<(usize, Probe)>,
     entries: Vec<Entry>,
@@ -139,152 +134,45 @@ impl Journal {
         self.probes.iter().map(|(_, probe)| probe.rip)
     }
 
-    fn push(&mut self, entry: Entry) {
+    /// Is kept from now on, with these probes.
+    pub(in crate::runtime) fn begin(&mut self, probes: Vec<Probe>) {
+        let mut probes: Vec<(usize, Probe)> = probes.into_iter().enumerate().collect();
+        probes.sort_by_key(|(number, probe)| (probe.rip, *number));
+        self.on = true;
+        self.probes = probes;
+    }
+
+    #[inline]
+    pub(in crate::runtime) fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// The entries since this was last asked, and how many did not fit.
+    pub(in crate::runtime) fn take(&mut self) -> (Vec<Entry>, u64) {
+        let left_out = std::mem::take(&mut self.left_out);
+        (std::mem::take(&mut self.entries), left_out)
+    }
+
+    /// The probes before the instruction at `rip`, with their numbers; none if they were passed at this moment already.
+    pub(in crate::runtime) fn pass(&mut self, rip: u64, moment: u64) -> Vec<(usize, Vec<Fetch>)> {
+        if self.passed == Some(moment) {
+            return Vec::new();
+        }
+        let first = self.probes.partition_point(|(_, probe)| probe.rip < rip);
+        let here = self.probes[first..].iter();
+        let here = here.take_while(|(_, probe)| probe.rip == rip);
+        let found: Vec<_> = here.map(|(n, probe)| (*n, probe.fetches.clone())).collect();
+        if !found.is_empty() {
+            self.passed = Some(moment);
+        }
+        found
+    }
+
+    pub(in crate::runtime) fn push(&mut self, entry: Entry) {
         if self.entries.len() < CAPACITY {
             self.entries.push(entry);
         } else {
             self.left_out += 1;
-        }
-    }
-}
-
-impl Engine {
-    /// Keeps a journal from now on, with these probes.
-    pub fn keep_journal(&mut self, probes: Vec<Probe>) {
-        let mut probes: Vec<(usize, Probe)> = probes.into_iter().enumerate().collect();
-        probes.sort_by_key(|(number, probe)| (probe.rip, *number));
-        self.observers.journal.on = true;
-        // Hooked when the next run sets its stops.
-        self.observers.journal.probes = probes;
-        self.bus.note_ipis(true);
-    }
-
-    /// What was noted since the last call, and how many entries did not fit.
-    pub fn take_journal(&mut self) -> (Vec<Entry>, u64) {
-        let journal = &mut self.observers.journal;
-        let left_out = std::mem::take(&mut journal.left_out);
-        (std::mem::take(&mut journal.entries), left_out)
-    }
-
-    /// Notes what a vCPU does now.
-    #[inline]
-    pub(in crate::runtime) fn note(&mut self, vcpu: u8, noted: impl FnOnce() -> Noted) {
-        if self.observers.journal.on {
-            let (icount, time_ns) = (self.icount(), self.now());
-            self.observers.journal.push(Entry {
-                icount,
-                time_ns,
-                vcpu,
-                noted: noted(),
-            });
-        }
-    }
-
-    /// Notes the delivery of an event that was due where `user` code ran.
-    pub(in crate::runtime) fn note_delivery(
-        &mut self,
-        cpu: &CpuState,
-        event: &Event,
-        user: bool,
-        from: u64,
-    ) {
-        if !self.observers.journal.on {
-            return;
-        }
-        let vector = event.vector();
-        let external = matches!(event, Event::External(_));
-        let timer = external && self.bus.timer_vector(usize::from(cpu.id)) == Some(vector);
-        self.note(cpu.id, || Noted::Delivered {
-            cause: Cause::of(event),
-            vector,
-            timer,
-            user,
-            from,
-            handler: cpu.rip,
-            stack: cpu.gpr[gpr::RSP],
-            accumulator: cpu.gpr[gpr::RAX],
-            address: cpu.cr2,
-        });
-    }
-
-    /// Notes the interprocessor interrupts that an access to a local APIC has sent.
-    #[inline]
-    pub(in crate::runtime) fn note_ipis(&mut self, vcpu: usize) {
-        if self.observers.journal.on {
-            for ipi in self.bus.take_ipis() {
-                self.note(vcpu as u8, || Noted::Ipi(ipi));
-            }
-        }
-    }
-
-    /// Notes the console output that an access has added to what waited.
-    #[inline]
-    pub(in crate::runtime) fn note_output(&mut self, vcpu: usize, before: usize) {
-        if self.observers.journal.on {
-            let new = self.bus.console_waiting().get(before..).unwrap_or_default();
-            for byte in new.to_vec() {
-                self.note(vcpu as u8, || Noted::Output { byte });
-            }
-        }
-    }
-
-    /// Notes what the probes before the instruction at `rip` ask for. Whether nobody else waits there.
-    pub(in crate::runtime) fn probe(&mut self, v: &Vcpu, rip: u64) -> bool {
-        let moment = self.icount();
-        if self.observers.journal.passed != Some(moment) {
-            let probes = std::mem::take(&mut self.observers.journal.probes);
-            let first = probes.partition_point(|(_, probe)| probe.rip < rip);
-            for (number, probe) in &probes[first..] {
-                if probe.rip != rip {
-                    break;
-                }
-                self.observers.journal.passed = Some(moment);
-                let bytes = self.fetched(&v.cpu, &probe.fetches);
-                let number = *number;
-                self.note(v.cpu.id, || Noted::Probe { number, bytes });
-            }
-            self.observers.journal.probes = probes;
-        }
-        self.stops.is_probe_only(rip)
-    }
-
-    fn fetched(&self, cpu: &CpuState, fetches: &[Fetch]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for fetch in fetches {
-            let at = cpu.gpr[fetch.register & 15].wrapping_add_signed(fetch.offset);
-            if fetch.length == 0 {
-                bytes.extend_from_slice(&at.to_le_bytes());
-            } else {
-                let start = bytes.len();
-                bytes.resize(start + fetch.length, 0);
-                self.peek_linear(cpu, at, &mut bytes[start..]);
-            }
-        }
-        bytes
-    }
-
-    /// Reads linear memory as a vCPU maps it, without any effect; what is not mapped stays as it is in `into`.
-    fn peek_linear(&self, cpu: &CpuState, at: u64, into: &mut [u8]) {
-        let ram = &self.memory.ram;
-        let mut read = |paddr: u64, size: usize| {
-            let mut bytes = [0; 8];
-            ram.read(paddr, &mut bytes[..size]);
-            u64::from_le_bytes(bytes)
-        };
-        let mut done = 0;
-        while done < into.len() {
-            let address = at.wrapping_add(done as u64);
-            let room = (PAGE_SIZE - (address & PAGE_MASK)) as usize;
-            let n = room.min(into.len() - done);
-            let paddr = if cpu.paging() {
-                paging::peek(cpu, &mut read, address)
-            } else {
-                Some(address)
-            };
-            if let Some(paddr) = paddr {
-                ram.read(paddr, &mut into[done..done + n]);
-            }
-            done += n;
         }
     }
 }
