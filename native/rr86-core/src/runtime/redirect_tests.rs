@@ -4,7 +4,7 @@
 use crate::runtime::codebuf::CodeBuffer;
 use crate::runtime::entry::place_stubs;
 use crate::runtime::protocol::Protocol;
-use crate::session::{testing, Conditions, Machine, Policy, Scheduler, Session};
+use crate::session::{testing, Conditions, Machine, Policy, Recording, Scheduler, Session};
 
 const ENTRY: u64 = 0x10_0000;
 const PAIRS: u32 = 60;
@@ -43,12 +43,20 @@ fn machine() -> Machine {
     testing::machine(config, ENTRY, &program())
 }
 
-/// What there is after three rounds, and how often code was dropped.
-fn outcome(machine: Machine) -> ((Vec<(String, u64)>, u64), u64) {
-    let mut session = Session::record(machine, Scheduler::new(Policy::Uniform, 5, 100_000));
-    let rounds = u64::from(PAIRS) * 9 * 3;
+/// Instructions of a round.
+const ROUND: u64 = PAIRS as u64 * 9;
+
+/// A session that has run for so long. Its slices are short, so that it stops soon after.
+fn run(machine: Machine, instructions: u64) -> Session<Recording> {
+    let mut session = Session::record(machine, Scheduler::new(Policy::Uniform, 5, 60));
     let mut none = Conditions::default();
-    session.run(rounds, &mut none).expect("a run");
+    session.run(instructions, &mut none).expect("a run");
+    session
+}
+
+/// What there is after four rounds, and how often code was dropped.
+fn outcome(machine: Machine) -> ((Vec<(String, u64)>, u64), u64) {
+    let mut session = run(machine, ROUND * 4);
     let stats = *session.machine.engine.observers.stats();
     assert!(stats.stale_blocks >= u64::from(PAIRS));
     let digests = session.machine.digests();
@@ -59,16 +67,18 @@ fn outcome(machine: Machine) -> ((Vec<(String, u64)>, u64), u64) {
 fn blocks_that_change_where_the_code_buffer_is_full_do_not_take_their_writers_code() {
     let (expected, dropped) = outcome(machine());
     assert_eq!(dropped, 0);
+    // In the first round all blocks get code, in the second each second one gets other code.
+    let used = |rounds| run(machine(), ROUND * rounds).machine.engine.cache.used();
+    let (first, all) = (used(1), used(3));
     let mut full = 0;
-    for room in (6_000..26_000).step_by(250) {
+    for limit in (first..all).step_by((all - first) / 50) {
         let mut small = machine();
-        let mut measured = CodeBuffer::new(1 << 20).unwrap();
-        place_stubs(&mut measured, None);
-        let mut code = CodeBuffer::new(measured.used() + room).unwrap();
+        // An eighth is kept for code that is made while other code runs.
+        let mut code = CodeBuffer::new(limit * 8 / 7).unwrap();
         let stubs = place_stubs(&mut code, None);
         small.engine.cache.replace_buffer(code, stubs);
         let (found, dropped) = outcome(small);
-        assert_eq!(found, expected, "with room for {room} bytes");
+        assert_eq!(found, expected, "where {limit} bytes of code fit");
         full += u64::from(dropped > 0);
     }
     assert!(full > 20, "{full}");
