@@ -405,7 +405,8 @@ fn stops_inside_of_a_path_are_exact_and_no_superblock_goes_over_them() {
             int3: false,
         };
         twins.each(|engine| engine.set_stops(hooks.clone(), Vec::new(), &[], None));
-        assert!(!twins.has_path());
+        // Only blocks with a stop lose their code; one of the first may have a path that ends before the third.
+        assert!(number == 2 || !twins.has_path());
         for _ in 0..100 {
             let end = twins.slice(0, 1000, true);
             assert_eq!(end, RunEnd::Stopped(StopCause::Hook));
