@@ -4,7 +4,7 @@
 #   make demo    a small four-vCPU guest with a stale INT3: recorded, stopped at, led back to its cause
 #   make test    the tests of the core and of the package
 #   make check   formatters, linters, type checkers
-#   make soak    the long versions of the net's tests: hostile guests and, of kernels named in ARGS, boots
+#   make soak    the robustness tests at length: hostile guests and, of kernels named in ARGS, boots
 #   make bench   time boots, small programs and start-up (ARGS="--kernel … --initrd …" for a real kernel)
 
 PYTHON3 ?= python3
