@@ -1,5 +1,6 @@
 """Core files of a moment, read by others: pyelftools, gdb."""
 
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,10 @@ def test_the_command_writes_both_files_and_replaces_none(boot: Boot, tmp_path: P
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "268.4 MB of RAM at instruction" in done.stderr
-    assert "cpu_startup_entry" in gdb(tmp_path, f"symbol-file {symbols}", f"core {core}", "bt")
+    said = gdb(tmp_path, f"symbol-file {symbols}", f"core {core}", "thread 1", "bt")
+    session = boot.session_at(boot.moments["release"])
+    own = [str(frame).split("+")[0] for frame in session.backtrace(0) if frame.address >> 63]
+    assert re.findall(r"^#\d+ +0xf\w+ in ([\w.]+) \(\)", said, re.MULTILINE)[-len(own) :] == own
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 1
     assert again.stderr == f"rr86: error: '{core}' exists; --force replaces it\n"
