@@ -391,5 +391,5 @@ def test_pages_may_be_watched_anywhere_in_any_kind_of_code(name: str, tmp_path: 
             if stop.reason != "condition":
                 break
             stops += 1
-    assert stops > 10
+    assert stops > 0
     assert session.machine.digests() == recorded.outcome.digests
