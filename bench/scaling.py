@@ -235,7 +235,7 @@ class Cost:
 
 
 def cost(
-    kernel: bytes, executables: dict[str, Path], smp: int, memory: int, patience: float
+    kernel: bytes, executables: dict[str, Path], smp: int, memory: int, timeout: float
 ) -> Cost:
     """Boot and work once, plain."""
     initrd = initramfs(executables, [("parallel", PARALLEL)])
@@ -244,7 +244,7 @@ def cost(
     execution = Execution(machine, Inspector(machine, GuestSymbols(kernel), smp))
     moments = [(time.monotonic(), 0)]
     for marker in ("[bench parallel begin]", "[bench parallel end 0 "):
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         stop = execution.run(
             as_conditions(f"console={marker}"),
             tick=lambda _, deadline=deadline: time.monotonic() > deadline,  # type: ignore[misc]
@@ -256,7 +256,7 @@ def cost(
     return Cost((booted - begun) * 1e9 / first, (ended - booted) * 1e9 / (last - first))
 
 
-def measure(kernel: Path | None, repetitions: int, memory: int, patience: float) -> list[Answer]:
+def measure(kernel: Path | None, repetitions: int, memory: int, timeout: float) -> list[Answer]:
     """All answers that can be had; without a kernel, how long the demo guest takes to start."""
     answers: list[Answer] = []
     with tempfile.TemporaryDirectory(prefix="rr86-bench-") as name:
@@ -269,22 +269,22 @@ def measure(kernel: Path | None, repetitions: int, memory: int, patience: float)
             note("Without --kernel only the start of the demo guest is measured.")
             return answers
         executables = build([*(name for name, _ in WORK), "init"])
-        answers += _by_vcpus(kernel.read_bytes(), executables, repetitions, memory, patience)
+        answers += _by_vcpus(kernel.read_bytes(), executables, repetitions, memory, timeout)
         answers += _by_length(kernel, executables, repetitions, memory, folder)
     return answers
 
 
 def _by_vcpus(
-    kernel: bytes, executables: dict[str, Path], repetitions: int, memory: int, patience: float
+    kernel: bytes, executables: dict[str, Path], repetitions: int, memory: int, timeout: float
 ) -> list[Answer]:
     costs: dict[int, list[Cost]] = {smp: [] for smp in VCPUS}
     # The first machine of a process finds its memory cold, and would make one vCPU look slow.
-    cost(kernel, executables, VCPUS[0], memory, patience)
+    cost(kernel, executables, VCPUS[0], memory, timeout)
     for number in range(1, repetitions + 1):
         for smp in VCPUS:
             note(f"{number}/{repetitions} the same work on {smp} vCPUs")
             gc.collect()
-            costs[smp].append(cost(kernel, executables, smp, memory, patience))
+            costs[smp].append(cost(kernel, executables, smp, memory, timeout))
     answers = []
     for part in ("boot", "work"):
         medians = {

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Fetches a Debian kernel and a static busybox with apt, without installing anything, and leaves vmlinuz and
-# initrd.gz in a folder (by default build/guest). It is the cloud kernel if no other package is named, be it one
+# Fetches a Debian kernel and a static busybox with apt, without installing anything, and leaves vmlinuz,
+# initrd.gz and a few modules in a folder (by default build/guest). It is the cloud kernel if no other package is named, be it one
 # with a kernel or a meta-package:
 #
 #   tools/debian-guest.sh [FOLDER [PACKAGE]]
@@ -26,6 +26,17 @@ for each in "$package"_*.deb busybox-static_*.deb; do
     dpkg -x "$each" unpacked
 done
 cp unpacked/boot/vmlinuz-* vmlinuz
+# Two small modules that need no others, for guests that load some.
+mkdir -p modules
+for name in block/loop net/dummy; do
+    for file in unpacked/lib/modules/*/kernel/drivers/"$name".ko unpacked/lib/modules/*/kernel/drivers/"$name".ko.xz; do
+        case $file in
+        *\**) ;;
+        *.xz) xz -dc "$file" >"modules/${name#*/}.ko" ;;
+        *) cp "$file" modules ;;
+        esac
+    done
+done
 python3 "$here/initramfs.py" unpacked/bin/busybox -o initrd.gz
 rm -rf unpacked ./*.deb
 echo "$package: $folder/vmlinuz and $folder/initrd.gz"

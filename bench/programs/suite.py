@@ -81,14 +81,14 @@ def measure(
     programs: Sequence[Program],
     repetitions: int,
     memory: int,
-    patience: float,
+    timeout: float,
     variants: Sequence[str],
 ) -> list[Measured]:
     """In these variants, of which only the native one needs no kernel; programs as given."""
     executables = build([*(program.name for program in programs), "init"])
     measured = {program.name: Measured(program) for program in programs}
     with tempfile.TemporaryDirectory(prefix="rr86-bench-") as folder:
-        setting = Setting(kernel, executables, memory, patience, Path(folder))
+        setting = Setting(kernel, executables, memory, timeout, Path(folder))
         require(setting)
         by_smp = sorted(programs, key=lambda program: program.smp)
         for smp, group in groupby(by_smp, key=lambda program: program.smp):

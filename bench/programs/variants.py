@@ -37,7 +37,7 @@ class Setting:
     executables: dict[str, Path]
     memory: int
     # Seconds without any marker after which a run is given up.
-    patience: float
+    timeout: float
     folder: Path
 
 
@@ -66,10 +66,10 @@ def run_native(setting: Setting, programs: Sequence[Program]) -> Results:
         started = time.monotonic()
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=setting.patience
+                command, capture_output=True, text=True, check=False, timeout=setting.timeout
             )
         except subprocess.TimeoutExpired:
-            results.failures[program.name] = f"no end within {setting.patience:g} s"
+            results.failures[program.name] = f"no end within {setting.timeout:g} s"
             continue
         seconds = time.monotonic() - started
         lines = (done.stdout or done.stderr).splitlines() or [""]
@@ -122,9 +122,9 @@ class _Console:
 
     conditions: Sequence[Condition] = as_conditions(f"console={MARKER_END}")
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, timeout: float) -> None:
         self.markers = Markers()
-        self._patience = patience
+        self._timeout = timeout
         self._heard = time.monotonic()
 
     def feed(self, data: bytes) -> None:
@@ -132,7 +132,7 @@ class _Console:
         self.markers.feed(data, self._heard)
 
     def impatient(self, _: Stop) -> bool:
-        return time.monotonic() - self._heard > self._patience
+        return time.monotonic() - self._heard > self._timeout
 
     def follow(self, run: Callable[[], Stop]) -> Boot:
         """Run to the end, with any failure of the machine as the boot's error."""
@@ -167,7 +167,7 @@ class Rr86:
 
     def _plain_boot(self, programs: list[Program]) -> Boot:
         images = _images(self._setting, programs)
-        console = _Console(self._setting.patience)
+        console = _Console(self._setting.timeout)
         machine = start(self._spec, images)
         inspector = Inspector(machine, GuestSymbols(images["kernel"]), self._smp)
         execution = Execution(machine, inspector, console.feed)
@@ -184,7 +184,7 @@ class Rr86:
         handle, name = tempfile.mkstemp(suffix=".rr86", dir=self._setting.folder)
         os.close(handle)
         self._traces.append(Path(name))
-        console = _Console(self._setting.patience)
+        console = _Console(self._setting.timeout)
         recorder = Recorder(
             self._spec, _images(self._setting, programs), name, console=console.feed
         )
@@ -209,7 +209,7 @@ class Rr86:
         return results
 
     def _replaying_boot(self, trace: Path) -> Boot:
-        console = _Console(self._setting.patience)
+        console = _Console(self._setting.timeout)
         session = open_trace(trace).session(console=console.feed)
         return console.follow(lambda: session.run(console.conditions, tick=console.impatient))
 
@@ -240,20 +240,20 @@ class Qemu:
             bufsize=0,
         ) as process:
             assert process.stdout is not None
-            ended = _read(process.stdout.fileno(), markers, setting.patience)
+            ended = _read(process.stdout.fileno(), markers, setting.timeout)
             if not ended:
                 process.kill()
         error = None
         if not ended:
-            error = f"nothing for {setting.patience:g} s; {markers.last_words}".strip("; ")
+            error = f"nothing for {setting.timeout:g} s; {markers.last_words}".strip("; ")
         elif not markers.over:
             error = f"ended with status {process.returncode}; {markers.last_words}".strip("; ")
         return Boot(markers.outcomes, markers.running, error)
 
 
-def _read(descriptor: int, markers: Markers, patience: float) -> bool:
+def _read(descriptor: int, markers: Markers, timeout: float) -> bool:
     """Until the other side closes the pipe; false if it has been silent for too long."""
-    while select.select([descriptor], [], [], patience)[0]:
+    while select.select([descriptor], [], [], timeout)[0]:
         data = os.read(descriptor, 65536)
         if not data:
             return True

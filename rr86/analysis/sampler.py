@@ -1,10 +1,11 @@
 """Makes profiles: a replay that stops at moments known beforehand, and looks at a stack each."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rr86.analysis.profile import Profile, Sample, places
-from rr86.analysis.stacks import Stacks, UserNames
+from rr86.analysis.stacks import Stacks
 from rr86.errors import UsageError
 from rr86.session.conditions import Before
 
@@ -23,17 +24,18 @@ def profile(
     vcpu: int | None = None,
     interval: int = INTERVAL,
     verify: bool = True,
-    user_names: UserNames | None = None,
+    programs: Iterable[Path] = (),
     tick: "Tick | None" = None,
 ) -> Profile:
     """The profile of a trace from moment `first` up to `last` (None: the trace's end).
 
     Samples are taken every `interval` instructions of the machine, or of `vcpu` if one is named.
-    `user_names` names addresses in programs. `tick` watches the replay; a true answer of it ends
-    the profile there.
+    `programs` are files of programs that the guest runs, for the names of their functions; those in
+    the initrd are known. `tick` watches the replay; a true answer of it ends the profile there.
 
     Raises `UsageError` for a vCPU that there is not, an interval of no instruction, or a stretch in
-    which nothing was retired; and what `rr86.Trace.session` and `ReplaySession.run` raise.
+    which nothing was retired; `SymbolsError` or `OSError` for a file that is no program or cannot
+    be read; and what `rr86.Trace.session` and `ReplaySession.run` raise.
     """
     if interval < 1:
         raise UsageError("an interval has one instruction at the least")
@@ -45,7 +47,9 @@ def profile(
         raise UsageError("no instruction was retired in this stretch")
     end = max(start + length for start, _, length in slices)
     session = trace.session(verify=verify, at=first)
-    stacks = Stacks(session.inspector, user_names)
+    for file in programs:
+        session.add_symbols(file)
+    stacks = Stacks(session.inspector)
     samples: list[Sample] = []
     for icount, where, weight in _moments(slices, places(instructions, interval)):
         # Interrupts that come before the instruction are delivered by then.

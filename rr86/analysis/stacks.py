@@ -1,8 +1,8 @@
 """Call stacks of a stopped guest by names, for profiles: from the kernel through system calls and
 interrupts down to the program, and what runs there.
 
-The kernel's part is unwound by its ORC tables, the program's by frame pointers, as far as it has
-them. What has no name is `[user]` or `[no symbol]`, and neighbours of one kind are one.
+The kernel's part is unwound by its ORC tables, the program's by the unwind tables of its file or by
+frame pointers. What has no name is `[user]` or `[no symbol]`, and neighbours of one kind are one.
 """
 
 import functools
@@ -22,20 +22,17 @@ if TYPE_CHECKING:
 USER, NO_SYMBOL = "[user]", "[no symbol]"
 _KERNEL_HALF = 1 << 63
 _DEEPEST = 128
-_LARGEST_FRAME = 1 << 20
 
-# Names an address of the program that a vCPU runs; None where it has none.
-UserNames = Callable[[int, int], str | None]
+# A frame: the address in it, and in a program the name of the function if that is known.
+Place = tuple[int, str | None]
 
 
 class Stacks:
     """Looks at call stacks, again and again, of one session."""
 
-    def __init__(self, inspector: "Inspector", user_names: UserNames | None = None) -> None:
-        """`user_names` is called with a vCPU and an address below the kernel's half."""
+    def __init__(self, inspector: "Inspector") -> None:
         self._inspector = inspector
         self._tasks = Tasks(inspector)
-        self._user_names = user_names
         self._linux = False
         self._table: SymbolTable | None = None
         self._orc: OrcTable | None = None
@@ -46,10 +43,11 @@ class Stacks:
         self._place()
         registers = self._inspector.registers(vcpu)
         read = functools.partial(self._read, vcpu)
-        started = self._linux and (registers["cpl"] == 3 or registers["rip"] >= _KERNEL_HALF)
+        # Before the kernel proper: it is being unpacked.
+        unpacking = self._linux and registers["cpl"] != 3 and registers["rip"] < _KERNEL_HALF
         frames = [
-            self._named(vcpu, each) if started or not self._linux else NO_SYMBOL
-            for each in self._addresses(registers, read)
+            NO_SYMBOL if unpacking else self._named(*each)
+            for each in self._frames(vcpu, registers, read)
         ]
         merged = [
             name
@@ -81,73 +79,65 @@ class Stacks:
     def _read(self, vcpu: int, address: int, length: int) -> bytes:
         return self._inspector.read_virtual(address, length, vcpu)
 
-    def _addresses(self, registers: dict[str, int], read: Callable[[int, int], bytes]) -> list[int]:
-        """Code addresses, the innermost first. Those of callers are of their calls."""
+    def _frames(
+        self, vcpu: int, registers: dict[str, int], read: Callable[[int, int], bytes]
+    ) -> list[Place]:
+        """The frames, the innermost first. The addresses of callers are of their calls."""
         rip = linear_rip(registers)
         table = self._table
         if code_bits(registers) != 64:
-            return [rip]
-        if rip < _KERNEL_HALF and (self._linux or table is None):
-            if registers["cpl"] != 3:
-                # Before the kernel proper: it is being unpacked.
-                return [rip]
-            return [rip, *_by_frame_pointers(registers["rsp"], registers["rbp"], read)]
+            return [(rip, None)]
+        if self._linux and rip < _KERNEL_HALF:
+            return self._in_program(vcpu, registers) if registers["cpl"] == 3 else [(rip, None)]
         if self._orc is not None and table is not None and table.is_text(rip):
-            return self._by_orc(registers, read, table, self._orc)
-        frames = backtrace(registers, read, table, None, _DEEPEST)
-        return [rip, *(frame.address - 1 for frame in frames[1:] if not frame.doubtful)]
+            return self._by_orc(vcpu, registers, read, table, self._orc)
+        found = backtrace(registers, read, table, None, _DEEPEST)
+        return [(rip, None), *((each.address - 1, None) for each in found[1:] if not each.doubtful)]
+
+    def _in_program(self, vcpu: int, registers: dict[str, int]) -> list[Place]:
+        """The frames of the program that a vCPU runs, from these registers on."""
+        processes = self._inspector.processes
+        if processes is None:
+            return [(registers["rip"], None)]
+        frames = processes.frames(vcpu, registers, _DEEPEST)
+        return [
+            (frame.address, None if frame.symbol is None else frame.symbol.partition("+0x")[0])
+            for frame in frames
+        ]
 
     def _by_orc(
         self,
+        vcpu: int,
         registers: dict[str, int],
         read: Callable[[int, int], bytes],
         table: "SymbolTable",
         orc: OrcTable,
-    ) -> list[int]:
+    ) -> list[Place]:
         def word(address: int) -> int | None:
             raw = read(address, 8)
             return int.from_bytes(raw, "little") if len(raw) == 8 else None
 
         frame = OrcFrame(registers["rip"], registers["rsp"], registers["rbp"], exact=True)
-        found = [frame.ip]
+        found: list[Place] = [(frame.ip, None)]
         while len(found) < _DEEPEST:
             register = registers.__getitem__ if len(found) == 1 else None
             caller = orc.step(frame, table.offset, word, register)
             if caller is None or (caller.ip, caller.sp) == (frame.ip, frame.sp):
                 break
             if 0 < caller.ip < _KERNEL_HALF:
-                found.append(caller.ip)
-                found += _by_frame_pointers(caller.sp, caller.bp, read)
-                break
+                there = {"rip": caller.ip, "rsp": caller.sp, "rbp": caller.bp}
+                return found + self._in_program(vcpu, there)
             if not table.is_text(caller.ip):
                 break
-            found.append(caller.ip if caller.exact else caller.ip - 1)
+            found.append((caller.ip if caller.exact else caller.ip - 1, None))
             frame = caller
         return found
 
-    def _named(self, vcpu: int, address: int) -> str:
+    def _named(self, address: int, name: str | None) -> str:
         if self._linux and address < _KERNEL_HALF:
-            name = None if self._user_names is None else self._user_names(vcpu, address)
             return name or USER
         return self._name(address)
 
     def _look_up(self, address: int) -> str:
         found = None if self._table is None else self._table.resolve(address)
         return NO_SYMBOL if found is None else found[0].name
-
-
-def _by_frame_pointers(lowest: int, pointer: int, read: Callable[[int, int], bytes]) -> list[int]:
-    """The calls that a chain of frame pointers tells of."""
-    found: list[int] = []
-    while len(found) < _DEEPEST:
-        if not lowest <= pointer < lowest + _LARGEST_FRAME or pointer % 8:
-            break
-        raw = read(pointer, 16)
-        if len(raw) < 16:
-            break
-        lowest, pointer = pointer + 16, int.from_bytes(raw[:8], "little")
-        back = int.from_bytes(raw[8:], "little")
-        if not 0 < back < _KERNEL_HALF:
-            break
-        found.append(back - 1)
-    return found

@@ -1,5 +1,7 @@
 """`rr86 drgn`: drgn on a moment of a recording."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,7 +9,7 @@ from typer import Argument, Option
 
 from rr86.cli.devices import Devices
 from rr86.cli.moment import At, standing_at
-from rr86.cli.status import fail, reporting_errors
+from rr86.cli.status import ERROR, Exit, fail, reporting_errors
 
 if TYPE_CHECKING:
     import drgn
@@ -80,7 +82,8 @@ def _execute(prog: "drgn.Program", session: "ReplaySession", code: str) -> None:
     import drgn
 
     drgn.set_default_prog(prog)
-    exec(compile(code, "<exec>", "exec"), {"__name__": "__main__", **_names(prog, session)})
+    with _own_errors("<exec>"):
+        exec(compile(code, "<exec>", "exec"), {"__name__": "__main__", **_names(prog, session)})
 
 
 def _script(prog: "drgn.Program", session: "ReplaySession", words: list[str]) -> None:
@@ -92,7 +95,24 @@ def _script(prog: "drgn.Program", session: "ReplaySession", words: list[str]) ->
     drgn.set_default_prog(prog)
     sys.argv = words
     sys.path.insert(0, str(Path(words[0]).resolve().parent))
-    runpy.run_path(words[0], {"prog": prog, "session": session}, "__main__")
+    with _own_errors(words[0]):
+        runpy.run_path(words[0], {"prog": prog, "session": session}, "__main__")
+
+
+@contextmanager
+def _own_errors(name: str) -> Iterator[None]:
+    """Show what went wrong in a user's code from where that begins."""
+    try:
+        yield
+    except Exception as error:
+        import traceback
+
+        at = error.__traceback__
+        while at is not None and at.tb_frame.f_code.co_filename != name:
+            at = at.tb_next
+        # A syntax error has no frame in the code.
+        traceback.print_exception(error.with_traceback(at), limit=None if at else 0)
+        raise Exit(ERROR) from None
 
 
 def _prompt(prog: "drgn.Program", session: "ReplaySession") -> None:

@@ -118,7 +118,7 @@ def serve_replay(
     trace: "Trace", address: str, first: int | None, memory: int | None = None
 ) -> None:
     """`rr86 replay --gdb`: serve debuggers until Ctrl-C."""
-    from rr86.gdb.launch import private_folder
+    from rr86.gdb.launch import ACKNOWLEDGED, private_folder
     from rr86.gdb.server import DEFAULT, listening, parse_address, serve
 
     def end(number: int, _frame: object) -> None:
@@ -129,6 +129,8 @@ def serve_replay(
         signal.signal(number, end)
     with listening(place) as (listener, found), private_folder() as folder:
         debuggee = begin(trace, first or 0, memory)
-        loads = "".join(f"-ex '{each}' " for each in symbol_commands(debuggee, None, folder))
-        say(f"waiting for gdb; type:  gdb {loads}-ex 'target remote {found.target()}'")
+        commands = [*symbol_commands(debuggee, None, folder), ACKNOWLEDGED]
+        commands.append(f"target remote {found.target()}")
+        words = " ".join(f"-ex '{each}'" for each in commands)
+        say(f"waiting for gdb; type:  gdb {words}")
         serve(listener, debuggee, say)

@@ -40,6 +40,7 @@ def _as_dict(trace: "Trace") -> dict[str, object]:
         "rr86": header.version,
         "host": {"maker": header.host.maker, "family": header.host.family},
         "spec": dict(header.spec),
+        "devices": [{"class": kind, "options": dict(options)} for kind, options in header.devices],
         "images": [
             {"name": i.name, "file": i.file, "length": i.length, "digest": i.digest}
             for i in trace.images()
@@ -93,6 +94,11 @@ def _branch(origin: "Origin") -> list[tuple[str, str]]:
         ("left it at", f"instruction {origin.icount:,}, vCPU {origin.vcpu}"),
         ("changed", ", ".join(words) or "nothing: the schedule began anew"),
     ]
+
+
+def _device(kind: str, options: Mapping[str, object]) -> str:
+    """Class and options of a device in Python."""
+    return ", ".join([kind, *(f"{key}={value}" for key, value in options.items())])
 
 
 def _checkpoints(trace: "Trace") -> str:
@@ -152,6 +158,7 @@ def show(recorded: "Trace", as_json: bool) -> None:
         (image.name, f"{image.file}, {image.length:,} bytes, {image.digest}")
         for image in recorded.images()
     ]
+    rows += [("device", _device(*each)) for each in recorded.header.devices]
     summary = recorded.summary()
     rows += _sizes(summary)
     rows += [(f"  {kind}", _count(summary, kind)) for kind in EVENT_KINDS]

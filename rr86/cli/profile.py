@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from rr86.cli.devices import Devices, devices
-from rr86.cli.outputs import expect_folder
+from rr86.cli.outputs import Programs, expect_folder
 from rr86.cli.status import Exit, fail, reporting_errors, say
 from rr86.cli.values import parse_count, parse_moment, trace_or_newest
 
@@ -80,6 +80,7 @@ def command(
     verify: Annotated[
         bool, Option("--verify/--no-verify", help="Compare the replay with the recording.")
     ] = True,
+    symbols: Programs = None,
     device: Devices = None,
     as_json: Annotated[bool, Option("--json", help="The table as one JSON object.")] = False,
 ) -> None:
@@ -105,7 +106,16 @@ def command(
         return bool(interruption)
 
     with interruption.watching(), progress.shown(True):
-        found = profile(recorded, first or 0, last, vcpu, interval, verify, tick=between_calls)
+        found = profile(
+            recorded,
+            first or 0,
+            last,
+            vcpu,
+            interval,
+            verify,
+            programs=symbols or (),
+            tick=between_calls,
+        )
         if interruption:
             raise Exit(128 + (interruption.signal or 2))
     if write is not None and output is not None:

@@ -15,6 +15,9 @@ from rr86.errors import Error
 from rr86.gdb.debuggee import Debuggee
 from rr86.gdb.server import Address, listening, serve
 
+ACKNOWLEDGED = "set remote noack-packet off"
+"""For gdb: keep acknowledging packets. Where Ctrl-C makes it not wait for the end of a monitor
+verb, it then sees that what comes late is no answer to its next question."""
 # Seconds between looks whether gdb still runs while it is not connected.
 _LOOK = 0.2
 
@@ -55,7 +58,12 @@ def run_gdb(
         interrupts.watched(),
     ):
         words = [program, "-q", "-x", str(script)]
-        for command in (*commands, f"target remote {address.target()}", "python rr86_connected()"):
+        for command in (
+            *commands,
+            ACKNOWLEDGED,
+            f"target remote {address.target()}",
+            "python rr86_connected()",
+        ):
             words += ["-ex", command]
         listener.settimeout(_LOOK)
         process = subprocess.Popen([*words, *arguments])

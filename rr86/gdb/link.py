@@ -13,6 +13,8 @@ from rr86.gdb.packet import Decoder, Item, Packet, Signal, frame
 _CHUNK = 1 << 16
 # Seconds for which a debugger may leave unread what it is sent.
 _PATIENCE = 30.0
+# Seconds for the last acknowledgement.
+_FAREWELL = 1.0
 # Packets that may wait while the machine runs.
 _MOST_WAITING = 64
 # How often in a row a debugger may ask for a packet again.
@@ -72,6 +74,11 @@ class Link:
         # What it says of packets before says nothing of the answer to come.
         self._items = deque(i for i in self._items if i not in (Signal.ACK, Signal.NACK))
         return self._closed or len(self._items) >= _MOST_WAITING
+
+    def finish(self) -> None:
+        """Let the debugger acknowledge what it was sent last, or go by itself."""
+        if self.acknowledges:
+            self._read(_FAREWELL)
 
     def _read(self, timeout: float | None) -> bool:
         """Take in what has arrived; whether there was anything."""

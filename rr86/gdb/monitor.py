@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STALE = "the debugger has not seen this move; gdb does after 'maintenance flush register-cache'"
 _MOST_WATCHES = 64
+_U64 = (1 << 64) - 1
 _SHOWN_EVENTS = 20
 _SHOWN_CONSOLE = 4000
 
@@ -61,7 +62,10 @@ def describe_moment(debuggee: Debuggee) -> str:
     name = session.symbolize(rip)
     place = f"{rip:#x} <{name}>" if name else f"{rip:#x}"
     share = f" ({100 * travel.icount // travel.last} %)" if travel.last else ""
-    seconds = "" if travel.stop is None else f", {travel.stop.time_ns / 1e9:.6f} s of virtual time"
+    stop = travel.stop
+    # An interrupted search comes back without the time at which it has begun.
+    known = stop is not None and stop.icount == travel.icount and stop.reason != "interrupted"
+    seconds = f", {stop.time_ns / 1e9:.6f} s of virtual time" if stop is not None and known else ""
     return (
         f"instruction {travel.icount:,} of {travel.last:,}{share} on vCPU {travel.vcpu} "
         f"(thread {thread_of(travel.vcpu)}){seconds}, rip {place}\n"
@@ -129,11 +133,14 @@ def parse_moment(text: str, debuggee: Debuggee) -> int:
 
 
 def parse_place(text: str, length: str | None, debuggee: Debuggee) -> tuple[int, int]:
-    """Linear address and length of `ADDR[:LEN]` or `SYMBOL[+OFFSET][:LEN]`; `LEN` may also stand
-    alone. Raises `UsageError`, or `SymbolsError` for a symbol that there is none of."""
+    """Linear address and length of `ADDR[:LEN]`, `SYMBOL[+OFFSET][:LEN]`, or `$REGISTER[+OFFSET]
+    [:LEN]` of the selected vCPU; `LEN` may also stand alone.
+
+    Raises `UsageError`, `AddressError`, or `SymbolsError` for a symbol that there is none of.
+    """
     from rr86.replay.places import parse_place as parse
 
-    place = parse(text)
+    place = parse(_with_register(text, debuggee))
     size = place.size
     if length is not None:
         size = int(length, 0) if re.fullmatch(r"0[xX][0-9a-fA-F]+|[0-9]+", length) else None
@@ -155,6 +162,18 @@ def parse_place(text: str, length: str | None, debuggee: Debuggee) -> tuple[int,
         if size is None:
             size = max(1, min(8, (table.distance_to_next(start) or 1) - place.offset))
     return address, 1 if size is None else size
+
+
+def _with_register(text: str, debuggee: Debuggee) -> str:
+    """A place with the value of the register that it begins with."""
+    match = re.fullmatch(r"\$(\w+)(?:\+(0[xX][0-9a-fA-F]+|[0-9]+))?(:.+)?", text)
+    if match is None:
+        return text
+    name = {"pc": "rip", "sp": "rsp", "fp": "rbp"}.get(match[1], match[1])
+    value = debuggee.travel.session.registers(debuggee.selected).get(name)
+    if value is None:
+        raise UsageError(f"there is no register {match[1]!r}")
+    return f"{value + int(match[2] or '0', 0) & _U64:#x}{match[3] or ''}"
 
 
 def _ranges(request: Request, address: int, size: int) -> list[tuple[int, int]]:

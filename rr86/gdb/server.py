@@ -153,6 +153,7 @@ def serve_one(
             answer = commands.answer(packet)
             if answer is not None:
                 link.send(answer)
+        link.finish()
     except LinkError as error:
         say(f"connection ended: {error}")
 

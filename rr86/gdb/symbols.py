@@ -7,6 +7,8 @@ machine. Linux has a file of its own kind, with unwind tables (`rr86.kernel.symb
 """
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +18,9 @@ from rr86.errors import SymbolsError
 if TYPE_CHECKING:
     from rr86.cpu.symbols import SymbolTable
     from rr86.gdb.debuggee import Debuggee
+    from rr86.replay.travel import TimeTravel
 
+_ENTRY = "symbol=start_kernel"
 _X86_64 = 62
 _EXECUTABLE = 2
 _SYMTAB, _STRTAB, _NOBITS = 2, 3, 8
@@ -37,22 +41,35 @@ def commands(debuggee: "Debuggee", vmlinux: Path | None, folder: Path) -> list[s
     far a kernel has moved.
     """
     made = folder / "guest.elf"
-    inspector = debuggee.travel.session.inspector
-    inspector.locate_kernel()
-    table = inspector.symbols.table
-    if inspector.symbols.linked is not None and inspector.symbols.linked.relocatable:
-        if table is None:
-            raise SymbolsError(
-                "where the kernel is cannot be told: it has not placed itself yet (--at a later "
-                "moment)"
-            )
-        return _of_linux(debuggee, vmlinux, made)
+    symbols = debuggee.travel.session.inspector.symbols
+    if symbols.linked is not None and symbols.linked.relocatable:
+        with _where_the_kernel_runs(debuggee.travel):
+            return _of_linux(debuggee, vmlinux, made)
     if vmlinux is not None:
         return [f"file {quoted(vmlinux.resolve())}"]
-    if table is None or not len(table):
+    if symbols.table is None or not len(symbols.table):
         return []
-    made.write_bytes(elf_of(table))
+    made.write_bytes(elf_of(symbols.table))
     return [f"file {quoted(made)}"]
+
+
+@contextmanager
+def _where_the_kernel_runs(travel: "TimeTravel") -> Iterator[None]:
+    """At the present moment, or where Linux has entered its own code if that is later: only from
+    there on its memory tells which kernel it is, and where."""
+    from rr86.kernel.identity import build_id
+    from rr86.kernel.running import RunningKernel
+
+    inspector, origin = travel.session.inspector, travel.icount
+    if inspector.locate_kernel() is None or build_id(RunningKernel(inspector)) is None:
+        stop = travel.run(_ENTRY)
+        if stop.reason != "condition" or travel.session.inspector.locate_kernel() is None:
+            travel.goto(origin)
+            raise SymbolsError("where the kernel is cannot be told: it never came to its entry")
+    try:
+        yield
+    finally:
+        travel.goto(origin)
 
 
 def _of_linux(debuggee: "Debuggee", vmlinux: Path | None, made: Path) -> list[str]:

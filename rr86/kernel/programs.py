@@ -142,11 +142,14 @@ class Programs:
     def add(self, file: Path) -> None:
         """Take the symbols of a program from this file, whichever the guest has under its name.
 
-        Raises `SymbolsError` if it is no program for x86-64, and `OSError` if it cannot be read.
+        Raises `SymbolsError` if it is no program for x86-64, or cannot be read.
         """
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise SymbolsError(f"'{file}' is no file")
-        program = Program(file.name, file.read_bytes())
+        try:
+            if not stat.S_ISREG(file.stat().st_mode):
+                raise SymbolsError(f"'{file}' is no file")
+            program = Program(file.name, file.read_bytes())
+        except OSError as error:
+            raise SymbolsError(f"'{file}' cannot be read: {error.strerror}") from None
         if not program.is_program:
             raise SymbolsError(f"'{file}' is no ELF file for x86-64")
         self._named[program.name] = program

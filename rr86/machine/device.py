@@ -8,7 +8,7 @@ out there by the device's digest.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from rr86.errors import DeviceError
 
@@ -56,10 +56,13 @@ class Device:
     letters), as class attributes or before it calls `super().__init__`. It overrides what it has:
     `reset`, `read_port`, `write_port`, `read_memory`, `write_memory`, `timer`, `save`, `load`.
 
-    Keyword arguments of `__init__` are the device's options. The trace's header names them and the
-    class, and a replay makes the device anew from both, so `cls(**options)` has to give an equal
-    one. Where a range is of several bytes, an access never goes beyond it; accesses to ports are
-    of 1, 2 or 4 bytes, those to memory of 1, 2, 4 or 8, little-endian.
+    The arguments of `__init__` are the device's options: numbers, texts and truth values. They are
+    taken from the call that makes the device, so none can be forgotten, and are in `self.options`
+    with their defaults from the start. The trace's header names them and the class, and a replay
+    makes the device anew from both, so `cls(**options)` has to give an equal one.
+
+    Where a range is of several bytes, an access never goes beyond it; accesses to ports are of 1, 2
+    or 4 bytes, those to memory of 1, 2, 4 or 8, little-endian.
     """
 
     name: str = ""
@@ -68,12 +71,26 @@ class Device:
     irq: int | None = None
     """An ISA interrupt line (3 to 7, 9 to 15), or a pin of the I/O APIC (16 to 23)."""
 
-    def __init__(self, **options: Option) -> None:
+    options: Mapping[str, Option]
+    """What the device was made with, by name; defaults are in it, those of None are not."""
+
+    def __new__(cls, *args: Any, **named: Any) -> Self:
         """Raises `DeviceError` for options that are no plain values."""
+        device = super().__new__(cls)
+        device.options = _options(cls, args, named)
+        return device
+
+    def __init__(self, **options: Option) -> None:
+        """A subclass may hand its options on, and need not.
+
+        Raises `DeviceError` for others than the device is made with.
+        """
         for key, value in options.items():
-            if type(value) not in (int, str, bool):
-                raise DeviceError(f"the option {key}={value!r} is no number, text or truth value")
-        self.options: Mapping[str, Option] = dict(options)
+            if self.options.get(key) != value:
+                raise DeviceError(
+                    f"{type(self).__name__} is made with {dict(self.options)} and hands on "
+                    f"{key}={value!r}"
+                )
         self._now = 0
         self._wires = _Wires()
         self._plugged = False
@@ -259,6 +276,29 @@ class Device:
                 raise ValueError("an empty transfer")
         elif each.left <= 0 or not callable(getattr(type(self), each.done, None)):
             raise ValueError(f"a transfer for {each.done!r}")
+
+
+def _options(cls: type, args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Option]:
+    """The arguments of a device's `__init__`, by name."""
+    import inspect
+
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+    bound = signature.bind(None, *args, **named)
+    bound.apply_defaults()
+    found: dict[str, Any] = {}
+    for parameter in list(signature.parameters.values())[1:]:
+        value = bound.arguments[parameter.name]
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= value
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            if value:
+                raise DeviceError(f"the options of {cls.__name__} have names, and {value!r} none")
+        elif value is not None or parameter.default is not None:
+            found[parameter.name] = value
+    for key, value in found.items():
+        if type(value) not in (int, str, bool):
+            raise DeviceError(f"the option {key}={value!r} is no number, text or truth value")
+    return found
 
 
 def _is_time(deadline: Any, now: int) -> bool:

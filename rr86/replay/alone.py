@@ -121,7 +121,7 @@ def check_vcpu(trace: "RecordedRun", vcpu: int) -> None:
 
 
 class _blaming:
-    """Says that damage may be the expansion's, which is easily mended."""
+    """Says that damage may be the expansion's, which is easily made again."""
 
     def __init__(self, trace: "RecordedRun", path: Path) -> None:
         self._trace, self._path = trace, path

@@ -175,15 +175,23 @@ class ReplaySession:
         """
         return self._execution.run_over(conditions, max_instructions, before)
 
-    def rewind(self, snapshot: "Snapshot", console: bytes = b"", debugcon: bytes = b"") -> None:
+    def rewind(
+        self,
+        snapshot: "Snapshot",
+        console: bytes = b"",
+        debugcon: bytes = b"",
+        ahead: bool = False,
+    ) -> None:
         """Go to a snapshot of this trace, back or forward, in place: what looks at this session
         then sees that moment. `console` and `debugcon` are what the guest had sent there before it.
+        `ahead` says that the replay goes on for a while, so that it is worth to translate blocks
+        on another thread.
 
         Raises `NativeError` for a snapshot of another machine.
         """
         self._console.heard[:] = console
         self._debugcon.heard[:] = debugcon
-        self.machine.rewind(snapshot, bytes(self._console.heard[-_LONGEST_TEXT:]))
+        self.machine.rewind(snapshot, bytes(self._console.heard[-_LONGEST_TEXT:]), ahead)
         self._execution.moved(snapshot.icount)
 
     def path(
@@ -291,7 +299,7 @@ class ReplaySession:
         """Take the functions of a program from an ELF file, for conditions (`symbol=PROGRAM:NAME`)
         and for names at stops. It counts for processes that run a file of the same name.
 
-        Raises `SymbolsError` if it is no program for x86-64, and `OSError` if it cannot be read.
+        Raises `SymbolsError` if it is no program for x86-64, or cannot be read.
         """
         self._programs.add(Path(path))
 
@@ -322,7 +330,7 @@ class ReplaySession:
         """Write the guest's memory and registers to an ELF core file, which crash, drgn and gdb
         open. `tick` is called with the number of bytes done.
 
-        Raises `OSError` where the file cannot be written.
+        Raises what Python's own `open` does where the file cannot be written.
         """
         from rr86.kernel.dump import write_dump
         from rr86.machine.memory_map import MemoryMap

@@ -80,11 +80,6 @@ def make(kind: type[Device], options: Mapping[str, Option]) -> Device:
         device = kind(**options)
     except TypeError as error:
         raise DeviceError(f"the device {class_name(kind)} cannot be made: {error}") from None
-    if dict(device.options) != dict(options):
-        raise DeviceError(
-            f"the device {class_name(kind)} was made with {dict(options)} but says that its "
-            f"options are {dict(device.options)}"
-        )
     return device
 
 

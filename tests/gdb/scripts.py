@@ -15,6 +15,7 @@ import rr86
 from rr86.guests import demo_build_commands, demo_folder
 
 ROOT = Path(__file__).parents[2]
+HOME = Path("/nonexistent")
 COMMAND = [sys.executable, "-c", "from rr86.cli import main; main()"]
 
 needs_gdb = pytest.mark.skipif(
@@ -41,14 +42,12 @@ def build_demo(folder: Path) -> Guest:
     return Guest(trace, folder / "demo.elf64")
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(home: Path) -> dict[str, str]:
     """Of a person who has nothing in their home."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder), "COLUMNS": "200"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(home), "COLUMNS": "200"}
 
 
-def gdb(
-    guest: Guest, *commands: str, at: str = "begin", status: int = 0, folder: Path | None = None
-) -> list[str]:
+def gdb(guest: Guest, *commands: str, at: str = "begin", status: int = 0) -> list[str]:
     """What gdb prints for each command, in order; an error of gdb's is part of it."""
     words = [*COMMAND, "gdb", str(guest.trace), "--at", at]
     words += ["--vmlinux", str(guest.vmlinux)] if guest.vmlinux is not None else []
@@ -58,7 +57,7 @@ def gdb(
         words += ["-ex", command, "-ex", f"echo <<{number}>>\\n"]
     done = subprocess.run(
         words,
-        env=environment(folder or guest.trace.parent),
+        env=environment(HOME),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

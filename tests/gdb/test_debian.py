@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=FOLDERS or [None], ids=lambda each: each and each.name)
+@pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
 def boot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Guest:
     folder: Path = request.param
     trace = tmp_path_factory.mktemp(folder.name) / "boot.rr86"

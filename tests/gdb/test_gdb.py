@@ -11,6 +11,7 @@ import pytest
 
 import rr86
 from rr86.session.conditions import Rip
+from tests.gdb.conftest import TRACES
 from tests.gdb.scripts import COMMAND, Guest, build_demo, environment, gdb, needs_gdb
 
 pytestmark = needs_gdb
@@ -253,6 +254,48 @@ def test_the_monitor_names_the_last_writer(demo: Guest, trace: rr86.Trace) -> No
         assert verb in said[7]
 
 
+def test_a_value_is_followed_back_by_the_monitor(demo: Guest) -> None:
+    said = gdb(
+        demo,
+        *("break run_jobs", "continue", "monitor moment", "monitor origin messages_done 4"),
+        *("monitor moment", "monitor who-wrote $sp 8", "monitor who-wrote $nowhere", "print $sp"),
+        *("monitor origin $sp+8:4", "x/2gx $sp", "monitor origin"),
+    )
+    # Counted by vCPU 0, and it stands where it stood.
+    stored, added = said[3].splitlines()
+    assert re.search(r"vCPU 0  work\+.* store: physical .* from eax \(c8 00 00 00\)", stored)
+    assert re.search(r"vCPU 0  work\+.* computed: eax from eax = 0xc7", added)
+    assert said[2] == said[4]
+    # The return address, pushed by the call.
+    assert re.search(r"written by vCPU \d at instruction [0-9,]+ by .*<work\+", said[5])
+    assert "there is no register 'nowhere'" in said[6]
+    assert re.search(r"push .*store: physical", said[8])
+    assert "ADDR [LEN]" in said[10]
+
+
+def test_the_story_of_a_stale_int3_is_told_in_gdb() -> None:
+    """docs/the-int3-bug.md: stop at it, look at the bytes, go back to the write."""
+    guest = Guest(TRACES / "stale-int3.rr86")
+    said = gdb(
+        guest,
+        *("monitor back-until stale-int3", "x/i $pc", "x/xb $pc", "thread", "monitor moment"),
+        *("watch -l *(unsigned char *)$pc", "monitor who-wrote $pc", "reverse-continue"),
+        *("monitor moment", "thread", "info symbol $pc", "x/xb 0x102142"),
+        at="end",
+    )
+    assert "int3" not in said[1]
+    assert said[2].split()[-1] != "0xcc"
+    match = re.search(r"written by vCPU 0 at instruction ([0-9,]+) by .*<poke", said[6])
+    assert match is not None
+    assert "New value = 204" in said[7]
+    # Under this protocol the bytes change some time after the instruction, before another one.
+    committed = int(match[1].replace(",", ""))
+    assert moment(said[8]) in (committed - 1, committed)
+    assert "Current thread is 1" in said[9]
+    assert "Current thread is 1" not in said[3]
+    assert "poke" in said[10]
+
+
 def test_a_condition_on_watched_memory_is_the_monitors(demo: Guest) -> None:
     said = gdb(
         demo,
@@ -295,3 +338,4 @@ def test_the_exit_status_is_that_of_gdb(demo: Guest, tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 7
+    assert "error" not in done.stderr

@@ -144,7 +144,11 @@ def test_a_named_file_counts_before_that_of_the_initrd(program: Path, tmp_path: 
 def test_files_that_are_no_programs_are_refused(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("#!/bin/sh\n")
-    for each, why in ((text, "is no ELF file for x86-64"), (tmp_path, "is no file")):
+    for each, why in (
+        (text, "is no ELF file for x86-64"),
+        (tmp_path, "is no file"),
+        (tmp_path / "x", "cannot be read"),
+    ):
         with pytest.raises(rr86.SymbolsError, match=why):
             Programs().add(each)
 

@@ -4,6 +4,7 @@ replayed, and what goes wrong."""
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import rr86
 from rr86.errors import DeviceError
 from rr86.machine import Device
 from rr86.replay.checkpoints import add_checkpoints
-from rr86.session.devices import for_replay, make, parse_device
+from rr86.session.devices import described, for_replay, make, parse_device
 from rr86.trace.metadata import DeviceEntry
 from tests.guests.build import Guest, build
 from tests.guests.machines import (
@@ -97,7 +98,7 @@ def test_stops_and_snapshots_inside_the_devices_work_change_nothing(
     session = trace.session()
     stop = session.run(max_instructions=2)
     while not stop.over:
-        session.machine.set_patience(1)
+        session.machine.set_call_limit(1)
         stop = session.run(max_instructions=977)
     assert_same_run(finished(session, stop), recorded.outcome)
     session = trace.session()
@@ -369,6 +370,46 @@ def test_the_command_line_names_class_and_options(adder: Any) -> None:
     ]:
         with pytest.raises(DeviceError, match=message):
             parse_device(text)
+
+
+class Forgetful(Plain):
+    """Says nothing of its options to the base class."""
+
+    def __init__(self, first: int, *, speed: int = 3, label: str | None = None) -> None:
+        super().__init__()
+        self.product = first * speed
+
+    def reset(self) -> None:
+        assert dict(self.options)["first"]
+
+
+def test_options_are_those_that_the_device_was_made_with_whatever_it_hands_on() -> None:
+    assert dict(Forgetful(2).options) == {"first": 2, "speed": 3}
+    device = Forgetful(2, label="x", speed=4)
+    assert dict(device.options) == {"first": 2, "speed": 4, "label": "x"}
+    again = for_replay([DeviceEntry(*described(device))], [Forgetful])
+    assert dict(again[0].options) == dict(device.options)
+    # A trace of a version that did not know all of them.
+    (older,) = for_replay([DeviceEntry(described(device)[0], {"first": 7})], [Forgetful])
+    assert (older.options["first"], older.options["speed"]) == (7, 3)
+    with pytest.raises(DeviceError, match="no number, text or truth value"):
+        Forgetful(2, speed=1.5)  # type: ignore[arg-type]
+
+    class Other(Plain):
+        def __init__(self, speed: int) -> None:
+            super().__init__(speed=speed + 1)
+
+    with pytest.raises(DeviceError, match=r"is made with \{'speed': 1\} and hands on speed=2"):
+        Other(1)
+
+
+def test_info_lists_the_devices_of_a_trace(adder: Any, tmp_path: Path) -> None:
+    recorded = record(adder.Adder(delay=70_000), tmp_path / "one.rr86")
+    call = [*RR86, "info", str(recorded.path)]
+    text = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"^device +adder:Adder, delay=70000$", text, re.MULTILINE)
+    found = subprocess.run([*call, "--json"], capture_output=True, text=True, check=True).stdout
+    assert json.loads(found)["devices"] == [{"class": "adder:Adder", "options": {"delay": 70_000}}]
 
 
 def test_each_recorded_device_is_given_once(adder: Any) -> None:

@@ -33,7 +33,7 @@ def record_in_steps(name: str, path: Path, steps: int | None, **options: object)
     guest = MANIFEST[name]
     with recorder(name, path, None, **options) as run:
         if steps is not None:
-            run.machine.set_patience(steps)
+            run.machine.set_call_limit(steps)
         if guest.input:
             run.run(until="console=ready")
             run.send(guest.input.encode())
@@ -67,7 +67,7 @@ def test_a_replay_that_comes_back_at_every_turn_is_the_recorded_run(
 ) -> None:
     recorded = record_guest(MANIFEST[name], tmp_path / "guest.rr86")
     session = recorded.trace().session()
-    session.machine.set_patience(13)
+    session.machine.set_call_limit(13)
     assert_same_run(finished(session, session.run()), recorded.outcome)
 
 
@@ -111,7 +111,7 @@ def test_a_run_without_end_can_be_interrupted(tmp_path: Path) -> None:
         return len(ticks) == 3
 
     with recorder("storm", tmp_path / "guest.rr86", "kind=0 stay=1") as run:
-        run.machine.set_patience(1000)
+        run.machine.set_call_limit(1000)
         assert run.run(tick=enough).reason == "interrupted"
     assert len(ticks) == 3
     assert rr86.open_trace(tmp_path / "guest.rr86").session().run().reason == "end"

@@ -1,4 +1,4 @@
-"""All parts of the net, one after the other: `make soak` runs this. See docs/testing.md.
+"""All robustness tests, one after the other: `make soak` runs this. See docs/testing.md.
 
 python -m tests.soak [--seeds N] [--kills N] [--boots N] [--jobs N] [KERNEL_FOLDER …]
 """

@@ -1,4 +1,4 @@
-"""What every guest of the net has to satisfy: replays are equal, and shortcuts do not show."""
+"""What every guest of the robustness tests satisfies: replays equal, shortcuts that do not show."""
 
 from __future__ import annotations
 

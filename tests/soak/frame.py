@@ -27,7 +27,7 @@ DEFAULT_FOLDER = Path("build/soak")
 
 @dataclass
 class Campaign:
-    """What a part of the net runs: one seed at a time, in a folder of its own for scratch files."""
+    """One of the robustness tests: a seed at a time, in a folder of its own for scratch files."""
 
     module: str
     """Of the worker: `python -m MODULE --worker …`."""
@@ -231,7 +231,7 @@ def _told(error: BaseException) -> str:
 
 
 def options(description: str | None, seeds: int, timeout: float) -> argparse.ArgumentParser:
-    """What every part of the net can be asked for."""
+    """What each of the robustness tests can be asked for."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--seeds", type=int, default=seeds, help="how many")
     parser.add_argument("--first", type=int, help="the first; by default where the last run ended")

@@ -114,8 +114,8 @@ impl Cadence {
 /// of the dispatcher or a slow access. A call that is over comes back between two blocks. That can be
 /// anywhere in a slice, and changes nothing in the guest.
 #[derive(Debug, Default)]
-pub struct Patience {
-    limit: Option<PatienceLimit>,
+pub struct CallLimit {
+    limit: Option<Limit>,
     began: Option<Stopwatch>,
     /// Steps until the limit is looked at.
     left: u32,
@@ -124,7 +124,7 @@ pub struct Patience {
 
 /// What ends a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PatienceLimit {
+pub enum Limit {
     Time(Duration),
     /// For tests: so many steps, whatever the host's clock says.
     Steps(u32),
@@ -133,8 +133,8 @@ pub enum PatienceLimit {
 /// Steps between two looks at the host's clock.
 const STEPS_BETWEEN_LOOKS: u32 = 256;
 
-impl Patience {
-    pub fn new(limit: PatienceLimit) -> Self {
+impl CallLimit {
+    pub fn new(limit: Limit) -> Self {
         Self {
             limit: Some(limit),
             ..Self::default()
@@ -145,10 +145,10 @@ impl Patience {
     pub fn begin(&mut self) {
         self.over = false;
         self.left = match self.limit {
-            Some(PatienceLimit::Steps(steps)) => steps,
+            Some(Limit::Steps(steps)) => steps,
             _ => STEPS_BETWEEN_LOOKS,
         };
-        let timed = matches!(self.limit, Some(PatienceLimit::Time(_)));
+        let timed = matches!(self.limit, Some(Limit::Time(_)));
         self.began = timed.then(Stopwatch::start);
     }
 
@@ -166,8 +166,8 @@ impl Patience {
     pub fn look(&mut self) -> bool {
         self.left = STEPS_BETWEEN_LOOKS;
         self.over |= match (self.limit, &self.began) {
-            (Some(PatienceLimit::Time(limit)), Some(began)) => began.read().0 >= limit,
-            (Some(PatienceLimit::Steps(_)), _) => true,
+            (Some(Limit::Time(limit)), Some(began)) => began.read().0 >= limit,
+            (Some(Limit::Steps(_)), _) => true,
             _ => false,
         };
         self.over
@@ -251,30 +251,30 @@ mod tests {
 
     #[test]
     fn a_call_is_over_after_its_steps_and_the_next_begins_anew() {
-        let mut patience = Patience::new(PatienceLimit::Steps(3));
+        let mut limit = CallLimit::new(Limit::Steps(3));
         for _ in 0..2 {
-            patience.begin();
-            let over: Vec<bool> = (0..4).map(|_| patience.step()).collect();
+            limit.begin();
+            let over: Vec<bool> = (0..4).map(|_| limit.step()).collect();
             assert_eq!(over, [false, false, true, true]);
-            assert!(patience.is_over());
+            assert!(limit.is_over());
         }
     }
 
     #[test]
     fn a_call_without_a_limit_is_never_over() {
-        let mut patience = Patience::default();
-        patience.begin();
-        assert!((0..10_000).all(|_| !patience.step()));
+        let mut limit = CallLimit::default();
+        limit.begin();
+        assert!((0..10_000).all(|_| !limit.step()));
     }
 
     #[test]
     fn a_call_is_over_when_its_time_has_passed() {
-        let mut patience = Patience::new(PatienceLimit::Time(Duration::ZERO));
-        patience.begin();
-        assert!((0..=STEPS_BETWEEN_LOOKS).any(|_| patience.step()));
-        let mut patience = Patience::new(PatienceLimit::Time(Duration::MAX));
-        patience.begin();
-        assert!((0..=STEPS_BETWEEN_LOOKS).all(|_| !patience.step()));
+        let mut limit = CallLimit::new(Limit::Time(Duration::ZERO));
+        limit.begin();
+        assert!((0..=STEPS_BETWEEN_LOOKS).any(|_| limit.step()));
+        let mut limit = CallLimit::new(Limit::Time(Duration::MAX));
+        limit.begin();
+        assert!((0..=STEPS_BETWEEN_LOOKS).all(|_| !limit.step()));
     }
 
     #[test]

@@ -299,7 +299,7 @@ fn a_branch_under_another_protocol_begins_without_blocks() {
             let path = parent.path("changed");
             let mut branch = parent.branch(&point, 4);
             branch.change_protocol(protocol(to)).expect("a beginning");
-            assert!(branch.machine.engine.cache.blocks.is_empty());
+            assert!(branch.machine.engine.blocks().is_empty());
             let end = record(&mut branch, &path);
             assert_eq!(replay(to, &path).machine.digests(), end.1);
         }

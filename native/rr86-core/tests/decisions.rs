@@ -2,7 +2,7 @@
 
 mod support;
 
-use rr86_core::host_time::{HostTime, Patience, PatienceLimit};
+use rr86_core::host_time::{CallLimit, HostTime, Limit};
 use rr86_core::session::{
     Condition, Conditions, Decision, Decisions, Finished, Machine, Next, Session, SessionError,
     SliceStop, Slices, Stop, Wait,
@@ -123,7 +123,10 @@ fn a_slice_that_was_stopped_inside_goes_on_without_a_question() {
 fn a_call_whose_time_is_up_comes_back_and_the_next_one_goes_on() {
     let (mut whole, mut parts) = (session(20), session(20));
     assert_eq!(run(&mut whole, u64::MAX), Stop::End);
-    parts.machine.engine.slice.patience = Patience::new(PatienceLimit::Steps(3));
+    parts
+        .machine
+        .engine
+        .limit_calls(CallLimit::new(Limit::Steps(3)));
     let mut calls = 1;
     while run(&mut parts, u64::MAX) == Stop::TimeUp {
         calls += 1;

@@ -52,7 +52,7 @@ const USER: u64 = 4;
 const NO_EXECUTE: u64 = 1 << 63;
 
 /// Instructions after which a case counts as hung. Iterations of string instructions count as well.
-const PATIENCE: u64 = 20_000_000;
+const MOST_INSTRUCTIONS: u64 = 20_000_000;
 
 /// No devices and no interrupts.
 pub struct NoBus;
@@ -190,7 +190,7 @@ impl Translated {
 
     /// What the translator has told of blocks and pages since this was asked last or a case was run whole.
     pub fn take_observed(&mut self) -> Vec<(u64, Observed)> {
-        std::mem::take(&mut self.engine.observers.events)
+        self.engine.observers.take_events().collect()
     }
 
     /// Digest of all of RAM.
@@ -272,7 +272,7 @@ impl Translated {
 
     /// Runs until a handler halts.
     fn until_halt(&mut self) -> Result<(), SubjectError> {
-        let mut left = PATIENCE;
+        let mut left = MOST_INSTRUCTIONS;
         loop {
             let (budget, exact) = match self.stretch {
                 0 => (left, false),
@@ -429,7 +429,7 @@ impl Subject for Translated {
     fn run(&mut self, case: &Case) -> Result<Outcome, SubjectError> {
         self.prepare(case)?;
         let result = self.until_halt();
-        self.engine.observers.events.clear();
+        self.engine.observers.forget_events();
         result?;
         self.outcome(case)
     }

@@ -17,7 +17,7 @@ use crate::case::{
 /// Cases for each round trip.
 const BATCH: usize = 64;
 /// Milliseconds without an answer after which a batch counts as hung; long, for a host may be busy.
-const PATIENCE_MS: i32 = 30_000;
+const TIMEOUT_MS: i32 = 30_000;
 const CODE_MAX: usize = 2048;
 
 #[repr(C)]
@@ -195,7 +195,7 @@ impl Native {
             // SAFETY: one byte each way over our own pipes.
             let answered = unsafe {
                 libc::write(child.request, (&byte as *const u8).cast(), 1) == 1
-                    && libc::poll(&mut poll, 1, PATIENCE_MS) == 1
+                    && libc::poll(&mut poll, 1, TIMEOUT_MS) == 1
             };
             if !answered {
                 failure = Some(true);

@@ -202,9 +202,9 @@ fn stores_across_pages_mark_both_lines_and_nothing_else() {
         for page in [1, 2, 6] {
             for case in cases(page, if page == 2 { NO_SIDE } else { sides }) {
                 let [quick, slow] = subjects.each_mut().map(|subject| {
-                    let before = subject.engine().observers.stats.hand_offs;
+                    let before = subject.engine().observers.stats().hand_offs;
                     let outcome = subject.run(&case).unwrap();
-                    let hand_offs = subject.engine().observers.stats.hand_offs - before;
+                    let hand_offs = subject.engine().observers.stats().hand_offs - before;
                     (outcome, hand_offs, subject.take_lines())
                 });
                 let what = text::disassemble(&case);
@@ -234,11 +234,11 @@ fn a_page_with_code_is_not_written_unseen() {
             let mut case = case_with(both, 1, before, BOTH_SIDES);
             (case.entry.gpr[3], case.entry.gpr[5]) = (border - before, border);
             let [quick, slow] = subjects.each_mut().map(|subject| {
-                let before = subject.engine().observers.stats.slow_accesses;
+                let before = subject.engine().observers.stats().slow_accesses;
                 let outcome = subject.run(&case).unwrap();
                 (
                     outcome,
-                    subject.engine().observers.stats.slow_accesses - before,
+                    subject.engine().observers.stats().slow_accesses - before,
                 )
             });
             let what = text::disassemble(&case);
@@ -252,9 +252,9 @@ fn a_page_with_code_is_not_written_unseen() {
 
 /// How often a run calls Rust to access memory.
 fn slow_accesses(subject: &mut Translated, case: &Case) -> u64 {
-    let before = subject.engine().observers.stats.slow_accesses;
+    let before = subject.engine().observers.stats().slow_accesses;
     subject.run(case).unwrap();
-    subject.engine().observers.stats.slow_accesses - before
+    subject.engine().observers.stats().slow_accesses - before
 }
 
 #[test]

@@ -181,7 +181,7 @@ fn follow(subject: &mut Translated, case: &Case, stretch: u64) -> Course {
         lines: subject.take_lines(),
         observed: subject.take_observed(),
         ram: subject.ram_digest(),
-        blocks: subject.engine().cache.blocks.digest(),
+        blocks: subject.engine().blocks().digest(),
     }
 }
 

@@ -457,7 +457,7 @@ fn follow(subject: &mut Translated, case: &Case, slices: Slices) -> Course {
             gpr: cpu.gpr,
             rflags: cpu.rflags,
             fpu: cpu.fpu.0[..416].to_vec(),
-            blocks: engine.cache.blocks.digest(),
+            blocks: engine.blocks().digest(),
             ram,
         });
         if halted {
@@ -513,7 +513,7 @@ fn random_programs_agree_with_the_host() {
                     }
                 }
             }
-            assert!(subject.engine().observers.stats.superblocks > CASES / 2);
+            assert!(subject.engine().observers.stats().superblocks > CASES / 2);
         }
     }
 }
@@ -569,8 +569,8 @@ fn programs_are_at_the_same_place_wherever_they_are_stopped() {
             }
         }
         let (with, without) = (
-            with.engine().observers.stats,
-            without.engine().observers.stats,
+            with.engine().observers.stats(),
+            without.engine().observers.stats(),
         );
         assert!(with.superblocks > CASES / 2, "{with:?}");
         assert_eq!(without.superblocks, 0);

@@ -2,12 +2,9 @@
 
 use std::path::Path;
 
-use rr86_core::cpu::semantics::Semantics;
 use rr86_core::runtime::protocol::Protocol;
-use rr86_core::runtime::translator::BlockLimits;
-use rr86_core::session::{
-    Condition, Conditions, Machine, MachineConfig, Policy, Scheduler, Session,
-};
+use rr86_core::session::testing;
+use rr86_core::session::{Condition, Conditions, Machine, Policy, Scheduler, Session};
 use rr86_core::trace::TraceReader;
 
 const ENTRY: u64 = 0x10_0000;
@@ -33,42 +30,9 @@ pub const PAGES: usize = 1024;
 /// # Panics
 /// When the host cannot run guests.
 pub fn machine(protocol: &str) -> Machine {
-    let mut machine = Machine::new(MachineConfig {
-        memory: (PAGES as u64) << 12,
-        vcpus: 2,
-        cpuid: Vec::new(),
-        msrs: Vec::new(),
-        start_time: 0,
-        semantics: Semantics::CURRENT,
-        fw_cfg: Vec::new(),
-        fw_cfg_files: Vec::new(),
-        blocks: BlockLimits {
-            instructions: 8,
-            capacity: 64,
-            protocol: Protocol::named(protocol).expect("a protocol"),
-        },
-        tracking: true,
-    })
-    .expect("a machine");
-    machine.load(ENTRY, &PROGRAM).expect("RAM");
-    for vcpu in 0..2 {
-        let mut set = |name: &str, value| {
-            machine.set_register(vcpu, name, value).expect("a register");
-        };
-        for segment in ["cs", "ss", "ds", "es"] {
-            set(segment, 8);
-            set(&format!("{segment}_base"), 0);
-            set(&format!("{segment}_limit"), 0xffff_ffff);
-            let attr = if segment == "cs" { 0xc09b } else { 0xc093 };
-            set(&format!("{segment}_attr"), attr);
-        }
-        set("cr0", 0x11);
-        set("rflags", 2);
-        set("rip", ENTRY);
-        set("rbx", 64 + 64 * vcpu as u64);
-        set("activity", 0);
-    }
-    machine
+    let protocol = Protocol::named(protocol).expect("a protocol");
+    let config = testing::config((PAGES as u64) << 12, 2, 8, protocol);
+    testing::machine(config, ENTRY, &PROGRAM)
 }
 
 /// Records a finished trace of so many instructions, with checkpoints.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rr86_core::host_time::{Patience, PatienceLimit};
+use rr86_core::host_time::{CallLimit, Limit};
 use rr86_core::session::{
     CheckpointError, Conditions, ExpansionReader, Policy, Scheduler, Session, Wait,
 };
@@ -504,7 +504,9 @@ impl Targets {
         };
         let mut machine = sample::machine("precise");
         // A slice of any length is a valid one, and some take years: the call comes back all the same.
-        machine.engine.slice.patience = Patience::new(PatienceLimit::Steps(10_000));
+        machine
+            .engine
+            .limit_calls(CallLimit::new(Limit::Steps(10_000)));
         let mut replayer = Session::replay(machine, reader.stream_for_replay(0), rng.one_in(2));
         let _ = replayer.run(STEPS, &mut Conditions::default());
     }
@@ -530,7 +532,9 @@ impl Targets {
             return;
         };
         let mut machine = sample::machine(protocol);
-        machine.engine.slice.patience = Patience::new(PatienceLimit::Steps(10_000));
+        machine
+            .engine
+            .limit_calls(CallLimit::new(Limit::Steps(10_000)));
         if let Ok(mut replay) = Session::from_beginning(machine, &reader, rng.one_in(2)) {
             let _ = replay.run(STEPS, &mut Conditions::default());
             let _ = replay.branch_point();

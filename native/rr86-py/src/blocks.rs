@@ -13,7 +13,7 @@ pub fn describe<'py>(
     engine: &Engine,
     id: BlockId,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let block = engine.cache.blocks.get(id);
+    let block = engine.blocks().get(id);
     let d = PyDict::new(py);
     d.set_item("serial", block.serial)?;
     d.set_item("rip", block.rip)?;

@@ -92,6 +92,7 @@ pub fn session(error: SessionError) -> PyErr {
         SessionError::Trace(e) => trace(e),
         SessionError::Divergence(e) => divergence(&e),
         SessionError::Checkpoint(e) => checkpoint(e),
+        SessionError::Panicked => EngineError::new_err(error.to_string()),
     }
 }
 

@@ -70,9 +70,10 @@ macro_rules! session {
         crate::face::looking! { $class {
             $($own)*
 
-            fn set_patience(&mut self, steps: u32) -> PyResult<()> {
-                use rr86_core::host_time::{Patience, PatienceLimit};
-                self.machine()?.engine.slice.patience = Patience::new(PatienceLimit::Steps(steps));
+            fn set_call_limit(&mut self, steps: u32) -> PyResult<()> {
+                use rr86_core::host_time::{CallLimit, Limit};
+                let limit = CallLimit::new(Limit::Steps(steps));
+                self.machine()?.engine.limit_calls(limit);
                 Ok(())
             }
 

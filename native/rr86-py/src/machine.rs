@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use rr86_core::contents::Contents;
 use rr86_core::cpu::cpuid::CpuidRow;
 use rr86_core::cpu::semantics::Semantics;
-use rr86_core::host_time::{Patience, PatienceLimit};
+use rr86_core::host_time::{CallLimit, Limit};
 use rr86_core::runtime::protocol;
 use rr86_core::runtime::translator::BlockLimits;
 use rr86_core::session::{self, MachineConfig};
@@ -23,7 +23,7 @@ use crate::protocol::BlockProtocol;
 
 /// After this long, a call of `run` comes back at the next opportunity, so that it lasts no more than a twentieth
 /// of a second.
-const PATIENCE: Duration = Duration::from_millis(40);
+const CALL_LIMIT: Duration = Duration::from_millis(40);
 
 /// A machine that has not run; nothing once a session has taken it over.
 ///
@@ -103,7 +103,7 @@ looking! { Machine {
             semantics,
         })
         .map_err(errors::machine)?;
-        machine.engine.slice.patience = Patience::new(PatienceLimit::Time(PATIENCE));
+        machine.engine.limit_calls(CallLimit::new(Limit::Time(CALL_LIMIT)));
         Ok(Self(Mutex::new(Some(machine))))
     }
 

@@ -117,13 +117,13 @@ pub fn seconds(spent: &Spent) -> BTreeMap<&'static str, f64> {
 
 /// The counters.
 pub fn stats<'py>(py: Python<'py>, engine: &Engine, slices: u64) -> PyResult<Bound<'py, PyDict>> {
-    let s = engine.observers.stats;
+    let s = engine.observers.stats();
     let stats = PyDict::new(py);
     for (name, value) in [
         ("instructions", engine.icount()),
-        ("skipped_ns", engine.clock.skipped_ns),
+        ("skipped_ns", engine.skipped_ns()),
         ("slices", slices),
-        ("blocks", engine.cache.blocks.len() as u64),
+        ("blocks", engine.blocks().len() as u64),
         ("blocks_translated", s.blocks_translated),
         ("instructions_translated", s.instructions_translated),
         ("blocks_invalidated", s.blocks_invalidated),
@@ -152,7 +152,7 @@ pub fn stats<'py>(py: Python<'py>, engine: &Engine, slices: u64) -> PyResult<Bou
     for (name, count) in Exit::NAMES.iter().zip(s.exits) {
         stats.set_item(format!("exits_{name}"), count)?;
     }
-    for (mnemonic, calls) in engine.observers.helpers.sorted() {
+    for (mnemonic, calls) in engine.observers.helpers().sorted() {
         stats.set_item(format!("helper_{mnemonic}"), calls)?;
     }
     Ok(stats)

@@ -208,14 +208,14 @@ static inline void lock(spinlock *l) { while (__atomic_exchange_n(&l->v, 1, __AT
 static inline void unlock(spinlock *l) { __atomic_store_n(&l->v, 0, __ATOMIC_RELEASE); }
 
 /* Longer than any correct machine needs for any single wait, in TSC ticks. */
-#define PATIENCE 20000000000ul
+#define WAIT_LIMIT 20000000000ul
 void timed_out(const char *what, int line) __attribute__((noreturn));
 #define WAIT_FOR(cond) \
     do { \
         u64 wait_start_ = rdtsc(); \
         while (!(cond)) { \
             pause(); \
-            if (rdtsc() - wait_start_ > PATIENCE) timed_out(#cond, __LINE__); \
+            if (rdtsc() - wait_start_ > WAIT_LIMIT) timed_out(#cond, __LINE__); \
         } \
     } while (0)
 static inline void delay(u64 ticks) { u64 t = rdtsc(); while (rdtsc() - t < ticks) pause(); }

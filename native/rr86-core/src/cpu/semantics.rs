@@ -1,6 +1,6 @@
 //! Which version of the machine's semantics a run follows.
 //!
-//! A mend of what a guest can see would keep older traces from replaying. So the version at which a trace was
+//! A fix of what a guest can see would keep older traces from replaying. So the version at which a trace was
 //! recorded is in its header, and everything that has changed since asks here. All differences are listed in this
 //! file, one method each; `docs/determinism.md` says what each one means for a guest.
 

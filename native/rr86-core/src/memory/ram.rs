@@ -50,8 +50,23 @@ struct Ahead {
 struct Mapping {
     base: usize,
     size: usize,
+    /// Under Miri the marks lie where the allocator has put them.
+    #[cfg(miri)]
+    marks: usize,
 }
 
+impl Mapping {
+    /// Where the mark of the byte at a host address in RAM lies.
+    #[inline]
+    fn mark(&self, host: *const u8) -> *mut u8 {
+        #[cfg(miri)]
+        return (self.marks + ((host as usize - self.base) >> LINE_SHIFT)) as *mut u8;
+        #[cfg(not(miri))]
+        return (host as usize >> LINE_SHIFT) as *mut u8;
+    }
+}
+
+#[cfg(not(miri))]
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: both mappings were made in `GuestRam::new` with these sizes, and nothing refers to them any
@@ -60,6 +75,39 @@ impl Drop for Mapping {
             libc::munmap(self.base as *mut libc::c_void, self.size);
             let marks = (self.base >> LINE_SHIFT) as *mut libc::c_void;
             libc::munmap(marks, self.size >> LINE_SHIFT);
+        }
+    }
+}
+
+#[cfg(miri)]
+mod plain {
+    //! RAM from the allocator, for Miri, which maps nothing at chosen addresses.
+
+    use super::{Mapping, LINE_SHIFT, PAGE_SIZE};
+    use std::alloc::{alloc_zeroed, dealloc, Layout};
+
+    fn layout(size: usize) -> Layout {
+        Layout::from_size_align(size, PAGE_SIZE as usize).expect("a size")
+    }
+
+    impl Mapping {
+        pub fn plain(size: usize) -> Self {
+            // SAFETY: neither size is zero.
+            let [base, marks] = [size, size >> LINE_SHIFT]
+                .map(|size| unsafe { alloc_zeroed(layout(size)) }.expose_provenance());
+            Self { base, size, marks }
+        }
+    }
+
+    impl Drop for Mapping {
+        fn drop(&mut self) {
+            for (at, size) in [
+                (self.base, self.size),
+                (self.marks, self.size >> LINE_SHIFT),
+            ] {
+                // SAFETY: made by `plain` with this size, and freed only here.
+                unsafe { dealloc(at as *mut u8, layout(size)) };
+            }
         }
     }
 }
@@ -106,6 +154,7 @@ fn page_index(size: u64, paddr: u64) -> Option<usize> {
 }
 
 /// Maps `len` bytes at exactly this address, or fails.
+#[cfg(not(miri))]
 fn map_at(address: usize, len: usize) -> io::Result<*mut u8> {
     // SAFETY: a fresh anonymous mapping that replaces none that exists.
     let base = unsafe {
@@ -145,6 +194,22 @@ impl GuestRam {
     pub fn new(size: u64) -> io::Result<Self> {
         assert_eq!(size & PAGE_MASK, 0, "RAM is a whole number of pages");
         let len = usize::try_from(size).map_err(io::Error::other)?;
+        let mapping = Self::map(len)?;
+        Ok(Self {
+            base: mapping.base as *mut u8,
+            size,
+            mapping: Arc::new(mapping),
+            ahead: None,
+        })
+    }
+
+    #[cfg(miri)]
+    fn map(len: usize) -> io::Result<Mapping> {
+        Ok(Mapping::plain(len))
+    }
+
+    #[cfg(not(miri))]
+    fn map(len: usize) -> io::Result<Mapping> {
         if len > PLACES_APART {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
@@ -163,14 +228,9 @@ impl GuestRam {
                     // SAFETY: `base` and `len` are the mapping just made. Huge pages are only a hint, so the
                     // result does not matter.
                     unsafe { libc::madvise(base.cast(), len, libc::MADV_HUGEPAGE) };
-                    return Ok(Self {
-                        base,
-                        size,
-                        mapping: Arc::new(Mapping {
-                            base: at,
-                            size: len,
-                        }),
-                        ahead: None,
+                    return Ok(Mapping {
+                        base: at,
+                        size: len,
                     });
                 }
                 Err(refused) => {
@@ -191,19 +251,19 @@ impl GuestRam {
     pub fn mark_lines(&mut self, at: *const u8, len: usize) {
         let offset = (at as usize).wrapping_sub(self.base as usize);
         assert!(offset < self.size as usize && len <= self.size as usize - offset);
-        let first = at as usize >> LINE_SHIFT;
-        let last = (at as usize + len.max(1) - 1) >> LINE_SHIFT;
-        for mark in first..=last {
+        let first = self.mapping.mark(at);
+        let last = self.mapping.mark(at.wrapping_add(len.max(1) - 1));
+        for n in 0..=last as usize - first as usize {
             // SAFETY: the marks of all of RAM are mapped, and written only here and by translated code,
             // which does not run now.
-            unsafe { *(mark as *mut u8) = 1 };
+            unsafe { *first.add(n) = 1 };
         }
     }
 
     fn marks(&mut self, page: usize) -> &mut [u8; LINES_IN_PAGE] {
-        let at = self.page_pointer(page) as usize >> LINE_SHIFT;
+        let at = self.mapping.mark(self.page_pointer(page));
         // SAFETY: the marks of a page are mapped, and `&mut self` makes the borrow unique.
-        unsafe { &mut *(at as *mut [u8; LINES_IN_PAGE]) }
+        unsafe { &mut *at.cast::<[u8; LINES_IN_PAGE]>() }
     }
 
     /// Which lines of a page have been written since this was last asked; bit n is line n.
@@ -215,9 +275,9 @@ impl GuestRam {
 
     /// The same, without asking.
     pub fn lines(&self, page: usize) -> u64 {
-        let at = self.page_pointer(page) as usize >> LINE_SHIFT;
+        let at = self.mapping.mark(self.page_pointer(page));
         // SAFETY: the marks of a page are mapped, and nothing writes them while this borrow lives.
-        let marks = unsafe { &*(at as *const [u8; LINES_IN_PAGE]) };
+        let marks = unsafe { &*at.cast::<[u8; LINES_IN_PAGE]>() };
         // Eight marks of one bit each become eight neighbouring bits.
         marks
             .chunks_exact(8)
@@ -372,6 +432,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri allocates all of it")]
     fn ram_above_two_gib_continues_at_four_gib() {
         let ram = GuestRam::new(3 << 30).unwrap();
         assert_eq!(ram.page_index(LOW_RAM_MAX - 1), Some(0x7ffff));
@@ -405,6 +466,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri has no madvise")]
     fn taking_memory_ahead_changes_nothing_and_may_be_cut_short() {
         let mut ram = GuestRam::new(16 << 20).unwrap();
         ram.page_mut(0)[0] = 7;

@@ -1,12 +1,12 @@
 //! Translating blocks before the guest gets to them, on a thread of its own.
 //!
-//! Whoever knows which blocks will come, as a replay does, gives *guesses*: number, address, mode and digest
+//! Whoever knows which blocks will come, as a replay does, gives *predictions*: number, address, mode and digest
 //! of the bytes. The thread looks whether memory holds such bytes already, translates them, and puts the
-//! code on a shelf, where the engine takes it instead of translating itself.
+//! code with the ready blocks, where the engine takes it instead of translating itself.
 //!
 //! Nothing depends on the thread. It only reads guest RAM, and may see anything there while the guest runs;
 //! but code is a pure function of the bytes and of what else is compared here, and the engine uses it only for
-//! a block whose bytes it has fetched itself and found to be the same. A guess that is wrong, or comes too
+//! a block whose bytes it has fetched itself and found to be the same. A prediction that is wrong, or comes too
 //! late, costs nothing but the thread's time, and is not waited for.
 
 use std::collections::VecDeque;
@@ -20,7 +20,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::memory::ram::RamReader;
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::runtime::cache::Block;
-use crate::runtime::codebuf::Room;
+use crate::runtime::codebuf::Mapping;
 use crate::translate::block;
 use crate::translate::code::Code;
 use crate::translate::decode::classify::shape::{self, Shape};
@@ -31,9 +31,9 @@ use crate::translate::mode::Mode;
 use crate::translate::scratch::Scratch;
 use crate::translate::shortcuts::Shortcuts;
 
-/// Blocks that may lie on the shelf.
-const SHELF: usize = 4096;
-/// Guesses whose bytes are looked for all the time. The others are looked for once in `FAR` rounds: most of
+/// Blocks that may be ready and not taken yet.
+const READY_BLOCKS: usize = 4096;
+/// Predictions whose bytes are looked for all the time. The others are looked for once in `FAR` rounds: most of
 /// them are of code that the guest has not loaded yet.
 const NEAR: usize = 256;
 const FAR: u32 = 16;
@@ -46,7 +46,7 @@ const LEAD: u64 = 256;
 
 /// A block that will probably be made.
 #[derive(Clone, Copy, Debug)]
-pub struct Guess {
+pub struct Prediction {
     /// Serial number of the block.
     pub serial: u64,
     /// Linear address of its first instruction.
@@ -58,8 +58,8 @@ pub struct Guess {
     pub digest: u32,
 }
 
-impl Guess {
-    /// Whether this module deals with it. Where code does not start at linear address 0, the guess does not
+impl Prediction {
+    /// Whether this module deals with it. Where code does not start at linear address 0, the prediction does not
     /// tell the rip; and of a block in two pages, it tells only one.
     fn is_plain(&self) -> bool {
         let mode = Mode(self.mode);
@@ -97,7 +97,7 @@ pub(in crate::runtime) struct Translation {
     pub code: Code,
 }
 
-struct Shelf {
+struct ReadyBlocks {
     /// A translation lies at its serial number modulo the size, until the thread has another for the place. Used
     /// ones come back: the thread has made them, so freeing them costs it least.
     places: Vec<Mutex<Option<Box<Translation>>>>,
@@ -108,10 +108,10 @@ struct Shelf {
     stop: AtomicBool,
 }
 
-impl Shelf {
+impl ReadyBlocks {
     fn new(next: u64) -> Self {
         Self {
-            places: (0..SHELF).map(|_| Mutex::new(None)).collect(),
+            places: (0..READY_BLOCKS).map(|_| Mutex::new(None)).collect(),
             used: AtomicUsize::new(0),
             next: AtomicU64::new(next),
             stop: AtomicBool::new(false),
@@ -119,7 +119,7 @@ impl Shelf {
     }
 
     fn put(&self, translation: Box<Translation>) {
-        let place = &self.places[translation.serial as usize % SHELF];
+        let place = &self.places[translation.serial as usize % READY_BLOCKS];
         // Whoever held it when they panicked has left a whole value.
         let mut place = place.lock().unwrap_or_else(|e| e.into_inner());
         let old = place.replace(translation);
@@ -129,14 +129,16 @@ impl Shelf {
 
     /// What lies there for a block. Never waits.
     fn take(&self, serial: u64) -> Option<Box<Translation>> {
-        let mut place = self.places[serial as usize % SHELF].try_lock().ok()?;
+        let mut place = self.places[serial as usize % READY_BLOCKS]
+            .try_lock()
+            .ok()?;
         place.take_if(|t| t.serial == serial)
     }
 
     /// Puts what has been used back. Its code has been placed, and can be placed once only: should its block need
     /// code again, this is not for it.
     fn give_back(&self, mut used: Box<Translation>) {
-        let index = used.serial as usize % SHELF;
+        let index = used.serial as usize % READY_BLOCKS;
         used.serial = u64::MAX;
         if let Ok(mut place) = self.places[index].try_lock() {
             place.get_or_insert(used);
@@ -146,37 +148,37 @@ impl Shelf {
 
 /// The thread, as the engine knows it.
 pub(in crate::runtime) struct Ahead {
-    shelf: Arc<Shelf>,
+    ready: Arc<ReadyBlocks>,
     settings: Settings,
     thread: JoinHandle<()>,
-    /// What was taken from the shelf last.
+    /// What was taken of the ready blocks last.
     taken: Option<Box<Translation>>,
 }
 
 impl Ahead {
     /// Starts the thread; `None` if the host has none to give. `next` is the number of the next block. Code goes to
-    /// `room`, of which so many bytes are in use.
+    /// `mapping`, of which so many bytes are in use.
     pub fn start(
-        guesses: impl Iterator<Item = Option<Guess>> + Send + 'static,
+        predictions: impl Iterator<Item = Option<Prediction>> + Send + 'static,
         settings: Settings,
         next: u64,
         ram: RamReader,
-        (room, used): (Room, usize),
+        (mapping, used): (Mapping, usize),
     ) -> Option<Self> {
-        let shelf = Arc::new(Shelf::new(next));
+        let ready = Arc::new(ReadyBlocks::new(next));
         let worker = Worker {
-            guesses,
+            predictions,
             ram,
-            room,
+            mapping,
             populated: used,
             settings,
-            shelf: shelf.clone(),
+            ready: ready.clone(),
             waiting: VecDeque::new(),
             held: None,
         };
         let thread = std::thread::Builder::new().name("rr86-ahead".into());
         thread.spawn(|| worker.run()).ok().map(|thread| Self {
-            shelf,
+            ready,
             settings,
             thread,
             taken: None,
@@ -198,35 +200,35 @@ impl Ahead {
 
     /// Takes back a translation whose code has been placed, so that so many bytes of the buffer are in use.
     pub fn give_back(&self, made: Box<Translation>, used: usize) {
-        self.shelf.used.store(used, Ordering::Relaxed);
-        self.shelf.give_back(made);
+        self.ready.used.store(used, Ordering::Relaxed);
+        self.ready.give_back(made);
     }
 
     /// What there is for the block with this number, which is being made.
     pub fn look(&mut self, serial: u64) -> Option<&Translation> {
         if self.taken.as_ref().is_none_or(|t| t.serial != serial) {
-            self.shelf.next.store(serial + 1, Ordering::Relaxed);
-            self.taken = self.shelf.take(serial);
+            self.ready.next.store(serial + 1, Ordering::Relaxed);
+            self.taken = self.ready.take(serial);
         }
         self.taken.as_deref().filter(|t| t.serial == serial)
     }
 
     pub fn stop(self) {
-        self.shelf.stop.store(true, Ordering::Relaxed);
+        self.ready.stop.store(true, Ordering::Relaxed);
         self.thread.thread().unpark();
         // A panic over there has nothing to say about the guest.
         let _ = self.thread.join();
     }
 }
 
-/// Decodes and translates what a guess is about, if these are its bytes.
+/// Decodes and translates what a prediction is about, if these are its bytes.
 fn translate(
-    guess: &Guess,
+    prediction: &Prediction,
     bytes: &[u8],
     settings: &Settings,
     scratch: &mut Scratch,
 ) -> Option<Translation> {
-    let (rip, mode, limit) = (guess.linear, Mode(guess.mode), settings.limit);
+    let (rip, mode, limit) = (prediction.linear, Mode(prediction.mode), settings.limit);
     // With something else behind them, the bytes are the same block only if it ends by itself.
     let followed = [bytes, &[0x90; 15]].concat();
     let cut = |bytes: &[u8]| match shape::cut(bytes, rip, mode, &settings.offered, limit, false) {
@@ -256,8 +258,8 @@ fn translate(
         superblock: None,
     };
     Some(Translation {
-        serial: guess.serial,
-        paddr: guess.paddr,
+        serial: prediction.serial,
+        paddr: prediction.paddr,
         rip,
         mode,
         bytes: bytes.to_vec(),
@@ -269,27 +271,27 @@ fn translate(
 
 /// The thread's side.
 struct Worker<G> {
-    guesses: G,
+    predictions: G,
     ram: RamReader,
     /// Where code goes, and up to where the host has given memory for it.
-    room: Room,
+    mapping: Mapping,
     populated: usize,
     settings: Settings,
-    shelf: Arc<Shelf>,
-    /// Guesses that have not come true yet, in the order of their numbers.
-    waiting: VecDeque<Guess>,
-    /// The next one, when it has to wait for room on the shelf.
-    held: Option<Guess>,
+    ready: Arc<ReadyBlocks>,
+    /// Predictions that have not come true yet, in the order of their numbers.
+    waiting: VecDeque<Prediction>,
+    /// The next one, when it has to wait for a free place.
+    held: Option<Prediction>,
 }
 
-impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
+impl<G: Iterator<Item = Option<Prediction>>> Worker<G> {
     fn run(mut self) {
         let mut scratch = Scratch::new(self.settings.offered);
         let mut bytes = [0; PAGE_SIZE as usize];
         let mut round = 0u32;
         let mut lead = 0;
-        while !self.shelf.stop.load(Ordering::Relaxed) {
-            let next = self.shelf.next.load(Ordering::Relaxed);
+        while !self.ready.stop.load(Ordering::Relaxed) {
+            let next = self.ready.next.load(Ordering::Relaxed);
             while self.waiting.front().is_some_and(|g| g.serial < next) {
                 self.waiting.pop_front();
             }
@@ -302,20 +304,20 @@ impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
             let all = round % FAR == 0;
             let mut done = false;
             for n in (0..self.waiting.len()).filter(|&n| all || n < NEAR || n >= new) {
-                let guess = self.waiting[n];
-                let here = &mut bytes[..usize::from(guess.len)];
-                let next = self.shelf.next.load(Ordering::Relaxed);
-                if guess.serial < next + lead
-                    || !self.ram.read(guess.paddr, here)
-                    || xxh3_64(here) as u32 != guess.digest
+                let prediction = self.waiting[n];
+                let here = &mut bytes[..usize::from(prediction.len)];
+                let next = self.ready.next.load(Ordering::Relaxed);
+                if prediction.serial < next + lead
+                    || !self.ram.read(prediction.paddr, here)
+                    || xxh3_64(here) as u32 != prediction.digest
                 {
                     continue;
                 }
-                if let Some(made) = translate(&guess, here, &self.settings, &mut scratch) {
-                    self.shelf.put(Box::new(made));
+                if let Some(made) = translate(&prediction, here, &self.settings, &mut scratch) {
+                    self.ready.put(Box::new(made));
                 }
                 // Running neck and neck with the engine would be of no use.
-                lead = if guess.serial < self.shelf.next.load(Ordering::Relaxed) {
+                lead = if prediction.serial < self.ready.next.load(Ordering::Relaxed) {
                     (2 * lead + 8).min(LEAD)
                 } else {
                     lead.saturating_sub(1)
@@ -334,31 +336,31 @@ impl<G: Iterator<Item = Option<Guess>>> Worker<G> {
     /// Takes memory for the next code from the host.
     fn make_room(&mut self) {
         // What lies before `used` has its memory already.
-        let used = self.shelf.used.load(Ordering::Relaxed);
+        let used = self.ready.used.load(Ordering::Relaxed);
         self.populated = self.populated.max(used);
         if self.populated < used + STEP {
-            self.room.populate(self.populated, STEP);
+            self.mapping.populate(self.populated, STEP);
             self.populated += STEP;
         }
     }
 
-    /// Takes guesses for which there is room on the shelf. Tells whether there can be more.
+    /// Takes predictions for which there is a free place. Tells whether there can be more.
     fn collect(&mut self, next: u64) -> bool {
         loop {
-            let guess = match self.held.take() {
-                Some(guess) => guess,
-                None => match self.guesses.next() {
-                    Some(Some(guess)) => guess,
+            let prediction = match self.held.take() {
+                Some(prediction) => prediction,
+                None => match self.predictions.next() {
+                    Some(Some(prediction)) => prediction,
                     Some(None) => return true,
                     None => return false,
                 },
             };
-            if guess.serial >= next.saturating_add(SHELF as u64) {
-                self.held = Some(guess);
+            if prediction.serial >= next.saturating_add(READY_BLOCKS as u64) {
+                self.held = Some(prediction);
                 return true;
             }
-            if guess.serial >= next && guess.is_plain() {
-                self.waiting.push_back(guess);
+            if prediction.serial >= next && prediction.is_plain() {
+                self.waiting.push_back(prediction);
             }
         }
     }

@@ -1,16 +1,14 @@
-//! Guesses that come true, come too late or are wrong.
+//! Predictions that come true, come too late or are wrong.
 
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::cpu::semantics::Semantics;
 use crate::memory::ram::GuestRam;
 use crate::runtime::cache::Blocks;
 use crate::runtime::codebuf::CodeBuffer;
 use crate::runtime::engine::Engine;
-use crate::runtime::protocol::Protocol;
-use crate::runtime::translator::BlockLimits;
-use crate::session::{Conditions, Machine, MachineConfig, Policy, Scheduler, Session};
+use crate::runtime::protocol::PRECISE;
+use crate::session::{testing, Conditions, Policy, Scheduler, Session};
 
 /// 64-bit code of the kernel.
 const MODE: Mode = Mode(0x08b2);
@@ -18,8 +16,8 @@ const ENTRY: u64 = 0x10_0000;
 /// add eax, 1; ret
 const BYTES: [u8; 4] = [0x83, 0xc0, 0x01, 0xc3];
 
-fn guess(serial: u64, bytes: &[u8]) -> Guess {
-    Guess {
+fn prediction(serial: u64, bytes: &[u8]) -> Prediction {
+    Prediction {
         serial,
         linear: ENTRY,
         paddr: ENTRY,
@@ -39,41 +37,41 @@ fn settings() -> Settings {
     }
 }
 
-fn shelf(next: u64) -> Arc<Shelf> {
-    Arc::new(Shelf::new(next))
+fn ready(next: u64) -> Arc<ReadyBlocks> {
+    Arc::new(ReadyBlocks::new(next))
 }
 
-/// What lies on the shelf for block 3 after the worker has seen these guesses.
+/// What is ready for block 3 after the worker has seen these predictions.
 fn after(
     ram: &GuestRam,
     next: u64,
-    guesses: impl Iterator<Item = Option<Guess>>,
+    predictions: impl Iterator<Item = Option<Prediction>>,
 ) -> Option<Box<Translation>> {
-    let shelf = shelf(next);
+    let ready = ready(next);
     let worker = Worker {
-        guesses,
+        predictions,
         ram: ram.reader(),
-        room: CodeBuffer::new(1 << 20).unwrap().room(),
+        mapping: CodeBuffer::new(1 << 20).unwrap().mapping(),
         populated: 1 << 20,
         settings: settings(),
-        shelf: shelf.clone(),
+        ready: ready.clone(),
         waiting: VecDeque::new(),
         held: None,
     };
     worker.run();
-    shelf.take(3)
+    ready.take(3)
 }
 
 fn translated(bytes: &[u8]) -> Translation {
     let mut scratch = Scratch::default();
-    translate(&guess(3, bytes), bytes, &settings(), &mut scratch).expect("a block")
+    translate(&prediction(3, bytes), bytes, &settings(), &mut scratch).expect("a block")
 }
 
 #[test]
 fn a_block_whose_bytes_are_there_is_translated() {
     let mut ram = GuestRam::new(2 << 20).unwrap();
     ram.page_mut(0x100)[..4].copy_from_slice(&BYTES);
-    let made = after(&ram, 0, [Some(guess(3, &BYTES))].into_iter()).expect("a translation");
+    let made = after(&ram, 0, [Some(prediction(3, &BYTES))].into_iter()).expect("a translation");
     assert_eq!((made.count, made.closed), (2, true));
     assert_eq!(made.bytes, BYTES);
 }
@@ -83,10 +81,10 @@ fn a_block_is_translated_once_its_bytes_are_there() {
     let ram = Arc::new(Mutex::new(GuestRam::new(2 << 20).unwrap()));
     let (reader, mut asked) = (ram.lock().unwrap().reader(), 0);
     let writer = ram.clone();
-    let guesses = std::iter::from_fn(move || {
+    let predictions = std::iter::from_fn(move || {
         asked += 1;
         match asked {
-            1 => Some(Some(guess(3, &BYTES))),
+            1 => Some(Some(prediction(3, &BYTES))),
             2..5 => Some(None),
             5 => {
                 writer.lock().unwrap().page_mut(0x100)[..4].copy_from_slice(&BYTES);
@@ -95,50 +93,50 @@ fn a_block_is_translated_once_its_bytes_are_there() {
             _ => None,
         }
     });
-    let shelf = shelf(0);
+    let ready = ready(0);
     let worker = Worker {
-        guesses,
+        predictions,
         ram: reader,
-        room: CodeBuffer::new(1 << 20).unwrap().room(),
+        mapping: CodeBuffer::new(1 << 20).unwrap().mapping(),
         populated: 1 << 20,
         settings: settings(),
-        shelf: shelf.clone(),
+        ready: ready.clone(),
         waiting: VecDeque::new(),
         held: None,
     };
     worker.run();
-    assert!(shelf.take(3).is_some());
+    assert!(ready.take(3).is_some());
 }
 
 #[test]
-fn a_guess_that_comes_too_late_is_dropped() {
+fn a_prediction_that_comes_too_late_is_dropped() {
     let mut ram = GuestRam::new(2 << 20).unwrap();
     ram.page_mut(0x100)[..4].copy_from_slice(&BYTES);
-    assert!(after(&ram, 4, [Some(guess(3, &BYTES))].into_iter()).is_none());
+    assert!(after(&ram, 4, [Some(prediction(3, &BYTES))].into_iter()).is_none());
 }
 
 #[test]
-fn guesses_that_make_no_sense_are_dropped() {
+fn predictions_that_make_no_sense_are_dropped() {
     let ram = GuestRam::new(2 << 20).unwrap();
-    let good = guess(3, &BYTES);
+    let good = prediction(3, &BYTES);
     let bad = [
-        Guess { len: 0, ..good },
-        Guess { len: 4097, ..good },
-        Guess {
+        Prediction { len: 0, ..good },
+        Prediction { len: 4097, ..good },
+        Prediction {
             mode: u32::MAX,
             ..good
         },
-        Guess {
+        Prediction {
             paddr: ENTRY + 4094,
             linear: ENTRY + 4094,
             ..good
         },
-        Guess {
+        Prediction {
             linear: ENTRY + 1,
             ..good
         },
         // 32-bit code does not lie above 4 GiB.
-        Guess {
+        Prediction {
             mode: 0x831,
             linear: 1 << 32,
             paddr: 0,
@@ -171,75 +169,31 @@ fn code_is_for_a_block_of_the_same_bytes_place_and_mode_only() {
     assert!(!is_of(ENTRY, MODE, &BYTES[..3], 1));
 }
 
-/// A machine that adds 1 to EAX and stops, about whose first block the shelf has this.
+/// A machine that adds 1 to EAX and stops, about whose first block this is ready.
 fn run_with(bytes: &[u8]) -> (u64, u64) {
-    let mut machine = Machine::new(MachineConfig {
-        memory: 16 << 20,
-        vcpus: 1,
-        cpuid: Vec::new(),
-        msrs: Vec::new(),
-        start_time: 0,
-        semantics: Semantics::CURRENT,
-        fw_cfg: Vec::new(),
-        fw_cfg_files: Vec::new(),
-        tracking: true,
-        blocks: BlockLimits {
-            instructions: 64,
-            capacity: 64,
-            protocol: Protocol::named("precise").expect("a protocol"),
-        },
-    })
-    .expect("a machine");
     // add eax, 1; hlt
-    machine.load(ENTRY, &[0x83, 0xc0, 0x01, 0xf4]).expect("RAM");
-    for (name, value) in [
-        ("cs", 8),
-        ("cs_base", 0),
-        ("cs_limit", 0xffff_ffff),
-        ("cs_attr", 0xc09b),
-        ("ss", 16),
-        ("ss_base", 0),
-        ("ss_limit", 0xffff_ffff),
-        ("ss_attr", 0xc093),
-        ("ds", 16),
-        ("ds_base", 0),
-        ("ds_limit", 0xffff_ffff),
-        ("ds_attr", 0xc093),
-        ("es", 16),
-        ("es_base", 0),
-        ("es_limit", 0xffff_ffff),
-        ("es_attr", 0xc093),
-        ("cr0", 0x11),
-        ("rflags", 2),
-        ("rip", ENTRY),
-        ("rax", 0),
-        ("activity", 0),
-    ] {
-        machine.set_register(0, name, value).expect(name);
-    }
+    let program = [0x83, 0xc0, 0x01, 0xf4];
+    let config = testing::config(16 << 20, 1, 64, PRECISE);
+    let mut machine = testing::machine(config, ENTRY, &program);
     let mode = Mode::of(machine.engine.cpu(0));
     let engine: &mut Engine = &mut machine.engine;
-    let settings = Settings {
-        stubs: engine.cache.stubs,
-        tracking: engine.tracking(),
-        shortcuts: engine.translator.shortcuts,
-        offered: engine.translator.offered,
-        limit: 64,
-    };
-    let guess = Guess {
+    let settings = engine
+        .translator
+        .settings(engine.cache.stubs(), engine.tracking());
+    let prediction = Prediction {
         mode: mode.0,
-        ..guess(0, bytes)
+        ..prediction(0, bytes)
     };
     let mut scratch = Scratch::default();
-    let shelf = shelf(0);
-    let made = translate(&guess, bytes, &settings, &mut scratch).expect("a block");
-    shelf.put(Box::new(made));
-    engine.translator.ahead = Some(Ahead {
-        shelf,
+    let ready = ready(0);
+    let made = translate(&prediction, bytes, &settings, &mut scratch).expect("a block");
+    ready.put(Box::new(made));
+    engine.translator.set_ahead(Some(Ahead {
+        ready,
         settings,
         thread: std::thread::spawn(|| ()),
         taken: None,
-    });
+    }));
     let mut session = Session::record(machine, Scheduler::new(Policy::Uniform, 5, 1000));
     session
         .run(1000, &mut Conditions::default())
@@ -258,9 +212,9 @@ fn code_of_other_bytes_is_not_used() {
 #[test]
 fn a_translation_whose_code_was_placed_is_not_given_out_again() {
     // The newest block needs code again when the code buffer has been full.
-    let shelf = shelf(0);
-    shelf.put(Box::new(translated(&BYTES)));
-    let used = shelf.take(3).expect("a translation");
-    shelf.give_back(used);
-    assert!(shelf.take(3).is_none());
+    let ready = ready(0);
+    ready.put(Box::new(translated(&BYTES)));
+    let used = ready.take(3).expect("a translation");
+    ready.give_back(used);
+    assert!(ready.take(3).is_none());
 }

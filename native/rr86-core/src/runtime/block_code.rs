@@ -1,12 +1,16 @@
-//! The host code of a block: making it when it is first needed, and another one for the block later.
+//! The host code of a block: making it when it is first needed, or taking what another thread has made ahead (see
+//! `ahead`), and another one for the block later.
 
 use crate::host_time::Phase;
+use crate::memory::PAGE_MASK;
+use crate::runtime::ahead::{Ahead, Prediction, Translation};
 use crate::runtime::cache::BlockId;
 use crate::runtime::engine::Engine;
-use crate::translate::block;
 use crate::translate::code::Code;
 use crate::translate::lower::emitter::Request;
+use crate::translate::mode::Mode;
 use crate::translate::path::Superblock;
+use crate::translate::shortcuts::Shortcuts;
 use std::ops::Range;
 
 impl Engine {
@@ -24,27 +28,15 @@ impl Engine {
     /// Gives a block other code, and sends those who jump to its old code at `old` there. False if there is no
     /// room for it.
     pub(in crate::runtime) fn replace(&mut self, id: BlockId, old: usize, code: Code) -> bool {
-        let Some(offset) = self.cache.buffer.append_reserved(&code.bytes) else {
+        let block = self.cache.blocks.get(id);
+        let (before, rip) = (block.code, block.rip);
+        let Some(address) = self.cache.replace(id, old, code) else {
             return false;
         };
-        self.cache.buffer.patch_jump(old, offset);
-        let address = self.cache.buffer.address(offset);
         // Jump caches too: when the block is removed, its new code alone is looked for there.
-        let (before, rip) = (
-            self.cache.blocks.get(id).code,
-            self.cache.blocks.get(id).rip,
-        );
         for mmu in self.vcpus.mmus() {
             mmu.move_jump(rip, before, address);
         }
-        self.cache.map.insert(offset, id);
-        // Slots keep their numbers; links of the old code stay with the old code.
-        self.cache
-            .blocks
-            .replace_code(id, address, offset, code)
-            .apply(&mut self.cache.buffer);
-        // A store under way may go back into code.
-        self.cache.buffer.settle();
         true
     }
 
@@ -60,29 +52,18 @@ impl Engine {
             let mut code = match &mut made {
                 Some(made) => {
                     let mut code = std::mem::take(&mut made.code);
-                    code.place(id, self.cache.buffer.next_address());
+                    self.cache.fit(id, &mut code);
                     code
                 }
                 None => self.generate(id, 0, count, checked),
             };
-            if let Some(offset) = self.cache.buffer.append(&code.bytes) {
-                let address = self.cache.buffer.address(offset);
-                let block = self.cache.blocks.get_mut(id);
-                block.code = address;
-                block.place.offset = offset;
-                block.place.len = code.bytes.len() as u32;
-                block.slots = std::mem::take(&mut code.slots);
-                block.traps = std::mem::take(&mut code.traps);
-                self.cache.map.insert(offset, id);
+            if self.cache.install(id, &mut code) {
                 match made {
                     Some(mut made) => {
                         made.code = code;
                         self.give_back_ahead(made);
                     }
-                    None => {
-                        self.translator.scratch.bytes = code.bytes;
-                        self.translator.scratch.relocations = code.relocations;
-                    }
+                    None => self.translator.recycle(code),
                 }
                 return;
             }
@@ -100,19 +81,15 @@ impl Engine {
         let block = self.cache.blocks.get(id);
         let (count, checked, length) = (block.count, block.stale.checked, block.place.len);
         let code = self.generate(id, 0, usize::from(count), checked);
-        let starts = self.translator.scratch.starts();
-        let index = starts.partition_point(|&start| start as usize <= at);
-        if code.bytes.len() != length as usize || index == 0 || at >= code.split {
+        let index = self.translator.instruction_at(at)?;
+        if code.bytes.len() != length as usize || at >= code.split {
             return None;
         }
-        let decoded = self
-            .translator
-            .scratch
-            .decode(&self.cache.blocks.get(id).source());
+        let decoded = self.translator.instructions(self.cache.blocks.get(id));
         let first = decoded.insns[0].0.ip();
-        let offset = decoded.insns[index - 1].0.ip().wrapping_sub(first) as u16;
-        self.translator.scratch.give_decoded(decoded);
-        Some((offset, count - (index - 1) as u8))
+        let offset = decoded.insns[index].0.ip().wrapping_sub(first) as u16;
+        self.translator.give_back(decoded);
+        Some((offset, count - index as u8))
     }
 
     pub(in crate::runtime) fn generate(
@@ -142,24 +119,96 @@ impl Engine {
         checked: bool,
         superblock: Option<&Superblock>,
     ) -> Code {
-        let watch = self.observers.spent.sample();
+        let watch = self.observers.sample_time();
         let block = self.cache.blocks.get(id);
-        let decoded = self.translator.scratch.decode(&block.source());
+        let decoded = self.translator.instructions(block);
         let request = Request {
             mode: block.mode,
             insns: &decoded.insns,
             start,
             stop,
-            hooks: &self.stops.hooks,
-            checked: checked || start == 0 && self.observers.oracle.is_some(),
+            hooks: self.stops.hooks(),
+            checked: checked || start == 0 && self.observers.asks_oracle(),
             tracking: self.tracking(),
-            shortcuts: self.translator.shortcuts,
+            shortcuts: self.translator.shortcuts(),
             superblock,
         };
-        let mut code = block::translate(request, self.cache.stubs, &mut self.translator.scratch);
-        self.translator.scratch.give_decoded(decoded);
-        code.place(id, self.cache.buffer.next_address());
-        self.observers.spent.add_sample(Phase::Translating, watch);
+        let mut code = self.translator.translate(request, self.cache.stubs());
+        self.translator.give_back(decoded);
+        self.cache.fit(id, &mut code);
+        self.observers.spend_sample(Phase::Translating, watch);
         code
     }
+
+    // ---- code made ahead -------------------------------------------------------------------------
+
+    /// Has blocks translated on another thread before they are needed. `predictions` gives `Some(None)` while the
+    /// next is not known yet, and must not wait.
+    pub fn translate_ahead(
+        &mut self,
+        predictions: impl Iterator<Item = Option<Prediction>> + Send + 'static,
+    ) {
+        self.end_ahead();
+        if !self.translator.shortcuts().has(Shortcuts::AHEAD) {
+            return;
+        }
+        let settings = self
+            .translator
+            .settings(self.cache.stubs(), self.tracking());
+        let place = self.cache.mapping();
+        let next = self.cache.blocks.next_serial();
+        // Without the thread, the engine translates everything.
+        let ram = self.memory.ram.reader();
+        let ahead = Ahead::start(predictions, settings, next, ram, place);
+        self.translator.set_ahead(ahead);
+    }
+
+    /// Ends what `translate_ahead` began.
+    pub fn end_ahead(&mut self) {
+        self.translator.set_ahead(None);
+    }
+
+    /// Bytes and number of instructions of the next block, if it was translated ahead, is at this place, and is
+    /// what memory holds.
+    pub(in crate::runtime) fn foreseen(
+        &mut self,
+        paddr: u64,
+        rip: u64,
+        mode: Mode,
+    ) -> Option<(Vec<u8>, u8)> {
+        let serial = self.cache.blocks.next_serial();
+        let made = self.translator.look_ahead(serial)?;
+        if !made.closed || made.paddr != paddr || made.rip != rip || made.mode != mode {
+            return None;
+        }
+        let ram = &self.memory.ram;
+        let page = ram.page(ram.page_index(paddr)?);
+        let bytes = page[(paddr & PAGE_MASK) as usize..].get(..made.bytes.len())?;
+        (bytes == made.bytes).then(|| (bytes.to_vec(), made.count))
+    }
+
+    /// The translation of a whole block, if it was made ahead and nothing about the block is special.
+    fn made_ahead(&mut self, block: BlockId) -> Option<Box<Translation>> {
+        let tracking = self.tracking();
+        let block = self.cache.blocks.get(block);
+        let plain = !self.stops.hooks().touch(block.rip, block.bytes.len())
+            && !self.observers.asks_oracle()
+            && !block.stale.checked
+            && block.second.is_none();
+        if !plain || block.serial + 1 != self.cache.blocks.next_serial() {
+            return None;
+        }
+        let made = self.translator.take_ahead(block, tracking)?;
+        self.observers.stats.blocks_ahead += 1;
+        Some(made)
+    }
+
+    /// Gives back a translation whose code has been placed.
+    fn give_back_ahead(&self, made: Box<Translation>) {
+        self.translator.give_back_ahead(made, self.cache.used());
+    }
 }
+
+#[cfg(test)]
+#[path = "redirect_tests.rs"]
+mod tests;

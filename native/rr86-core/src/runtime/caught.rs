@@ -1,40 +1,12 @@
 //! Which guest exception a host signal stands for.
 
-use super::cache::BlockId;
+use super::code_cache::Found;
 use super::engine::Engine;
 use super::flags::flags_to_ax;
 use super::signals::{HostFault, Place};
 use super::vcpu::Vcpu;
 use crate::cpu::exception::{vector, Exception};
-use crate::translate::decode::classify::shape;
 use crate::translate::site::Site;
-
-/// The block and the offset in its code of a host address, and the site that is noted for it.
-fn find(engine: &Engine, address: u64) -> (Option<(BlockId, usize)>, Option<u32>) {
-    let Some(offset) = engine.cache.buffer.offset_of(address) else {
-        return (None, None);
-    };
-    let inside = |start: usize, traps: &[crate::translate::code::Trap]| {
-        let at = (offset - start) as u32;
-        let mut traps = traps.iter();
-        let trap = traps.find(|t| (t.start..t.end).contains(&at));
-        trap.map(|t| t.site)
-    };
-    if let Some((start, block, traps)) = &engine.cache.partial.traps {
-        if offset >= *start {
-            if let Some(site) = inside(*start, traps) {
-                return (Some((*block, offset - start)), Some(site));
-            }
-        }
-    }
-    match engine.cache.map.find(offset) {
-        None => (None, None),
-        Some((start, block)) => {
-            let site = inside(start, engine.cache.traps_of(start, block));
-            (Some((block, offset - start)), site)
-        }
-    }
-}
 
 /// The guest exception that a caught signal stands for; puts rip, flags and the budget where the
 /// instruction was.
@@ -46,7 +18,7 @@ pub(in crate::runtime) fn exception(
     v: &mut Vcpu,
 ) -> Result<Exception, Box<HostFault>> {
     let caught = v.pending.signal;
-    let (block, site) = find(engine, caught.address);
+    let Found { block, site } = engine.cache.find(caught.address);
     if let (Some((block, _)), Some(site)) = (block, site) {
         let exception = match u8::try_from(caught.vector) {
             Ok(vector::DE) => Some(Exception::new(vector::DE)),
@@ -84,7 +56,7 @@ pub(in crate::runtime) fn exception(
         let bytes = match known {
             Some(offset) => {
                 let rest = &block.bytes[usize::from(offset)..];
-                let insn = shape::single(rest, v.cpu.rip, block.mode, &engine.translator.offered);
+                let insn = engine.translator.instruction_in(block, usize::from(offset));
                 rest[..insn.len().clamp(1, rest.len())].to_vec()
             }
             None => block.bytes.to_vec(),

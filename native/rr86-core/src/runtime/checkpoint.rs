@@ -13,10 +13,9 @@ use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::runtime::cache::{Block, BlockId, Made, Staleness};
 use crate::runtime::engine::Engine;
 use crate::runtime::guest_memory::line_mask;
-use crate::runtime::progress::Resume;
+use crate::runtime::instruction::CurrentInstruction;
+use crate::runtime::progress::{Progress, Resume};
 use crate::runtime::protocol::Source;
-use crate::runtime::slice::Slice;
-use crate::runtime::translator::DecodedCache;
 use crate::runtime::windows::{Fetched, Unchecked, Uncommitted, UnderWay, Unguard};
 use crate::saved::{LoadError, Reader, Writer};
 use crate::translate::decode::classify::shape::{self, Shape};
@@ -363,7 +362,7 @@ impl Engine {
     /// Why checkpoints of this engine would not hold all of its state, if that is so.
     pub fn keeps_more(&self) -> Option<&'static str> {
         self.coherence
-            .protocol
+            .protocol()
             .chain_kept
             .then_some("the block protocol chain-kept makes state of jumps between blocks")
     }
@@ -371,28 +370,25 @@ impl Engine {
     /// Writes the state. The engine does not run, and digests have just been taken.
     pub fn save(&self, w: &mut Writer) {
         w.varint(self.icount());
-        w.varint(self.clock.skipped_ns);
-        maybe(w, self.slice.faulted_at);
-        w.u8(self.slice.vcpu);
+        w.varint(self.skipped_ns());
+        maybe(w, self.slice.uncounted_fault());
+        w.u8(self.slice.vcpu());
         self.memory.pages.save(w, &self.memory.ram);
         self.save_blocks(w);
-        w.varint(self.coherence.unguarded.len() as u64);
-        for &page in &self.coherence.unguarded {
-            w.varint(page as u64);
-        }
+        self.coherence.save(w);
         for n in 0..self.vcpus.count() {
             w.bytes(&save::save(self.cpu(n)));
             let mmu = self.vcpus.mmu(n);
             mmu.tlb.save(w);
             mmu.save_fetches(w);
-            maybe(w, self.progress[n].interrupted_at);
-            maybe(w, self.progress[n].serialised);
-            let (checked, rip) = self.progress[n].checked_store;
+            maybe(w, self.progress[n].interrupted_at());
+            maybe(w, self.progress[n].serialised_at());
+            let (checked, rip) = self.progress[n].checked_store();
             w.varint(checked);
             w.u64(rip);
-            save_under_way(w, &self.progress[n].under_way);
-            if self.coherence.protocol.commit_first {
-                save_unchecked(w, self.progress[n].under_way.unchecked.as_ref());
+            save_under_way(w, self.progress[n].under_way());
+            if self.coherence.protocol().commit_first {
+                save_unchecked(w, self.progress[n].under_way().unchecked.as_ref());
             }
             // Before the first instruction of a block is no place inside: a vCPU is there when a debugger has stopped
             // it between two iterations of that instruction.
@@ -416,21 +412,15 @@ impl Engine {
             self.forget_code();
         }
         let vcpus = self.vcpus.count();
-        self.clock.icount = moment(r)?;
-        self.clock.skipped_ns = moment(r)?;
-        self.slice.faulted_at = maybe_moment(r)?;
-        self.slice.vcpu = r.u8()?;
+        self.clock.restore(moment(r)?, moment(r)?);
+        self.slice.restore(maybe_moment(r)?, r.u8()?);
         self.memory.pages.load(r, &mut self.memory.ram, vcpus)?;
         match blocks {
             Blocks::Anew => self.load_blocks(r)?,
             Blocks::Kept => self.rewind_blocks(r)?,
         }
         let pages = self.memory.ram.pages();
-        for _ in 0..r.count("number of unguarded pages", pages)? {
-            self.coherence
-                .unguarded
-                .insert(r.index("unguarded page", pages)?);
-        }
+        self.coherence.load(r, pages)?;
         for n in 0..vcpus {
             self.load_vcpu(r, n)?;
         }
@@ -439,24 +429,14 @@ impl Engine {
 
     /// Forgets what is under way.
     fn stop_everything(&mut self) {
-        let patience = std::mem::take(&mut self.slice.patience);
-        self.slice = Slice {
-            patience,
-            ..Slice::default()
-        };
-        for each in &mut self.progress {
-            each.resume = None;
-            each.under_way = UnderWay::default();
-        }
-        self.cache.retired.clear();
-        self.cache.overrun = None;
-        self.coherence.unguarded.clear();
-        self.observers.events.clear();
-        self.coherence.in_window = None;
+        self.instruction = CurrentInstruction::default();
+        self.progress.iter_mut().for_each(Progress::forget_steps);
+        self.cache.forget_unlisted();
+        self.coherence.forget_pages();
+        self.observers.forget_events();
         self.stops.forget();
-        self.coherence.refetched = None;
-        self.translator.decoded = DecodedCache::new();
-        self.clock.position = (BlockId::MAX, 0);
+        self.windows.forget();
+        self.translator.forget_decoded();
     }
 
     fn load_vcpu(&mut self, r: &mut Reader<'_>, n: usize) -> Result<(), LoadError> {
@@ -466,7 +446,7 @@ impl Engine {
             field: "vCPU",
             value: n as u64,
         })?;
-        if let Err(field) = check::plausible(&state, n, self.translator.model.xcr0_mask) {
+        if let Err(field) = check::plausible(&state, n, self.translator.model().xcr0_mask) {
             return bad(field, n as u64);
         }
         let mode = Mode::of(&state);
@@ -477,22 +457,24 @@ impl Engine {
         mmu.tlb
             .load(r, pages, |page| ram.page_pointer(page) as u64)?;
         mmu.load_fetches(r)?;
-        self.progress[n].interrupted_at = maybe_moment(r)?;
-        self.progress[n].serialised = maybe_moment(r)?;
-        self.progress[n].checked_store = (moment(r)?, r.u64()?);
-        self.progress[n].under_way = load_under_way(
+        let interrupted_at = maybe_moment(r)?;
+        let serialised = maybe_moment(r)?;
+        let checked_store = (moment(r)?, r.u64()?);
+        let mut under_way = load_under_way(
             r,
             pages,
-            &self.translator.offered,
-            self.translator.limits.instructions,
+            self.translator.offered(),
+            self.translator.longest(),
         )?;
-        if self.coherence.protocol.commit_first {
-            self.progress[n].under_way.unchecked = load_unchecked(r)?;
+        if self.coherence.protocol().commit_first {
+            under_way.unchecked = load_unchecked(r)?;
         }
+        self.progress[n].restore(interrupted_at, serialised, checked_store, under_way);
         if r.bool()? {
             let serial = r.varint()?;
             let index = r.varint()?;
-            self.progress[n].resume = Some(self.resume_in(serial, index, rip, mode)?);
+            let resume = self.resume_in(serial, index, rip, mode)?;
+            self.progress[n].stop_inside(resume);
         }
         Ok(())
     }
@@ -511,8 +493,8 @@ impl Engine {
         let block = self.cache.blocks.get(id);
         let lengths = Place::from(block).cut(
             &block.bytes,
-            &self.translator.offered,
-            self.translator.limits.instructions,
+            self.translator.offered(),
+            self.translator.longest(),
         )?;
         let inside = usize::try_from(index)
             .ok()
@@ -561,7 +543,7 @@ impl Engine {
 
     fn load_blocks(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
         let next = r.varint()?;
-        let count = r.count("number of blocks", self.translator.limits.capacity)?;
+        let count = r.count("number of blocks", self.translator.capacity())?;
         let mut before = BlockRecord::START;
         for n in 0..count {
             let record = BlockRecord::load(r, &before)?;
@@ -573,11 +555,7 @@ impl Engine {
             if bytes.len() != place.len || usize::from(record.made.by) >= self.vcpus.count() {
                 return bad("block", serial);
             }
-            place.cut(
-                &bytes,
-                &self.translator.offered,
-                self.translator.limits.instructions,
-            )?;
+            place.cut(&bytes, self.translator.offered(), self.translator.longest())?;
             if self
                 .cache
                 .blocks
@@ -606,7 +584,7 @@ impl Engine {
             count,
             ..
         } = record.place;
-        let tracked = second.filter(|_| !self.coherence.protocol.second_page_untracked);
+        let tracked = second.filter(|_| !self.coherence.protocol().second_page_untracked);
         let pages: Vec<usize> = std::iter::once(paddr)
             .chain(tracked)
             .filter_map(|at| self.memory.ram.page_index(at))
@@ -634,8 +612,20 @@ impl Engine {
         bytes
     }
 
+    /// Whether memory holds other bytes than those that a block was made from.
     fn differs(&self, block: &Block) -> bool {
-        self.source(&Place::from(block)) != *block.bytes
+        let ram = &self.memory.ram;
+        let mut rest = &block.bytes[..];
+        block.ranges().any(|(at, len)| {
+            let (here, next) = rest.split_at(len as usize);
+            rest = next;
+            let offset = (at & PAGE_MASK) as usize;
+            match ram.page_index(at) {
+                Some(page) => ram.page(page)[offset..offset + here.len()] != *here,
+                // Absent memory reads as ones.
+                None => here.iter().any(|&byte| byte != 0xff),
+            }
+        })
     }
 
     /// Whether the pages of a block say that they have code where it is.

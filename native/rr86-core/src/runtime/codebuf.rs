@@ -32,12 +32,12 @@ const ASKED_AT_ONCE: usize = 256 << 10;
 const RESERVE: usize = 8 << 20;
 
 /// The place of a code buffer, for another thread.
-pub struct Room {
+pub struct Mapping {
     write: usize,
     size: usize,
 }
 
-impl Room {
+impl Mapping {
     /// Has the host give memory for so much from an offset on, before code is appended there. It changes no
     /// byte, and a host that cannot do it does not.
     pub fn populate(&self, from: usize, len: usize) {
@@ -171,8 +171,8 @@ impl CodeBuffer {
     }
 
     /// For another thread, to take memory for code from the host.
-    pub fn room(&self) -> Room {
-        Room {
+    pub fn mapping(&self) -> Mapping {
+        Mapping {
             write: self.write as usize,
             size: self.size,
         }

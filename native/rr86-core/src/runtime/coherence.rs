@@ -38,7 +38,7 @@ impl Engine {
 
     /// Marks the bytes that a fetch under way has read as code, if the protocol does so before it reads them.
     pub(in crate::runtime) fn guard_fetch(&mut self, fetched: &Fetched) {
-        if self.coherence.protocol.guard_first {
+        if self.coherence.protocol().guard_first {
             self.guard_ranges(self.tracked(fetched.ranges()));
         }
     }
@@ -53,7 +53,7 @@ impl Engine {
             if !info.flags.contains(PageFlags::CODE) {
                 info.flags |= PageFlags::CODE;
                 self.vcpus.mmus().for_each(|mmu| mmu.tlb.guard_page(page));
-                self.coherence.unguarded.remove(&page);
+                self.coherence.note_guarded(page);
             }
         }
     }
@@ -68,7 +68,7 @@ impl Engine {
     fn tracked(&self, [first, second]: [Option<(u64, u64)>; 2]) -> [Option<(u64, u64)>; 2] {
         [
             first,
-            second.filter(|_| !self.coherence.protocol.second_page_untracked),
+            second.filter(|_| !self.coherence.protocol().second_page_untracked),
         ]
     }
 
@@ -144,21 +144,21 @@ impl Engine {
             return Written::default();
         };
         if !self.memory.pages.info[page].flags.contains(PageFlags::CODE)
-            || self.coherence.protocol.skips(writer.source)
+            || self.coherence.protocol().skips(writer.source)
         {
             return Written::default();
         }
-        if self.coherence.protocol.store_waits {
+        if self.coherence.protocol().store_waits {
             // The lock makes the store wait until a block under way is linked, and then it is
             // removed; the same as if it had not been fetched. Where the guard comes last, a store to the
             // second page has none to see.
-            let guarded = if self.coherence.protocol.guard_first {
+            let guarded = if self.coherence.protocol().guard_first {
                 2
             } else {
                 1
             };
             for each in &mut self.progress {
-                each.under_way.fetched.take_if(|f| {
+                each.take_fetch_if(|f| {
                     let mut ranges = f.ranges().into_iter().take(guarded).flatten();
                     ranges.any(|(at, _)| at & !PAGE_MASK == paddr & !PAGE_MASK)
                 });
@@ -193,7 +193,7 @@ impl Engine {
             self.log_store(commit, page, paddr, data);
         }
         self.memory.put(page, paddr, data);
-        if self.coherence.detects {
+        if self.coherence.detects() {
             self.mark_stale(page, paddr, data.len() as u64);
         }
         watched && self.stops.watched(paddr, data.len() as u64)
@@ -203,7 +203,7 @@ impl Engine {
     pub(in crate::runtime) fn passage(&self, source: Source, page: usize) -> Passage {
         if !self.memory.pages.info[page].flags.contains(PageFlags::CODE) {
             Passage::NoCode
-        } else if self.coherence.protocol.skips(source) {
+        } else if self.coherence.protocol().skips(source) {
             Passage::Unchecked
         } else {
             Passage::Checked
@@ -260,7 +260,7 @@ impl Engine {
             .iter()
             .copied()
             .filter(|&id| {
-                let found_by_address = !self.coherence.protocol.virtual_keyed
+                let found_by_address = !self.coherence.protocol().virtual_keyed
                     || writer.linear.is_none_or(|l| {
                         let block = self.cache.blocks.get(id);
                         let end = block
@@ -289,10 +289,10 @@ impl Engine {
                 paddr,
                 len: len as u32,
             };
-            self.observers.events.push((self.icount(), event));
+            self.observers.note(self.clock.icount(), event);
             let running = writer.running == Some(id);
             stop |= running;
-            self.remove_block(id, running && self.coherence.protocol.same_block_ignored);
+            self.remove_block(id, running && self.coherence.protocol().same_block_ignored);
         }
         self.recount_code_lines(page);
         stop
@@ -309,11 +309,11 @@ impl Engine {
                 }
             }
         }
-        if self.coherence.protocol.guard_first {
+        if self.coherence.protocol().guard_first {
             let fetches = self
                 .progress
                 .iter()
-                .filter_map(|p| p.under_way.fetched.as_ref());
+                .filter_map(|p| p.under_way().fetched.as_ref());
             for (at, len) in fetches.flat_map(Fetched::ranges).flatten() {
                 if at & !PAGE_MASK == start {
                     lines |= line_mask(at, len);
@@ -339,45 +339,27 @@ impl Engine {
     fn remove_block(&mut self, id: BlockId, runs_on: bool) {
         self.observers.stats.blocks_invalidated += 1;
         let pages = self.listed_pages(id);
-        if self.coherence.protocol.chain_kept {
+        if self.coherence.protocol().chain_kept {
             // Out of the tables, but whoever knows the code still gets there. Its page may have no
             // guard any more, so that nothing but its entry can tell whether it is stale.
-            self.cache.blocks.bury(id, pages);
-            self.cache.retired.push(id);
+            self.cache.retire(id, pages);
             self.check_entries(id);
             return;
         }
         self.unreach(id);
-        self.cache
-            .blocks
-            .detach(id, pages)
-            .apply(&mut self.cache.buffer);
+        self.cache.remove(id, pages, runs_on);
         // The store that removes it may go back into code.
-        self.cache.buffer.settle();
-        if runs_on {
-            self.cache.overrun = Some(id);
-        } else {
-            self.cache.blocks.release(id);
-        }
+        self.cache.settle();
         for each in &mut self.progress {
-            if each.is_in(id) {
-                each.resume = None;
-            }
+            each.leave_removed(id);
         }
     }
 
     /// Takes a block out of the caches that lead to its code without asking.
     pub(in crate::runtime) fn unreach(&mut self, id: BlockId) {
-        let block = self.cache.blocks.get(id);
-        let (code, rip, offset) = (block.code, block.rip, block.place.offset);
-        if code == 0 {
-            return;
+        if let Some((rip, code)) = self.cache.unreach(id) {
+            self.vcpus.mmus().for_each(|mmu| mmu.forget_jump(rip, code));
         }
-        if self.cache.to_chain.is_some_and(|(from, _)| from == id) {
-            self.cache.to_chain = None;
-        }
-        self.cache.map.remove(offset);
-        self.vcpus.mmus().for_each(|mmu| mmu.forget_jump(rip, code));
     }
 
     /// Whether memory no longer holds the bytes that a block was made from.
@@ -397,14 +379,13 @@ impl Engine {
     /// Marks the blocks that a write has made wrong and that the protocol has left in place.
     fn mark_stale(&mut self, page: usize, paddr: u64, len: u64) {
         let start = self.memory.ram.page_address(page);
-        let mut ids: Vec<BlockId> = if self.coherence.protocol.second_page_untracked {
+        let mut ids: Vec<BlockId> = if self.coherence.protocol().second_page_untracked {
             self.cache.blocks.crossing_into(start)
         } else {
             Vec::new()
         };
         ids.extend_from_slice(self.cache.blocks.in_page(page));
-        ids.extend_from_slice(&self.cache.retired);
-        ids.extend(self.cache.overrun);
+        ids.extend(self.cache.unlisted());
         for id in ids {
             let block = self.cache.blocks.get(id);
             let touched = block
@@ -418,7 +399,7 @@ impl Engine {
 
     /// Whether to look for stale blocks at all. Without, the run is the same, and no stale block is reported.
     pub fn detect_stale(&mut self, on: bool) {
-        self.coherence.detects = on && self.coherence.protocol.can_be_stale();
+        self.coherence.set_detects(on);
     }
 
     /// Marks one block, so that its entries are checked from now on.
@@ -430,10 +411,10 @@ impl Engine {
         let serial = block.serial;
         let event = Observed::Stale {
             serial,
-            vcpu: self.slice.vcpu,
+            vcpu: self.slice.vcpu(),
             born,
         };
-        self.observers.events.push((icount, event));
+        self.observers.note(icount, event);
         self.check_entries(id);
     }
 
@@ -448,16 +429,15 @@ impl Engine {
         if !std::mem::replace(&mut block.stale.entered, true) {
             let serial = block.serial;
             self.observers
-                .events
-                .push((self.icount(), Observed::StaleEntry { serial, vcpu }));
+                .note(self.clock.icount(), Observed::StaleEntry { serial, vcpu });
         }
     }
 
     /// Looks whether memory holds the breakpoint instruction that is being executed; tells of the
     /// block's first one that it does not hold.
     pub(in crate::runtime) fn note_int3(&mut self, vcpu: u8, length: usize) {
-        let (id, offset) = self.clock.position;
-        if !self.coherence.detects || self.holds(id, usize::from(offset), length) {
+        let (id, offset) = self.clock.position();
+        if !self.coherence.detects() || self.holds(id, usize::from(offset), length) {
             return;
         }
         self.observers.stats.stale_int3s += 1;
@@ -465,8 +445,7 @@ impl Engine {
         if !std::mem::replace(&mut block.stale.int3, true) {
             let serial = block.serial;
             self.observers
-                .events
-                .push((self.icount(), Observed::StaleInt3 { serial, vcpu }));
+                .note(self.clock.icount(), Observed::StaleInt3 { serial, vcpu });
         }
     }
 
@@ -474,20 +453,20 @@ impl Engine {
     /// has made it stale; `None` when that does not matter, or has been told.
     pub(in crate::runtime) fn still_right(&self, from: Resume) -> Option<usize> {
         let block = self.cache.blocks.get(from.block);
-        if self.cache.overrun != Some(from.block) || !block.stale.marked || block.stale.entered {
+        if !self.cache.overruns(from.block) || !block.stale.marked || block.stale.entered {
             return None;
         }
         let memory = self.memory_of(block);
         let mut wrong = (0..memory.len())
             .filter(|&at| memory[at] != block.bytes[at])
-            .map(|at| self.index_after(from.block, at) - 1);
+            .map(|at| self.translator.index_after(block, at) - 1);
         wrong.find_map(|index| index.checked_sub(from.index))
     }
 
     /// Makes every entry of a block come through a check from now on.
     fn check_entries(&mut self, id: BlockId) {
         let block = self.cache.blocks.get_mut(id);
-        if block.stale.checked || !self.coherence.detects {
+        if block.stale.checked || !self.coherence.detects() {
             return;
         }
         block.stale.checked = true;
@@ -496,11 +475,10 @@ impl Engine {
         }
         // Whoever jumps to the old code is sent on to the new.
         let (old, traps) = (block.place.offset, block.traps.clone());
-        let was_running = self.cache.map.get(old);
+        let was_running = self.cache.has_code_at(old);
         self.redirect(id, old);
-        if was_running.is_some() {
-            self.cache.map.insert(old, id);
-            self.cache.former_traps.push((old, traps));
+        if was_running {
+            self.cache.keep_former(id, old, traps);
         }
     }
 
@@ -519,12 +497,12 @@ impl Engine {
         if let Some(id) = self.cache.blocks.find(paddr, second, rip, mode) {
             return id;
         }
-        if self.cache.blocks.len() + self.cache.retired.len() >= self.translator.limits.capacity {
+        if self.cache.is_full(self.translator.capacity()) {
             self.flush_blocks(vcpu);
         }
         self.observers.stats.blocks_translated += 1;
         self.observers.stats.instructions_translated += u64::from(count);
-        let tracked = if self.coherence.protocol.second_page_untracked {
+        let tracked = if self.coherence.protocol().second_page_untracked {
             None
         } else {
             second
@@ -560,17 +538,17 @@ impl Engine {
             mode: mode.0,
             digest,
         };
-        self.observers.events.push((self.icount(), event));
-        if self.coherence.detects {
+        self.observers.note(self.clock.icount(), event);
+        if self.coherence.detects() {
             // Bytes that were read just now are those of memory.
             if fetched.icount != linked_at && self.is_stale(id) {
                 self.mark(id, true);
-            } else if second.is_some() && self.coherence.protocol.second_page_untracked
+            } else if second.is_some() && self.coherence.protocol().second_page_untracked
                 || self
                     .memory
                     .ram
                     .page_index(paddr)
-                    .is_some_and(|p| self.coherence.unguarded.contains(&p))
+                    .is_some_and(|p| self.coherence.is_unguarded(p))
             {
                 self.check_entries(id);
             }
@@ -594,7 +572,7 @@ impl Engine {
             mode: fetched.mode.0,
             digest: xxh3_64(&fetched.bytes) as u32,
         };
-        self.observers.events.push((fetched.icount, event));
+        self.observers.note(fetched.icount, event);
     }
 
     /// Commits a store that was checked before its vCPU was switched out.
@@ -602,7 +580,7 @@ impl Engine {
         let commit = Commit {
             agent: Agent::Vcpu(vcpu),
             linear: Some(store.linear),
-            late: Some(self.progress[usize::from(vcpu)].checked_store),
+            late: Some(self.progress[usize::from(vcpu)].checked_store()),
             passage: Passage::Late,
         };
         self.commit(&commit, store.paddr, &store.data);
@@ -627,7 +605,7 @@ impl Engine {
             running: None,
         };
         let checked = self.check(writer, store.paddr, store.len);
-        if !checked.emptied || !self.coherence.protocol.unguard_window {
+        if !checked.emptied || !self.coherence.protocol().unguard_window {
             return;
         }
         if let Some(page) = self.memory.ram.page_index(store.paddr) {
@@ -652,7 +630,7 @@ impl Engine {
             return;
         }
         if coded {
-            self.coherence.unguarded.insert(page);
+            self.coherence.note_unguarded(page);
             for id in self.cache.blocks.in_page(page).to_vec() {
                 self.check_entries(id);
             }

@@ -19,27 +19,27 @@ impl Engine {
         }
         let index = usize::from(v.cpu.id);
         // One at a time: after a stop right here, too, its handler's first block comes next.
-        let now = Some(self.icount());
-        if self.progress[index].interrupted_at == now {
+        let now = self.icount();
+        if self.progress[index].was_interrupted_at(now) {
             return None;
         }
-        if let Some(event) = self.played_delivery(v) {
-            self.progress[index].interrupted_at = now;
+        if let Some(event) = self.outside.replayed_delivery(&v.cpu, now) {
+            self.progress[index].note_interrupt(now);
             return self.deliver(v, event);
         }
         if v.cpu.nmi_pending != 0 && v.cpu.nmi_blocked == 0 {
             v.cpu.nmi_pending = 0;
-            self.log_delivery(v, None);
-            self.progress[index].interrupted_at = now;
+            self.outside.log_delivery(&v.cpu, now, None);
+            self.progress[index].note_interrupt(now);
             return self.deliver(v, Event::Nmi);
         }
-        if v.cpu.rflags & RFlags::IF.bits() == 0 || !self.pending_interrupt(index) {
+        if v.cpu.rflags & RFlags::IF.bits() == 0 || !self.outside.pending_interrupt(index) {
             return None;
         }
-        let number = self.bus.acknowledge_interrupt(index)?;
+        let number = self.outside.acknowledge_interrupt(index)?;
         self.observers.stats.interrupts += 1;
-        self.log_delivery(v, Some(number));
-        self.progress[index].interrupted_at = now;
+        self.outside.log_delivery(&v.cpu, now, Some(number));
+        self.progress[index].note_interrupt(now);
         let end = self.deliver(v, Event::External(number));
         if end.is_none() && self.stops.waits_for(number) {
             return Some(RunEnd::Stopped(StopCause::Interrupt { vector: number }));
@@ -52,15 +52,15 @@ impl Engine {
     pub(in crate::runtime) fn waits_for_interrupt(&self, v: &Vcpu) -> bool {
         let index = usize::from(v.cpu.id);
         let open = v.cpu.rflags & RFlags::IF.bits() != 0;
-        self.progress[index].interrupted_at == Some(self.icount())
+        self.progress[index].was_interrupted_at(self.icount())
             && v.cpu.semantics.waiting_interrupts_come_next()
-            && (open && self.pending_interrupt(index)
+            && (open && self.outside.pending_interrupt(index)
                 || v.cpu.nmi_pending != 0 && v.cpu.nmi_blocked == 0)
     }
 
     fn deliver(&mut self, v: &mut Vcpu, event: Event) -> Option<RunEnd> {
         let rip = v.cpu.rip;
-        self.progress[usize::from(v.cpu.id)].serialised = Some(self.icount());
+        self.progress[usize::from(v.cpu.id)].note_serialised(self.clock.icount());
         self.deliver_at(v, event, rip);
         (v.cpu.activity == Activity::Shutdown).then_some(RunEnd::TripleFault)
     }
@@ -68,10 +68,10 @@ impl Engine {
     /// Delivers a fault. It counts as an instruction: where each handler faults in its turn, there is nothing
     /// else that time, slices and limits could go by.
     pub(in crate::runtime) fn deliver_fault(&mut self, v: &mut Vcpu, exception: Exception) {
-        self.slice.faulted = true;
+        self.slice.note_fault();
         let counts = v.cpu.semantics.faults_count();
         if !counts {
-            self.slice.faulted_at = Some(self.icount());
+            self.slice.note_uncounted_fault(self.icount());
         }
         self.deliver_exception(v, exception);
         if counts && v.cpu.activity != Activity::Shutdown {

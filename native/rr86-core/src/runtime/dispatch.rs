@@ -13,15 +13,14 @@ use crate::runtime::cache::BlockId;
 use crate::runtime::caught;
 use crate::runtime::engine::Engine;
 use crate::runtime::fetch::FetchPage;
-use crate::runtime::flags::sync_flags;
+use crate::runtime::flags::{flags_to_ax, sync_flags};
+use crate::runtime::instruction::Flow;
 use crate::runtime::oracle::Seen;
 use crate::runtime::progress::Resume;
 use crate::runtime::signals;
-use crate::runtime::slice::Flow;
 use crate::runtime::stops::StopCause;
 use crate::runtime::vcpu::{Vcpu, UNSTEPPED};
 use crate::runtime::windows::{Fetched, Window};
-use crate::translate::decode::classify::shape;
 use crate::translate::layout::Exit;
 use crate::translate::mode::Mode;
 
@@ -45,10 +44,6 @@ pub enum RunEnd {
     /// The call has lasted long enough; the vCPU can go on.
     TimeUp,
 }
-
-/// Instructions that a run is given at a time, so that code that needs nothing from the dispatcher comes back
-/// to look at the clock. Most slices are shorter.
-const PORTION: u64 = 200_000;
 
 /// How far a vCPU runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,40 +84,36 @@ struct Entry {
     budget: i64,
 }
 
+/// A run that has begun. It ends when this is dropped, be it by a panic: then the vCPU is where that was, and can still
+/// be looked at.
+struct Begun(*mut Engine);
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        // SAFETY: `run` has made this from its own reference to the engine, and drops it before it returns. No reference
+        // to the engine is used any more when that happens.
+        unsafe { (*self.0).vcpus.end() };
+    }
+}
+
 impl Engine {
     /// Runs a vCPU. Returns the instructions retired and why it stopped.
     ///
     /// Where a slice ends does not depend on the number of calls that it takes, so that the
     /// debugger's stops do not move it.
     pub fn run(&mut self, index: usize, span: Span) -> (u64, RunEnd) {
-        let budget = if self.comes_back_unseen(self.cpu(index)) {
-            span.budget.min(PORTION)
-        } else {
-            span.budget
-        };
+        let divisible = self.comes_back_unseen(self.cpu(index));
         let vcpu = self.vcpus.begin(index);
-        let entered = signals::enter(vcpu, self.cache.buffer.range(), self.cache.stubs.signal);
+        let entered = signals::enter(vcpu, self.cache.range(), self.cache.stubs().signal);
         let this: *mut Self = self;
         // SAFETY: both are valid for the engine's life. What is called from code uses the engine through a
         // pointer that comes from `self` here, and `self` itself is not used until that has ended. `vcpu` is the
-        // only way to the vCPU until `end`.
+        // only way to the vCPU until `Begun` is dropped.
         unsafe {
+            let begun = Begun(this);
             (*vcpu).pending.engine = this.cast();
-            (*vcpu).run.icount_base = (*this).icount() as i64 + budget as i64;
-            (*this).set_tsc_offset(&mut *vcpu);
-            (*vcpu).run.budget = budget as i64;
-            (*this).slice.reserve = span.budget - budget;
-            (*this).slice.lent = 0;
-            (*this).slice.beyond = span.beyond + (*this).slice.reserve;
-            let below = &mut (*vcpu).run.pause_below;
-            *below = below.saturating_sub_unsigned((*this).slice.reserve);
-            if !std::mem::take(&mut (*this).slice.time_up) {
-                // Another vCPU may see another page there.
-                (*this).cache.to_chain = None;
-            }
-            (*vcpu).run.flags_ax = crate::runtime::flags::flags_to_ax((*vcpu).cpu.rflags);
             let start = (*this).icount();
-            (*this).slice.vcpu = (*vcpu).cpu.id;
+            (*this).begin_run(&mut *vcpu, &span, divisible);
             (*this).finish_steps(&mut *vcpu);
             let end = Self::dispatch(this, vcpu, span);
             (*this).end_overrun(index);
@@ -130,9 +121,23 @@ impl Engine {
             (*this).clock.note_boundary(&(*vcpu).run);
             sync_flags(&mut *vcpu);
             drop(entered);
-            (*this).vcpus.end();
+            drop(begun);
             ((*this).icount() - start, end)
         }
+    }
+
+    fn begin_run(&mut self, v: &mut Vcpu, span: &Span, divisible: bool) {
+        self.set_tsc_offset(&v.cpu, &mut v.run);
+        let parts = (&v.cpu, &mut v.run);
+        let amounts = (span.budget, span.beyond);
+        if !self
+            .slice
+            .begin_run(parts, self.clock.icount(), amounts, divisible)
+        {
+            // Another vCPU may see another page there.
+            self.cache.forget_link();
+        }
+        v.run.flags_ax = flags_to_ax(v.cpu.rflags);
     }
 
     /// The loop of `run`.
@@ -150,7 +155,7 @@ impl Engine {
             };
             // SAFETY: as above; the code is that of the block which comes next.
             let end = unsafe {
-                let stubs = (*this).cache.stubs;
+                let stubs = (*this).cache.stubs();
                 entry::enter(&stubs, vcpu, entry.code);
                 (*this).after_code(&mut *vcpu, &entry)
             };
@@ -163,31 +168,30 @@ impl Engine {
     /// What is due between two blocks, and then the code of the next one.
     fn before_code(&mut self, v: &mut Vcpu, span: &Span) -> Before {
         self.slice.clear_exit_request(&mut v.run);
-        self.take_back(v);
+        self.slice.take_back(&v.cpu, &mut v.run);
         self.clock.note_boundary(&v.run);
         self.stand_between(Some(v.cpu.rip));
         self.observers.stats.dispatches += 1;
-        if let Some(window) = self.coherence.in_window.take() {
+        if let Some(window) = self.windows.take_entered() {
             return Before::End(RunEnd::Window(window));
         }
-        if let Some(cause) = self.stops.stopped.take() {
+        if let Some(cause) = self.stops.take_stop() {
             return Before::End(RunEnd::Stopped(cause));
         }
-        self.stops.reads.clear();
-        if self.cache.buffer.uses_reserve() {
+        self.stops.begin_access();
+        if self.cache.uses_reserve() {
             self.drop_code();
         }
-        if self.slice.reserve > 0 && v.run.budget < self.translator.limits.instructions as i64 {
-            self.take_portion(v);
-        }
+        let longest = self.translator.longest();
+        self.slice.refill(&mut v.run, longest);
         let index = usize::from(v.cpu.id);
-        let resume = self.progress[index].resume;
+        let resume = self.progress[index].resume();
         self.end_overrun(index);
         // Inside a block only a debugger stops; what else there is waits for its end. Behind a fault
         // it waits for an instruction, since the slice may end there: see below.
-        let faulted = self.slice.faulted_at == Some(self.icount());
+        let faulted = self.slice.is_behind_fault(self.icount());
         let waits = faulted && v.cpu.semantics.signals_wait_behind_faults();
-        if resume.is_none() && !waits && self.has_signals() {
+        if resume.is_none() && !waits && self.outside.has_signals() {
             return Before::End(RunEnd::Signals);
         }
         if resume.is_none() {
@@ -203,16 +207,12 @@ impl Engine {
         {
             return Before::End(RunEnd::Budget);
         }
-        if self.stops.before.is_some() && self.stops.before == Some(self.icount()) {
-            self.stops.before = None;
-            self.stops.passed_hook = Some(self.icount());
+        if self.stops.stops_before(self.clock.icount()) {
             return Before::End(RunEnd::Stopped(StopCause::Before));
         }
-        if self.slice.patience.is_over() {
-            self.slice.time_up = true;
+        if self.slice.ends_for_time() {
             return Before::End(RunEnd::TimeUp);
         }
-        self.slice.patience.step();
         let mode = Mode::of(&v.cpu);
         v.run.jump_key = mode.key();
         let single = match resume {
@@ -228,8 +228,8 @@ impl Engine {
             let now = self.icount();
             // A fault that does not count is part of the slice in which it was raised only if an
             // instruction follows: a decision counts instructions, and cannot tell otherwise.
-            let must = now == span.start || self.slice.faulted_at == Some(now);
-            if !must && !self.fits(v, mode, self.slice.beyond) {
+            let must = now == span.start || self.slice.is_behind_fault(now);
+            if !must && !self.fits(v, mode, self.slice.beyond()) {
                 return Before::End(RunEnd::Budget);
             }
         }
@@ -247,11 +247,11 @@ impl Engine {
         };
         v.cpu.shadow = 0;
         v.cpu.rflags &= !RFlags::RF.bits();
-        self.progress[index].resume = None;
+        self.progress[index].leave_block();
         v.pending.debug_hits = 0;
-        self.slice.faulted = false;
+        self.slice.begin_code();
         self.stand_between(None);
-        self.cache.buffer.settle();
+        self.cache.settle();
         Before::Enter(entry)
     }
 
@@ -265,7 +265,7 @@ impl Engine {
     ) -> Result<u64, Before> {
         let code = match resume {
             Some(resume) => {
-                self.cache.to_chain = None;
+                self.cache.forget_link();
                 self.partial(v, resume, exact)
             }
             None => match self.known_code(v, mode) {
@@ -274,7 +274,7 @@ impl Engine {
                     Ok(None) => return Err(Before::End(RunEnd::Window(Window::Fetch))),
                     Ok(Some(code)) => code,
                     Err(fault) => {
-                        self.cache.to_chain = None;
+                        self.cache.forget_link();
                         self.deliver_fault(v, fault);
                         return Err(if v.cpu.activity == Activity::Shutdown {
                             Before::End(RunEnd::TripleFault)
@@ -297,8 +297,8 @@ impl Engine {
             return end;
         }
         self.slice.clear_exit_request(&mut v.run);
-        let retired = v.run.budget < entry.budget && !self.slice.faulted;
-        let inside = self.progress[usize::from(v.cpu.id)].resume.is_some();
+        let retired = v.run.budget < entry.budget && !self.slice.has_faulted();
+        let inside = self.progress[usize::from(v.cpu.id)].resume().is_some();
         if entry.held != 0 && !retired && inside {
             // A debugger stopped before the instruction, which is still to come.
             v.cpu.shadow = entry.shadow;
@@ -313,7 +313,7 @@ impl Engine {
                 return None;
             }
             if !v.cpu.semantics.faults_count() {
-                self.slice.faulted_at = Some(self.icount());
+                self.slice.note_uncounted_fault(self.icount());
             }
             self.deliver_exception(v, Exception::db(dr6));
             if v.cpu.activity == Activity::Shutdown {
@@ -323,34 +323,19 @@ impl Engine {
         end
     }
 
-    /// Gives a run more of what its slice allows.
-    fn take_portion(&mut self, v: &mut Vcpu) {
-        let more = self.slice.reserve.min(PORTION);
-        self.slice.reserve -= more;
-        self.slice.beyond -= more;
-        v.run.budget += more as i64;
-        v.run.icount_base += more as i64;
-        if v.run.pause_below != i64::MIN {
-            v.run.pause_below += more as i64;
-        }
-        self.slice.patience.look();
-    }
-
     /// Frees a block that was removed while a vCPU was in it, once the vCPU is out.
     fn end_overrun(&mut self, index: usize) {
-        if self.progress[index].resume.is_none() {
-            if let Some(id) = self.cache.overrun.take() {
-                self.cache.blocks.release(id);
-            }
+        if self.progress[index].resume().is_none() {
+            self.cache.end_overrun();
         }
     }
 
     /// Host address of the block at rip if the jump cache knows it, and if it fits whatever its length.
     #[inline]
     fn known_code(&self, v: &Vcpu, mode: Mode) -> Option<u64> {
-        let roomy = v.run.budget >= self.translator.limits.instructions as i64;
+        let roomy = v.run.budget >= self.translator.longest() as i64;
         // The relative that leaves jumps behind does so in jumps, not in look-ups.
-        let asked = self.cache.to_chain.is_some() || self.coherence.protocol.chain_kept;
+        let asked = self.cache.has_link() || self.coherence.protocol().chain_kept;
         if !roomy || asked || mode.one() || !mode.code_flat() || self.waits_for_interrupt(v) {
             return None;
         }
@@ -371,9 +356,9 @@ impl Engine {
         };
         let code = self.ready(v, id, exact);
         // Not before: a flush on the way here has dropped what it names.
-        let link = self.cache.to_chain.take();
+        let link = self.cache.take_link();
         if code.is_some() {
-            self.chain(link, id);
+            self.cache.chain(link, id);
             if self.waits_for_interrupt(v) {
                 let count = i64::from(self.cache.blocks.get(id).count);
                 self.slice.request_exit_after(&mut v.run, count);
@@ -387,7 +372,8 @@ impl Engine {
         let exit = v.run.exit;
         self.observers.stats.exits[exit as usize % Exit::COUNT] += 1;
         if exit == Exit::Chain as u32 {
-            self.follow(v);
+            let slot = v.run.exit_slot as usize;
+            v.cpu.rip = self.cache.follow(v.run.site_block, slot);
             return None;
         }
         if exit == Exit::Budget as u32 {
@@ -395,7 +381,9 @@ impl Engine {
             return None;
         }
         if exit == Exit::Partial as u32 {
-            self.progress[usize::from(v.cpu.id)].resume = self.cache.partial.end.take();
+            if let Some(resume) = self.cache.take_partial_end() {
+                self.progress[usize::from(v.cpu.id)].stop_inside(resume);
+            }
             return None;
         }
         if exit == Exit::Signal as u32 {
@@ -414,8 +402,7 @@ impl Engine {
             return (v.cpu.activity == Activity::Shutdown).then_some(RunEnd::TripleFault);
         }
         if exit == Exit::Helper as u32 {
-            let flow = std::mem::replace(&mut self.slice.flow, Flow::Next);
-            match flow {
+            match self.instruction.take_flow() {
                 Flow::Next => {}
                 Flow::Pause => return Some(RunEnd::Pause),
                 Flow::Halt => return Some(RunEnd::Halt),
@@ -435,47 +422,12 @@ impl Engine {
         None
     }
 
-    /// Follows a direct jump that is not linked yet.
-    fn follow(&mut self, v: &mut Vcpu) {
-        let from = v.run.site_block;
-        let slot = v.run.exit_slot as usize;
-        let block = self.cache.blocks.get(from);
-        if block.code == 0 {
-            // A part of a block that has no code of its own now; it has the same slots.
-            v.cpu.rip = self.cache.partial.targets[slot];
-            return;
-        }
-        v.cpu.rip = block.slots[slot].target;
-        if block.slots[slot].patch.is_some() && self.cache.blocks.is_live(from) {
-            self.cache.to_chain = Some((from, slot));
-        }
-    }
-
-    /// Links the jump that was just followed to the block that it led to.
-    fn chain(&mut self, link: Option<(BlockId, usize)>, to: BlockId) {
-        let Some((from, slot)) = link else { return };
-        let (source, target) = (self.cache.blocks.get(from), self.cache.blocks.get(to));
-        if !self.cache.blocks.is_live(from)
-            || source.code == 0
-            // Only a part of the target may have been made.
-            || target.code == 0
-            || target.second.is_some()
-            || target.mode != source.mode
-            || source.slots[slot].target != target.rip
-        {
-            return;
-        }
-        if let Some((at, target)) = self.cache.blocks.chain(from, slot, to) {
-            self.cache.buffer.patch_rel32(at, target);
-        }
-    }
-
     /// Whether the next block is sure to fit what is left of the budget. Asked between the blocks of a
     /// slice, and without any effect, so that a slice ends as if the question had not been asked: the
     /// replayer, which knows where the slice ends, does not ask it.
     fn fits(&mut self, v: &Vcpu, mode: Mode, beyond: u64) -> bool {
         let budget = v.run.budget.saturating_add_unsigned(beyond);
-        if budget >= self.translator.limits.instructions as i64 {
+        if budget >= self.translator.longest() as i64 {
             return true;
         }
         let linear = self.fetch_address(v);
@@ -488,14 +440,10 @@ impl Engine {
         if let Some(id) = self.cache.blocks.find(paddr, None, rip, mode) {
             return i64::from(self.cache.blocks.get(id).count) <= budget;
         }
-        let mut decoded = self.translator.scratch.take_decoded().emptied();
-        let limit = self.translator.limits.instructions;
-        let bytes = self.memory.code_at(paddr);
-        let offered = &self.translator.offered;
-        let inside = shape::cut_into(&mut decoded.insns, bytes, rip, mode, offered, limit, false);
+        let (decoded, inside) = self.translator.cut(self.memory.code_at(paddr), rip, mode);
         let fits = inside && decoded.insns.len() as i64 <= budget;
         // Forgotten as a block: these bytes are not fetched now.
-        self.translator.scratch.give_decoded(decoded.emptied());
+        self.translator.drop_cut(decoded);
         fits
     }
 
@@ -545,9 +493,9 @@ impl Engine {
         if let Some(id) = self.cache.blocks.find(paddr, None, rip, mode) {
             return Ok(Some(id));
         }
-        let watch = self.observers.spent.sample();
+        let watch = self.observers.sample_time();
         let made = self.fetch_and_link(v, mode, linear, paddr);
-        self.observers.spent.add_sample(Phase::Translating, watch);
+        self.observers.spend_sample(Phase::Translating, watch);
         made
     }
 
@@ -564,15 +512,14 @@ impl Engine {
             Err(id) => return Ok(Some(id)),
         };
         // A fault belongs to a slice only with an instruction after it.
-        let progressed =
-            self.icount() != self.slice.start && self.slice.faulted_at != Some(self.icount());
-        if self.coherence.protocol.fetch_window
+        let progressed = self.slice.has_progressed(self.icount());
+        if self.coherence.protocol().fetch_window
             && progressed
             && self.switch_in(Window::Fetch, v.run.budget)
         {
             self.note_fetch(v.cpu.id, &fetched, None);
             self.guard_fetch(&fetched);
-            self.progress[usize::from(v.cpu.id)].under_way.fetched = Some(fetched);
+            self.progress[usize::from(v.cpu.id)].begin_link(fetched);
             return Ok(None);
         }
         Ok(Some(self.link(v.cpu.id, &fetched)))
@@ -608,18 +555,12 @@ impl Engine {
                 icount: self.icount(),
             }));
         }
-        let limit = self.translator.limits.instructions;
-        let mut decoded = self.translator.scratch.take_decoded().emptied();
-        let inside = !crosses
-            && shape::cut_into(
-                &mut decoded.insns,
-                self.memory.code_at(paddr),
-                rip,
-                mode,
-                &self.translator.offered,
-                limit,
-                false,
-            );
+        let bytes = if crosses {
+            &[][..]
+        } else {
+            self.memory.code_at(paddr)
+        };
+        let (mut decoded, inside) = self.translator.cut(bytes, rip, mode);
         let mut crossing = Vec::new();
         let mut second = None;
         if !inside {
@@ -638,17 +579,8 @@ impl Engine {
             second = Some(next_page);
             self.memory.ram.read(paddr, &mut crossing[..room]);
             self.memory.ram.read(next_page, &mut crossing[room..]);
-            decoded.insns.clear();
-            let whole = shape::cut_into(
-                &mut decoded.insns,
-                &crossing,
-                rip,
-                mode,
-                &self.translator.offered,
-                1,
-                true,
-            );
-            assert!(whole, "fifteen bytes hold an instruction");
+            self.translator
+                .cut_crossing(&mut decoded, &crossing, rip, mode);
         }
         let len: usize = decoded.insns.iter().map(|(i, _)| i.len().max(1)).sum();
         if len <= room {
@@ -662,8 +594,7 @@ impl Engine {
             crossing
         };
         self.translator
-            .scratch
-            .keep_decoded(decoded, &bytes, rip, mode, second.is_some());
+            .keep_cut(decoded, &bytes, rip, mode, second.is_some());
         self.seen(v.cpu.id, Seen::Fetch, paddr, len.min(room));
         if let Some(second) = second {
             self.seen(v.cpu.id, Seen::Fetch, second, len - room);
@@ -703,23 +634,12 @@ impl Engine {
         let block = self.cache.blocks.get(id);
         let code = block.code;
         // A jump that is going to be linked does not ask the jump cache.
-        if self.cache.to_chain.is_none() && !block.mode.one() && block.second.is_none() {
+        if !self.cache.has_link() && !block.mode.one() && block.second.is_none() {
             let (linear, rip, mode) = (self.fetch_address(v), block.rip, block.mode);
             let mmu = self.vcpus.mmu_mut(usize::from(v.cpu.id));
             mmu.remember_jump(linear, rip, mode, code);
         }
         Some(code)
-    }
-
-    /// Takes back behind a block what the budget was raised by for it. The block may have ended early, and what it
-    /// has left over is not the slice's.
-    fn take_back(&mut self, v: &mut Vcpu) {
-        let lent = std::mem::take(&mut self.slice.lent);
-        // In version 1, what follows a fault is part of the slice.
-        if v.cpu.semantics.faults_count() {
-            v.run.budget -= lent;
-            v.run.icount_base -= lent;
-        }
     }
 
     /// Host address of code for a part of a block, made for this one time.
@@ -747,14 +667,14 @@ impl Engine {
         let stop = resume.index + run as usize;
         loop {
             let code = self.generate(resume.block, resume.index, stop, checked);
-            if let Some(offset) = self.cache.buffer.append(&code.bytes) {
-                self.cache.partial.targets = code.slots.iter().map(|s| s.target).collect();
-                self.cache.partial.traps = Some((offset, resume.block, code.traps));
-                self.cache.partial.end = (stop < count).then_some(Resume {
-                    block: resume.block,
-                    index: stop,
-                });
-                return Some(self.cache.buffer.address(offset));
+            let rest = Resume {
+                block: resume.block,
+                index: stop,
+            };
+            let end = (stop < count).then_some(rest);
+            let placed = self.cache.place_partial(resume.block, code, end);
+            if placed.is_some() {
+                return placed;
             }
             self.drop_code();
         }

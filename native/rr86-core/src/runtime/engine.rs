@@ -8,26 +8,31 @@
 //! own ([`Mmu`]).
 
 use super::bus::Bus;
-use super::cache::BlockId;
+use super::cache::Blocks;
 use super::clock::Clock;
 use super::code_cache::CodeCache;
+use super::coherence_state::Coherence;
 use super::fetch::Mmu;
 use super::guest_memory::GuestMemory;
-use super::inputs::{InputDivergence, Inputs};
+use super::inputs::{InputDivergence, InputRecorder, Inputs};
+use super::instruction::CurrentInstruction;
 use super::observers::{Observed, Observers};
+use super::outside::Outside;
 use super::progress::{Progress, Resume};
 use super::signals::HostFault;
 use super::slice::Slice;
 use super::stops::Stops;
 use super::translator::Translator;
 use super::vcpu::{Vcpu, Vcpus};
-use super::windows::{Coherence, UnderWay};
+use super::windows::Windows;
 use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
 use crate::cpu::state::{CpuState, RFlags};
+use crate::host_time::CallLimit;
 use crate::memory::pages::PageFlags;
 use crate::memory::PAGE_SHIFT;
-use crate::translate::layout::Exit;
+use crate::translate::code::BlockId;
+use crate::translate::layout::{Exit, RunState};
 use crate::translate::lower::emitter::Hooks;
 use crate::translate::shortcuts::Shortcuts;
 use crate::translate::site::Site;
@@ -35,20 +40,18 @@ use crate::translate::site::Site;
 /// Everything that runs a machine's vCPUs.
 pub struct Engine {
     pub memory: GuestMemory,
-    pub cache: CodeCache,
+    pub(in crate::runtime) cache: CodeCache,
     pub(in crate::runtime) translator: Translator,
     pub(in crate::runtime) vcpus: Vcpus,
     pub(in crate::runtime) progress: Vec<Progress>,
-    pub clock: Clock,
-    pub slice: Slice,
+    pub(in crate::runtime) clock: Clock,
+    pub(in crate::runtime) slice: Slice,
+    pub(in crate::runtime) instruction: CurrentInstruction,
     pub(in crate::runtime) coherence: Coherence,
+    pub(in crate::runtime) windows: Windows,
     pub(in crate::runtime) stops: Stops,
     pub observers: Observers,
-    pub bus: Box<dyn Bus>,
-    /// Where vCPUs' inputs come from.
-    pub inputs: Inputs,
-    /// What a vCPU that runs alone did otherwise than logged, and when.
-    pub(in crate::runtime) diverged: Option<(u64, InputDivergence)>,
+    pub(in crate::runtime) outside: Outside,
     /// Code has failed on the host; nothing runs any more.
     pub(in crate::runtime) host_fault: Option<Box<HostFault>>,
 }
@@ -82,6 +85,35 @@ impl Engine {
         &mut self.vcpus.vcpu_mut(index).cpu
     }
 
+    /// The devices.
+    pub fn bus(&mut self) -> &mut dyn Bus {
+        self.outside.bus()
+    }
+
+    /// Where vCPUs' inputs come from.
+    pub fn inputs(&self) -> &Inputs {
+        self.outside.inputs()
+    }
+
+    pub fn set_inputs(&mut self, inputs: Inputs) {
+        self.outside.set_inputs(inputs);
+    }
+
+    /// Who logs the vCPUs' inputs, if they are logged.
+    pub fn input_recorder(&mut self) -> Option<&mut InputRecorder> {
+        self.outside.recorder()
+    }
+
+    /// What a vCPU that runs alone did otherwise than logged, and when; once.
+    pub fn take_divergence(&mut self) -> Option<(u64, InputDivergence)> {
+        self.outside.take_divergence()
+    }
+
+    /// The blocks that there are.
+    pub fn blocks(&self) -> &Blocks {
+        &self.cache.blocks
+    }
+
     /// How translated code has failed on the host, if it has.
     pub fn host_fault(&self) -> Option<&HostFault> {
         self.host_fault.as_deref()
@@ -90,14 +122,14 @@ impl Engine {
     /// Puts host code in front of the copy of the guest instruction at `rip` in all code that is made from now
     /// on, to try what becomes of code that fails.
     pub fn plant(&mut self, rip: u64, code: &[u8]) {
-        self.translator.scratch.planted = Some((rip, code.into()));
+        self.translator.plant(rip, code);
         self.drop_code();
     }
 
     /// Where a vCPU stands inside a block: (block serial, instruction index), when it was stopped there.
     pub fn inside_block(&self, index: usize) -> Option<(u64, usize)> {
         self.progress[index]
-            .resume
+            .resume()
             .map(|r| (self.cache.blocks.get(r.block).serial, r.index))
     }
 
@@ -106,32 +138,42 @@ impl Engine {
     /// Retired instructions of all vCPUs.
     #[inline]
     pub fn icount(&self) -> u64 {
-        self.clock.icount
+        self.clock.icount()
     }
 
     /// Says that others have run up to this instruction count.
     pub fn set_icount(&mut self, icount: u64) {
-        self.clock.icount = icount;
+        self.clock.set_icount(icount);
     }
 
     /// Virtual time in nanoseconds: one per instruction, plus idle jumps.
     #[inline]
     pub fn now(&self) -> u64 {
-        self.clock.icount + self.clock.skipped_ns
+        self.clock.now()
+    }
+
+    /// How far virtual time has jumped ahead of the instruction count, in nanoseconds.
+    pub fn skipped_ns(&self) -> u64 {
+        self.clock.skipped_ns()
+    }
+
+    /// Lets virtual time jump ahead to a nanosecond while no vCPU runs.
+    pub fn jump_to(&mut self, ns: u64) {
+        self.clock.jump_to(ns);
     }
 
     /// rip of the instruction whose moment was noted last.
     #[inline]
     pub(in crate::runtime) fn position_rip(&self) -> Option<u64> {
-        let (id, offset) = self.clock.position;
+        let (id, offset) = self.clock.position();
         let block = self.cache.blocks.try_get(id)?;
         Some(block.rip.wrapping_add(u64::from(offset)))
     }
 
     /// Brings what translated code computes the TSC from up to date.
     #[inline]
-    pub(in crate::runtime) fn set_tsc_offset(&self, vcpu: &mut Vcpu) {
-        vcpu.run.tsc_offset = self.clock.skipped_ns.wrapping_add(vcpu.cpu.msr.tsc_adjust);
+    pub(in crate::runtime) fn set_tsc_offset(&self, cpu: &CpuState, run: &mut RunState) {
+        run.tsc_offset = self.clock.skipped_ns().wrapping_add(cpu.msr.tsc_adjust);
     }
 
     /// Says below which budget PAUSE ends a run of this vCPU, because others could use the time.
@@ -150,25 +192,50 @@ impl Engine {
     /// Counts a step that takes long. True when the call is over and coming back does not show.
     #[inline]
     pub(in crate::runtime) fn is_time_up(&mut self, cpu: &CpuState) -> bool {
-        self.slice.patience.step() && self.comes_back_unseen(cpu)
+        self.slice.call_limit().step() && self.comes_back_unseen(cpu)
     }
 
     /// Whether coming back from code in the middle of a slice changes nothing: not where blocks stay chained
     /// that a look-up does not find, nor where an interrupt waits for just that.
     #[inline]
     pub(in crate::runtime) fn comes_back_unseen(&self, cpu: &CpuState) -> bool {
-        !self.coherence.protocol.chain_kept && cpu.semantics.waiting_interrupts_come_next()
+        !self.coherence.protocol().chain_kept && cpu.semantics.waiting_interrupts_come_next()
+    }
+
+    /// Says when calls come back to their caller.
+    pub fn limit_calls(&mut self, limit: CallLimit) {
+        *self.slice.call_limit() = limit;
+    }
+
+    /// A call begins.
+    pub fn begin_call(&mut self) {
+        self.slice.call_limit().begin();
+    }
+
+    /// Whether the call has lasted long enough.
+    pub fn call_is_over(&mut self) -> bool {
+        self.slice.call_limit().is_over()
+    }
+
+    /// Counts a step of the call between two runs.
+    pub fn count_step(&mut self) {
+        self.slice.call_limit().step();
+    }
+
+    /// Instruction count at which the slice began.
+    pub fn slice_start(&self) -> u64 {
+        self.slice.start()
     }
 
     /// Begins a slice at the current instruction count.
     pub fn begin_slice(&mut self) {
-        self.slice.start = self.clock.icount;
+        self.slice.begin(self.icount());
     }
 
     /// Sets the shortcuts that code takes; before any is made.
     pub fn set_shortcuts(&mut self, shortcuts: Shortcuts) {
         debug_assert!(self.cache.blocks.is_empty());
-        self.translator.shortcuts = shortcuts;
+        self.translator.set_shortcuts(shortcuts);
     }
 
     /// Leaves the running block after the instruction at `site`, whose store hit the block itself or a
@@ -176,12 +243,7 @@ impl Engine {
     pub(in crate::runtime) fn end_after(&mut self, vcpu: &mut Vcpu, site: Site) {
         let block = self.cache.blocks.get(vcpu.run.site_block);
         let offset = usize::from(site.offset);
-        let insn = crate::translate::decode::classify::shape::single(
-            &block.bytes[offset..],
-            block.rip + offset as u64,
-            block.mode,
-            &self.translator.offered,
-        );
+        let insn = self.translator.instruction_in(block, offset);
         let left = i64::from(site.remaining) - 1;
         vcpu.cpu.rip = if insn.is_call_near() {
             insn.near_branch_target()
@@ -193,42 +255,23 @@ impl Engine {
         vcpu.run.budget += left;
         vcpu.run.exit = Exit::Stopped as u32;
         let count = usize::from(block.count);
-        let index = self.index_after(vcpu.run.site_block, offset);
+        let index = self.translator.index_after(block, offset);
         let goes_on = self.cache.blocks.is_live(vcpu.run.site_block)
-            || self.coherence.protocol.same_block_ignored;
+            || self.coherence.protocol().same_block_ignored;
         if index < count && goes_on {
             // Only the debugger or a window stopped it: the rest of the block is still to come.
-            self.progress[usize::from(vcpu.cpu.id)].resume = Some(Resume {
+            self.progress[usize::from(vcpu.cpu.id)].stop_inside(Resume {
                 block: vcpu.run.site_block,
                 index,
             });
         }
     }
 
-    /// Index of the instruction after the one at this offset of a block.
-    pub(in crate::runtime) fn index_after(&self, id: BlockId, offset: usize) -> usize {
-        let block = self.cache.blocks.get(id);
-        let (mut at, mut index) = (0, 0);
-        while at <= offset {
-            let rip = block.rip.wrapping_add(at as u64);
-            let insn = crate::translate::decode::classify::shape::single(
-                &block.bytes[at..],
-                rip,
-                block.mode,
-                &self.translator.offered,
-            );
-            at += insn.len().max(1);
-            index += 1;
-        }
-        index
-    }
-
     /// Has the repeated instruction at the end of the running block, of which a debugger's stop has
     /// cut off some iterations, go on in that block, as it would have without the stop.
-    pub(in crate::runtime) fn resume_repeated(&mut self, vcpu: &Vcpu) {
-        let id = vcpu.run.site_block;
+    pub(in crate::runtime) fn resume_repeated(&mut self, vcpu: u8, id: BlockId) {
         if self.cache.blocks.is_live(id) {
-            self.progress[usize::from(vcpu.cpu.id)].resume = Some(Resume {
+            self.progress[usize::from(vcpu)].stop_inside(Resume {
                 block: id,
                 index: usize::from(self.cache.blocks.get(id).count) - 1,
             });
@@ -241,23 +284,19 @@ impl Engine {
     pub(in crate::runtime) fn flush_blocks(&mut self, by: u8) {
         self.observers.stats.block_flushes += 1;
         self.observers
-            .events
-            .push((self.clock.icount, Observed::Flush { vcpu: by }));
+            .note(self.clock.icount(), Observed::Flush { vcpu: by });
         self.cache.blocks.clear();
         for info in &mut self.memory.pages.info {
             info.code_lines = 0;
             info.flags -= PageFlags::CODE;
         }
-        for each in &mut self.progress {
-            each.resume = None;
-        }
-        self.cache.retired.clear();
-        self.cache.overrun = None;
-        self.coherence.unguarded.clear();
+        self.progress.iter_mut().for_each(Progress::leave_block);
+        self.cache.forget_unlisted();
+        self.coherence.forget_pages();
         for vcpu in 0..self.progress.len() {
-            if let Some(fetched) = self.progress[vcpu].under_way.fetched.take() {
+            if let Some(fetched) = self.progress[vcpu].take_fetch_if(|_| true) {
                 self.guard_fetch(&fetched);
-                self.progress[vcpu].under_way.fetched = Some(fetched);
+                self.progress[vcpu].begin_link(fetched);
             }
         }
         self.forget_code();
@@ -285,16 +324,14 @@ impl Engine {
 
     /// INIT of a vCPU: its state, and everything cached about it.
     pub fn init_vcpu(&mut self, index: usize) {
-        self.progress[index].inits += 1;
-        self.progress[index].resume = None;
-        self.progress[index].under_way = UnderWay::default();
+        self.progress[index].init();
         self.cpu_mut(index).init();
         self.flush_tlb(index as u8, false);
     }
 
     /// How many INITs a vCPU has had.
     pub fn inits(&self, index: usize) -> u64 {
-        self.progress[index].inits
+        self.progress[index].inits()
     }
 
     /// After a device access: comes back soon if the board wants something, or if an interrupt can now
@@ -303,7 +340,9 @@ impl Engine {
     #[inline]
     pub(in crate::runtime) fn after_bus(&mut self, vcpu: &mut Vcpu) {
         let open = vcpu.cpu.rflags & RFlags::IF.bits() != 0;
-        if self.has_signals() || open && self.pending_interrupt(usize::from(vcpu.cpu.id)) {
+        if self.outside.has_signals()
+            || open && self.outside.pending_interrupt(usize::from(vcpu.cpu.id))
+        {
             self.slice.request_exit(&mut vcpu.run);
         }
     }
@@ -336,32 +375,30 @@ impl Engine {
 
     /// Whether to stop before a stale block runs.
     pub fn set_stop_on_stale(&mut self, stop: bool) {
-        self.stops.on_stale = stop;
+        self.stops.set_on_stale(stop);
     }
 
     /// The watched ranges that the event wrote for which the run has stopped.
     pub fn written(&self) -> &[(u64, u64)] {
-        &self.stops.written
+        self.stops.written()
     }
 
     /// Sets what the debugger waits for. Blocks stay; code that this changes is made again.
     pub fn set_stops(
         &mut self,
-        mut hooks: Hooks,
+        hooks: Hooks,
         watches: Vec<(u64, u64)>,
         vectors: &[u8],
         port: Option<u16>,
     ) {
         self.stops.set_events(vectors, port);
-        self.stops.asked.clone_from(&hooks.rips);
-        hooks.rips.extend(self.observers.journal.rips());
-        hooks.rips.sort_unstable();
-        hooks.rips.dedup();
-        if hooks != self.stops.hooks {
-            self.change_hooks(hooks);
+        if let Some(old) = self
+            .stops
+            .replace_hooks(hooks, self.observers.journal.rips())
+        {
+            self.follow_hooks(&old);
         }
-        if watches != self.stops.watches {
-            let old = std::mem::replace(&mut self.stops.watches, watches);
+        if let Some(old) = self.stops.replace_watches(watches) {
             for (at, len) in old {
                 self.watch_pages(at, len, false);
             }
@@ -371,8 +408,7 @@ impl Engine {
 
     /// Sets the physical ranges of which a read by an instruction stops the run. Page walks and fetches do not.
     pub fn set_read_watches(&mut self, watches: Vec<(u64, u64)>) {
-        if watches != self.stops.read_watches {
-            let old = std::mem::replace(&mut self.stops.read_watches, watches.clone());
+        if let Some(old) = self.stops.replace_read_watches(&watches) {
             self.watch_reads(&old, false);
             self.watch_reads(&watches, true);
         }
@@ -381,21 +417,20 @@ impl Engine {
     /// Stops before the instruction at this moment, which is now, when everything that comes before it is done; hooks do
     /// not stop there once more.
     pub fn stop_before(&mut self, moment: Option<u64>) {
-        self.stops.before = moment;
+        self.stops.set_before(moment);
     }
 
     /// The watched ranges that the access read for which the run has stopped.
     pub fn read(&self) -> &[(u64, u64)] {
-        &self.stops.reads
+        self.stops.reads()
     }
 
-    /// Sets the instructions before which to stop. Only blocks with an instruction whose stop is new or gone lose
+    /// Makes code follow the instructions before which to stop. Only blocks with an instruction whose stop is new or gone lose
     /// their code: debuggers set and clear breakpoints at every step.
-    fn change_hooks(&mut self, hooks: Hooks) {
-        let old = std::mem::replace(&mut self.stops.hooks, hooks);
-        let new = &self.stops.hooks;
+    fn follow_hooks(&mut self, old: &Hooks) {
+        let new = self.stops.hooks();
         // Code that is reached through a jump that the protocol has kept cannot be taken away alone.
-        if old.int3 != new.int3 || self.coherence.protocol.chain_kept {
+        if old.int3 != new.int3 || self.coherence.protocol().chain_kept {
             self.drop_code();
             return;
         }
@@ -416,7 +451,7 @@ impl Engine {
                 self.strip_code(id);
             }
         }
-        self.cache.buffer.settle();
+        self.cache.settle();
     }
 
     /// Whether one of the guest's data breakpoints lies in the page of `linear` (SDM vol. 3B, 17.2).

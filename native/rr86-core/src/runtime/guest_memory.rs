@@ -1,6 +1,6 @@
 //! The guest's RAM, and what is known of each of its pages.
 
-use crate::memory::pages::Pages;
+use crate::memory::pages::{HandOffKind, Pages};
 use crate::memory::ram::GuestRam;
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 
@@ -9,7 +9,7 @@ pub struct GuestMemory {
     pub ram: GuestRam,
     pub pages: Pages,
     /// Pages have owners, and the lines that these write are marked.
-    pub(in crate::runtime) tracking: bool,
+    tracking: bool,
 }
 
 impl GuestMemory {
@@ -19,6 +19,32 @@ impl GuestMemory {
             ram,
             tracking: true,
         }
+    }
+
+    /// Switches owners of pages on or off, before anything has run.
+    pub(in crate::runtime) fn set_tracking(&mut self, on: bool) {
+        self.tracking = on;
+    }
+
+    /// Whether pages have owners, and the lines that these write are marked.
+    #[inline]
+    pub(in crate::runtime) fn tracking(&self) -> bool {
+        self.tracking
+    }
+
+    /// Whether an agent has to acquire a page before it reads, or writes, it.
+    #[inline]
+    pub(in crate::runtime) fn must_acquire(
+        &self,
+        agent: u8,
+        page: usize,
+        kind: HandOffKind,
+    ) -> bool {
+        self.tracking
+            && !match kind {
+                HandOffKind::Read => self.pages.reads(page, agent),
+                HandOffKind::Write => self.pages.owns(page, agent),
+            }
     }
 
     /// Whether a vCPU may write a page without asking.

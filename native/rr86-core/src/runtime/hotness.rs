@@ -31,16 +31,16 @@ impl Engine {
     /// again, and nothing that a guest can see, so that short runs get superblocks, too.
     pub fn set_hot(&mut self, samples: u8) {
         debug_assert!(self.cache.blocks.is_empty());
-        self.translator.hot = samples;
+        self.translator.set_hot(samples);
     }
 
     /// A slice has ended before the block at rip.
     pub(in crate::runtime) fn sample(&mut self, v: &Vcpu) {
-        if !self.translator.shortcuts.has(Shortcuts::PATHS)
+        if !self.translator.shortcuts().has(Shortcuts::PATHS)
             // Each stale block's first execution is an event.
-            || self.coherence.protocol.can_be_stale()
-            || self.observers.oracle.is_some()
-            || self.stops.hooks.int3
+            || self.coherence.protocol().can_be_stale()
+            || self.observers.asks_oracle()
+            || self.stops.hooks().int3
         {
             return;
         }
@@ -67,7 +67,7 @@ impl Engine {
         let block = self.cache.blocks.get_mut(id);
         block.hot.samples = block.hot.samples.saturating_add(1);
         let block = self.cache.blocks.get(id);
-        if block.hot.samples >= self.translator.hot
+        if self.translator.is_hot(block.hot.samples)
             && !block.hot.has_superblock
             && block.hot.superblocks < MOST
             && block.code != 0
@@ -83,7 +83,7 @@ impl Engine {
         let mut members: Vec<Member> = Vec::new();
         for &id in &path {
             let block = self.cache.blocks.get(id);
-            if self.stops.hooks.touch(block.rip, block.bytes.len()) {
+            if self.stops.hooks().touch(block.rip, block.bytes.len()) {
                 break;
             }
             let insns = self.instructions(id);
@@ -113,7 +113,7 @@ impl Engine {
         self.observers.stats.superblocks += 1;
         for (slot, to) in links.into_iter().enumerate() {
             if let Some(to) = to {
-                self.chain_slot(id, slot, to);
+                self.cache.chain_slot(id, slot, to);
             }
         }
         let block = self.cache.blocks.get(id);
@@ -122,18 +122,8 @@ impl Engine {
             let target = self.cache.blocks.get(id).slots[slot].target;
             let paddr = page | target & PAGE_MASK;
             if let Some(to) = self.cache.blocks.find(paddr, None, target, mode) {
-                self.chain_slot(id, slot, to);
+                self.cache.chain_slot(id, slot, to);
             }
-        }
-    }
-
-    /// Links a slot of a block to another block, if both have code for it.
-    fn chain_slot(&mut self, from: BlockId, slot: usize, to: BlockId) {
-        if self.cache.blocks.get(to).code == 0 {
-            return;
-        }
-        if let Some((at, target)) = self.cache.blocks.chain(from, slot, to) {
-            self.cache.buffer.patch_rel32(at, target);
         }
     }
 
@@ -187,7 +177,7 @@ impl Engine {
             &block.bytes,
             block.rip,
             block.mode,
-            &self.translator.offered,
+            self.translator.offered(),
             count,
             false,
         );

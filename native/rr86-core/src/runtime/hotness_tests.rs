@@ -278,7 +278,7 @@ impl Twins {
             (
                 now,
                 engine.cache.blocks.digest(),
-                engine.observers.events.len(),
+                engine.observers.events().len(),
             )
         });
         assert_eq!(with, without);
@@ -304,7 +304,7 @@ impl Twins {
             (
                 lines,
                 engine.ram_digest(),
-                std::mem::take(&mut engine.observers.events),
+                engine.observers.take_events().collect::<Vec<_>>(),
             )
         });
         assert!(with == without, "memory or events");
@@ -538,8 +538,8 @@ fn a_code_buffer_that_is_full_keeps_no_guest_from_running() {
         let mut code = CodeBuffer::new(1 << 20).unwrap();
         place_stubs(&mut code, None);
         let mut code = CodeBuffer::new(code.used() + room).unwrap();
-        engine.cache.stubs = place_stubs(&mut code, None);
-        engine.cache.buffer = code;
+        let stubs = place_stubs(&mut code, None);
+        engine.cache.replace_buffer(code, stubs);
         twins.run(120);
         let stats = twins.machines[0].observers.stats;
         dropped += u64::from(stats.code_drops > 0);

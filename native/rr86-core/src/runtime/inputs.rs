@@ -2,7 +2,7 @@
 //! have written.
 //!
 //! In an ordinary run these come from the bus and from RAM. A replay can *log* them, vCPU by vCPU, and
-//! then one vCPU can be run alone, with its inputs *played* back (`session::alone`). This works
+//! then one vCPU can be run alone, with its inputs *replayed* (`session::alone`). This works
 //! because a page that others have written is never touched without being acquired first: whatever a
 //! vCPU can see of the others has passed through [`Engine::acquire`].
 
@@ -39,24 +39,24 @@ pub struct Acquired {
 
 /// Inputs of one vCPU, each kind in its order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tape {
+pub struct InputLog {
     /// What devices answered; a refused MSR access is `None`.
     pub answers: VecDeque<Option<u64>>,
     pub deliveries: VecDeque<Delivery>,
     pub acquired: VecDeque<Acquired>,
 }
 
-impl Tape {
+impl InputLog {
     pub fn is_empty(&self) -> bool {
         self.answers.is_empty() && self.deliveries.is_empty() && self.acquired.is_empty()
     }
 }
 
-/// The log of all vCPUs' inputs.
+/// Logs the inputs of all vCPUs.
 #[derive(Default)]
-pub struct InputLog {
-    pub tapes: Vec<Tape>,
-    /// RAM as it was when the log began, where it was not zero.
+pub struct InputRecorder {
+    pub vcpus: Vec<InputLog>,
+    /// RAM as it was when this began, where it was not zero.
     initial: BTreeMap<usize, Box<PageBytes>>,
     /// What vCPUs that can no longer read a page last saw of it.
     seen: BTreeMap<(usize, u8), Arc<PageBytes>>,
@@ -64,8 +64,8 @@ pub struct InputLog {
     pub stores: Option<StoreLog>,
 }
 
-impl InputLog {
-    /// A log of the inputs of `vcpus` vCPUs, which begins now.
+impl InputRecorder {
+    /// Logs the inputs of `vcpus` vCPUs from now on.
     pub fn new(vcpus: usize, memory: &GuestMemory) -> Self {
         let copy = |page: usize| -> Box<PageBytes> {
             memory
@@ -77,7 +77,7 @@ impl InputLog {
         };
         let written = (0..memory.ram.pages()).filter(|&p| memory.pages.info[p].writer != NO_AGENT);
         Self {
-            tapes: vec![Tape::default(); vcpus],
+            vcpus: vec![InputLog::default(); vcpus],
             initial: written.map(|page| (page, copy(page))).collect(),
             seen: BTreeMap::new(),
             stores: None,
@@ -113,7 +113,7 @@ impl InputLog {
                     .unwrap_or(&zero);
                 changes = differences(old, now);
             }
-            self.tapes[usize::from(agent)].acquired.push_back(Acquired {
+            self.vcpus[usize::from(agent)].acquired.push_back(Acquired {
                 icount,
                 page: page as u32,
                 write: kind == HandOffKind::Write,
@@ -122,7 +122,7 @@ impl InputLog {
         }
         if kind == HandOffKind::Write {
             let mut copy = None;
-            for other in 0..self.tapes.len() as u8 {
+            for other in 0..self.vcpus.len() as u8 {
                 if other != agent && readers >> other & 1 != 0 {
                     let copy = copy.get_or_insert_with(|| Arc::new(*now));
                     self.seen.insert((page, other), copy.clone());
@@ -184,9 +184,9 @@ pub enum Inputs {
     #[default]
     Live,
     /// The same, and they are logged.
-    Logged(Box<InputLog>),
-    /// From a tape.
-    Played(Box<Tape>),
+    Logged(Box<InputRecorder>),
+    /// From a log.
+    Replayed(Box<InputLog>),
 }
 
 #[cfg(test)]

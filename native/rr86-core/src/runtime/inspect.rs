@@ -4,7 +4,7 @@
 use crate::cpu::paging;
 use crate::runtime::cache::{Block, BlockId};
 use crate::runtime::engine::Engine;
-use crate::translate::decode::classify::shape;
+use crate::runtime::progress::Progress;
 
 impl Engine {
     /// The block with this serial number, if it exists or can still be reached.
@@ -14,7 +14,7 @@ impl Engine {
 
     /// The block that a vCPU is in, or would enter next if it exists.
     pub fn current_block(&self, vcpu: usize) -> Option<BlockId> {
-        if let Some(resume) = self.progress.get(vcpu).and_then(|each| each.resume) {
+        if let Some(resume) = self.progress.get(vcpu).and_then(Progress::resume) {
             return Some(resume.block);
         }
         let cpu = self.cpu(vcpu);
@@ -46,15 +46,10 @@ impl Engine {
         };
         let block = self.cache.blocks.get(id);
         let offset = self.cpu(vcpu).rip.wrapping_sub(block.rip) as usize;
-        let Some(rest) = block.bytes.get(offset..) else {
+        if offset > block.bytes.len() {
             return false;
-        };
-        let insn = shape::single(
-            rest,
-            self.cpu(vcpu).rip,
-            block.mode,
-            &self.translator.offered,
-        );
+        }
+        let insn = self.translator.instruction_in(block, offset);
         !self.holds(id, offset, insn.len())
     }
 
@@ -81,7 +76,7 @@ impl Engine {
     /// Moment at which a vCPU was last serialised: by an interrupt, or by an instruction that does so
     /// (SDM vol. 3A, section 9.3).
     pub fn serialised_at(&self, vcpu: usize) -> Option<u64> {
-        self.progress.get(vcpu)?.serialised
+        self.progress.get(vcpu)?.serialised_at()
     }
 
     /// Removes a block as if a write to it had been noticed. The run is not the recorded one any more.
@@ -89,18 +84,13 @@ impl Engine {
         let Some(id) = self.block_with_serial(serial) else {
             return false;
         };
-        if self.cache.blocks.is_live(id) {
-            let pages = self.listed_pages(id);
-            self.cache.blocks.bury(id, pages);
-        }
-        self.cache.retired.retain(|&b| b != id);
+        let pages = self.listed_pages(id);
+        self.cache.forget_block(id, pages);
         // Other vCPUs may hold the same bytes already.
         let paddr = self.cache.blocks.get(id).paddr;
         self.forget_fetches(paddr);
         for each in &mut self.progress {
-            if each.is_in(id) {
-                each.resume = None;
-            }
+            each.leave_removed(id);
         }
         // No chain and no cache leads anywhere now.
         self.drop_code();
@@ -111,11 +101,11 @@ impl Engine {
     /// instead of being linked. If they are under way, they are dropped now, and the vCPU looks again when it
     /// runs; otherwise when they are about to be linked.
     pub fn refetch(&mut self, serial: u64, vcpu: usize, fetched: u64) {
-        let steps = self.progress.get_mut(vcpu).map(|each| &mut each.under_way);
-        let taken = steps.and_then(|s| s.fetched.take_if(|f| f.icount == fetched));
+        let progress = self.progress.get_mut(vcpu);
+        let taken = progress.and_then(|each| each.take_fetch_if(|f| f.icount == fetched));
         match taken {
             Some(fetched) => self.forget_fetches(fetched.paddr),
-            None => self.coherence.refetched = Some(serial),
+            None => self.windows.refetch(serial),
         }
     }
 }

@@ -118,20 +118,54 @@ pub struct Entry {
 /// The journal, if one is kept.
 #[derive(Debug, Default)]
 pub struct Journal {
-    pub(in crate::runtime) on: bool,
+    on: bool,
     /// In the order of their addresses; each with its number.
-    pub(in crate::runtime) probes: Vec<(usize, Probe)>,
-    pub(in crate::runtime) entries: Vec<Entry>,
+    probes: Vec<(usize, Probe)>,
+    entries: Vec<Entry>,
     /// Entries that did not fit.
-    pub(in crate::runtime) left_out: u64,
+    left_out: u64,
     /// Moment of the last probe: code that begins anew there passes it a second time.
-    pub(in crate::runtime) passed: Option<u64>,
+    passed: Option<u64>,
 }
 
 impl Journal {
     /// Addresses of the probes, in order.
     pub(in crate::runtime) fn rips(&self) -> impl Iterator<Item = u64> + '_ {
         self.probes.iter().map(|(_, probe)| probe.rip)
+    }
+
+    /// Is kept from now on, with these probes.
+    pub(in crate::runtime) fn begin(&mut self, probes: Vec<Probe>) {
+        let mut probes: Vec<(usize, Probe)> = probes.into_iter().enumerate().collect();
+        probes.sort_by_key(|(number, probe)| (probe.rip, *number));
+        self.on = true;
+        self.probes = probes;
+    }
+
+    #[inline]
+    pub(in crate::runtime) fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// The entries since this was last asked, and how many did not fit.
+    pub(in crate::runtime) fn take(&mut self) -> (Vec<Entry>, u64) {
+        let left_out = std::mem::take(&mut self.left_out);
+        (std::mem::take(&mut self.entries), left_out)
+    }
+
+    /// The probes before the instruction at `rip`, with their numbers; none if they were passed at this moment already.
+    pub(in crate::runtime) fn pass(&mut self, rip: u64, moment: u64) -> Vec<(usize, Vec<Fetch>)> {
+        if self.passed == Some(moment) {
+            return Vec::new();
+        }
+        let first = self.probes.partition_point(|(_, probe)| probe.rip < rip);
+        let here = self.probes[first..].iter();
+        let here = here.take_while(|(_, probe)| probe.rip == rip);
+        let found: Vec<_> = here.map(|(n, probe)| (*n, probe.fetches.clone())).collect();
+        if !found.is_empty() {
+            self.passed = Some(moment);
+        }
+        found
     }
 
     pub(in crate::runtime) fn push(&mut self, entry: Entry) {

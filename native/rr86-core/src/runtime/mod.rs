@@ -7,18 +7,19 @@
 //! | `code_cache`, `cache`, `codebuf` | blocks, their links, and their host code |
 //! | `translator`, `ahead` | how blocks are made, and making them before they are needed |
 //! | `vcpu`, `fetch`, `progress` | what is one vCPU's: registers, translations, steps under way |
-//! | `clock`, `slice` | virtual time, and the budget of what runs |
-//! | `windows`, `protocol` | block protocols, and the windows between their steps |
+//! | `clock`, `slice`, `instruction` | virtual time, the budget of what runs, and the instruction that a helper carries out |
+//! | `coherence_state`, `windows`, `protocol` | block protocols, and the windows between their steps |
 //! | `stops` | what the debugger waits for |
 //! | `agent`, `bus`, `host`, `flags`, `entry`, `signals` | who writes, the devices, the host's CPU, the way into code and out of it |
-//! | `setup`, `prepared` | making an engine; taking code made ahead |
-//! | `observers`, `oracle`, `writelog`, `storelog`, `journal`, `inputs` | what is noted beside the run |
+//! | `setup` | making an engine |
+//! | `outside`, `inputs` | the bus and what else reaches a vCPU from outside, live, logged or replayed |
+//! | `observers`, `oracle`, `writelog`, `storelog`, `journal` | what is noted beside the run |
 //!
 //! Built on these: `dispatch` goes from block to block, with `delivery` (interrupts and exceptions), `block_code` (host code
 //! of a block), `hotness` (superblocks) and `caught` (guest exceptions out of host signals). `slow` is every access that
 //! is not plain RAM, `view` memory as helpers see it, `execute` every instruction that is not copied. `coherence` keeps
-//! blocks and memory in step, `acquire` pages and their owners, `steps` what a protocol has under way. `outside`,
-//! `watching` and `noting` are the bus and the observers as the others use them. `inspect`, `checkpoint` and `rewind` are for callers.
+//! blocks and memory in step, `acquire` pages and their owners, `steps` what a protocol has under way.
+//! `watching` and `noting` are the observers as the others use them. `inspect`, `checkpoint` and `rewind` are for callers.
 
 mod acquire;
 pub mod agent;
@@ -29,9 +30,10 @@ pub mod cache;
 mod caught;
 pub mod checkpoint;
 pub mod clock;
-pub mod code_cache;
+mod code_cache;
 pub mod codebuf;
 mod coherence;
+mod coherence_state;
 mod delivery;
 pub mod dispatch;
 pub mod engine;
@@ -44,18 +46,18 @@ pub mod host;
 mod hotness;
 pub mod inputs;
 mod inspect;
+mod instruction;
 pub mod journal;
 mod noting;
 pub mod observers;
 pub mod oracle;
 mod outside;
-mod prepared;
-pub mod progress;
+mod progress;
 pub mod protocol;
 mod rewind;
 mod setup;
 pub mod signals;
-pub mod slice;
+mod slice;
 pub mod slow;
 mod steps;
 pub mod stops;

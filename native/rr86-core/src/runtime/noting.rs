@@ -1,4 +1,4 @@
-//! Writing the journal: what happens on a vCPU, as the rest of the runtime tells it.
+//! Filling the journal: what is noted where a helper runs anyway, and at probes. See `journal`.
 
 use super::engine::Engine;
 use super::journal::{Cause, Entry, Fetch, Noted, Probe};
@@ -11,25 +11,20 @@ use crate::memory::{PAGE_MASK, PAGE_SIZE};
 impl Engine {
     /// Keeps a journal from now on, with these probes.
     pub fn keep_journal(&mut self, probes: Vec<Probe>) {
-        let mut probes: Vec<(usize, Probe)> = probes.into_iter().enumerate().collect();
-        probes.sort_by_key(|(number, probe)| (probe.rip, *number));
-        self.observers.journal.on = true;
         // Hooked when the next run sets its stops.
-        self.observers.journal.probes = probes;
-        self.bus.note_ipis(true);
+        self.observers.journal.begin(probes);
+        self.outside.bus().note_ipis(true);
     }
 
     /// What was noted since the last call, and how many entries did not fit.
     pub fn take_journal(&mut self) -> (Vec<Entry>, u64) {
-        let journal = &mut self.observers.journal;
-        let left_out = std::mem::take(&mut journal.left_out);
-        (std::mem::take(&mut journal.entries), left_out)
+        self.observers.journal.take()
     }
 
     /// Notes what a vCPU does now.
     #[inline]
     pub(in crate::runtime) fn note(&mut self, vcpu: u8, noted: impl FnOnce() -> Noted) {
-        if self.observers.journal.on {
+        if self.observers.journal.is_on() {
             let (icount, time_ns) = (self.icount(), self.now());
             self.observers.journal.push(Entry {
                 icount,
@@ -48,12 +43,12 @@ impl Engine {
         user: bool,
         from: u64,
     ) {
-        if !self.observers.journal.on {
+        if !self.observers.journal.is_on() {
             return;
         }
         let vector = event.vector();
         let external = matches!(event, Event::External(_));
-        let timer = external && self.bus.timer_vector(usize::from(cpu.id)) == Some(vector);
+        let timer = external && self.outside.timer_vector(usize::from(cpu.id)) == Some(vector);
         self.note(cpu.id, || Noted::Delivered {
             cause: Cause::of(event),
             vector,
@@ -70,8 +65,8 @@ impl Engine {
     /// Notes the interprocessor interrupts that an access to a local APIC has sent.
     #[inline]
     pub(in crate::runtime) fn note_ipis(&mut self, vcpu: usize) {
-        if self.observers.journal.on {
-            for ipi in self.bus.take_ipis() {
+        if self.observers.journal.is_on() {
+            for ipi in self.outside.bus().take_ipis() {
                 self.note(vcpu as u8, || Noted::Ipi(ipi));
             }
         }
@@ -80,14 +75,13 @@ impl Engine {
     /// Notes the console output that an access has added to what waited.
     #[inline]
     pub(in crate::runtime) fn note_output(&mut self, vcpu: usize, before: usize) {
-        if self.observers.journal.on {
-            let new: Vec<u8> = self
-                .bus
+        if self.observers.journal.is_on() {
+            let new = self
+                .outside
                 .console_waiting()
                 .get(before..)
-                .unwrap_or_default()
-                .into();
-            for byte in new {
+                .unwrap_or_default();
+            for byte in new.to_vec() {
                 self.note(vcpu as u8, || Noted::Output { byte });
             }
         }
@@ -95,20 +89,10 @@ impl Engine {
 
     /// Notes what the probes before the instruction at `rip` ask for. Whether nobody else waits there.
     pub(in crate::runtime) fn probe(&mut self, v: &Vcpu, rip: u64) -> bool {
-        let moment = self.icount();
-        if self.observers.journal.passed != Some(moment) {
-            let probes = std::mem::take(&mut self.observers.journal.probes);
-            let first = probes.partition_point(|(_, probe)| probe.rip < rip);
-            for (number, probe) in &probes[first..] {
-                if probe.rip != rip {
-                    break;
-                }
-                self.observers.journal.passed = Some(moment);
-                let bytes = self.fetched(&v.cpu, &probe.fetches);
-                let number = *number;
-                self.note(v.cpu.id, || Noted::Probe { number, bytes });
-            }
-            self.observers.journal.probes = probes;
+        let passed = self.observers.journal.pass(rip, self.clock.icount());
+        for (number, fetches) in passed {
+            let bytes = self.fetched(&v.cpu, &fetches);
+            self.note(v.cpu.id, || Noted::Probe { number, bytes });
         }
         self.stops.is_probe_only(rip)
     }

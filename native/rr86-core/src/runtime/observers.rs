@@ -4,18 +4,19 @@
 use super::journal::Journal;
 use super::oracle::Oracle;
 use super::writelog::WriteLog;
-use crate::host_time::Spent;
+use crate::host_time::{HostTime, Phase, Spent, Stopwatch};
 use crate::memory::pages::HandOff;
 use crate::translate::layout::Exit;
 
 /// All observers of a run.
 pub struct Observers {
     /// What happened since the recorder last looked, with its moment.
-    pub events: Vec<(u64, Observed)>,
-    pub stats: Stats,
+    events: Vec<(u64, Observed)>,
+    /// Counters, which whatever is counted raises itself.
+    pub(in crate::runtime) stats: Stats,
     /// What the run has cost the host.
-    pub spent: Spent,
-    pub helpers: HelperCounts,
+    spent: Spent,
+    helpers: HelperCounts,
     pub(in crate::runtime) write_log: WriteLog,
     pub(in crate::runtime) journal: Journal,
     /// Hears of every access; see `oracle`.
@@ -33,6 +34,78 @@ impl Default for Observers {
             journal: Journal::default(),
             oracle: None,
         }
+    }
+}
+
+impl Observers {
+    /// Notes what has happened at a moment.
+    #[inline]
+    pub(in crate::runtime) fn note(&mut self, icount: u64, what: Observed) {
+        self.events.push((icount, what));
+    }
+
+    /// What happened since this was last asked or forgotten, with its moment.
+    pub fn events(&self) -> &[(u64, Observed)] {
+        &self.events
+    }
+
+    /// The same, once.
+    pub fn take_events(&mut self) -> impl Iterator<Item = (u64, Observed)> + '_ {
+        self.events.drain(..)
+    }
+
+    /// Forgets what has happened.
+    pub fn forget_events(&mut self) {
+        self.events.clear();
+    }
+
+    /// Counters of the run.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Counts a call of a helper.
+    #[inline]
+    pub(in crate::runtime) fn count_helper(&mut self, mnemonic: iced_x86::Mnemonic) {
+        self.helpers.count(mnemonic);
+    }
+
+    /// Helper calls by instruction.
+    pub fn helpers(&self) -> &HelperCounts {
+        &self.helpers
+    }
+
+    /// What the run has cost the host so far.
+    pub fn spent(&self) -> Spent {
+        self.spent
+    }
+
+    /// Notes a call of the core that has lasted so long.
+    pub fn spend_call(&mut self, time: HostTime) {
+        self.spent.whole += time;
+    }
+
+    /// Notes time that a phase has taken.
+    pub fn spend(&mut self, phase: Phase, time: HostTime) {
+        self.spent.add(phase, time);
+    }
+
+    /// Starts a watch now and then, for what comes by the hundred thousand.
+    #[inline]
+    pub(in crate::runtime) fn sample_time(&mut self) -> Option<Stopwatch> {
+        self.spent.sample()
+    }
+
+    /// Notes what such a watch has measured.
+    #[inline]
+    pub(in crate::runtime) fn spend_sample(&mut self, phase: Phase, watch: Option<Stopwatch>) {
+        self.spent.add_sample(phase, watch);
+    }
+
+    /// Whether the oracle is asked.
+    #[inline]
+    pub(in crate::runtime) fn asks_oracle(&self) -> bool {
+        self.oracle.is_some()
     }
 }
 
@@ -134,7 +207,7 @@ impl HelperCounts {
         Self(vec![0; iced_x86::Mnemonic::values().count()])
     }
 
-    pub(in crate::runtime) fn count(&mut self, mnemonic: iced_x86::Mnemonic) {
+    fn count(&mut self, mnemonic: iced_x86::Mnemonic) {
         self.0[mnemonic as usize] += 1;
     }
 

@@ -111,7 +111,7 @@ pub struct Oracle {
     clock: Clock,
     verdict: Verdict,
     /// rip between blocks; none while code runs.
-    pub(in crate::runtime) between: Option<u64>,
+    between: Option<u64>,
 }
 
 /// An access within one page.
@@ -139,6 +139,16 @@ impl Oracle {
         let book = self.books.get((paddr >> PAGE_SHIFT) as usize);
         let book = book.and_then(Option::as_deref);
         book.is_some_and(|book| book.last[(paddr & PAGE_MASK) as usize] != 0)
+    }
+
+    /// Says where the running vCPU stands between two blocks; `None` while code runs.
+    pub(in crate::runtime) fn stand_between(&mut self, rip: Option<u64>) {
+        self.between = rip;
+    }
+
+    /// rip between blocks; none while code runs.
+    pub(in crate::runtime) fn between(&self) -> Option<u64> {
+        self.between
     }
 
     /// What was found so far.

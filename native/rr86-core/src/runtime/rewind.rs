@@ -19,7 +19,7 @@ impl Engine {
     /// For a state of another engine.
     pub(super) fn rewind_blocks(&mut self, r: &mut Reader<'_>) -> Result<(), LoadError> {
         let next = r.varint()?;
-        let count = r.count("number of blocks", self.translator.limits.capacity)?;
+        let count = r.count("number of blocks", self.translator.capacity())?;
         let mut records: Vec<BlockRecord> = Vec::with_capacity(count);
         for _ in 0..count {
             let before = records.last().unwrap_or(&BlockRecord::START);
@@ -44,8 +44,8 @@ impl Engine {
             self.put_back(record)?;
         }
         self.cache.blocks.set_next_serial(next);
-        self.cache.to_chain = None;
-        self.cache.buffer.settle();
+        self.cache.forget_link();
+        self.cache.settle();
         self.vcpus.mmus().for_each(Mmu::clear_jumps);
         Ok(())
     }
@@ -54,9 +54,7 @@ impl Engine {
     fn drop_block(&mut self, id: BlockId) {
         self.unreach(id);
         let pages = self.listed_pages(id);
-        let patches = self.cache.blocks.detach(id, pages);
-        patches.apply(&mut self.cache.buffer);
-        self.cache.blocks.release(id);
+        self.cache.remove(id, pages, false);
     }
 
     /// Gives a block that is in both states what the state knows of it.
@@ -95,7 +93,6 @@ impl Engine {
     /// Takes a block's host code away, and what leads to it. It is made again when the block is needed.
     pub(in crate::runtime) fn strip_code(&mut self, id: BlockId) {
         self.unreach(id);
-        let patches = self.cache.blocks.strip(id);
-        patches.apply(&mut self.cache.buffer);
+        self.cache.strip(id);
     }
 }

@@ -4,18 +4,20 @@ use super::bus::Bus;
 use super::clock::Clock;
 use super::code_cache::CodeCache;
 use super::codebuf::CodeBuffer;
+use super::coherence_state::Coherence;
 use super::engine::Engine;
 use super::entry::place_stubs;
 use super::guest_memory::GuestMemory;
 use super::host::{check_host, HostError};
-use super::inputs::Inputs;
+use super::instruction::CurrentInstruction;
 use super::observers::Observers;
+use super::outside::Outside;
 use super::progress::Progress;
 use super::slice::Slice;
 use super::stops::Stops;
 use super::translator::{BlockLimits, Translator};
 use super::vcpu::Vcpus;
-use super::windows::Coherence;
+use super::windows::Windows;
 use crate::cpu::cpuid::CpuidTable;
 use crate::cpu::msr::index;
 use crate::cpu::semantics::Semantics;
@@ -52,12 +54,12 @@ impl Engine {
             progress: vec![Progress::default(); vcpus],
             clock: Clock::default(),
             slice: Slice::default(),
+            instruction: CurrentInstruction::default(),
             coherence: Coherence::new(limits.protocol),
+            windows: Windows::default(),
             stops: Stops::default(),
             observers: Observers::default(),
-            bus,
-            inputs: Inputs::Live,
-            diverged: None,
+            outside: Outside::new(bus),
             host_fault: None,
         });
         for number in 0..vcpus {
@@ -70,7 +72,7 @@ impl Engine {
                 (&mut msr.misc_enable, index::MISC_ENABLE),
                 (&mut msr.pat, index::PAT),
             ] {
-                *slot = engine.translator.model.msr(index).unwrap_or(*slot);
+                *slot = engine.translator.model().msr(index).unwrap_or(*slot);
             }
         }
         Ok(engine)
@@ -94,8 +96,9 @@ impl Engine {
     /// [`HostError`] when the host refuses memory.
     pub fn pretend_mxcsr_mask(&mut self, mask: u32) -> Result<(), HostError> {
         debug_assert!(self.cache.blocks.is_empty());
-        self.cache.buffer = new_code_buffer()?;
-        self.cache.stubs = place_stubs(&mut self.cache.buffer, Some(mask));
+        let mut buffer = new_code_buffer()?;
+        let stubs = place_stubs(&mut buffer, Some(mask));
+        self.cache.replace_buffer(buffer, stubs);
         Ok(())
     }
 }

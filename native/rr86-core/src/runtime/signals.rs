@@ -152,6 +152,13 @@ impl Drop for Entered {
     }
 }
 
+/// For tests: what GS leads to, and the vCPU whose code, in that range, may run on this thread.
+#[cfg(test)]
+pub(in crate::runtime) fn on_this_thread() -> (u64, Option<(u64, (u64, u64))>) {
+    let running = RUNNING.get().map(|r| (r.vcpu as u64, r.code));
+    (gs_base(), running)
+}
+
 /// Translated code has raised an exception on the host that no guest instruction stands for: a mistake of
 /// rr86's, or of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -209,3 +216,7 @@ impl fmt::Display for HostFault {
 }
 
 impl std::error::Error for HostFault {}
+
+#[cfg(test)]
+#[path = "panic_tests.rs"]
+mod tests;

@@ -22,12 +22,11 @@ use crate::runtime::flags::flags_to_ax;
 use crate::runtime::oracle::Seen;
 use crate::runtime::progress::Resume;
 use crate::runtime::protocol::Source;
-use crate::runtime::stops::StopCause;
 use crate::runtime::vcpu::PendingAccess;
 use crate::runtime::vcpu::Vcpu;
 use crate::runtime::windows::{Unchecked, Uncommitted, Unguard, Window};
 use crate::runtime::writelog::{Commit, Passage};
-use crate::translate::decode::classify::{needs_alignment, shape, waits};
+use crate::translate::decode::classify::{needs_alignment, waits};
 use crate::translate::layout::Exit;
 use crate::translate::mode::Mode;
 use crate::translate::site::{AccessKind, Site};
@@ -58,13 +57,9 @@ fn fault(vcpu: &mut Vcpu, engine: &Engine, site: Site, exception: Exception) {
 /// when the access has been made: a pending x87 exception, or a misaligned SSE operand.
 fn earlier_fault(vcpu: &Vcpu, engine: &Engine, site: Site, linear: u64) -> Option<Exception> {
     let block = engine.cache.blocks.get(vcpu.run.site_block);
-    let offset = usize::from(site.offset);
-    let insn = shape::single(
-        &block.bytes[offset..],
-        block.rip,
-        block.mode,
-        &engine.translator.offered,
-    );
+    let insn = engine
+        .translator
+        .instruction_in(block, usize::from(site.offset));
     if waits(&insn) && fpu::pending_x87_error(&vcpu.cpu) {
         return Some(Exception::new(vector::MF));
     }
@@ -82,12 +77,12 @@ pub unsafe extern "sysv64" fn access(vcpu: *mut Vcpu, linear: u64, site: u32) ->
     engine.observers.stats.slow_accesses += 1;
     engine.slow_step(vcpu);
     engine.clock.note_position(&vcpu.run, site);
-    vcpu.run.target_code = engine.cache.stubs.lookup;
-    vcpu.run.commit = engine.cache.stubs.commit;
+    vcpu.run.target_code = engine.cache.stubs().lookup;
+    vcpu.run.commit = engine.cache.stubs().commit;
     let mode = engine.cache.blocks.get(vcpu.run.site_block).mode;
-    engine.stops.reads.clear();
+    engine.stops.begin_access();
     match engine.resolve(vcpu, linear, usize::from(site.size), site.kind, mode) {
-        Ok(_) if !engine.stops.reads.is_empty() && engine.stops_before_read(vcpu, site) => LEAVE,
+        Ok(_) if !engine.stops.reads().is_empty() && engine.stops_before_read(vcpu, site) => LEAVE,
         Ok(result) => {
             if result.host == vcpu.run.bounce.0[(linear & 63) as usize..].as_ptr() as u64 {
                 engine.after_bus(vcpu);
@@ -119,9 +114,9 @@ pub unsafe extern "sysv64" fn commit(vcpu: *mut Vcpu, rflags: u64, site: u32) ->
     let (vcpu, engine) = unsafe { Engine::running(vcpu) };
     let site = Site::unpack(site);
     engine.clock.note_position(&vcpu.run, site);
-    vcpu.run.target_code = engine.cache.stubs.lookup;
+    vcpu.run.target_code = engine.cache.stubs().lookup;
     let pending = vcpu.pending.access;
-    engine.slice.vcpu = vcpu.cpu.id;
+    engine.slice.set_vcpu(vcpu.cpu.id);
     let stop = engine.finish_store(vcpu, site, &pending);
     let size = usize::from(site.size);
     vcpu.pending.debug_hits |= engine.breakpoints_hit(&vcpu.cpu, pending.linear, size, true);
@@ -238,13 +233,11 @@ impl Engine {
     /// already. Nothing of the instruction has happened yet, as where an access faults.
     fn stops_before_read(&mut self, vcpu: &mut Vcpu, site: Site) -> bool {
         let moment = self.icount();
-        if self.stops.passed_read == Some(moment) {
-            return false;
+        let stops = self.stops.stop_before_read(moment);
+        if stops {
+            self.stop_inside(vcpu, site);
         }
-        self.stops.passed_read = Some(moment);
-        self.stops.stopped = Some(StopCause::Read);
-        self.stop_inside(vcpu, site);
-        true
+        stops
     }
 
     /// Leaves the code before the instruction at `site`, to go on there.
@@ -255,8 +248,9 @@ impl Engine {
         vcpu.run.budget += i64::from(site.remaining);
         vcpu.run.exit = Exit::Stopped as u32;
         // Not by what remains: of a part of a block, that is less.
-        let index = self.index_after(id, offset) - 1;
-        self.progress[usize::from(vcpu.cpu.id)].resume = Some(Resume { block: id, index });
+        let block = self.cache.blocks.get(id);
+        let index = self.translator.index_after(block, offset) - 1;
+        self.progress[usize::from(vcpu.cpu.id)].stop_inside(Resume { block: id, index });
     }
 
     /// Makes the store in the bounce buffer happen, or as much of it as comes before a window in which
@@ -316,8 +310,8 @@ impl Engine {
             self.cache.blocks.get(id).mode.mmu()
         });
         let passage = self.passage(writer.source, page);
-        let windowed = passage == Passage::Checked && self.coherence.protocol.store_window;
-        let commit_first = self.coherence.protocol.commit_first;
+        let windowed = passage == Passage::Checked && self.coherence.protocol().store_window;
+        let commit_first = self.coherence.protocol().commit_first;
         if windowed && commit_first {
             // Without a switch in between, the order of the two shows nowhere.
             if left.is_some_and(|left| self.switch_in(Window::Store, left)) {
@@ -328,31 +322,31 @@ impl Engine {
                     passage,
                 };
                 self.commit(&commit, paddr, data);
-                self.progress[vcpu].under_way.unchecked = Some(Unchecked {
+                self.progress[vcpu].begin_check(Unchecked {
                     paddr,
                     linear,
                     mmu,
                     len: data.len(),
                     source: writer.source,
                 });
-                self.coherence.in_window = Some(Window::Store);
+                self.windows.enter(Window::Store);
                 return true;
             }
         }
         let checked = self.check(*writer, paddr, data.len());
-        let emptied = checked.emptied && self.coherence.protocol.unguard_window;
+        let emptied = checked.emptied && self.coherence.protocol().unguard_window;
         if let Some(left) = left {
             if windowed && !commit_first && self.switch_in(Window::Store, left) {
-                self.progress[vcpu].checked_store =
-                    (self.icount(), self.position_rip().unwrap_or(0));
-                self.progress[vcpu].under_way.uncommitted = Some(Uncommitted {
+                let store = Uncommitted {
                     paddr,
                     linear,
                     mmu,
                     data: data.to_vec(),
                     emptied,
-                });
-                self.coherence.in_window = Some(Window::Store);
+                };
+                let checked = (self.icount(), self.position_rip().unwrap_or(0));
+                self.progress[vcpu].begin_commit(checked, store);
+                self.windows.enter(Window::Store);
                 return true;
             }
         }
@@ -365,8 +359,8 @@ impl Engine {
         let stop = self.commit(&commit, paddr, data) | checked.stop;
         if let Some(left) = left {
             if emptied && self.switch_in(Window::Unguard, left) {
-                self.progress[vcpu].under_way.unguard = Some(Unguard { linear, mmu, page });
-                self.coherence.in_window = Some(Window::Unguard);
+                self.progress[vcpu].begin_unguard(Unguard { linear, mmu, page });
+                self.windows.enter(Window::Unguard);
                 return true;
             }
         }
@@ -398,7 +392,7 @@ impl Engine {
         let first = self.map(&vcpu.cpu, mmu, linear, kind_of(kind), Privilege::Current)?;
         let paddr = first | linear & PAGE_MASK;
         let mut parts = [(paddr, size.min(room)), (0, 0)];
-        self.slice.plain = false;
+        self.instruction.begin_access();
         if size > room {
             let next = linear.wrapping_add(room as u64);
             let next = if mode.code64() {
@@ -413,7 +407,7 @@ impl Engine {
         }
         self.observers.stats.bounced_accesses += 1;
         let offset = (linear & 63) as usize;
-        let plain = self.slice.plain;
+        let plain = self.instruction.was_watched_only();
         vcpu.pending.access = PendingAccess {
             offset,
             parts,
@@ -518,7 +512,7 @@ impl Engine {
         let write = !watched
             && !guarded
             && (writes || self.memory.may_write(page, number) && flags.contains(PageFlags::DIRTY));
-        if self.observers.oracle.is_none() && !read_watched {
+        if !self.observers.asks_oracle() && !read_watched {
             let tlb = &mut self.vcpus.mmu_mut(usize::from(number)).tlb;
             tlb.allow(mmu, linear, write);
         }
@@ -526,7 +520,7 @@ impl Engine {
             self.seen(number, Seen::Read, paddr | linear & PAGE_MASK, size);
         }
         if writes && watched {
-            self.slice.plain = true;
+            self.instruction.is_watched_only();
             return None;
         }
         if read_watched {
@@ -577,7 +571,9 @@ impl Engine {
         let mut done = 0;
         while done < out.len() {
             let n = piece(paddr + done as u64, out.len() - done);
-            let value = self.mmio_read(id, paddr + done as u64, n);
+            let value = self
+                .outside
+                .mmio_read(id, paddr + done as u64, n, &self.clock);
             out[done..done + n].copy_from_slice(&value.to_le_bytes()[..n]);
             done += n;
         }
@@ -597,14 +593,14 @@ impl Engine {
             self.store_to_device(vcpu, paddr, data);
             return false;
         };
-        self.slice.vcpu = vcpu;
+        self.slice.set_vcpu(vcpu);
         let writer = Writer {
             agent: Agent::Vcpu(vcpu),
             source: Source::Helper,
             linear: Some(linear),
             running: Some(running).filter(|&id| id != NO_BLOCK),
         };
-        let left = self.slice.string_left.filter(|_| whole);
+        let left = self.instruction.iteration_left().filter(|_| whole);
         self.store_in_steps(&writer, page, paddr, data, left)
     }
 
@@ -616,7 +612,9 @@ impl Engine {
             let n = piece(at, data.len() - done);
             let mut bytes = [0; 8];
             bytes[..n].copy_from_slice(&data[done..done + n]);
-            self.mmio_write(id, at, n, u64::from_le_bytes(bytes));
+            let value = u64::from_le_bytes(bytes);
+            self.outside.mmio_write(id, at, n, value, &self.clock);
+            self.note_ipis(id);
             done += n;
         }
     }

@@ -1,9 +1,11 @@
 //! Steps of a block protocol that a vCPU has begun: whether it is switched out between them, and finishing them.
 
+use super::coherence_state::Coherence;
 use super::engine::Engine;
+use super::progress::Progress;
 use super::protocol::Protocol;
 use super::vcpu::Vcpu;
-use super::windows::{Uncommitted, UnderWay, Window, WindowPolicy};
+use super::windows::{UnderWay, Window, WindowPolicy};
 use xxhash_rust::xxh3::xxh3_64;
 
 impl Engine {
@@ -11,64 +13,43 @@ impl Engine {
     /// still unused. A budget that ends at a debugger's stop is not the slice's.
     #[inline]
     pub(in crate::runtime) fn switch_in(&mut self, window: Window, left: i64) -> bool {
-        let left = left.saturating_add_unsigned(self.slice.beyond);
-        match &mut self.coherence.windows {
-            WindowPolicy::Closed => false,
-            WindowPolicy::Expect(expected) => {
-                if *expected == Some(window) && left == 0 {
-                    *expected = None;
-                    true
-                } else {
-                    false
-                }
-            }
-            policy => self.coherence.windows_open && policy.draw(window),
-        }
+        let left = left.saturating_add_unsigned(self.slice.beyond());
+        self.windows.switch_in(window, left)
     }
 
     /// Whether the replayer has to stop in a fetch window at the end of the budget.
     #[inline]
     pub fn expects_fetch(&self) -> bool {
-        self.slice.beyond == 0
-            && matches!(
-                self.coherence.windows,
-                WindowPolicy::Expect(Some(Window::Fetch))
-            )
+        self.slice.beyond() == 0 && self.windows.expects_fetch()
     }
 
     /// The window in which a recorded slice that is under way ends.
     pub fn expected_window(&self) -> Option<Window> {
-        match self.coherence.windows {
-            WindowPolicy::Expect(window) => window,
-            _ => None,
-        }
+        self.windows.expected()
     }
 
     /// Says who decides about windows.
     pub fn set_windows(&mut self, policy: WindowPolicy) {
-        self.coherence.windows = policy;
+        self.windows.set_policy(policy);
     }
 
     /// Says whether a switch could let anybody else run.
     pub fn open_windows(&mut self, open: bool) {
-        self.coherence.windows_open = open;
+        self.windows.set_open(open);
     }
 
     /// Has blocks at a physical address whose bytes have been read, and that are not linked, be fetched
     /// anew.
     pub(in crate::runtime) fn forget_fetches(&mut self, paddr: u64) {
         for each in &mut self.progress {
-            let steps = &mut each.under_way;
-            if steps.fetched.as_ref().is_some_and(|f| f.paddr == paddr) {
-                steps.fetched = None;
-            }
+            each.take_fetch_if(|f| f.paddr == paddr);
         }
     }
 
     /// Finishes what a vCPU had under way when it was switched out.
     pub(in crate::runtime) fn finish_steps(&mut self, v: &mut Vcpu) {
         let index = usize::from(v.cpu.id);
-        if self.progress[index].under_way.is_empty() {
+        if self.progress[index].under_way().is_empty() {
             return;
         }
         let UnderWay {
@@ -76,7 +57,7 @@ impl Engine {
             uncommitted,
             unguard,
             unchecked,
-        } = std::mem::take(&mut self.progress[index].under_way);
+        } = self.progress[index].take_steps();
         if let Some(store) = uncommitted {
             self.commit_late(v.cpu.id, &store);
         }
@@ -87,8 +68,7 @@ impl Engine {
             self.drop_guard(v.cpu.id, unguard);
         }
         if let Some(fetched) = fetched {
-            if self.coherence.refetched == Some(self.cache.blocks.next_serial()) {
-                self.coherence.refetched = None;
+            if self.windows.take_refetch(self.cache.blocks.next_serial()) {
                 self.forget_fetches(fetched.paddr);
             } else {
                 self.link(v.cpu.id, &fetched);
@@ -110,21 +90,17 @@ impl Engine {
     /// the blocks that they are about; a store that is not committed stays.
     pub fn change_protocol(&mut self, protocol: Protocol) {
         for each in &mut self.progress {
-            let steps = std::mem::take(&mut each.under_way);
-            each.under_way.uncommitted = steps.uncommitted.map(|store| Uncommitted {
-                emptied: false,
-                ..store
-            });
+            each.forget_blocks();
         }
-        self.flush_blocks(self.slice.vcpu);
-        self.coherence.protocol = protocol;
-        self.coherence.detects = protocol.can_be_stale();
-        self.translator.limits.protocol = protocol;
+        self.flush_blocks(self.slice.vcpu());
+        self.coherence = Coherence::new(protocol);
     }
 
     /// Whether any vCPU has something under way.
     pub fn has_under_way(&self) -> bool {
-        self.progress.iter().any(|each| !each.under_way.is_empty())
+        self.progress
+            .iter()
+            .any(|each| !each.under_way().is_empty())
     }
 
     /// Digest of everything that is under way.
@@ -133,7 +109,7 @@ impl Engine {
         for (n, steps) in self
             .progress
             .iter()
-            .map(|each| &each.under_way)
+            .map(Progress::under_way)
             .enumerate()
             .filter(|(_, s)| !s.is_empty())
         {

@@ -4,33 +4,33 @@ use crate::translate::lower::emitter::Hooks;
 
 /// The debugger's stops.
 #[derive(Default)]
-pub struct Stops {
+pub(in crate::runtime) struct Stops {
     /// Instructions before which to stop.
-    pub(in crate::runtime) hooks: Hooks,
+    hooks: Hooks,
     /// Those of the addresses at which somebody wants to stop; the rest are probes of the journal.
-    pub(in crate::runtime) asked: Vec<u64>,
+    asked: Vec<u64>,
     /// Physical ranges (address, length) of which a write stops the run.
-    pub(in crate::runtime) watches: Vec<(u64, u64)>,
+    watches: Vec<(u64, u64)>,
     /// Physical ranges of which a read stops the run.
-    pub(in crate::runtime) read_watches: Vec<(u64, u64)>,
+    read_watches: Vec<(u64, u64)>,
     /// Interrupt vectors, a bit each.
-    pub(in crate::runtime) vectors: [u64; 4],
+    vectors: [u64; 4],
     /// An OUT to this port.
-    pub(in crate::runtime) port: Option<u16>,
+    port: Option<u16>,
     /// Before a stale block runs.
-    pub(in crate::runtime) on_stale: bool,
+    on_stale: bool,
     /// What has stopped the run and is not reported yet.
-    pub(in crate::runtime) stopped: Option<StopCause>,
+    stopped: Option<StopCause>,
     /// The ranges that one event wrote: an interrupt's delivery makes several stores, for instance.
-    pub(in crate::runtime) written: Vec<(u64, u64)>,
+    written: Vec<(u64, u64)>,
     /// The watched ranges that the access under way reads.
-    pub(in crate::runtime) reads: Vec<(u64, u64)>,
+    reads: Vec<(u64, u64)>,
     /// Moment before whose instruction to stop, when everything that comes between two instructions is done.
-    pub(in crate::runtime) before: Option<u64>,
+    before: Option<u64>,
     /// Moment of a read that has already stopped the run.
-    pub(in crate::runtime) passed_read: Option<u64>,
+    passed_read: Option<u64>,
     /// Moment of a hook that has already stopped the run.
-    pub(in crate::runtime) passed_hook: Option<u64>,
+    passed_hook: Option<u64>,
 }
 
 /// Why the engine stopped at the debugger's request.
@@ -55,8 +55,56 @@ pub enum StopCause {
 }
 
 impl Stops {
+    // ---- what is waited for ----------------------------------------------------------------------
+
+    /// The instructions before which to stop.
+    #[inline]
+    pub fn hooks(&self) -> &Hooks {
+        &self.hooks
+    }
+
+    /// Sets the instructions before which to stop, and those that have probes; gives back the old ones, if they are
+    /// others.
+    pub fn replace_hooks(
+        &mut self,
+        mut hooks: Hooks,
+        probes: impl Iterator<Item = u64>,
+    ) -> Option<Hooks> {
+        self.asked.clone_from(&hooks.rips);
+        hooks.rips.extend(probes);
+        hooks.rips.sort_unstable();
+        hooks.rips.dedup();
+        (hooks != self.hooks).then(|| std::mem::replace(&mut self.hooks, hooks))
+    }
+
+    /// The ranges of which a write stops the run.
+    pub fn watches(&self) -> &[(u64, u64)] {
+        &self.watches
+    }
+
+    /// Sets the ranges of which a write stops the run; gives back the old ones, if they are others.
+    pub fn replace_watches(&mut self, watches: Vec<(u64, u64)>) -> Option<Vec<(u64, u64)>> {
+        (watches != self.watches).then(|| std::mem::replace(&mut self.watches, watches))
+    }
+
+    /// Sets the ranges of which a read stops the run; gives back the old ones, if they are others.
+    pub fn replace_read_watches(&mut self, watches: &[(u64, u64)]) -> Option<Vec<(u64, u64)>> {
+        let other = watches != self.read_watches;
+        other.then(|| std::mem::replace(&mut self.read_watches, watches.to_vec()))
+    }
+
+    /// Whether to stop before a stale block runs.
+    pub fn set_on_stale(&mut self, stop: bool) {
+        self.on_stale = stop;
+    }
+
+    /// Stops before the instruction at this moment, when everything that comes between two instructions is done.
+    pub fn set_before(&mut self, moment: Option<u64>) {
+        self.before = moment;
+    }
+
     /// Sets the interrupt vectors and the port.
-    pub(in crate::runtime) fn set_events(&mut self, vectors: &[u8], port: Option<u16>) {
+    pub fn set_events(&mut self, vectors: &[u8], port: Option<u16>) {
         self.port = port;
         self.vectors = [0; 4];
         for &vector in vectors {
@@ -65,19 +113,29 @@ impl Stops {
     }
 
     /// Whether no one wants to stop before an instruction that has a probe.
-    pub(in crate::runtime) fn is_probe_only(&self, rip: u64) -> bool {
+    pub fn is_probe_only(&self, rip: u64) -> bool {
         !self.hooks.int3 && self.asked.binary_search(&rip).is_err()
+    }
+
+    /// Whether an OUT to this port stops the run; if so, it is noted.
+    #[inline]
+    pub fn output(&mut self, port: u16) -> bool {
+        let hit = self.port == Some(port);
+        if hit {
+            self.stopped = Some(StopCause::Output);
+        }
+        hit
     }
 
     /// Whether the first instruction of this vector's handler is waited for.
     #[inline]
-    pub(in crate::runtime) fn waits_for(&self, vector: u8) -> bool {
+    pub fn waits_for(&self, vector: u8) -> bool {
         self.vectors[usize::from(vector >> 6)] >> (vector & 63) & 1 != 0
     }
 
     /// Whether a write of these bytes of RAM stops the run; if so, it is noted.
     #[inline]
-    pub(in crate::runtime) fn watched(&mut self, paddr: u64, len: u64) -> bool {
+    pub fn watched(&mut self, paddr: u64, len: u64) -> bool {
         let end = paddr.saturating_add(len);
         let mut watches = self.watches.iter();
         let hit = watches.any(|&(at, size)| paddr < at.saturating_add(size) && at < end);
@@ -92,7 +150,7 @@ impl Stops {
     }
 
     /// Notes that these bytes of RAM are read, as far as they are watched.
-    pub(in crate::runtime) fn note_read(&mut self, paddr: u64, len: u64) {
+    pub fn note_read(&mut self, paddr: u64, len: u64) {
         let end = paddr.saturating_add(len);
         let mut watches = self.read_watches.iter();
         if watches.any(|&(at, size)| paddr < at.saturating_add(size) && at < end) {
@@ -101,7 +159,7 @@ impl Stops {
     }
 
     /// After an instruction that a helper has carried out: the watched reads that it made stop the run.
-    pub(in crate::runtime) fn stop_after_reads(&mut self) {
+    pub fn stop_after_reads(&mut self) {
         let Some(&(paddr, _)) = self.reads.first() else {
             return;
         };
@@ -111,8 +169,85 @@ impl Stops {
         }
     }
 
+    // ---- what has stopped the run ----------------------------------------------------------------
+
+    /// Stops before the instruction at this moment, of which a hook was reached; not twice.
+    pub fn stop_at_hook(&mut self, moment: u64) -> bool {
+        if self.has_passed(moment) {
+            return false;
+        }
+        self.passed_hook = Some(moment);
+        self.stopped = Some(StopCause::Hook);
+        true
+    }
+
+    /// Whether the run has been stopped at this moment before, by a hook or otherwise.
+    #[inline]
+    pub fn has_passed(&self, moment: u64) -> bool {
+        self.passed_hook == Some(moment)
+    }
+
+    /// Stops before a stale block runs, if that is asked; not twice.
+    pub fn stop_at_stale(&mut self, moment: u64) -> bool {
+        if !self.on_stale || self.has_passed(moment) {
+            return false;
+        }
+        self.passed_hook = Some(moment);
+        self.stopped = Some(StopCause::Stale);
+        true
+    }
+
+    /// Stops before an instruction that reads watched ranges; not twice.
+    pub fn stop_before_read(&mut self, moment: u64) -> bool {
+        if self.passed_read == Some(moment) {
+            return false;
+        }
+        self.passed_read = Some(moment);
+        self.stopped = Some(StopCause::Read);
+        true
+    }
+
+    /// Whether to stop before the instruction at this moment, which comes next; hooks do not stop there once more.
+    #[inline]
+    pub fn stops_before(&mut self, moment: u64) -> bool {
+        let asked = self.before.take_if(|before| *before == moment).is_some();
+        if asked {
+            self.passed_hook = Some(moment);
+        }
+        asked
+    }
+
+    /// Whether a stop is not reported yet.
+    #[inline]
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.is_some()
+    }
+
+    /// What has stopped the run and is not reported yet, once.
+    #[inline]
+    pub fn take_stop(&mut self) -> Option<StopCause> {
+        self.stopped.take()
+    }
+
+    /// The ranges that the event wrote for which the run has stopped.
+    pub fn written(&self) -> &[(u64, u64)] {
+        &self.written
+    }
+
+    /// The watched ranges that the access under way reads, or that for which the run has stopped.
+    #[inline]
+    pub fn reads(&self) -> &[(u64, u64)] {
+        &self.reads
+    }
+
+    /// An access begins.
+    #[inline]
+    pub fn begin_access(&mut self) {
+        self.reads.clear();
+    }
+
     /// Forgets a stop that is not reported.
-    pub(in crate::runtime) fn forget(&mut self) {
+    pub fn forget(&mut self) {
         self.stopped = None;
         self.passed_hook = None;
         self.passed_read = None;

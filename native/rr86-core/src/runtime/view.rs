@@ -28,13 +28,24 @@ pub struct View<'a> {
 impl<'a> View<'a> {
     /// The registers of a vCPU, and memory as it sees it.
     pub fn of(v: &'a mut Vcpu, engine: &'a mut Engine) -> (&'a mut CpuState, Self) {
-        let view = Self {
-            engine,
-            vcpu: v.cpu.id,
-            block: v.run.site_block,
-            debug_hits: &mut v.pending.debug_hits,
-        };
+        let hits = &mut v.pending.debug_hits;
+        let view = Self::new(engine, v.cpu.id, v.run.site_block, hits);
         (&mut v.cpu, view)
+    }
+
+    /// Memory as a vCPU sees it that runs this block. Data breakpoints that accesses hit are noted.
+    pub(in crate::runtime) fn new(
+        engine: &'a mut Engine,
+        vcpu: u8,
+        block: BlockId,
+        debug_hits: &'a mut u64,
+    ) -> Self {
+        Self {
+            engine,
+            vcpu,
+            block,
+            debug_hits,
+        }
     }
 
     fn parts(
@@ -118,7 +129,7 @@ impl<'a> View<'a> {
         privilege: Privilege,
     ) -> Option<*mut u8> {
         let mmu = mmu(cpu, privilege);
-        self.engine.slice.plain = false;
+        self.engine.instruction.begin_access();
         if size as u64 > PAGE_SIZE - (linear & PAGE_MASK) {
             return None;
         }
@@ -162,9 +173,9 @@ impl<'a> View<'a> {
                 done += len;
             }
         }
-        if !self.engine.stops.reads.is_empty() {
+        if !self.engine.stops.reads().is_empty() {
             self.engine.stops.stop_after_reads();
-            self.engine.slice.helper_stop = true;
+            self.engine.instruction.stop();
         }
         Ok(())
     }
@@ -186,13 +197,14 @@ impl<'a> View<'a> {
             return Ok(());
         }
         let mut done = 0;
-        let plain = self.engine.slice.plain;
+        let plain = self.engine.instruction.was_watched_only();
         let parts = self.parts(cpu, linear, data.len(), Access::Write, privilege)?;
         let whole = parts[1].1 == 0;
         for (paddr, len) in parts {
             if len > 0 && plain {
-                self.engine.slice.helper_stop |=
-                    self.engine.commit_plain(self.vcpu, linear, paddr, data);
+                if self.engine.commit_plain(self.vcpu, linear, paddr, data) {
+                    self.engine.instruction.stop();
+                }
             } else if len > 0 {
                 let at = linear.wrapping_add(done as u64);
                 let part = &data[done..done + len];
@@ -200,7 +212,7 @@ impl<'a> View<'a> {
                     .engine
                     .store((self.vcpu, self.block), at, paddr, part, whole)
                 {
-                    self.engine.slice.helper_stop = true;
+                    self.engine.instruction.stop();
                 }
                 done += len;
             }

@@ -4,8 +4,9 @@ use super::agent::Agent;
 use super::cache::BlockId;
 use super::engine::Engine;
 use super::oracle::{Access, Oracle, Seen};
+use super::storelog::StoreLog;
 use super::vcpu::Vcpu;
-use super::writelog::{disjoint, Commit, Logged, CAPACITY};
+use super::writelog::{Commit, Logged};
 use crate::memory::pages::{PageFlags, DEVICE};
 use crate::memory::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
@@ -70,7 +71,7 @@ impl Engine {
                     len: n,
                     icount: self.icount(),
                 };
-                let between = oracle.between;
+                let between = oracle.between();
                 oracle.access(&access, || match agent {
                     DEVICE => None,
                     _ => between.or_else(|| self.position_rip()),
@@ -85,7 +86,7 @@ impl Engine {
     #[inline]
     pub(in crate::runtime) fn stand_between(&mut self, rip: Option<u64>) {
         if let Some(oracle) = &mut self.observers.oracle {
-            oracle.between = rip;
+            oracle.stand_between(rip);
         }
     }
 
@@ -102,27 +103,24 @@ impl Engine {
 impl Engine {
     /// Logs every write to these physical ranges (address, length) from now on; none ends the log.
     pub fn log_writes(&mut self, ranges: Vec<(u64, u64)>) {
-        let old = std::mem::take(&mut self.observers.write_log);
-        for &(at, len) in &old.ranges {
+        for (at, len) in self.observers.write_log.begin(ranges) {
             self.watch_pages(at, len, false);
         }
-        self.observers.write_log.ranges = disjoint(ranges);
         self.watch_all();
     }
 
     /// The writes since the last call; `None` if there were too many.
     pub fn take_writes(&mut self) -> Option<Vec<Logged>> {
-        let entries = std::mem::take(&mut self.observers.write_log.entries);
-        (!std::mem::take(&mut self.observers.write_log.overflow)).then_some(entries)
+        self.observers.write_log.take()
     }
 
     /// Watches the pages of everything that is watched or logged.
     pub(in crate::runtime) fn watch_all(&mut self) {
         let ranges: Vec<(u64, u64)> = self
             .stops
-            .watches
+            .watches()
             .iter()
-            .chain(&self.observers.write_log.ranges)
+            .chain(self.observers.write_log.ranges())
             .copied()
             .collect();
         for (at, len) in ranges {
@@ -160,15 +158,7 @@ impl Engine {
 
     /// Logs a write that is about to change memory.
     pub(in crate::runtime) fn log_write(&mut self, commit: &Commit, paddr: u64, data: &[u8]) {
-        let end = paddr + data.len() as u64;
-        let ranges = &self.observers.write_log.ranges;
-        let behind = ranges.partition_point(|&(at, _)| at < end);
-        // Of those that begin before the write's end, the last is the one that ends last.
-        if behind == 0 || ranges[behind - 1].0 + ranges[behind - 1].1 <= paddr {
-            return;
-        }
-        if self.observers.write_log.entries.len() == CAPACITY {
-            self.observers.write_log.overflow = true;
+        if !self.observers.write_log.wants(paddr, data.len() as u64) {
             return;
         }
         let mut old = vec![0; data.len()];
@@ -179,7 +169,7 @@ impl Engine {
             (_, Some((checked, rip))) => (checked, Some(rip)),
             _ => (now, self.position_rip()),
         };
-        self.observers.write_log.entries.push(Logged {
+        self.observers.write_log.push(Logged {
             agent: commit.agent,
             checked,
             committed: now,
@@ -190,5 +180,39 @@ impl Engine {
             new: data.to_vec(),
             passage: commit.passage,
         });
+    }
+
+    /// Logs the last stores to shared lines from now on.
+    pub fn log_stores(&mut self, stores: StoreLog) {
+        let Some(log) = self.outside.recorder() else {
+            return;
+        };
+        for page in stores.pages() {
+            self.memory.pages.info[page].flags |= PageFlags::LOGGED;
+            self.vcpus.mmus().for_each(|mmu| mmu.tlb.protect_page(page));
+        }
+        log.stores = Some(stores);
+    }
+
+    /// Logs a store that is about to change a page of interest.
+    pub(in crate::runtime) fn log_store(
+        &mut self,
+        commit: &Commit,
+        page: usize,
+        paddr: u64,
+        data: &[u8],
+    ) {
+        let icount = self.icount();
+        let rip = match commit.agent {
+            Agent::Device => 0,
+            Agent::Vcpu(_) => self.position_rip().unwrap_or(0),
+        };
+        let offset = (paddr % PAGE_SIZE) as usize;
+        if let Some(log) = self.outside.recorder() {
+            if let Some(stores) = &mut log.stores {
+                let old = &self.memory.ram.page(page)[offset..offset + data.len()];
+                stores.note(commit.agent, page, paddr, (icount, rip), old, data);
+            }
+        }
     }
 }

@@ -4,11 +4,10 @@
 //! it runs again, before anything else. Whether to switch is a decision like any other: the recorder
 //! draws it, the replayer knows it.
 
-use super::protocol::{Protocol, Source};
+use super::protocol::Source;
 use crate::memory::tlb::MmuIndex;
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::translate::mode::Mode;
-use std::collections::BTreeSet;
 use std::fmt;
 
 /// The windows.
@@ -122,7 +121,7 @@ pub enum WindowPolicy {
 }
 
 impl WindowPolicy {
-    pub(in crate::runtime) fn draw(&mut self, window: Window) -> bool {
+    fn draw(&mut self, window: Window) -> bool {
         match self {
             Self::Draw { state, bias } => {
                 *state = state
@@ -139,31 +138,99 @@ impl WindowPolicy {
     }
 }
 
-/// How blocks and memory are kept in step in this machine, and what that has led to.
-pub struct Coherence {
-    pub(in crate::runtime) protocol: Protocol,
-    /// Blocks are compared with memory wherever the protocol may have let them go stale.
-    pub(in crate::runtime) detects: bool,
-    pub(in crate::runtime) windows: WindowPolicy,
-    pub(in crate::runtime) windows_open: bool,
+/// Who decides about the windows of this machine, and which one is reached.
+pub(in crate::runtime) struct Windows {
+    policy: WindowPolicy,
+    /// Whether a switch could let anybody else run.
+    open: bool,
     /// The window in which the running vCPU is to be switched out.
-    pub(in crate::runtime) in_window: Option<Window>,
-    /// Pages with code to which some vCPU can write unchecked.
-    pub(in crate::runtime) unguarded: BTreeSet<usize>,
+    entered: Option<Window>,
     /// Serial number of a block whose bytes are to be fetched anew.
-    pub(in crate::runtime) refetched: Option<u64>,
+    refetched: Option<u64>,
 }
 
-impl Coherence {
-    pub(in crate::runtime) fn new(protocol: Protocol) -> Self {
+impl Default for Windows {
+    fn default() -> Self {
         Self {
-            protocol,
-            detects: protocol.can_be_stale(),
-            windows: WindowPolicy::Closed,
-            windows_open: false,
-            in_window: None,
-            unguarded: BTreeSet::new(),
+            policy: WindowPolicy::Closed,
+            open: false,
+            entered: None,
             refetched: None,
         }
+    }
+}
+
+impl Windows {
+    pub fn set_policy(&mut self, policy: WindowPolicy) {
+        self.policy = policy;
+    }
+
+    pub fn set_open(&mut self, open: bool) {
+        self.open = open;
+    }
+
+    /// Whether to switch in a window that has been reached, with `left` instructions of the slice still unused.
+    #[inline]
+    pub fn switch_in(&mut self, window: Window, left: i64) -> bool {
+        match &mut self.policy {
+            WindowPolicy::Closed => false,
+            WindowPolicy::Expect(expected) => {
+                if *expected == Some(window) && left == 0 {
+                    *expected = None;
+                    true
+                } else {
+                    false
+                }
+            }
+            policy => self.open && policy.draw(window),
+        }
+    }
+
+    /// The window in which a recorded slice that is under way ends.
+    pub fn expected(&self) -> Option<Window> {
+        match self.policy {
+            WindowPolicy::Expect(window) => window,
+            _ => None,
+        }
+    }
+
+    /// Whether the recording has a switch in a fetch window at the end of the budget.
+    #[inline]
+    pub fn expects_fetch(&self) -> bool {
+        matches!(self.policy, WindowPolicy::Expect(Some(Window::Fetch)))
+    }
+
+    /// The running vCPU is to be switched out in this window.
+    #[inline]
+    pub fn enter(&mut self, window: Window) {
+        self.entered = Some(window);
+    }
+
+    /// Whether the running vCPU is to be switched out.
+    #[inline]
+    pub fn is_entered(&self) -> bool {
+        self.entered.is_some()
+    }
+
+    /// The window in which the running vCPU is to be switched out, once.
+    #[inline]
+    pub fn take_entered(&mut self) -> Option<Window> {
+        self.entered.take()
+    }
+
+    /// Has the bytes of the block with this serial number fetched anew when they are about to be linked.
+    pub fn refetch(&mut self, serial: u64) {
+        self.refetched = Some(serial);
+    }
+
+    /// Whether the bytes of the block with this serial number are to be fetched anew; said once.
+    pub fn take_refetch(&mut self, serial: u64) -> bool {
+        self.refetched.take_if(|asked| *asked == serial).is_some()
+    }
+
+    /// Forgets the window that was reached, and what is to be fetched anew.
+    pub fn forget(&mut self) {
+        self.entered = None;
+        self.refetched = None;
     }
 }

@@ -8,7 +8,7 @@
 use crate::runtime::agent::Agent;
 
 /// Most entries that are kept until somebody takes them.
-pub(in crate::runtime) const CAPACITY: usize = 1 << 20;
+const CAPACITY: usize = 1 << 20;
 
 /// How a write got past the block protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +58,50 @@ pub struct Logged {
 #[derive(Debug, Default)]
 pub struct WriteLog {
     /// Disjoint, in the order of their addresses.
-    pub(in crate::runtime) ranges: Vec<(u64, u64)>,
-    pub(in crate::runtime) entries: Vec<Logged>,
+    ranges: Vec<(u64, u64)>,
+    entries: Vec<Logged>,
     /// There were more than fit.
-    pub(in crate::runtime) overflow: bool,
+    overflow: bool,
+}
+
+impl WriteLog {
+    /// Logs the writes to these ranges from now on; those before are forgotten. Gives back the old ranges.
+    pub(in crate::runtime) fn begin(&mut self, ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+        let new = Self {
+            ranges: disjoint(ranges),
+            ..Self::default()
+        };
+        std::mem::replace(self, new).ranges
+    }
+
+    /// The ranges that are logged.
+    pub(in crate::runtime) fn ranges(&self) -> &[(u64, u64)] {
+        &self.ranges
+    }
+
+    /// Whether a write to these bytes is to be logged. Where the log is full, that is noted.
+    pub(in crate::runtime) fn wants(&mut self, paddr: u64, len: u64) -> bool {
+        let end = paddr + len;
+        let behind = self.ranges.partition_point(|&(at, _)| at < end);
+        // Of those that begin before the write's end, the last is the one that ends last.
+        let Some(&(at, size)) = behind.checked_sub(1).and_then(|n| self.ranges.get(n)) else {
+            return false;
+        };
+        let inside = at + size > paddr;
+        let full = self.entries.len() == CAPACITY;
+        self.overflow |= inside && full;
+        inside && !full
+    }
+
+    pub(in crate::runtime) fn push(&mut self, write: Logged) {
+        self.entries.push(write);
+    }
+
+    /// The writes since the last call; `None` if there were too many.
+    pub(in crate::runtime) fn take(&mut self) -> Option<Vec<Logged>> {
+        let entries = std::mem::take(&mut self.entries);
+        (!std::mem::take(&mut self.overflow)).then_some(entries)
+    }
 }
 
 /// What is known of a write when it is committed.
@@ -75,7 +115,7 @@ pub struct Commit {
 }
 
 /// The same bytes as disjoint ranges (address, length) in order.
-pub(in crate::runtime) fn disjoint(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+fn disjoint(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     ranges.sort_unstable();
     let mut out: Vec<(u64, u64)> = Vec::new();
     for (at, len) in ranges {

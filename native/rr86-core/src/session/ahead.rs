@@ -3,12 +3,12 @@
 use std::thread::available_parallelism;
 
 use super::machine::Machine;
-use crate::runtime::ahead::Guess;
+use crate::runtime::ahead::Prediction;
 use crate::trace::{Block, EventStream};
 
 /// A block that the trace tells of, as the thread that translates ahead wants it.
-fn guess(block: Block) -> Guess {
-    Guess {
+fn prediction(block: Block) -> Prediction {
+    Prediction {
         serial: block.id,
         linear: block.pc,
         paddr: block.paddr,
@@ -24,8 +24,8 @@ pub(super) fn translate_ahead(machine: &mut Machine, events: &mut EventStream) {
     if let Some(blocks) = events.take_blocks() {
         let single = available_parallelism().is_ok_and(|n| n.get() == 1);
         if !single && machine.engine.oracle_mut().is_none() {
-            let guesses = blocks.map(|next| next.map(guess));
-            machine.engine.translate_ahead(guesses);
+            let predictions = blocks.map(|next| next.map(prediction));
+            machine.engine.translate_ahead(predictions);
         }
     }
 }

@@ -4,17 +4,16 @@
 //! The others' slices are skipped, so the work is that of one vCPU. The rest of the machine does not
 //! exist: RAM is as this vCPU has seen it, and only its own digests are compared.
 
-use std::path::Path;
+mod sessions;
+
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::decisions::{Decisions, Next, Stop};
 use super::error::{Fact, SessionError};
-use super::expansion::ExpansionReader;
 use super::foreign::Foreign;
 use super::machine::Machine;
-use super::run::Session;
 use super::slice::{Decision, Finished, SliceReport, SliceStop, Slices};
 use super::verify::Position;
 use crate::cpu::save;
@@ -22,7 +21,7 @@ use crate::cpu::state::Activity;
 use crate::host_time::HostTime;
 use crate::runtime::dispatch::{RunEnd, Span};
 use crate::runtime::inputs::InputDivergence;
-use crate::trace::{Event, EventStream, SliceEnd, TraceError, TraceReader};
+use crate::trace::{Event, EventStream, SliceEnd};
 
 /// No run has so many instructions: at a billion a second it would take a century.
 const FARTHEST: u64 = 1 << 62;
@@ -94,7 +93,7 @@ impl Alone {
             }
             Event::TimeSkip { to_ns } => {
                 let engine = &mut machine.engine;
-                engine.clock.skipped_ns = to_ns.saturating_sub(engine.icount());
+                engine.jump_to(to_ns);
             }
             Event::HandOff {
                 page, to, access, ..
@@ -169,7 +168,7 @@ impl Alone {
                 start,
             };
             let (count, ended) = machine.engine.run(vcpu, span);
-            machine.engine.observers.events.clear();
+            machine.engine.observers.forget_events();
             self.instructions += count;
             if let Some((icount, what)) = machine.engine.take_divergence() {
                 return Err(self.other_input(icount, what));
@@ -273,55 +272,5 @@ impl Decisions for Alone {
 
     fn waited(&self) -> HostTime {
         self.events.waited()
-    }
-}
-
-impl Session<Alone> {
-    /// A replay of one vCPU of a trace on `machine`, which is set up as the recorder's was.
-    ///
-    /// # Errors
-    /// When the expansion is missing (`Malformed`) or damaged, or the checkpoint at which the trace begins is.
-    pub fn alone(
-        mut machine: Machine,
-        trace: &TraceReader,
-        expansion: &Path,
-        vcpu: usize,
-        verify: bool,
-    ) -> Result<Self, SessionError> {
-        let expansion = ExpansionReader::open(expansion, trace)?.ok_or(TraceError::Malformed {
-            chunk: 0,
-            offset: 0,
-            why: "there is no whole expansion of this trace",
-        })?;
-        if let Some(first) = trace.beginning()? {
-            machine.restore_from(trace, &first)?;
-        }
-        let foreign = Foreign::new(vcpu, expansion, &mut machine)?;
-        let position = Position {
-            decisions: 0,
-            vcpu: vcpu as u8,
-        };
-        let alone = Alone {
-            vcpu,
-            instructions: 0,
-            position,
-            events: trace.stream(),
-            foreign,
-            slice: Bounds {
-                start: 0,
-                end: 0,
-                stop: SliceEnd::Quantum,
-            },
-            verify,
-            finished: false,
-        };
-        let mut session = Self::start(machine, alone);
-        session.vcpu = vcpu;
-        Ok(session)
-    }
-
-    /// Instructions that the vCPU has retired.
-    pub fn instructions(&self) -> u64 {
-        self.decisions.instructions
     }
 }

@@ -170,7 +170,7 @@ impl Session<Recording> {
         let machine = self.before_it_begins()?;
         machine.load(paddr, data)?;
         // It belongs to the state that the branch begins with, and to no slice.
-        machine.engine.observers.events.clear();
+        machine.engine.observers.forget_events();
         Ok(())
     }
 
@@ -183,7 +183,7 @@ impl Session<Recording> {
     pub fn change_protocol(&mut self, protocol: Protocol) -> Result<(), BranchError> {
         let machine = self.before_it_begins()?;
         machine.engine.change_protocol(protocol);
-        machine.engine.observers.events.clear();
+        machine.engine.observers.forget_events();
         Ok(())
     }
 }

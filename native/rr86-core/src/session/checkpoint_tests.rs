@@ -2,11 +2,10 @@
 //! and states that were damaged.
 
 use super::*;
-use crate::cpu::semantics::Semantics;
+use crate::runtime::checkpoint::Blocks;
 use crate::runtime::protocol::Protocol;
-use crate::runtime::translator::BlockLimits;
 use crate::runtime::windows::WindowPolicy;
-use crate::session::{MachineConfig, Policy, Scheduler, Wait};
+use crate::session::{testing, Policy, Scheduler, Wait};
 
 const ENTRY: u64 = 0x10_0000;
 /// ```text
@@ -38,45 +37,16 @@ fn draw_windows(state: u64) -> WindowPolicy {
 }
 
 fn machine() -> Machine {
-    machine_under(Protocol::named("qemu-7.2").expect("a protocol"))
+    machine_under(named("qemu-7.2"))
+}
+
+fn named(protocol: &str) -> Protocol {
+    Protocol::named(protocol).expect("a protocol")
 }
 
 fn machine_under(protocol: Protocol) -> Machine {
-    let mut machine = Machine::new(MachineConfig {
-        memory: 4 << 20,
-        vcpus: 2,
-        cpuid: Vec::new(),
-        msrs: Vec::new(),
-        start_time: 0,
-        semantics: Semantics::CURRENT,
-        fw_cfg: Vec::new(),
-        fw_cfg_files: Vec::new(),
-        blocks: BlockLimits {
-            instructions: 8,
-            capacity: 64,
-            protocol,
-        },
-        tracking: true,
-    })
-    .expect("a machine");
-    machine.load(ENTRY, &PROGRAM).expect("RAM");
-    for vcpu in 0..2 {
-        let mut set = |name: &str, value| {
-            machine.set_register(vcpu, name, value).expect(name);
-        };
-        for segment in ["cs", "ss", "ds", "es"] {
-            set(segment, 8);
-            set(&format!("{segment}_base"), 0);
-            set(&format!("{segment}_limit"), 0xffff_ffff);
-            let attr = if segment == "cs" { 0xc09b } else { 0xc093 };
-            set(&format!("{segment}_attr"), attr);
-        }
-        set("cr0", 0x11);
-        set("rflags", 2);
-        set("rip", ENTRY);
-        set("rbx", 64 + 64 * vcpu as u64);
-        set("activity", 0);
-    }
+    let config = testing::config(4 << 20, 2, 8, protocol);
+    let mut machine = testing::machine(config, ENTRY, &PROGRAM);
     let policy = draw_windows(3);
     machine.engine.set_windows(policy);
     machine.allow_checkpoints().expect("checkpoints");
@@ -136,7 +106,7 @@ fn checkpoints() -> Vec<Saved> {
 
 #[test]
 fn a_restored_machine_goes_on_like_the_one_that_was_saved() {
-    restores_under(Protocol::named("qemu-7.2").expect("a protocol"));
+    restores_under(named("qemu-7.2"));
 }
 
 #[test]
@@ -144,7 +114,7 @@ fn a_machine_under_another_order_of_the_steps_goes_on_too() {
     restores_under(Protocol {
         guard_first: true,
         commit_first: true,
-        ..Protocol::named("qemu-7.2").expect("a protocol")
+        ..named("qemu-7.2")
     });
 }
 
@@ -160,7 +130,7 @@ fn restores_under(protocol: Protocol) {
         inside += (0..2)
             .filter(|&v| original.engine.inside_block(v).is_some())
             .count();
-        let blocks = original.engine.cache.blocks.iter_live();
+        let blocks = original.engine.blocks().iter_live();
         stale += blocks.iter().filter(|b| b.stale.marked).count();
         put(&mut other, &saved.pages);
         other.restore(&saved.state).expect("a whole checkpoint");
@@ -170,13 +140,13 @@ fn restores_under(protocol: Protocol) {
         let policy = draw_windows(77);
         original.engine.set_windows(policy.clone());
         other.engine.set_windows(policy);
-        original.engine.observers.events.clear();
+        original.engine.observers.forget_events();
         let mut same = scheduler.clone();
         run(&mut original, &mut scheduler, 5);
         run(&mut other, &mut same, 5);
         assert_eq!(
-            original.engine.observers.events,
-            other.engine.observers.events
+            original.engine.observers.events(),
+            other.engine.observers.events()
         );
         assert_eq!(original.digests(), other.digests());
     }
@@ -219,7 +189,7 @@ fn damaged_states_are_refused_or_safe_to_run() {
                 n => state[at] ^= 1 << (n & 7),
             }
             put(&mut machine, &saved.pages);
-            if machine.load_state(&state).is_err() {
+            if machine.load_state(&state, Blocks::Anew).is_err() {
                 refused += 1;
                 continue;
             }
@@ -236,25 +206,10 @@ fn damaged_states_are_refused_or_safe_to_run() {
 
 #[test]
 fn a_protocol_that_keeps_chains_has_no_checkpoints() {
-    let mut config = MachineConfig {
-        memory: 1 << 20,
-        vcpus: 1,
-        cpuid: Vec::new(),
-        msrs: Vec::new(),
-        start_time: 0,
-        semantics: Semantics::CURRENT,
-        fw_cfg: Vec::new(),
-        fw_cfg_files: Vec::new(),
-        blocks: BlockLimits {
-            instructions: 8,
-            capacity: 64,
-            protocol: Protocol::named("chain-kept").expect("a protocol"),
-        },
-        tracking: true,
-    };
+    let mut config = testing::config(1 << 20, 1, 8, named("chain-kept"));
     let mut machine = Machine::new(config.clone()).expect("a machine");
     assert!(machine.allow_checkpoints().is_err());
-    config.blocks.protocol = Protocol::named("precise").expect("a protocol");
+    config.blocks.protocol = named("precise");
     let mut machine = Machine::new(config).expect("a machine");
     assert_eq!(machine.allow_checkpoints(), Ok(()));
 }

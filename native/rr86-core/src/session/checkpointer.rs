@@ -28,7 +28,7 @@ pub(super) fn write_checkpoint(
     let written = writer.checkpoint(machine.engine.icount(), &state, pages);
     let waiting = writer.waited().without(waited);
     let own = watch.read().without(waiting);
-    machine.engine.observers.spent.add(Phase::Checkpoints, own);
+    machine.engine.observers.spend(Phase::Checkpoints, own);
     written
 }
 

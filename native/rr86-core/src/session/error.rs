@@ -23,6 +23,9 @@ pub enum SessionError {
     /// A checkpoint or a moment cannot be made or restored.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// An earlier call has panicked, and left the machine as it was then.
+    #[error("the machine cannot run on: an earlier call was ended by a bug in rr86")]
+    Panicked,
 }
 
 /// The replay left the recorded path.

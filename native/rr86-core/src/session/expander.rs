@@ -7,7 +7,7 @@ use super::expansion::{ExpansionWriter, Part, Sync};
 use super::machine::Machine;
 use crate::cpu::save;
 use crate::memory::PAGE_SHIFT;
-use crate::runtime::inputs::{InputLog, Inputs};
+use crate::runtime::inputs::{InputRecorder, Inputs};
 use crate::runtime::storelog::StoreLog;
 use crate::trace::{survey, TraceError, TraceReader};
 
@@ -57,8 +57,8 @@ impl Expander {
         let writer = ExpansionWriter::create(path, trace, stores)?;
         let stores = stores.then(|| shared_lines(trace, machine)).transpose()?;
         let count = machine.engine.vcpu_count();
-        let log = InputLog::new(count, &machine.engine.memory);
-        machine.engine.inputs = Inputs::Logged(Box::new(log));
+        let log = InputRecorder::new(count, &machine.engine.memory);
+        machine.engine.set_inputs(Inputs::Logged(Box::new(log)));
         if let Some(lines) = stores {
             machine.engine.log_stores(StoreLog::new(lines));
         }
@@ -104,12 +104,12 @@ impl Expander {
     }
 
     fn write(&mut self, machine: &mut Machine) -> Result<(), TraceError> {
-        let Inputs::Logged(log) = &mut machine.engine.inputs else {
+        let Some(log) = machine.engine.input_recorder() else {
             return Ok(());
         };
-        for (vcpu, (progress, tape)) in self.vcpus.iter_mut().zip(&mut log.tapes).enumerate() {
+        for (vcpu, (progress, inputs)) in self.vcpus.iter_mut().zip(&mut log.vcpus).enumerate() {
             let part = Part {
-                tape: std::mem::take(tape),
+                inputs: std::mem::take(inputs),
                 syncs: std::mem::take(&mut progress.changed),
             };
             self.writer.part(vcpu as u8, &part)?;
@@ -125,13 +125,13 @@ impl Expander {
     /// # Errors
     /// When the expansion cannot be written.
     pub fn finish(mut self, machine: &mut Machine) -> Result<(), TraceError> {
-        if let Inputs::Logged(log) = &mut machine.engine.inputs {
+        if let Some(log) = machine.engine.input_recorder() {
             if let Some(stores) = &mut log.stores {
                 stores.close();
             }
         }
         self.write(machine)?;
-        machine.engine.inputs = Inputs::Live;
+        machine.engine.set_inputs(Inputs::Live);
         self.writer.finish()
     }
 }

@@ -2,7 +2,7 @@
 //! file beside it. It can be made again at any time, so it has no claim to last: another version of the
 //! format is refused, and the replay is made once more.
 //!
-//! It has the inputs of every vCPU ([`Tape`]), in one chunk for each vCPU and each interval between two
+//! It has the inputs of every vCPU ([`InputLog`]), in one chunk for each vCPU and each interval between two
 //! sets of digests, so that a vCPU that is replayed alone reads its own chunks and nothing else. If it was
 //! asked for, it has the last stores to shared lines too ([`StoreEntry`]), in a chunk for each interval and each
 //! sixty-fourth of the pages, so that a question about an address reads little.
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::memory::PAGE_SIZE;
-use crate::runtime::inputs::{Acquired, Delivery, Tape};
+use crate::runtime::inputs::{Acquired, Delivery, InputLog};
 use crate::runtime::storelog::StoreEntry;
 use crate::trace::format::{self, ChunkHeader, ChunkKind, Codec, CHUNK_HEADER};
 use crate::trace::varint::{apply, delta, put, Cursor};
@@ -33,7 +33,7 @@ const MAX_RAW: usize = 1 << 30;
 const MAX_PIECE: usize = 8 << 20;
 
 /// Inputs of one vCPU.
-const TAPE: ChunkKind = ChunkKind(32);
+const INPUTS: ChunkKind = ChunkKind(32);
 /// Stores of an interval to the pages of a group.
 const STORES: ChunkKind = ChunkKind(33);
 /// Pages are grouped by the lowest bits of their number.
@@ -55,7 +55,7 @@ pub struct Sync {
 /// One vCPU's part of an interval.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Part {
-    pub tape: Tape,
+    pub inputs: InputLog,
     pub syncs: Vec<Sync>,
 }
 
@@ -111,7 +111,7 @@ impl ExpansionWriter {
     /// When it cannot be written.
     pub fn part(&mut self, vcpu: u8, part: &Part) -> Result<(), TraceError> {
         let raw = encode(part);
-        self.chunk(TAPE, vcpu, &raw)
+        self.chunk(INPUTS, vcpu, &raw)
     }
 
     fn chunk(&mut self, kind: ChunkKind, vcpu: u8, raw: &[u8]) -> Result<(), TraceError> {
@@ -254,7 +254,7 @@ impl ExpansionReader {
         firsts
             .filter(|&n| {
                 let header = &self.chunks[n].1;
-                header.kind == TAPE && header.first_vcpu == vcpu
+                header.kind == INPUTS && header.first_vcpu == vcpu
             })
             .collect()
     }
@@ -375,23 +375,23 @@ fn take_runs(from: &mut Cursor<'_>, end: u64) -> Option<Vec<(u16, Vec<u8>)>> {
 
 fn encode(part: &Part) -> Vec<u8> {
     let mut out = Vec::new();
-    let Part { tape, syncs } = part;
-    put(&mut out, tape.answers.len() as u64);
-    for answer in &tape.answers {
+    let Part { inputs, syncs } = part;
+    put(&mut out, inputs.answers.len() as u64);
+    for answer in &inputs.answers {
         out.push(answer.is_some().into());
         put(&mut out, answer.unwrap_or(0));
     }
-    put(&mut out, tape.deliveries.len() as u64);
+    put(&mut out, inputs.deliveries.len() as u64);
     let mut last = 0;
-    for d in &tape.deliveries {
+    for d in &inputs.deliveries {
         put(&mut out, d.icount.wrapping_sub(last));
         last = d.icount;
         out.extend_from_slice(&d.rip.to_le_bytes());
         put(&mut out, d.vector.map_or(0, |v| u64::from(v) + 1));
     }
-    put(&mut out, tape.acquired.len() as u64);
+    put(&mut out, inputs.acquired.len() as u64);
     let (mut last, mut page) = (0, 0);
-    for a in &tape.acquired {
+    for a in &inputs.acquired {
         put(&mut out, a.icount.wrapping_sub(last));
         last = a.icount;
         put(
@@ -415,7 +415,7 @@ fn decode(raw: &[u8], pages: usize) -> Option<Part> {
     for _ in 0..from.varint()? {
         let known = from.byte()? != 0;
         let value = from.varint()?;
-        part.tape.answers.push_back(known.then_some(value));
+        part.inputs.answers.push_back(known.then_some(value));
     }
     let mut icount = 0u64;
     for _ in 0..from.varint()? {
@@ -425,7 +425,7 @@ fn decode(raw: &[u8], pages: usize) -> Option<Part> {
             0 => None,
             n => Some(u8::try_from(n - 1).ok()?),
         };
-        part.tape.deliveries.push_back(Delivery {
+        part.inputs.deliveries.push_back(Delivery {
             icount,
             rip,
             vector,
@@ -439,7 +439,7 @@ fn decode(raw: &[u8], pages: usize) -> Option<Part> {
         if page >= pages as u64 {
             return None;
         }
-        part.tape.acquired.push_back(Acquired {
+        part.inputs.acquired.push_back(Acquired {
             icount,
             page: u32::try_from(page).ok()?,
             write: place & 1 != 0,
@@ -508,19 +508,19 @@ mod tests {
 
     fn sample() -> Part {
         let mut part = Part::default();
-        part.tape.answers.extend([Some(0), None, Some(u64::MAX)]);
-        part.tape.deliveries.push_back(Delivery {
+        part.inputs.answers.extend([Some(0), None, Some(u64::MAX)]);
+        part.inputs.deliveries.push_back(Delivery {
             icount: 7,
             rip: 0xffff_ffff_8100_0000,
             vector: Some(255),
         });
-        part.tape.deliveries.push_back(Delivery {
+        part.inputs.deliveries.push_back(Delivery {
             icount: 7,
             rip: 1,
             vector: None,
         });
         for (page, write) in [(9, true), (3, false)] {
-            part.tape.acquired.push_back(Acquired {
+            part.inputs.acquired.push_back(Acquired {
                 icount: 10,
                 page,
                 write,
@@ -550,7 +550,7 @@ mod tests {
         let trace = TraceReader::open(&trace).expect("a trace");
         let mut long = sample();
         let answers = (0..MAX_PIECE as u64 / 10).map(|n| Some(!n));
-        long.tape.answers.extend(answers);
+        long.inputs.answers.extend(answers);
         assert!(encode(&long).len() > MAX_PIECE);
         let mut writer = ExpansionWriter::create(&path, &trace, false).expect("a file");
         for part in [&sample(), &long, &sample()] {

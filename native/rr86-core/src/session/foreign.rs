@@ -66,8 +66,9 @@ impl Foreign {
             Some(n) => self.expansion.part(n, pages)?,
             None => Part::default(),
         };
-        let tape = std::mem::take(&mut part.tape);
-        machine.engine.inputs = Inputs::Played(Box::new(tape));
+        let inputs = std::mem::take(&mut part.inputs);
+        let inputs = Inputs::Replayed(Box::new(inputs));
+        machine.engine.set_inputs(inputs);
         self.part = part;
         self.next_sync = 0;
         Ok(())
@@ -75,8 +76,8 @@ impl Foreign {
 
     /// Whether the vCPU has taken all inputs of the interval.
     pub fn all_taken(machine: &Machine) -> bool {
-        match &machine.engine.inputs {
-            Inputs::Played(tape) => tape.is_empty(),
+        match machine.engine.inputs() {
+            Inputs::Replayed(inputs) => inputs.is_empty(),
             _ => true,
         }
     }
@@ -137,10 +138,14 @@ impl Foreign {
 
     /// The next moment after `now` at which something reaches the vCPU inside its slice.
     pub fn next_stop(&self, machine: &Machine, now: u64) -> u64 {
-        let Inputs::Played(tape) = &machine.engine.inputs else {
+        let Inputs::Replayed(inputs) = machine.engine.inputs() else {
             return u64::MAX;
         };
-        let delivery = tape.deliveries.iter().map(|d| d.icount).find(|&i| i > now);
+        let delivery = inputs
+            .deliveries
+            .iter()
+            .map(|d| d.icount)
+            .find(|&i| i > now);
         let handed = self.handed.first().map(|h| h.icount).filter(|&i| i > now);
         delivery.unwrap_or(u64::MAX).min(handed.unwrap_or(u64::MAX))
     }

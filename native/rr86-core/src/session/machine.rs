@@ -148,7 +148,7 @@ impl Machine {
     }
 
     pub fn board(&mut self) -> &mut Board {
-        let bus: &mut dyn Any = self.engine.bus.as_mut();
+        let bus: &mut dyn Any = self.engine.bus();
         bus.downcast_mut().expect("a machine's bus is its board")
     }
 
@@ -270,13 +270,10 @@ impl Machine {
         for (name, bytes) in self.board().save() {
             all.push((name, xxh3_64(&bytes)));
         }
-        all.push(("blocks".to_string(), self.engine.cache.blocks.digest()));
+        all.push(("blocks".to_string(), self.engine.blocks().digest()));
         all.push(("windows".to_string(), self.engine.windows_digest()));
         all.push(("time".to_string(), self.engine.now()));
-        self.engine
-            .observers
-            .spent
-            .add(Phase::Digests, watch.read());
+        self.engine.observers.spend(Phase::Digests, watch.read());
         all
     }
 
@@ -322,7 +319,7 @@ impl Machine {
         if selective {
             self.board().pass_until(at);
         }
-        self.engine.clock.skipped_ns += at - now;
+        self.engine.jump_to(at);
         Wait::Skipped(at)
     }
 
@@ -357,10 +354,10 @@ impl Machine {
     /// all are made.
     fn serve_dma(&mut self, hurried: bool) -> bool {
         while let Some(access) = self.board().dma_access() {
-            if hurried && self.engine.slice.patience.is_over() {
+            if hurried && self.engine.call_is_over() {
                 return false;
             }
-            self.engine.slice.patience.step();
+            self.engine.count_step();
             let now = self.engine.now();
             match access {
                 DmaAccess::Read { paddr, length } => {

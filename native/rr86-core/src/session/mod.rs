@@ -35,6 +35,8 @@ mod scheduler;
 mod slice;
 mod snapshot;
 mod suggestions;
+#[doc(hidden)]
+pub mod testing;
 mod verify;
 
 pub use agent::{AgentError, Expression};

@@ -43,7 +43,7 @@ impl Machine {
             cpu.rip.wrapping_add(base) & 0xffff_ffff
         };
         let of_block = engine.current_block(vcpu).and_then(|id| {
-            let block = engine.cache.blocks.get(id);
+            let block = engine.blocks().get(id);
             let offset = usize::try_from(cpu.rip.wrapping_sub(block.rip)).ok()?;
             block.bytes.get(offset..).filter(|rest| !rest.is_empty())
         });

@@ -23,6 +23,8 @@ pub struct Session<D> {
     console: Vec<u8>,
     /// A slice was stopped inside, and goes on at the next call.
     inside: bool,
+    /// A call is under way, or was when it panicked.
+    called: bool,
 }
 
 impl<D: Decisions> Session<D> {
@@ -37,6 +39,7 @@ impl<D: Decisions> Session<D> {
             slices: 0,
             console: Vec::new(),
             inside: false,
+            called: false,
         }
     }
 
@@ -50,6 +53,7 @@ impl<D: Decisions> Session<D> {
             slices: self.slices,
             console: self.console,
             inside: self.inside,
+            called: self.called,
         };
         session.machine.slices = session.decisions.slices();
         session
@@ -77,7 +81,7 @@ impl<D: Decisions> Session<D> {
 
     /// What the run has cost the host.
     pub fn spent(&self) -> Spent {
-        let mut spent = self.machine.engine.observers.spent;
+        let mut spent = self.machine.engine.observers.spent();
         spent.add(Phase::Trace, self.decisions.waited());
         spent
     }
@@ -85,15 +89,19 @@ impl<D: Decisions> Session<D> {
     /// Runs until a condition holds, nothing more will be decided, or about `limit` instructions have retired.
     ///
     /// # Errors
-    /// [`SessionError`] when a trace cannot be read or written, or the machine does something else than recorded. A
-    /// machine whose trace could not be written has stopped at a slice boundary.
+    /// [`SessionError`] when a trace cannot be read or written, the machine does something else than recorded, or an
+    /// earlier call has panicked. A machine whose trace could not be written has stopped at a slice boundary.
     pub fn run(&mut self, limit: u64, conditions: &mut Conditions) -> Result<Stop, SessionError> {
+        if std::mem::replace(&mut self.called, true) {
+            return Err(SessionError::Panicked);
+        }
         let watch = Stopwatch::start();
-        self.machine.engine.slice.patience.begin();
+        self.machine.engine.begin_call();
         conditions.arm(&mut self.machine);
         let stop = self.drive(limit, conditions);
         let kept = self.decisions.keep(true);
-        self.machine.engine.observers.spent.whole += watch.read();
+        self.machine.engine.observers.spend_call(watch.read());
+        self.called = false;
         kept.and(stop)
     }
 
@@ -130,10 +138,10 @@ impl<D: Decisions> Session<D> {
         if self.decisions.progress(&self.machine) >= end {
             return Ok(Next::Stop(Stop::Limit));
         }
-        if self.machine.engine.slice.patience.is_over() {
+        if self.machine.engine.call_is_over() {
             return Ok(Next::Stop(Stop::TimeUp));
         }
-        self.machine.engine.slice.patience.step();
+        self.machine.engine.count_step();
         self.decisions.next(&mut self.machine)
     }
 
@@ -152,7 +160,7 @@ impl<D: Decisions> Session<D> {
             }
             SliceReport::Failed => {
                 // The slice has no end, so what it did cannot be written down or compared.
-                self.machine.engine.observers.events.clear();
+                self.machine.engine.observers.forget_events();
                 Some(Stop::Failed)
             }
             SliceReport::TimeUp => Some(Stop::TimeUp),

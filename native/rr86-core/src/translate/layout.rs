@@ -151,7 +151,7 @@ pub struct RunState {
     pub loop_hosts: [u64; LOOP_GROUPS],
     pub loop_marks: [u64; LOOP_AREAS],
     /// By a hash of a loop's address, for how many iterations it is not tried that way.
-    pub loop_patience: [i8; LOOP_PLACES],
+    pub loop_backoff: [i8; LOOP_PLACES],
     /// The same for what that will be after the next iterations that were not worth it.
     pub loop_failures: [u8; LOOP_PLACES],
     /// Where a special access takes place; used at the offset that keeps the guest's alignment.
@@ -257,8 +257,8 @@ pub mod at {
     pub const fn loop_mark(number: usize) -> usize {
         RUN + offset_of!(RunState, loop_marks) + 8 * number
     }
-    pub const fn loop_patience(rip: u64) -> usize {
-        RUN + offset_of!(RunState, loop_patience) + loop_place(rip)
+    pub const fn loop_backoff(rip: u64) -> usize {
+        RUN + offset_of!(RunState, loop_backoff) + loop_place(rip)
     }
     pub const fn loop_failures(rip: u64) -> usize {
         RUN + offset_of!(RunState, loop_failures) + loop_place(rip)

@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use rr86_core::cpu::semantics::Semantics;
-use rr86_core::runtime::protocol::Protocol;
-use rr86_core::runtime::translator::BlockLimits;
-use rr86_core::session::{Conditions, Machine, MachineConfig, Policy, Scheduler, Session, Stop};
+use rr86_core::runtime::protocol::PRECISE;
+use rr86_core::session::testing;
+use rr86_core::session::{Conditions, Machine, Policy, Scheduler, Session, Stop};
 use rr86_core::trace::{Event, TraceReader, TraceWriter};
 
 const ENTRY: u64 = 0x10_0000;
@@ -25,43 +24,10 @@ pub const PROGRAM: [u8; 21] = [
 
 /// The machine at power-on, with or without the oracle.
 pub fn machine(oracle: bool) -> Machine {
-    let mut machine = Machine::new(MachineConfig {
-        memory: 16 << 20,
-        vcpus: 2,
-        cpuid: Vec::new(),
-        msrs: Vec::new(),
-        start_time: 0,
-        semantics: Semantics::CURRENT,
-        fw_cfg: Vec::new(),
-        fw_cfg_files: Vec::new(),
-        tracking: true,
-        blocks: BlockLimits {
-            instructions: 3,
-            capacity: 64,
-            protocol: Protocol::named("precise").expect("a protocol"),
-        },
-    })
-    .expect("a machine");
+    let config = testing::config(16 << 20, 2, 3, PRECISE);
+    let mut machine = testing::machine(config, ENTRY, &PROGRAM);
     if oracle {
         machine.engine.ask_oracle();
-    }
-    machine.load(ENTRY, &PROGRAM).expect("RAM");
-    for vcpu in 0..2 {
-        let mut set = |name: &str, value| {
-            machine.set_register(vcpu, name, value).expect(name);
-        };
-        for segment in ["cs", "ss", "ds", "es"] {
-            set(segment, 8);
-            set(&format!("{segment}_base"), 0);
-            set(&format!("{segment}_limit"), 0xffff_ffff);
-            let attr = if segment == "cs" { 0xc09b } else { 0xc093 };
-            set(&format!("{segment}_attr"), attr);
-        }
-        set("cr0", 0x11);
-        set("rflags", 2);
-        set("rip", ENTRY);
-        set("rbx", 64 + 64 * vcpu as u64);
-        set("activity", 0);
     }
     machine
 }

@@ -31,7 +31,7 @@ const REAL_IDT: u64 = 0xe000;
 const STACK_END: u64 = SYSTEM + 0x8000;
 const STUB_SIZE: u64 = 16;
 /// Instructions after which a run is over; jumps may lead anywhere.
-const PATIENCE: u64 = 24;
+const MOST_INSTRUCTIONS: u64 = 24;
 
 /// What came of an encoding.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,14 +171,14 @@ impl Machine {
         self.engine.init_vcpu(0);
         *self.engine.cpu_mut(0) = self.start.clone();
         let span = Span {
-            budget: PATIENCE,
+            budget: MOST_INSTRUCTIONS,
             exact: true,
             beyond: 0,
             fitting: false,
             start: self.engine.icount(),
         };
         let end = self.engine.run(0, span).1;
-        self.engine.observers.events.clear();
+        self.engine.observers.forget_events();
         match end {
             RunEnd::HostFault => {
                 let text = self.engine.host_fault().map(ToString::to_string);

@@ -31,13 +31,13 @@ fn byte_flags(value: u8) -> u64 {
 
 /// One match, a few lines for each instruction; it is long because they are many.
 pub fn execute(c: &mut Context<'_>) -> Result {
-    let rax = c.v.cpu.gpr[gpr::RAX];
+    let rax = c.cpu.gpr[gpr::RAX];
     let al = rax as u8;
     let ah = (rax >> 8) as u8;
-    let flags = c.v.cpu.rflags;
+    let flags = c.cpu.rflags;
     let set_ax = |c: &mut Context<'_>, al: u8, ah: u8| {
         let value = u64::from(al) | u64::from(ah) << 8;
-        c.v.cpu.gpr[gpr::RAX] = rax & !0xffff | value;
+        c.cpu.gpr[gpr::RAX] = rax & !0xffff | value;
     };
     match c.insn.mnemonic() {
         M::Lahf => set_ax(c, al, (flags & 0xd5 | 2) as u8),
@@ -45,10 +45,10 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         M::Salc => set_ax(c, if flags & CF != 0 { 0xff } else { 0 }, ah),
         M::Xlatb => {
             let size = crate::translate::decode::operands::address_size(c.insn);
-            let base = super::operand::truncate(c.v.cpu.gpr[gpr::RBX], size);
+            let base = super::operand::truncate(c.cpu.gpr[gpr::RBX], size);
             let offset = super::operand::truncate(base.wrapping_add(u64::from(al)), size);
             let number = segment_number(c.insn.memory_segment()).unwrap_or(sreg::DS);
-            let at = linear_address(&c.v.cpu, number, offset, 1, AccessKind::Read)?;
+            let at = linear_address(c.cpu, number, offset, 1, AccessKind::Read)?;
             let value = c.load(at, 1)?;
             set_ax(c, value as u8, ah);
         }
@@ -122,7 +122,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
                     i64::from(v as i32)
                 }
             };
-            let index = sign(register(&c.v.cpu, register_operand));
+            let index = sign(register(c.cpu, register_operand));
             let at = c.address(2 * size, AccessKind::Read)?;
             let low = sign(c.load(at, size)?);
             let high = sign(c.load(at.wrapping_add(size as u64) & 0xffff_ffff, size)?);
@@ -132,9 +132,9 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         }
         _ => {
             // ARPL: raises the destination's RPL to the source's.
-            segment::require_protected(&c.v.cpu)?;
+            segment::require_protected(c.cpu)?;
             let destination = c.read_operand(0, 2)?;
-            let source = register(&c.v.cpu, c.insn.op1_register());
+            let source = register(c.cpu, c.insn.op1_register());
             if destination & 3 < source & 3 {
                 let low = if c.insn.op0_register() == Register::None {
                     2

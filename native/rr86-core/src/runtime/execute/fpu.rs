@@ -56,7 +56,7 @@ impl Context<'_> {
     }
 
     fn requested(&self) -> u64 {
-        self.v.cpu.gpr[gpr::RAX] & 0xffff_ffff | self.v.cpu.gpr[gpr::RDX] << 32
+        self.cpu.gpr[gpr::RAX] & 0xffff_ffff | self.cpu.gpr[gpr::RDX] << 32
     }
 }
 
@@ -82,38 +82,38 @@ pub fn execute(c: &mut Context<'_>) -> Result {
     match mnemonic {
         M::Fxsave | M::Fxsave64 => {
             let at = c.address(fpu::FXSAVE_SIZE, AccessKind::Write)?;
-            fpu::check_fxsave(&c.v.cpu, at)?;
+            fpu::check_fxsave(c.cpu, at)?;
             let mut image = [0; fpu::FXSAVE_SIZE];
-            let ranges = fpu::fxsave(&c.v.cpu, rex_w, &mut image);
+            let ranges = fpu::fxsave(c.cpu, rex_w, &mut image);
             c.write_ranges(at, &image, &ranges, fpu::FXSAVE_SIZE)
         }
         M::Fxrstor | M::Fxrstor64 => {
             let at = c.address(fpu::FXSAVE_SIZE, AccessKind::Read)?;
-            fpu::check_fxsave(&c.v.cpu, at)?;
+            fpu::check_fxsave(c.cpu, at)?;
             let mut image = [0; fpu::FXSAVE_SIZE];
             c.load(at.wrapping_add(fpu::FXSAVE_SIZE as u64 - 1), 1)?;
             c.read_block(at, &mut image)?;
-            fpu::fxrstor(c.cpu(), rex_w, &image)
+            fpu::fxrstor(c.cpu, rex_w, &image)
         }
         M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 => {
-            let extent = fpu::xsave_extent(&c.v.cpu, c.requested());
+            let extent = fpu::xsave_extent(c.cpu, c.requested());
             let at = c.address(extent, AccessKind::Write)?;
-            fpu::check_xsave(&c.v.cpu, at)?;
+            fpu::check_xsave(c.cpu, at)?;
             let old = c.load(at.wrapping_add(XSTATE_BV), 8)?;
             let optimise = matches!(mnemonic, M::Xsaveopt | M::Xsaveopt64);
             let mut image = [0; XSAVE_SIZE];
             let requested = c.requested();
-            let ranges = fpu::xsave(&c.v.cpu, rex_w, requested, optimise, old, &mut image);
+            let ranges = fpu::xsave(c.cpu, rex_w, requested, optimise, old, &mut image);
             c.write_ranges(at, &image, &ranges, extent)
         }
         M::Xrstor | M::Xrstor64 => {
             let requested = c.requested();
-            let extent = fpu::xsave_extent(&c.v.cpu, requested);
+            let extent = fpu::xsave_extent(c.cpu, requested);
             let at = c.address(extent, AccessKind::Read)?;
-            fpu::check_xsave(&c.v.cpu, at)?;
+            fpu::check_xsave(c.cpu, at)?;
             let mut image = [0; XSAVE_SIZE];
             c.read_block(at, &mut image[..extent])?;
-            fpu::xrstor(c.cpu(), rex_w, requested, &image)
+            fpu::xrstor(c.cpu, rex_w, requested, &image)
         }
         M::Fnsave | M::Fsave | M::Fnstenv | M::Fstenv => {
             let size = environment_operand(c.insn.code());
@@ -123,17 +123,17 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             let save = matches!(mnemonic, M::Fnsave | M::Fsave);
             let mut image = [0; fpu::FSAVE_MAX];
             let len = if save {
-                fpu::fnsave(&c.v.cpu, size, &mut image)
+                fpu::fnsave(c.cpu, size, &mut image)
             } else {
-                fpu::fnstenv(&c.v.cpu, size, &mut image)
+                fpu::fnstenv(c.cpu, size, &mut image)
             };
             let at = c.address(len, AccessKind::Write)?;
             c.probe_first_and_last(at, size, len)?;
             c.write_block(at, &image[..len])?;
             if save {
-                fpu::fninit(c.cpu());
+                fpu::fninit(c.cpu);
             } else {
-                fpu::mask_exceptions(c.cpu());
+                fpu::mask_exceptions(c.cpu);
             }
             Ok(())
         }
@@ -148,9 +148,9 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             c.load(at.wrapping_add(len as u64 - 1), 1)?;
             c.read_block(at, &mut image[..len])?;
             if restore {
-                fpu::frstor(c.cpu(), size, &image);
+                fpu::frstor(c.cpu, size, &image);
             } else {
-                fpu::fldenv(c.cpu(), size, &image);
+                fpu::fldenv(c.cpu, size, &image);
             }
             Ok(())
         }
@@ -158,11 +158,11 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             let at = c.address(4, AccessKind::Read)?;
             let value = c.load(at, 4)?;
             // As copied SSE instructions do, because the state passes through the host's FPU then.
-            fpu::clear_pointers(c.cpu());
-            fpu::set_mxcsr(c.cpu(), value as u32)
+            fpu::clear_pointers(c.cpu);
+            fpu::set_mxcsr(c.cpu, value as u32)
         }
         M::Wait => {
-            fpu::check_wait(&c.v.cpu)?;
+            fpu::check_wait(c.cpu)?;
             pending_error(c)
         }
         _ => masked_move(c),
@@ -171,7 +171,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
 
 /// #MF for an unmasked x87 exception that waits (SDM vol. 1, section 8.7).
 fn pending_error(c: &Context<'_>) -> Result {
-    if fpu::pending_x87_error(&c.v.cpu) {
+    if fpu::pending_x87_error(c.cpu) {
         return Err(Exception::new(vector::MF));
     }
     Ok(())
@@ -189,11 +189,9 @@ fn masked_move(c: &mut Context<'_>) -> Result {
         let at = if wide {
             160 + 16 * number
         } else {
-            fpu::mmx_offset(&c.v.cpu, number)
+            fpu::mmx_offset(c.cpu, number)
         };
-        c.v.cpu.fpu.0[at..at + 16]
-            .try_into()
-            .expect("sixteen bytes")
+        c.cpu.fpu.0[at..at + 16].try_into().expect("sixteen bytes")
     };
     debug_assert_eq!(c.insn.op1_kind(), OpKind::Register);
     let (data, mask) = (vector(c, 1), vector(c, 2));
@@ -202,15 +200,14 @@ fn masked_move(c: &mut Context<'_>) -> Result {
         OpKind::MemorySegEDI => 4,
         _ => 8,
     };
-    let offset = super::operand::truncate(c.v.cpu.gpr[gpr::RDI], size);
+    let offset = super::operand::truncate(c.cpu.gpr[gpr::RDI], size);
     let number = super::operand::segment_number(c.insn.memory_segment())
         .unwrap_or(crate::cpu::state::sreg::DS);
-    let at =
-        crate::runtime::slow::linear_address(&c.v.cpu, number, offset, len, AccessKind::Write)?;
+    let at = crate::runtime::slow::linear_address(c.cpu, number, offset, len, AccessKind::Write)?;
     use crate::cpu::memory::LinearMemory;
     // The x87 state changes even if the access faults.
     if !wide {
-        fpu::enter_mmx(c.cpu());
+        fpu::enter_mmx(c.cpu);
     }
     // Faults do not depend on the mask (the SDM leaves that open).
     c.with_memory(|cpu, mem| mem.probe_write(cpu, at, len, Privilege::Current))?;

@@ -1,69 +1,36 @@
 //! Instructions that are not copied: what translated code calls for them.
 //!
 //! A helper sees the complete architectural state, does what the SDM says, and says how to go on. The
-//! semantics themselves are in `cpu`; here operands are fetched and results stored.
+//! semantics themselves are in `cpu`; here operands are fetched and results stored. What an instruction may use beside
+//! its vCPU's registers is in `parts`: no family of instructions reaches the engine.
 
 mod arith;
 mod fpu;
 mod io;
 mod operand;
+mod parts;
 mod strings;
 mod system;
 mod transfer;
 
+use self::parts::Machine;
 use crate::cpu::effects::Effects;
 use crate::cpu::exception::Exception;
 use crate::cpu::state::CpuState;
 use crate::runtime::engine::Engine;
 use crate::runtime::flags::{flags_to_ax, sync_flags};
-use crate::runtime::slice::Flow;
-use crate::runtime::stops::StopCause;
-use crate::runtime::translator::{Decoded, DECODED};
+use crate::runtime::instruction::Flow;
 use crate::runtime::vcpu::Vcpu;
 use crate::runtime::view::View;
-use crate::translate::decode::classify::{classify, shape, Class};
 use crate::translate::layout::Exit;
 use crate::translate::lower::inline::falls_through;
 use crate::translate::site::Site;
 use iced_x86::{Instruction, Mnemonic as M};
 
-impl Engine {
-    /// The instruction at an offset of a block, and what it raises by its mere form.
-    #[inline]
-    fn instruction_at(
-        &mut self,
-        id: crate::runtime::cache::BlockId,
-        offset: u16,
-    ) -> (Instruction, Option<Exception>) {
-        let block = self.cache.blocks.get(id);
-        let place = (block.serial, offset);
-        let index = block.serial.wrapping_mul(31).wrapping_add(offset.into()) as usize % DECODED;
-        let known = &mut self.translator.decoded.0[index];
-        if known.place != place {
-            let bytes = &block.bytes[usize::from(offset)..];
-            let rip = block.rip.wrapping_add(u64::from(offset));
-            let insn = shape::single(bytes, rip, block.mode, &self.translator.offered);
-            let refused = match classify(&insn, block.mode, &self.translator.offered) {
-                _ if shape::too_long(&insn, bytes, block.mode, &self.translator.offered) => {
-                    Some(Exception::gp(0))
-                }
-                Class::Raise(exception) => Some(exception),
-                _ => None,
-            };
-            *known = Decoded {
-                place,
-                insn,
-                refused,
-            };
-        }
-        (known.insn, known.refused)
-    }
-}
-
-/// A helper at work: the vCPU, the engine, and the instruction.
+/// A helper at work: the vCPU's registers, what there is of the machine around it, and the instruction.
 pub(super) struct Context<'a> {
-    pub v: &'a mut Vcpu,
-    pub engine: &'a mut Engine,
+    pub cpu: &'a mut CpuState,
+    pub machine: Machine<'a>,
     pub insn: &'a Instruction,
     pub flow: Flow,
     /// What is left of the budget after this instruction.
@@ -78,12 +45,11 @@ impl Context<'_> {
         &mut self,
         f: impl FnOnce(&mut CpuState, &mut View<'_>) -> Result<T>,
     ) -> Result<T> {
-        let (cpu, mut view) = View::of(self.v, self.engine);
-        f(cpu, &mut view)
+        f(self.cpu, &mut self.machine.memory())
     }
 
     pub fn apply(&mut self, effects: Effects) {
-        self.engine.apply(self.v.cpu.id, effects);
+        self.machine.apply(effects);
     }
 }
 
@@ -165,21 +131,23 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     // SAFETY: the contracts are the same.
     let (v, engine) = unsafe { Engine::running(vcpu) };
     let site = Site::unpack(site);
-    engine.stops.reads.clear();
+    engine.stops.begin_access();
     let ends = site.stack;
     engine.observers.stats.helper_calls += 1;
     engine.slow_step(v);
     engine.clock.note_position(&v.run, site);
     sync_flags(v);
-    let (insn, refused) = engine.instruction_at(v.run.site_block, site.offset);
+    let block = engine.cache.blocks.get(v.run.site_block);
+    let (insn, refused) = engine.translator.for_helper(block, site.offset);
     let rip = insn.ip();
     v.cpu.rip = rip;
-    engine.observers.helpers.count(insn.mnemonic());
-    engine.slice.helper_stop = false;
+    engine.observers.count_helper(insn.mnemonic());
+    engine.instruction.begin();
     let left = engine.left_after(v, site);
+    let id = v.cpu.id;
     let mut context = Context {
-        v,
-        engine,
+        cpu: &mut v.cpu,
+        machine: Machine::new(engine, id, &mut v.run, &mut v.pending.debug_hits),
         insn: &insn,
         flow: Flow::Next,
         left,
@@ -190,7 +158,8 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
     };
     let flow = context.flow;
     if serialises(&insn) {
-        engine.progress[usize::from(v.cpu.id)].serialised = Some(engine.icount());
+        let now = engine.icount();
+        engine.progress[usize::from(v.cpu.id)].note_serialised(now);
     }
     v.run.flags_ax = flags_to_ax(v.cpu.rflags);
     if !ends && site.remaining > 1 {
@@ -214,12 +183,12 @@ pub unsafe extern "sysv64" fn helper(vcpu: *mut Vcpu, site: u32) -> u32 {
             if v.cpu.rip == rip && !keeps_rip(&insn) {
                 v.cpu.rip = insn.next_ip();
             }
-            engine.slice.flow = flow;
+            engine.instruction.set_flow(flow);
             v.run.exit = Exit::Helper as u32;
             1
         }
         Ok(()) => {
-            if engine.slice.helper_stop {
+            if engine.instruction.stops() {
                 engine.end_after(v, site);
                 return 1;
             }
@@ -257,9 +226,9 @@ fn is_done(v: &Vcpu, insn: &Instruction) -> bool {
 /// Whether the code after an instruction that ends its block, and is done, is jumped to.
 fn goes_on(engine: &Engine, insn: &Instruction) -> bool {
     falls_through(insn)
-        && !engine.slice.helper_stop
-        && engine.stops.stopped.is_none()
-        && engine.coherence.in_window.is_none()
+        && !engine.instruction.stops()
+        && !engine.stops.is_stopped()
+        && !engine.windows.is_entered()
 }
 
 /// Instructions that have set rip, perhaps to their own address.
@@ -303,11 +272,9 @@ pub unsafe extern "sysv64" fn hook(vcpu: *mut Vcpu, site: u32) -> u32 {
     let block = engine.cache.blocks.get(v.run.site_block);
     let rip = block.rip.wrapping_add(u64::from(site.offset));
     let probed = engine.probe(v, rip);
-    if probed || engine.stops.passed_hook == Some(moment) {
+    if probed || !engine.stops.stop_at_hook(moment) {
         return 0;
     }
-    engine.stops.passed_hook = Some(moment);
-    engine.stops.stopped = Some(StopCause::Hook);
     engine.stop_inside(v, site);
     1
 }
@@ -334,15 +301,12 @@ pub unsafe extern "sysv64" fn entered(vcpu: *mut Vcpu, site: u32) -> u32 {
     }
     engine.clock.note_position(&v.run, site);
     let moment = engine.icount();
-    let passed = engine.stops.passed_hook == Some(moment);
-    if !passed {
+    if !engine.stops.has_passed(moment) {
         engine.note_stale_entry(v.cpu.id, id);
     }
-    if !engine.stops.on_stale || passed {
+    if !engine.stops.stop_at_stale(moment) {
         return 0;
     }
-    engine.stops.passed_hook = Some(moment);
-    engine.stops.stopped = Some(StopCause::Stale);
     engine.stop_inside(v, site);
     1
 }

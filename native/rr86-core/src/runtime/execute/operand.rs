@@ -70,26 +70,16 @@ pub fn offset(cpu: &CpuState, insn: &Instruction) -> u64 {
 }
 
 impl Context<'_> {
-    pub fn cpu(&mut self) -> &mut CpuState {
-        &mut self.v.cpu
-    }
-
     /// Linear address of the memory operand, checked against its segment.
     pub fn address(&self, size: usize, kind: AccessKind) -> Result<u64> {
         let segment = segment_number(self.insn.memory_segment()).unwrap_or(sreg::DS);
-        linear_address(
-            &self.v.cpu,
-            segment,
-            offset(&self.v.cpu, self.insn),
-            size,
-            kind,
-        )
+        linear_address(self.cpu, segment, offset(self.cpu, self.insn), size, kind)
     }
 
     /// The operand's value: register, memory or immediate.
     pub fn read_operand(&mut self, operand: u32, size: usize) -> Result<u64> {
         match self.insn.op_kind(operand) {
-            OpKind::Register => Ok(register(&self.v.cpu, self.insn.op_register(operand))),
+            OpKind::Register => Ok(register(self.cpu, self.insn.op_register(operand))),
             OpKind::Memory => {
                 let at = self.address(size, AccessKind::Read)?;
                 self.load(at, size)
@@ -101,7 +91,7 @@ impl Context<'_> {
     /// Stores a value into a register or memory operand.
     pub fn write_operand(&mut self, operand: u32, size: usize, value: u64) -> Result {
         if self.insn.op_kind(operand) == OpKind::Register {
-            set_register(&mut self.v.cpu, self.insn.op_register(operand), value);
+            set_register(self.cpu, self.insn.op_register(operand), value);
             return Ok(());
         }
         let at = self.address(size, AccessKind::Write)?;
@@ -122,7 +112,7 @@ impl Context<'_> {
 
     /// Sets RFLAGS bits by mask.
     pub fn set_flags(&mut self, mask: u64, value: u64) {
-        let flags = &mut self.v.cpu.rflags;
+        let flags = &mut self.cpu.rflags;
         *flags = *flags & !mask | value & mask;
     }
 }

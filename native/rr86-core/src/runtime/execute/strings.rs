@@ -120,46 +120,40 @@ fn compare_flags(a: u64, b: u64, size: usize) -> u64 {
 pub(super) fn execute(c: &mut Context<'_>) -> Result {
     let shape = shape(c.insn);
     if matches!(shape.kind, Kind::In | Kind::Out) {
-        let port = c.v.cpu.gpr[gpr::RDX] as u16;
+        let port = c.cpu.gpr[gpr::RDX] as u16;
         c.check_port(port, shape.size)?;
     }
     if !repeated(c.insn) {
         let result = iterate_once(c, &shape, c.left);
         if matches!(shape.kind, Kind::In | Kind::Out) && result.is_ok() {
-            c.v.cpu.rip = c.insn.next_ip();
+            c.cpu.rip = c.insn.next_ip();
         }
         return result;
     }
-    let rip = c.v.cpu.rip;
-    // The block has paid for one instruction already. That the host's time is up does not count here.
-    let budget = if c.engine.slice.exit_due {
-        c.v.run.budget
-    } else {
-        c.engine.slice.plain_budget(&c.v.run)
-    };
-    let allowed = budget.max(0) as u64 + 1;
-    let start = c.engine.icount();
-    let own_moments = c.v.cpu.semantics.iterations_have_moments();
+    let rip = c.cpu.rip;
+    let allowed = c.machine.repetition().allowed();
+    let start = c.machine.repetition().icount();
+    let own_moments = c.cpu.semantics.iterations_have_moments();
     let mut done = 0u64;
     let mut finished = false;
     let mut fault = Ok(());
     while done < allowed {
         if own_moments {
-            c.engine.set_icount(start + done);
+            c.machine.repetition().set_icount(start + done);
         }
-        let count = part(c.v.cpu.gpr[gpr::RCX], shape.address);
+        let count = part(c.cpu.gpr[gpr::RCX], shape.address);
         if count == 0 {
             finished = true;
             break;
         }
         let most = count.min(allowed - done);
-        let bulk = if c.v.cpu.rflags & RFlags::DF.bits() == 0 {
+        let bulk = if c.cpu.rflags & RFlags::DF.bits() == 0 {
             bulk(c, &shape, most)
         } else {
             bulk_down(c, &shape, most)
         };
         if bulk > 0 {
-            merge(&mut c.v.cpu.gpr[gpr::RCX], count - bulk, shape.address);
+            merge(&mut c.cpu.gpr[gpr::RCX], count - bulk, shape.address);
             done += bulk;
         } else {
             // Each iteration counts; the first has been paid for.
@@ -168,46 +162,40 @@ pub(super) fn execute(c: &mut Context<'_>) -> Result {
                 break;
             }
             merge(
-                &mut c.v.cpu.gpr[gpr::RCX],
+                &mut c.cpu.gpr[gpr::RCX],
                 count.wrapping_sub(1),
                 shape.address,
             );
             done += 1;
             if matches!(shape.kind, Kind::Compare | Kind::Scan) {
-                let equal = c.v.cpu.rflags & RFlags::ZF.bits() != 0;
+                let equal = c.cpu.rflags & RFlags::ZF.bits() != 0;
                 if equal != c.insn.has_rep_prefix() {
                     finished = true;
                     break;
                 }
             }
         }
-        if part(c.v.cpu.gpr[gpr::RCX], shape.address) == 0 {
+        if part(c.cpu.gpr[gpr::RCX], shape.address) == 0 {
             finished = true;
             break;
         }
-        if c.engine.slice.helper_stop || c.engine.has_signals() {
+        if c.machine.repetition().is_interrupted() {
             break;
         }
-        if done < allowed && c.engine.is_time_up(&c.v.cpu) {
+        if done < allowed && c.machine.repetition().is_time_up(c.cpu) {
             break;
         }
     }
     if fault.is_err() {
         // Iterations before the faulting one have retired; the fault gives the paid one back.
-        c.v.run.budget -= done as i64;
-        c.v.cpu.rip = rip;
+        c.machine.repetition().pay(done);
+        c.cpu.rip = rip;
         return fault;
     }
-    c.v.run.budget -= done.max(1) as i64 - 1;
-    c.v.cpu.rip = if finished { c.insn.next_ip() } else { rip };
-    // Unless the slice is over or the machine is wanted, only a debugger wants to stop here.
-    let over = c.engine.coherence.in_window.is_some();
-    if !finished
-        && !over
-        && !c.engine.has_signals()
-        && (done < allowed || c.engine.slice.beyond > 0)
-    {
-        c.engine.resume_repeated(c.v);
+    c.machine.repetition().pay(done.max(1) - 1);
+    c.cpu.rip = if finished { c.insn.next_ip() } else { rip };
+    if !finished {
+        c.machine.repetition().cut_off(done < allowed);
     }
     Ok(())
 }
@@ -259,27 +247,27 @@ fn advance(cpu: &mut CpuState, s: &Shape, iterations: u64) {
 
 /// One iteration, after which so much of the budget is left.
 fn iterate_once(c: &mut Context<'_>, s: &Shape, left: i64) -> Result {
-    c.engine.slice.string_left = Some(left);
+    c.machine.repetition().begin_iteration(left);
     let result = iterate(c, s);
-    c.engine.slice.string_left = None;
+    c.machine.repetition().end_iteration();
     result
 }
 
 /// One iteration.
 fn iterate(c: &mut Context<'_>, s: &Shape) -> Result {
-    let (source, destination) = addresses(&c.v.cpu, s, s.size)?;
+    let (source, destination) = addresses(c.cpu, s, s.size)?;
     match s.kind {
         Kind::Move => {
             let value = c.load(source, s.size)?;
             c.save(destination, s.size, value)?;
         }
         Kind::Store => {
-            let value = c.v.cpu.gpr[gpr::RAX];
+            let value = c.cpu.gpr[gpr::RAX];
             c.save(destination, s.size, value)?;
         }
         Kind::Load => {
             let value = c.load(source, s.size)?;
-            let rax = &mut c.v.cpu.gpr[gpr::RAX];
+            let rax = &mut c.cpu.gpr[gpr::RAX];
             *rax = match s.size {
                 1 => *rax & !0xff | value,
                 2 => *rax & !0xffff | value,
@@ -303,7 +291,7 @@ fn iterate(c: &mut Context<'_>, s: &Shape) -> Result {
         }
         Kind::Scan => {
             let b = c.load(destination, s.size)?;
-            let a = c.v.cpu.gpr[gpr::RAX];
+            let a = c.cpu.gpr[gpr::RAX];
             c.set_flags(STATUS_FLAGS, compare_flags(a, b, s.size));
         }
         Kind::In => {
@@ -311,17 +299,17 @@ fn iterate(c: &mut Context<'_>, s: &Shape) -> Result {
             c.with_memory(|cpu, mem| {
                 mem.probe_write(cpu, destination, s.size, Privilege::Current)
             })?;
-            let port = c.v.cpu.gpr[gpr::RDX] as u16;
-            let value = c.port_in(port, s.size);
+            let port = c.cpu.gpr[gpr::RDX] as u16;
+            let value = c.machine.ports().read(port, s.size);
             c.save(destination, s.size, u64::from(value))?;
         }
         Kind::Out => {
             let value = c.load(source, s.size)?;
-            let port = c.v.cpu.gpr[gpr::RDX] as u16;
-            c.port_out(port, s.size, value as u32);
+            let port = c.cpu.gpr[gpr::RDX] as u16;
+            c.machine.ports().write(port, s.size, value as u32);
         }
     }
-    advance(&mut c.v.cpu, s, 1);
+    advance(c.cpu, s, 1);
     Ok(())
 }
 
@@ -332,7 +320,7 @@ fn bulk(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
         return 0;
     }
     let room = |at: u64| (PAGE_SIZE - (at & PAGE_MASK)) / s.size as u64;
-    let Ok((source, destination)) = addresses(&c.v.cpu, s, s.size) else {
+    let Ok((source, destination)) = addresses(c.cpu, s, s.size) else {
         return 0;
     };
     let mut count = most.min(room(destination));
@@ -342,14 +330,14 @@ fn bulk(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
     // An index register of 32 bits must not wrap inside the stretch.
     if s.address == 4 {
         let left = |r: u64| ((1u64 << 32) - part(r, 4)) / s.size as u64;
-        count = count.min(left(c.v.cpu.gpr[gpr::RDI]));
+        count = count.min(left(c.cpu.gpr[gpr::RDI]));
         if s.kind == Kind::Move {
-            count = count.min(left(c.v.cpu.gpr[gpr::RSI]));
+            count = count.min(left(c.cpu.gpr[gpr::RSI]));
         }
     }
     let length = count as usize * s.size;
     // In 64-bit mode segments have no limits.
-    if count < 2 || !c.v.cpu.code64() && addresses(&c.v.cpu, s, length).is_err() {
+    if count < 2 || !c.cpu.code64() && addresses(c.cpu, s, length).is_err() {
         return 0;
     }
     if s.kind == Kind::Move {
@@ -357,7 +345,7 @@ fn bulk(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
         if destination.wrapping_sub(source) < length as u64 {
             return 0;
         }
-        let old = c.v.cpu.semantics.strings_take_destinations_first();
+        let old = c.cpu.semantics.strings_take_destinations_first();
         let places = if old {
             both(c, source, destination, length)
         } else {
@@ -391,7 +379,7 @@ fn bulk(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
     } else {
         let place = c.with_memory(|cpu, mem| Ok(mem.host(cpu, destination, length, true)));
         let Ok(Some(to)) = place else { return 0 };
-        let value = c.v.cpu.gpr[gpr::RAX];
+        let value = c.cpu.gpr[gpr::RAX];
         // SAFETY: `length` bytes of guest RAM within a page; the element types have the sizes by
         // which `length` was computed, and unaligned writes are used.
         unsafe {
@@ -403,7 +391,7 @@ fn bulk(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
             }
         }
     }
-    advance(&mut c.v.cpu, s, count);
+    advance(c.cpu, s, count);
     count
 }
 
@@ -429,10 +417,10 @@ fn both(
 /// The same for a move towards lower addresses in 64-bit mode, by which a kernel's decompressor gets out of
 /// its own way. `iterate` has made the first access to each page.
 fn bulk_down(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
-    if s.kind != Kind::Move || s.address != 8 || !c.v.cpu.code64() {
+    if s.kind != Kind::Move || s.address != 8 || !c.cpu.code64() {
         return 0;
     }
-    let Ok((source, destination)) = addresses(&c.v.cpu, s, s.size) else {
+    let Ok((source, destination)) = addresses(c.cpu, s, s.size) else {
         return 0;
     };
     let room = |at: u64| (at & PAGE_MASK) / s.size as u64 + 1;
@@ -461,7 +449,7 @@ fn bulk_down(c: &mut Context<'_>, s: &Shape, most: u64) -> u64 {
     if moved != Ok(true) {
         return 0;
     }
-    advance(&mut c.v.cpu, s, count);
+    advance(c.cpu, s, count);
     count
 }
 

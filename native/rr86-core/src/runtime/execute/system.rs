@@ -11,23 +11,23 @@ use crate::cpu::msr::{self, is_apic_msr};
 use crate::cpu::segment;
 use crate::cpu::state::{gpr, sreg, RFlags, TableRegister};
 use crate::cpu::syscall::swapgs;
-use crate::runtime::slice::Flow;
+use crate::runtime::instruction::Flow;
 use crate::translate::site::AccessKind;
 
 const ZF: u64 = RFlags::ZF.bits();
 
 impl Context<'_> {
     fn edx_eax(&mut self, value: u64) {
-        self.v.cpu.gpr[gpr::RAX] = value & 0xffff_ffff;
-        self.v.cpu.gpr[gpr::RDX] = value >> 32;
+        self.cpu.gpr[gpr::RAX] = value & 0xffff_ffff;
+        self.cpu.gpr[gpr::RDX] = value >> 32;
     }
 
     fn edx_eax_value(&self) -> u64 {
-        self.v.cpu.gpr[gpr::RAX] & 0xffff_ffff | self.v.cpu.gpr[gpr::RDX] << 32
+        self.cpu.gpr[gpr::RAX] & 0xffff_ffff | self.cpu.gpr[gpr::RDX] << 32
     }
 
     fn ecx(&self) -> u32 {
-        self.v.cpu.gpr[gpr::RCX] as u32
+        self.cpu.gpr[gpr::RCX] as u32
     }
 
     /// Size of the operand that a system instruction stores.
@@ -39,16 +39,11 @@ impl Context<'_> {
         }
     }
 
-    fn apic_enabled(&mut self) -> bool {
-        let id = usize::from(self.v.cpu.id);
-        let now = self.engine.now();
-        self.engine
-            .apic_msr_read(id, msr::index::APIC_BASE, now)
-            .is_some_and(|v| v >> 11 & 1 != 0)
-    }
-
-    fn tsc(&self) -> u64 {
-        self.engine.now().wrapping_add(self.v.cpu.msr.tsc_adjust)
+    fn tsc(&mut self) -> u64 {
+        self.machine
+            .system()
+            .now()
+            .wrapping_add(self.cpu.msr.tsc_adjust)
     }
 }
 
@@ -56,14 +51,14 @@ impl Context<'_> {
 pub fn execute(c: &mut Context<'_>) -> Result {
     match c.insn.mnemonic() {
         M::Cpuid => {
-            let enabled = c.apic_enabled();
-            let (leaf, subleaf) = (c.v.cpu.gpr[gpr::RAX] as u32, c.ecx());
+            let enabled = c.machine.system().has_apic();
+            let (leaf, subleaf) = (c.cpu.gpr[gpr::RAX] as u32, c.ecx());
             let (a, b, x, d) = c
-                .engine
-                .translator
-                .model
-                .query(&c.v.cpu, leaf, subleaf, enabled);
-            let cpu = c.cpu();
+                .machine
+                .system()
+                .model()
+                .query(c.cpu, leaf, subleaf, enabled);
+            let cpu = &mut *c.cpu;
             cpu.gpr[gpr::RAX] = u64::from(a);
             cpu.gpr[gpr::RBX] = u64::from(b);
             cpu.gpr[gpr::RCX] = u64::from(x);
@@ -75,15 +70,15 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             c.with_memory(|cpu, mem| mem.probe_read(cpu, at, 1))?;
         }
         M::Rdtsc => {
-            control::check_rdtsc(&c.v.cpu)?;
+            control::check_rdtsc(c.cpu)?;
             let tsc = c.tsc();
             c.edx_eax(tsc);
         }
         M::Rdtscp => {
-            control::check_rdtsc(&c.v.cpu)?;
+            control::check_rdtsc(c.cpu)?;
             let tsc = c.tsc();
             c.edx_eax(tsc);
-            c.v.cpu.gpr[gpr::RCX] = c.v.cpu.msr.tsc_aux & 0xffff_ffff;
+            c.cpu.gpr[gpr::RCX] = c.cpu.msr.tsc_aux & 0xffff_ffff;
         }
         M::Rdpmc => {
             let value = control::rdpmc()?;
@@ -92,15 +87,12 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         M::Rdmsr => {
             let index = c.ecx();
             let value = if is_apic_msr(index) {
-                segment::require_ring0(&c.v.cpu)?;
-                let now = c.tsc_or_now(index);
-                let id = usize::from(c.v.cpu.id);
-                c.engine
-                    .apic_msr_read(id, index, now)
-                    .ok_or(Exception::gp(0))?
+                segment::require_ring0(c.cpu)?;
+                let value = c.machine.system().read_apic(index);
+                value.ok_or(Exception::gp(0))?
             } else {
-                let now = c.engine.now();
-                msr::rdmsr(&c.v.cpu, &c.engine.translator.model, index, now)?
+                let now = c.machine.system().now();
+                msr::rdmsr(c.cpu, c.machine.system().model(), index, now)?
             };
             c.edx_eax(value);
         }
@@ -108,33 +100,29 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             let index = c.ecx();
             let value = c.edx_eax_value();
             if is_apic_msr(index) {
-                segment::require_ring0(&c.v.cpu)?;
-                let id = usize::from(c.v.cpu.id);
-                c.engine
-                    .apic_msr_write(id, index, value)
-                    .ok_or(Exception::gp(0))?;
+                segment::require_ring0(c.cpu)?;
+                let written = c.machine.system().write_apic(index, value);
+                written.ok_or(Exception::gp(0))?;
             } else {
-                let now = c.engine.now();
-                let effects =
-                    msr::wrmsr(&mut c.v.cpu, &c.engine.translator.model, index, value, now)?;
+                let now = c.machine.system().now();
+                let effects = msr::wrmsr(c.cpu, c.machine.system().model(), index, value, now)?;
                 c.apply(effects);
-                c.engine.set_tsc_offset(c.v);
+                c.machine.system().set_tsc_offset(c.cpu);
             }
         }
         M::Cli => {
-            control::cli(c.cpu())?;
+            control::cli(c.cpu)?;
         }
         M::Sti => {
-            control::sti(c.cpu())?;
+            control::sti(c.cpu)?;
         }
         M::Stac | M::Clac => {
             let allow = c.insn.mnemonic() == M::Stac;
-            let effects =
-                control::set_alignment_check(&mut c.v.cpu, &c.engine.translator.model, allow)?;
+            let effects = control::set_alignment_check(c.cpu, c.machine.system().model(), allow)?;
             c.apply(effects);
         }
         M::Pushf | M::Pushfd | M::Pushfq => {
-            let value = control::pushf(&c.v.cpu)?;
+            let value = control::pushf(c.cpu)?;
             let size = c.insn.stack_pointer_increment().unsigned_abs() as usize;
             c.with_memory(|cpu, mem| {
                 let mut stack = crate::cpu::stack::Stack::current(cpu);
@@ -155,7 +143,7 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             c.apply(effects);
         }
         M::Hlt => {
-            control::hlt(c.cpu())?;
+            control::hlt(c.cpu)?;
             c.flow = Flow::Halt;
         }
         M::Pause => c.flow = Flow::Pause,
@@ -163,71 +151,61 @@ pub fn execute(c: &mut Context<'_>) -> Result {
         M::Lmsw => {
             check_privilege_first(c)?;
             let value = c.read_operand(0, 2)? as u16;
-            let effects = control::lmsw(c.cpu(), value)?;
+            let effects = control::lmsw(c.cpu, value)?;
             c.apply(effects);
         }
         M::Smsw => {
-            let value = control::smsw(&c.v.cpu)?;
+            let value = control::smsw(c.cpu)?;
             let size = c.store_size(2);
             c.write_operand(0, size, value)?;
         }
         M::Clts => {
-            let effects = control::clts(c.cpu())?;
+            let effects = control::clts(c.cpu)?;
             c.apply(effects);
         }
         M::Xgetbv => {
             let ecx = c.ecx();
-            let value = control::xgetbv(&c.v.cpu, &c.engine.translator.model, ecx)?;
+            let value = control::xgetbv(c.cpu, c.machine.system().model(), ecx)?;
             c.edx_eax(value);
         }
         M::Xsetbv => {
             let (ecx, value) = (c.ecx(), c.edx_eax_value());
-            let effects = control::xsetbv(&mut c.v.cpu, &c.engine.translator.model, ecx, value)?;
+            let effects = control::xsetbv(c.cpu, c.machine.system().model(), ecx, value)?;
             c.apply(effects);
         }
         M::Invlpg => {
-            control::check_invalidate(&c.v.cpu)?;
+            control::check_invalidate(c.cpu)?;
             let linear = operand_linear(c);
-            let mmu = c.engine.vcpus.mmu_mut(usize::from(c.v.cpu.id));
-            mmu.tlb.flush_page(linear);
-            mmu.flush_fetch_page(linear);
+            c.machine.system().flush_page(linear);
         }
-        M::Wbinvd | M::Invd => control::check_invalidate(&c.v.cpu)?,
+        M::Wbinvd | M::Invd => control::check_invalidate(c.cpu)?,
         M::Swapgs => {
-            swapgs(c.cpu())?;
+            swapgs(c.cpu)?;
         }
         M::Rdfsbase | M::Rdgsbase => {
-            control::check_fsgsbase(&c.v.cpu, None)?;
+            control::check_fsgsbase(c.cpu, None)?;
             let number = if c.insn.mnemonic() == M::Rdfsbase {
                 sreg::FS
             } else {
                 sreg::GS
             };
-            let base = c.v.cpu.seg[number].base;
-            set_register(&mut c.v.cpu, c.insn.op0_register(), base);
+            let base = c.cpu.seg[number].base;
+            set_register(c.cpu, c.insn.op0_register(), base);
         }
         M::Wrfsbase | M::Wrgsbase => {
-            let value = register(&c.v.cpu, c.insn.op0_register());
-            control::check_fsgsbase(&c.v.cpu, Some(value))?;
+            let value = register(c.cpu, c.insn.op0_register());
+            control::check_fsgsbase(c.cpu, Some(value))?;
             let number = if c.insn.mnemonic() == M::Wrfsbase {
                 sreg::FS
             } else {
                 sreg::GS
             };
-            c.v.cpu.seg[number].base = value;
+            c.cpu.seg[number].base = value;
         }
         M::Lds | M::Les | M::Lss | M::Lfs | M::Lgs => load_far_pointer(c)?,
         _ => tables(c)?,
     }
     Ok(())
-}
-
-impl Context<'_> {
-    /// The deadline MSR is compared with the TSC; all other APIC registers with virtual time. Both
-    /// advance together.
-    fn tsc_or_now(&self, _index: u32) -> u64 {
-        self.engine.now()
-    }
 }
 
 fn move_system(c: &mut Context<'_>) -> Result {
@@ -239,45 +217,45 @@ fn move_system(c: &mut Context<'_>) -> Result {
         let effects =
             c.with_memory(|cpu, mem| segment::load_segment(cpu, mem, number, selector))?;
         if number == sreg::SS {
-            c.v.cpu.shadow_stack_load();
+            c.cpu.shadow_stack_load();
         }
         c.apply(effects);
         return Ok(());
     }
     if let Some(number) = segment_number(from).filter(|_| c.insn.op1_kind() == OpKind::Register) {
-        let selector = u64::from(c.v.cpu.seg[number].selector);
+        let selector = u64::from(c.cpu.seg[number].selector);
         let size = c.store_size(2);
         return c.write_operand(0, size, selector);
     }
     if from.is_cr() {
-        segment::require_ring0(&c.v.cpu)?;
+        segment::require_ring0(c.cpu)?;
         let value = if from == Register::CR8 {
-            u64::from(c.engine.cr8(usize::from(c.v.cpu.id)))
+            u64::from(c.machine.system().cr8())
         } else {
-            control::read_cr(&c.v.cpu, from.number())?
+            control::read_cr(c.cpu, from.number())?
         };
-        set_register(&mut c.v.cpu, to, value);
+        set_register(c.cpu, to, value);
         return Ok(());
     }
     if from.is_dr() {
-        let value = control::read_dr(&c.v.cpu, from.number())?;
-        set_register(&mut c.v.cpu, to, value);
+        let value = control::read_dr(c.cpu, from.number())?;
+        set_register(c.cpu, to, value);
         return Ok(());
     }
-    let value = register(&c.v.cpu, from);
+    let value = register(c.cpu, from);
     let effects = if to == Register::CR8 {
-        let effects = control::check_cr8(&c.v.cpu, value)?;
-        c.engine.set_cr8(usize::from(c.v.cpu.id), value as u8);
+        let effects = control::check_cr8(c.cpu, value)?;
+        c.machine.system().set_cr8(value as u8);
         effects
     } else if to.is_cr() {
-        let value = if c.v.cpu.code64() {
+        let value = if c.cpu.code64() {
             value
         } else {
             value & 0xffff_ffff
         };
-        control::write_cr(&mut c.v.cpu, &c.engine.translator.model, to.number(), value)?
+        control::write_cr(c.cpu, c.machine.system().model(), to.number(), value)?
     } else {
-        control::write_dr(c.cpu(), to.number(), value)?
+        control::write_dr(c.cpu, to.number(), value)?
     };
     c.apply(effects);
     Ok(())
@@ -286,45 +264,45 @@ fn move_system(c: &mut Context<'_>) -> Result {
 fn tables(c: &mut Context<'_>) -> Result {
     match c.insn.mnemonic() {
         M::Sgdt | M::Sidt => {
-            segment::check_umip(&c.v.cpu)?;
+            segment::check_umip(c.cpu)?;
             let table = if c.insn.mnemonic() == M::Sgdt {
-                c.v.cpu.gdtr
+                c.cpu.gdtr
             } else {
-                c.v.cpu.idtr
+                c.cpu.idtr
             };
-            let wide = if c.v.cpu.code64() { 8 } else { 4 };
+            let wide = if c.cpu.code64() { 8 } else { 4 };
             let at = c.address(2 + wide, AccessKind::Write)?;
             c.save(at, 2, u64::from(table.limit))?;
             c.save(at.wrapping_add(2), wide, table.base)
         }
         M::Lgdt | M::Lidt => {
             check_privilege_first(c)?;
-            let wide = if c.v.cpu.code64() { 8 } else { 4 };
+            let wide = if c.cpu.code64() { 8 } else { 4 };
             let at = c.address(2 + wide, AccessKind::Read)?;
             let limit = c.load(at, 2)? as u16;
             let base = c.load(at.wrapping_add(2), wide)?;
             let size = operand_size(c);
-            let table: TableRegister = segment::load_table(&c.v.cpu, limit, base, size)?;
+            let table: TableRegister = segment::load_table(c.cpu, limit, base, size)?;
             if c.insn.mnemonic() == M::Lgdt {
-                c.v.cpu.gdtr = table;
+                c.cpu.gdtr = table;
             } else {
-                c.v.cpu.idtr = table;
+                c.cpu.idtr = table;
             }
             Ok(())
         }
         M::Sldt | M::Str => {
             let segment = if c.insn.mnemonic() == M::Sldt {
-                c.v.cpu.ldtr
+                c.cpu.ldtr
             } else {
-                c.v.cpu.tr
+                c.cpu.tr
             };
-            let selector = segment::store_selector(&c.v.cpu, &segment)?;
+            let selector = segment::store_selector(c.cpu, &segment)?;
             let size = c.store_size(2);
             c.write_operand(0, size, u64::from(selector))
         }
         M::Lldt | M::Ltr => {
-            segment::require_protected(&c.v.cpu)?;
-            segment::require_ring0(&c.v.cpu)?;
+            segment::require_protected(c.cpu)?;
+            segment::require_ring0(c.cpu)?;
             let selector = c.read_operand(0, 2)? as u16;
             let load = if c.insn.mnemonic() == M::Lldt {
                 segment::lldt
@@ -336,7 +314,7 @@ fn tables(c: &mut Context<'_>) -> Result {
             Ok(())
         }
         M::Verr | M::Verw => {
-            segment::require_protected(&c.v.cpu)?;
+            segment::require_protected(c.cpu)?;
             let selector = c.read_operand(0, 2)? as u16;
             let write = c.insn.mnemonic() == M::Verw;
             let yes = c.with_memory(|cpu, mem| segment::verify(cpu, mem, selector, write))?;
@@ -344,7 +322,7 @@ fn tables(c: &mut Context<'_>) -> Result {
             Ok(())
         }
         M::Lar | M::Lsl => {
-            segment::require_protected(&c.v.cpu)?;
+            segment::require_protected(c.cpu)?;
             let selector = c.read_operand(1, 2)? as u16;
             let ask = if c.insn.mnemonic() == M::Lar {
                 segment::lar
@@ -353,7 +331,7 @@ fn tables(c: &mut Context<'_>) -> Result {
             };
             match c.with_memory(|cpu, mem| ask(cpu, mem, selector))? {
                 Some(value) => {
-                    set_register(&mut c.v.cpu, c.insn.op0_register(), u64::from(value));
+                    set_register(c.cpu, c.insn.op0_register(), u64::from(value));
                     c.set_flags(ZF, ZF);
                 }
                 None => c.set_flags(ZF, 0),
@@ -366,8 +344,8 @@ fn tables(c: &mut Context<'_>) -> Result {
 
 /// #GP(0) outside of ring 0, before the operand is read.
 fn check_privilege_first(c: &Context<'_>) -> Result {
-    if c.v.cpu.semantics.privilege_comes_before_memory() {
-        segment::require_ring0(&c.v.cpu)?;
+    if c.cpu.semantics.privilege_comes_before_memory() {
+        segment::require_ring0(c.cpu)?;
     }
     Ok(())
 }

@@ -4,15 +4,14 @@ use iced_x86::{Code, Mnemonic as M, OpKind};
 
 use super::operand::{offset, segment_number, truncate};
 use super::{Context, Result};
-use crate::cpu::exception::{vector, Exception, DR6_BS};
+use crate::cpu::exception::{vector, Exception};
 use crate::cpu::interrupt::Event;
 use crate::cpu::memory::{LinearMemory, Privilege};
 use crate::cpu::stack::Stack;
 use crate::cpu::state::{gpr, sreg, RFlags, Segment};
 use crate::cpu::{far, iret, segment, syscall};
+use crate::runtime::instruction::Flow;
 use crate::runtime::journal::Noted;
-use crate::runtime::slice::Flow;
-use crate::runtime::vcpu::UNSTEPPED;
 use crate::translate::site::AccessKind;
 
 /// What a push beyond the stack segment raises.
@@ -104,67 +103,66 @@ pub fn execute(c: &mut Context<'_>) -> Result {
             c.apply(e);
         }
         M::Iret | M::Iretd | M::Iretq => {
-            let stack = c.v.cpu.gpr[gpr::RSP];
+            let stack = c.cpu.gpr[gpr::RSP];
             let e = c.with_memory(|cpu, mem| iret::iret(cpu, mem, size, next))?;
             c.apply(e);
-            let (user, rip) = (c.v.cpu.cpl == 3, c.v.cpu.rip);
-            c.engine
-                .note(c.v.cpu.id, || Noted::Returned { user, rip, stack });
+            let (user, rip) = (c.cpu.cpl == 3, c.cpu.rip);
+            c.machine.note(|| Noted::Returned { user, rip, stack });
         }
         M::Syscall => {
-            let e = syscall::syscall(c.cpu(), next)?;
+            let e = syscall::syscall(c.cpu, next)?;
             c.apply(e);
             note_system_call(c);
             step_by_flags_after(c);
         }
         M::Sysret | M::Sysretq => {
-            let e = syscall::sysret(c.cpu(), size)?;
+            let e = syscall::sysret(c.cpu, size)?;
             c.apply(e);
             note_system_return(c);
             step_by_flags_after(c);
         }
         M::Sysenter => {
-            let e = syscall::sysenter(c.cpu())?;
+            let e = syscall::sysenter(c.cpu)?;
             c.apply(e);
             note_system_call(c);
         }
         M::Sysexit | M::Sysexitq => {
-            let e = syscall::sysexit(c.cpu(), size)?;
+            let e = syscall::sysexit(c.cpu, size)?;
             c.apply(e);
             note_system_return(c);
         }
         M::Int => {
             if c.insn.immediate8() == vector::BP {
-                c.engine.note_int3(c.v.cpu.id, c.insn.len());
+                c.machine.note_int3(c.insn.len());
             }
             c.flow = Flow::Event(Event::Software(c.insn.immediate8()), next);
         }
         M::Int3 => {
-            c.engine.note_int3(c.v.cpu.id, c.insn.len());
+            c.machine.note_int3(c.insn.len());
             c.flow = Flow::Event(Event::Int3, next);
         }
         M::Int1 => {
             c.flow = Flow::Event(Event::Icebp, next);
         }
         M::Into => {
-            if c.v.cpu.rflags & RFlags::OF.bits() != 0 {
+            if c.cpu.rflags & RFlags::OF.bits() != 0 {
                 c.flow = Flow::Event(Event::Into, next);
             } else {
-                c.v.cpu.rip = next;
+                c.cpu.rip = next;
             }
         }
         M::Loop | M::Loope | M::Loopne | M::Jcxz => count_branch(c),
         M::Enter => enter(c)?,
         M::Push => {
             let number = segment_number(c.insn.op0_register()).unwrap_or(sreg::DS);
-            let selector = u64::from(c.v.cpu.seg[number].selector);
+            let selector = u64::from(c.cpu.seg[number].selector);
             let size = c.insn.stack_pointer_increment().unsigned_abs() as usize;
             c.push(&[selector], size)?;
         }
         M::Pop => pop_segment(c)?,
         M::Pusha | M::Pushad => {
             let size = if c.insn.mnemonic() == M::Pusha { 2 } else { 4 };
-            let values: [u64; 8] = c.v.cpu.gpr[..8].try_into().expect("eight registers");
+            let values: [u64; 8] = c.cpu.gpr[..8].try_into().expect("eight registers");
             c.push(&values, size)?;
         }
         _ => popa(c)?,
@@ -173,36 +171,33 @@ pub fn execute(c: &mut Context<'_>) -> Result {
 }
 
 fn note_system_call(c: &mut Context<'_>) {
-    let (number, rip) = (c.v.cpu.gpr[gpr::RAX], c.v.cpu.rip);
-    c.engine
-        .note(c.v.cpu.id, || Noted::SystemCall { number, rip });
+    let (number, rip) = (c.cpu.gpr[gpr::RAX], c.cpu.rip);
+    c.machine.note(|| Noted::SystemCall { number, rip });
 }
 
 fn note_system_return(c: &mut Context<'_>) {
-    let rip = c.v.cpu.rip;
-    c.engine.note(c.v.cpu.id, || Noted::SystemReturn { rip });
+    let rip = c.cpu.rip;
+    c.machine.note(|| Noted::SystemReturn { rip });
 }
 
 /// SYSCALL and SYSRET are single-stepped if TF is set once they are done: the system call as a whole is one step
 /// to the user (a debugger that lets SYSRET set TF stops right behind SYSCALL).
 fn step_by_flags_after(c: &mut Context<'_>) {
-    if c.v.cpu.semantics.steps_by_flags_after_system_calls() {
-        c.v.pending.debug_hits |= UNSTEPPED;
-        if c.v.cpu.rflags & RFlags::TF.bits() != 0 {
-            c.v.pending.debug_hits |= DR6_BS;
-        }
+    if c.cpu.semantics.steps_by_flags_after_system_calls() {
+        let trap = c.cpu.rflags & RFlags::TF.bits() != 0;
+        c.machine.step_by_flags_after(trap);
     }
 }
 
 /// The forms of LOOP and JCXZ that count in CX, which the host cannot run.
 fn count_branch(c: &mut Context<'_>) {
-    let mut cx = c.v.cpu.gpr[gpr::RCX] as u16;
-    let zero_flag = c.v.cpu.rflags & RFlags::ZF.bits() != 0;
+    let mut cx = c.cpu.gpr[gpr::RCX] as u16;
+    let zero_flag = c.cpu.rflags & RFlags::ZF.bits() != 0;
     let taken = if c.insn.mnemonic() == M::Jcxz {
         cx == 0
     } else {
         cx = cx.wrapping_sub(1);
-        let rcx = &mut c.v.cpu.gpr[gpr::RCX];
+        let rcx = &mut c.cpu.gpr[gpr::RCX];
         *rcx = *rcx & !0xffff | u64::from(cx);
         cx != 0
             && match c.insn.mnemonic() {
@@ -211,7 +206,7 @@ fn count_branch(c: &mut Context<'_>) {
                 _ => true,
             }
     };
-    c.v.cpu.rip = if taken {
+    c.cpu.rip = if taken {
         c.insn.near_branch_target()
     } else {
         c.insn.next_ip()
@@ -284,7 +279,7 @@ fn pop_segment(c: &mut Context<'_>) -> Result {
         Ok(effects)
     })?;
     if number == sreg::SS {
-        c.v.cpu.shadow_stack_load();
+        c.cpu.shadow_stack_load();
     }
     c.apply(e);
     Ok(())
@@ -328,7 +323,7 @@ pub fn load_far_pointer(c: &mut Context<'_>) -> Result {
     let value = c.load(at, size)?;
     let selector = c.load(at.wrapping_add(size as u64), 2)? as u16;
     let e = c.with_memory(|cpu, mem| segment::load_segment(cpu, mem, number, selector))?;
-    super::operand::set_register(&mut c.v.cpu, destination, value);
+    super::operand::set_register(c.cpu, destination, value);
     c.apply(e);
     Ok(())
 }
@@ -336,7 +331,7 @@ pub fn load_far_pointer(c: &mut Context<'_>) -> Result {
 /// INVLPG's operand, which is an address and not an access.
 pub fn operand_linear(c: &Context<'_>) -> u64 {
     let number = segment_number(c.insn.memory_segment()).unwrap_or(sreg::DS);
-    let cpu = &c.v.cpu;
+    let cpu = &*c.cpu;
     let Segment { base, .. } = cpu.seg[number];
     let at = offset(cpu, c.insn);
     if cpu.code64() {

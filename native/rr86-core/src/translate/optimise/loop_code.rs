@@ -25,7 +25,7 @@ const FEW: i32 = 4;
 /// Turns that make up for entering the fast code and leaving it. When the loop was over after fewer, or a page
 /// was not at hand, it is not tried for some iterations: each time for twice as many and one, up to so many.
 const WORTH: i32 = 8;
-const PATIENCE: i32 = 127;
+const MOST_BACKOFF: i32 = 127;
 /// Offset of MXCSR in an FXSAVE image (SDM vol. 1, table 10-2).
 const MXCSR: usize = 24;
 /// MXCSR with all exceptions masked has these bits (SDM vol. 1, section 10.2.3).
@@ -35,8 +35,8 @@ impl Emitter<'_> {
     /// Behind the budget's check at the head of a loop: tries the fast code where that may be worth it.
     /// Returns the jump to it.
     pub(in crate::translate) fn try_loop(&mut self) -> usize {
-        let patience = at::loop_patience(self.request.insns[0].0.ip());
-        self.hot.gs(&[0x80], W32, Reg(5), patience); // sub byte
+        let backoff = at::loop_backoff(self.request.insns[0].0.ip());
+        self.hot.gs(&[0x80], W32, Reg(5), backoff); // sub byte
         self.hot.u8(1);
         self.hot.jcc(cc::S)
     }
@@ -110,7 +110,7 @@ impl Emitter<'_> {
         for fixup in missed {
             self.land(fixup);
         }
-        self.lose_patience();
+        self.back_off();
         for at in refused {
             self.hot.patch_here(at);
         }
@@ -129,20 +129,20 @@ impl Emitter<'_> {
     }
 
     /// Has the loop go the ordinary way for a while. T1 and flags change.
-    fn lose_patience(&mut self) {
+    fn back_off(&mut self) {
         let loop_at = self.request.insns[0].0.ip();
         let failures = at::loop_failures(loop_at);
         self.hot.gs(&[0x0f, 0xb6], W32, T1, failures); // movzx
-        self.hot.gs(&[0x88], W32, T1, at::loop_patience(loop_at)); // mov byte
+        self.hot.gs(&[0x88], W32, T1, at::loop_backoff(loop_at)); // mov byte
         self.hot.mem(&[0x8d], W32, T1, Some(T1), Some((T1, 1)), 1); // lea
-        self.hot.alu_imm(4, W32, T1, PATIENCE);
+        self.hot.alu_imm(4, W32, T1, MOST_BACKOFF);
         self.hot.gs(&[0x88], W32, T1, failures);
     }
 
     /// Has the loop be tried whenever it is come to.
-    fn gain_patience(&mut self) {
+    fn reset_backoff(&mut self) {
         let loop_at = self.request.insns[0].0.ip();
-        self.hot.gs_mov_imm8(at::loop_patience(loop_at), 0);
+        self.hot.gs_mov_imm8(at::loop_backoff(loop_at), 0);
         self.hot.gs_mov_imm8(at::loop_failures(loop_at), 0);
     }
 
@@ -333,13 +333,13 @@ impl Emitter<'_> {
         if over {
             self.hot.alu_imm(7, W64, T0, WORTH);
             let worth = self.hot.jcc(cc::GE);
-            self.lose_patience();
+            self.back_off();
             let go_on = self.hot.jmp();
             self.hot.patch_here(worth);
-            self.gain_patience();
+            self.reset_backoff();
             self.hot.patch_here(go_on);
         } else {
-            self.gain_patience();
+            self.reset_backoff();
         }
         self.hot.imul_imm(T0, count);
         self.hot.alu_imm(5, W64, T0, count);

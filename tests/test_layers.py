@@ -1,4 +1,4 @@
-"""The rooms of the package and of the core: which may use which, and that no files use each other
+"""The layers of the package and of the core: which may use which, and that no files use each other
 in a circle (docs/architecture.md).
 
 Every use counts: imports at the top, inside functions and for type checkers alone, and modules
@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 Uses = dict[str, set[str]]
 
-# Below all rooms: the errors, the version, and the typed face of the core.
+# Below all layers: the errors, the version, and the typed face of the core.
 PYTHON_GROUND = {"errors", "version", "_native"}
 PYTHON = {
     "cli": {
@@ -44,7 +44,7 @@ PYTHON = {
     "guests": set(),
 }
 
-# Files of the core that all rooms may use, and that use none of them.
+# Files of the core that all layers may use, and that use none of them.
 CORE_GROUND = {"contents", "host_time", "saved"}
 CORE = {
     "session": {"machine", "trace", "runtime", "translate", "memory", "cpu"},
@@ -55,7 +55,7 @@ CORE = {
     "trace": set(),
     "cpu": set(),
 }
-# What one file alone may use, and what it hands on to the rest of its room: generated code has to
+# What one file alone may use, and what it hands on to the rest of its layer: generated code has to
 # know how a TLB is laid out.
 CORE_FILES = {
     "translate::layout": {"memory"},
@@ -221,34 +221,34 @@ def _reach(name: str, uses: Uses) -> set[str]:
     return seen
 
 
-def between_rooms(uses: Uses, separator: str, ground: Iterable[str]) -> Uses:
-    """Which room uses which, without the ground that all stand on."""
+def between_layers(uses: Uses, separator: str, ground: Iterable[str]) -> Uses:
+    """Which layer uses which, without the ground that all stand on."""
     found: Uses = {}
     for name, used in uses.items():
-        room = name.split(separator)[0]
-        others = {each.split(separator)[0] for each in used} - {room, *ground}
-        found.setdefault(room, set()).update(others)
+        layer = name.split(separator)[0]
+        others = {each.split(separator)[0] for each in used} - {layer, *ground}
+        found.setdefault(layer, set()).update(others)
     return found
 
 
-def python_rooms() -> Uses:
+def python_layers() -> Uses:
     uses = python_uses()
     below = {
         name.removeprefix("rr86."): {each.removeprefix("rr86.") for each in used}
         for name, used in uses.items()
         if name != "rr86"
     }
-    return between_rooms(below, ".", PYTHON_GROUND)
+    return between_layers(below, ".", PYTHON_GROUND)
 
 
 def core() -> Uses:
     return core_uses(ROOT / "native/rr86-core/src")
 
 
-def test_rooms_of_the_package_use_only_lower_ones() -> None:
-    rooms = python_rooms()
-    assert {room: used for room, used in rooms.items() if room not in PYTHON_GROUND} == PYTHON
-    assert all(not rooms[each] for each in PYTHON_GROUND)
+def test_layers_of_the_package_use_only_lower_ones() -> None:
+    layers = python_layers()
+    assert {layer: used for layer, used in layers.items() if layer not in PYTHON_GROUND} == PYTHON
+    assert all(not layers[each] for each in PYTHON_GROUND)
 
 
 def test_the_package_has_no_circle_of_files() -> None:
@@ -260,17 +260,17 @@ def test_no_module_imports_the_root_of_the_package() -> None:
     assert [name for name, used in python_uses().items() if "rr86" in used] == []
 
 
-def test_rooms_of_the_core_use_only_what_the_table_says() -> None:
-    allowed = {room: set(used) for room, used in CORE.items()} | {
+def test_layers_of_the_core_use_only_what_the_table_says() -> None:
+    allowed = {layer: set(used) for layer, used in CORE.items()} | {
         each: set() for each in CORE_GROUND
     }
     uses = core()
     for file, more in CORE_FILES.items():
         uses[file] = {each for each in uses[file] if each.split("::")[0] not in more}
-    rooms = between_rooms(uses, "::", CORE_GROUND)
-    assert not rooms.keys() - allowed
+    layers = between_layers(uses, "::", CORE_GROUND)
+    assert not layers.keys() - allowed
     assert {
-        room: used - allowed[room] for room, used in rooms.items() if used - allowed[room]
+        layer: used - allowed[layer] for layer, used in layers.items() if used - allowed[layer]
     } == {}
 
 

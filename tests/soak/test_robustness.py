@@ -1,4 +1,4 @@
-"""The net's short versions, and that its own parts do what they say."""
+"""The robustness tests in short, and that their own parts do what they say."""
 
 from __future__ import annotations
 
@@ -136,13 +136,13 @@ def test_a_worker_that_dies_is_a_finding_and_the_next_seed_is_run(
     assert "seed 1: crash: SIGKILL" in said
     assert "2 fine" in said
     report = (tmp_path / "made-up-1" / "report.txt").read_text()
-    assert report.startswith("python -m tests.soak.test_net --first 1 --seeds 1")
+    assert report.startswith("python -m tests.soak.test_robustness --first 1 --seeds 1")
 
 
 def _campaign(folder: Path, timeout: float) -> int:
     return frame.run(
         frame.Campaign(
-            module="tests.soak.test_net",
+            module="tests.soak.test_robustness",
             name="made-up",
             arguments=[],
             first=0,
