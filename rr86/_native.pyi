@@ -430,11 +430,11 @@ class Replay(WholeMachine):
         them. The session then stands before the first instruction behind them. Unless the `whole`
         path is wanted, iterations of REP MOVS and REP STOS are left out, and it is said whether
         something else was left out with them."""
-    def rewind(self, snapshot: Snapshot, heard: bytes | None = None) -> None:
+    def rewind(self, snapshot: Snapshot, heard: bytes | None = None, ahead: bool = False) -> None:
         """Go to a snapshot of this replay or of another one of its trace, back or forward. What the
         replay sent to its consoles and was not taken is forgotten; conditions on console output go
-        on from `heard`, the last bytes before the snapshot. After an error the session must not be
-        used."""
+        on from `heard`, the last bytes before the snapshot. With `ahead`, blocks are translated
+        before they are needed, on another thread. After an error the session must not be used."""
     def divert(self) -> Diversion:
         """Leave the recording here: nothing is compared any more, and its slices and inputs are
         suggestions. The diversion takes the machine over. Give its `run` a limit: such a run need

@@ -281,6 +281,12 @@ class TraceReader:
     def image(self, name: str) -> bytes:
         return bytes.fromhex(self.trace["images"][name])
 
+    def beginning(self) -> None:
+        return None
+
+    def content_id(self) -> str:
+        return "0" * 32
+
     def complete(self) -> bool:
         return self.trace["footer"] is not None
 

@@ -7,7 +7,9 @@ import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
 # How many examples each page has.
-PAGES = {"what-if.md": 1, "origin.md": 1, 
+PAGES = {
+    "what-if.md": 1,
+    "origin.md": 1,
     "python-api.md": 6,
     "conditions.md": 2,
     "block-protocols.md": 1,

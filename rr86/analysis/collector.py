@@ -95,7 +95,8 @@ class _Run:
         self.schedule = schedule
         self.end = end
         off = Owner(Kind.OFF, "off")
-        self.tracks = [Track(vcpu, off) for vcpu in range(schedule.vcpus)]
+        waiting: dict[int, tuple[int | None, list[Frame]]] = {}
+        self.tracks = [Track(vcpu, off, waiting=waiting) for vcpu in range(schedule.vcpus)]
         self.probes: LinuxProbes | None = None
         self.problem: str | None = None
         self.ipis: list[Ipi] = []

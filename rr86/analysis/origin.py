@@ -318,7 +318,7 @@ class _Search:
             covered[begin - wanted.start : end - wanted.start] = [True] * (end - begin)
             part = piece.part(begin - wanted.start, end - begin)
             self._follow(part, effect.part(begin - dest.start, end - begin), at)
-        for offset, length in _gaps(covered):
+        for offset, length in reversed(_gaps(covered)):
             self.waiting.append(replace(piece.part(offset, length), moment=at.icount))
 
     def _has_faulted(self, step: Step, piece: _Piece, at: _At) -> bool:

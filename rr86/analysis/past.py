@@ -71,9 +71,8 @@ class Past:
             # before that did.
             seen = self._logged(missing, begin, end if latest else min(end + 1, before))
             for write in seen:
-                late = write["committed"] >= before and write["rip"]
                 for place in range(write["paddr"], write["paddr"] + len(write["new"])):
-                    if place in missing and not late:
+                    if place in missing:
                         found[place] = write
             missing -= found.keys()
             end, span, latest = begin, span * _MORE_WRITES, False

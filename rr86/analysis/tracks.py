@@ -54,8 +54,9 @@ class Track:
     """Since when the owner has it."""
     spans: list[Span] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
-    waiting: dict[int, list[Frame]] = field(default_factory=dict)
-    """What tasks were doing that are switched out, by their keys."""
+    waiting: dict[int, tuple[int | None, list[Frame]]] = field(default_factory=dict)
+    """What tasks were doing that are switched out, with their pids, by their keys. All vCPUs share
+    it, since a task may go on elsewhere."""
     ignored: int = 0
     """Frames that were nested too deeply."""
 
@@ -90,11 +91,13 @@ class Track:
         """Another owner has the vCPU from now on, and goes on where it was."""
         kept = [frame for frame in self.frames if frame.kind not in _INTERRUPTS]
         self._end_from(time, 0)
-        if kept:
-            self.waiting[self.owner.key] = kept
+        if kept and self.owner.key:
+            self.waiting[self.owner.key] = self.owner.pid, kept
         self._close(time)
         self.owner, self.began = owner, time
-        self.frames = self.waiting.pop(owner.key, [])
+        pid, frames = self.waiting.pop(owner.key, (None, []))
+        # A task may be in the place of one that is gone, and never came back from its last call.
+        self.frames = frames if pid == owner.pid else []
         for frame in self.frames:
             frame.began = time
 

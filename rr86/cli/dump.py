@@ -50,5 +50,7 @@ def command(
             f"{output}: {size_text(dump.ram)} of RAM at instruction {session.icount:,}, "
             f"{size_text(dump.stored)} of it not zero"
         )
+        if dump.offset:
+            say(f"the kernel is {dump.offset:#x} from its link-time addresses (crash --kaslr)")
         if not dump.vmcoreinfo:
             say("no Linux runs there yet: the file has physical addresses only, and no VMCOREINFO")

@@ -33,7 +33,8 @@ def command(
             metavar="CONDITION",
             help="Stop at int3 (see above), any-int3, stale-int3, stale, panic, rip=ADDR, "
             "symbol=NAME, symbol=PROGRAM:NAME, icount=N (as 500M or 2G), console=TEXT, "
-            "write=PADDR[:LEN], write=SYMBOL[:LEN], irq=N or end; may be given several times. "
+            "write=PADDR[:LEN], write=SYMBOL[:LEN], read= or access=PADDR[:LEN], irq=N or end; "
+            "may be given several times. "
             "Exit status 6 if the trace ends first.",
         ),
     ] = None,

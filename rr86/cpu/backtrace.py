@@ -7,6 +7,7 @@ own call traces, because some are left over from calls that have returned.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from rr86.cpu.orc import OrcFrame, OrcTable
 from rr86.cpu.registers import code_bits, linear_rip, linear_rsp
@@ -53,6 +54,37 @@ def _follows_call(read: ReadVirtual, address: int) -> bool:
 InProgram = Callable[[Mapping[str, int], int], list[Frame]]
 
 
+class Modules(Protocol):
+    """What is known of a kernel's modules."""
+
+    def module_symbol(self, address: int) -> str | None:
+        """The name of a place in a module's code."""
+
+    def module_orc(self, address: int) -> OrcTable | None:
+        """The unwind table of the module that an address is in, with runtime addresses."""
+
+
+@dataclass(frozen=True)
+class _Code:
+    """A kernel's code: its image, and its modules."""
+
+    table: SymbolTable
+    image: OrcTable
+    modules: Modules | None
+
+    def name(self, address: int) -> str | None:
+        """The name of a place in code; None for what is no code."""
+        if self.table.is_text(address):
+            return self.table.lookup(address)
+        return None if self.modules is None else self.modules.module_symbol(address)
+
+    def orc(self, address: int) -> tuple[OrcTable | None, int]:
+        """The unwind table for a place in code, and how far that is from the table's addresses."""
+        if self.modules is None or self.table.is_text(address):
+            return self.image, self.table.offset
+        return self.modules.module_orc(address), 0
+
+
 class _Stack:
     def __init__(self, registers: Mapping[str, int], read: ReadVirtual) -> None:
         self.width = 8 if code_bits(registers) == 64 else 4
@@ -71,11 +103,15 @@ def backtrace(
     orc: OrcTable | None = None,
     limit: int = 32,
     program: InProgram | None = None,
+    modules: Modules | None = None,
 ) -> list[Frame]:
     """The call stack of a vCPU, innermost frame first; at least that frame. `program` has the part
-    that is in a program of a guest with ORC tables."""
+    that is in a program of a guest with ORC tables, `modules` knows what is outside of its kernel's
+    image."""
     rip = linear_rip(registers)
     name = None if table is None else table.lookup(rip)
+    if name is None and modules is not None and rip >= _KERNEL_HALF:
+        name = modules.module_symbol(rip)
     frames = [Frame(rip, name)]
     limit = min(limit, _DEEPEST)
     bits = code_bits(registers)
@@ -87,8 +123,9 @@ def backtrace(
     if orc is not None and bits == 64 and rip < _KERNEL_HALF and program is not None:
         return program(registers, limit)
     callers: list[Frame] = []
-    if orc is not None and bits == 64 and table.is_text(rip):
-        callers = _by_orc(registers, stack, table, orc, limit - 1, program)
+    if orc is not None and bits == 64 and (table.is_text(rip) or name is not None):
+        code = _Code(table, orc, modules)
+        callers = _by_orc(registers, stack, code, limit - 1, program)
     if not callers:
         callers = _by_frame_pointer(registers, stack, table, limit - 1)
     if not callers and (table.is_text(rip) or not table.relocatable):
@@ -99,8 +136,7 @@ def backtrace(
 def _by_orc(
     registers: Mapping[str, int],
     stack: _Stack,
-    table: SymbolTable,
-    orc: OrcTable,
+    code: _Code,
     limit: int,
     program: InProgram | None,
 ) -> list[Frame]:
@@ -108,14 +144,16 @@ def _by_orc(
     frames: list[Frame] = []
     while len(frames) < limit:
         register = registers.__getitem__ if not frames else None
-        caller = orc.step(frame, table.offset, stack.word, register)
+        orc, offset = code.orc(frame.ip)
+        caller = None if orc is None else orc.step(frame, offset, stack.word, register)
         if caller is not None and caller.exact and caller.ip < _KERNEL_HALF and program is not None:
             # The kernel was entered from there.
             there = {"rip": caller.ip, "rsp": caller.sp, "rbp": caller.bp}
             return frames + (program(there, limit - len(frames)) if caller.ip else [])
-        if caller is None or not table.is_text(caller.ip):
+        name = None if caller is None else code.name(caller.ip)
+        if caller is None or name is None:
             break
-        frames.append(Frame(caller.ip, table.lookup(caller.ip)))
+        frames.append(Frame(caller.ip, name))
         if (caller.ip, caller.sp) == (frame.ip, frame.sp):
             break
         frame = caller

@@ -48,6 +48,12 @@ class Processes(Protocol):
     def symbolize(self, vcpu: int, address: int) -> str | None:
         """`PROGRAM:function+0x1c` for an address of the program that a vCPU runs."""
 
+    def module_symbol(self, address: int) -> str | None:
+        """`function+0x1c [module]` for an address in one of the kernel's modules."""
+
+    def module_orc(self, address: int) -> "OrcTable | None":
+        """The unwind table of the module that an address is in."""
+
     def frames(self, vcpu: int, registers: Mapping[str, int], limit: int) -> "list[Frame]":
         """The call stack in the program that a vCPU runs, from a frame with these registers on."""
 
@@ -112,7 +118,10 @@ class Inspector:
             found = self.processes.symbolize(vcpu, address)
             if found is not None:
                 return found
-        return self.symbols.lookup(address)
+        name = self.symbols.lookup(address)
+        if name is None and address >= _KERNEL_HALF and self.processes is not None:
+            return self.processes.module_symbol(address)
+        return name
 
     def symbolizer(self, vcpu: int) -> Callable[[int], str | None]:
         """`symbolize` for what a vCPU runs."""
@@ -161,6 +170,7 @@ class Inspector:
             self._orc_table() if table is not None and table.relocatable else None,
             limit,
             None if self.processes is None else functools.partial(self.processes.frames, vcpu),
+            self.processes,
         )
 
     def _orc_table(self) -> "OrcTable | None":

@@ -40,12 +40,14 @@ _PR_REG = (
 @dataclass(frozen=True)
 class Dump:
     """A core file that was written: how many bytes of RAM it shows, how many of them are not holes,
-    and whether it has VMCOREINFO, without which crash and drgn take it for no kernel's."""
+    whether it has VMCOREINFO, without which crash and drgn take it for no kernel's, and how far the
+    kernel is from its link-time addresses (KASLR)."""
 
     path: Path
     ram: int
     stored: int
     vmcoreinfo: bool
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,8 @@ def write_dump(
         file.write(notes)
         stored = _write_ram(file, kernel, places, tick)
         file.truncate(at)
-    return Dump(path, sum(length for _, length in ranges), stored, known)
+    offset = kernel.symbols.offset if known else 0
+    return Dump(path, sum(length for _, length in ranges), stored, known, offset)
 
 
 def _readable(kernel: RunningKernel, start: int, length: int) -> Iterator[tuple[int, int]]:

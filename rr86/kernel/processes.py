@@ -1,4 +1,5 @@
-"""The processes of a guest, as stops show them, and where their programs are in memory."""
+"""What stops show of a Linux guest beside the kernel's image: the processes, where their programs
+are in memory, and the kernel's modules."""
 
 import functools
 import struct
@@ -14,12 +15,17 @@ from rr86.kernel.programs import Program, Programs
 if TYPE_CHECKING:
     from rr86.cpu.backtrace import Frame
     from rr86.cpu.inspection import Inspector
+    from rr86.cpu.orc import OrcTable
+    from rr86.cpu.symbols import SymbolTable
+    from rr86.kernel.modules import Module
     from rr86.kernel.running import RunningKernel
     from rr86.kernel.tasks import Task, Tasks
 
 # Key of the program's entry point in the auxiliary vector (elf.h).
 _AT_ENTRY = 9
 _DEEPEST_FOLDER = 64
+# Where x86-64 has modules: behind the kernel's image, wherever that is.
+_MODULES, _MODULES_END = 0xFFFF_FFFF_8000_0000, 0xFFFF_FFFF_FF00_0000
 _LONGEST_NAME = 256
 # Where Linux has set up a new program: it is about to begin.
 _BEGINNINGS = ("start_thread", "compat_start_thread")
@@ -40,6 +46,12 @@ class Image:
         return PurePosixPath(self.path).name
 
 
+@dataclass(frozen=True)
+class _ModuleTables:
+    symbols: "SymbolTable"
+    orc: "OrcTable | None"
+
+
 class Processes:
     """Which process a vCPU runs, and with what program. Made with every session: what it takes is
     read at first use. `programs` are those whose files are known.
@@ -48,6 +60,7 @@ class Processes:
     def __init__(self, inspector: "Inspector", programs: Programs) -> None:
         self._inspector = inspector
         self.programs = programs
+        self._tables: dict[Module, _ModuleTables] = {}
 
     @functools.cached_property
     def tasks(self) -> "Tasks":
@@ -84,6 +97,48 @@ class Processes:
             "kernel": task.kernel,
             "task_struct": task.address,
         }
+
+    # -- modules -----------------------------------------------------------------------------------
+
+    def module_symbol(self, address: int) -> str | None:
+        """`function+0x1c [module]` for an address in one of the kernel's modules."""
+        try:
+            module = self._module(address)
+            if module is None:
+                return None
+            table = self._module_tables(module).symbols
+        except (KernelError, SymbolsError):
+            return None
+        name = table.lookup(address)
+        return None if name is None else f"{name} [{module.name}]"
+
+    def module_orc(self, address: int) -> "OrcTable | None":
+        """The unwind table of the module that an address is in."""
+        try:
+            module = self._module(address)
+            return None if module is None else self._module_tables(module).orc
+        except (KernelError, SymbolsError):
+            return None
+
+    def _module(self, address: int) -> "Module | None":
+        from rr86.kernel.modules import modules
+
+        if not _MODULES <= address < _MODULES_END:
+            return None
+        return next((each for each in modules(self._kernel) if each.covers(address)), None)
+
+    def _module_tables(self, module: "Module") -> "_ModuleTables":
+        """What a module says of its code. While one is there, that stays as it is, but for what
+        goes with its initialisation."""
+        from rr86.cpu.symbols import SymbolTable
+        from rr86.kernel.modules import module_orc, module_symbols
+
+        known = self._tables.get(module)
+        if known is None:
+            rows = module_symbols(self._kernel, module)
+            table = SymbolTable(rows, relocatable=False)
+            known = self._tables[module] = _ModuleTables(table, module_orc(self._kernel, module))
+        return known
 
     # -- programs ----------------------------------------------------------------------------------
 

@@ -122,12 +122,10 @@ def program(
     if not known:
         raise KernelError("no Linux runs in the guest yet, so that drgn can't look into it")
     core = os.memfd_create("rr86-core")
-    try:
-        os.write(core, header(1) + note_header(_HEADERS, len(notes)) + notes)
-        prog = drgn.Program()
-        prog.set_core_dump(core)
-    finally:
-        os.close(core)
+    os.write(core, header(1) + note_header(_HEADERS, len(notes)) + notes)
+    prog = drgn.Program()
+    # drgn closes it, also where it fails.
+    prog.set_core_dump(core)
 
     def read(address: int, count: int, offset: int, physical: bool) -> bytes:
         data = kernel.read_physical(address, count)

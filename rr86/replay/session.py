@@ -175,15 +175,23 @@ class ReplaySession:
         """
         return self._execution.run_over(conditions, max_instructions, before)
 
-    def rewind(self, snapshot: "Snapshot", console: bytes = b"", debugcon: bytes = b"") -> None:
+    def rewind(
+        self,
+        snapshot: "Snapshot",
+        console: bytes = b"",
+        debugcon: bytes = b"",
+        ahead: bool = False,
+    ) -> None:
         """Go to a snapshot of this trace, back or forward, in place: what looks at this session
         then sees that moment. `console` and `debugcon` are what the guest had sent there before it.
+        `ahead` says that the replay goes on for a while, so that it is worth to translate blocks
+        on another thread.
 
         Raises `NativeError` for a snapshot of another machine.
         """
         self._console.heard[:] = console
         self._debugcon.heard[:] = debugcon
-        self.machine.rewind(snapshot, bytes(self._console.heard[-_LONGEST_TEXT:]))
+        self.machine.rewind(snapshot, bytes(self._console.heard[-_LONGEST_TEXT:]), ahead)
         self._execution.moved(snapshot.icount)
 
     def path(

@@ -39,11 +39,13 @@ if TYPE_CHECKING:
     from rr86.session.devices import Given
 
 # Instructions between the snapshots that are taken on the way, while there is memory for them.
-_SPACING = 100_000_000
+_SPACING = 200_000_000
 # A moment that is gone back to is left with a snapshot at most so far before it.
 _NEAR = 300_000
 DEFAULT_MEMORY = 1 << 30
 """Bytes that snapshots may take together."""
+# So many instructions are worth a thread that translates ahead.
+_FAR = 20_000_000
 # Instructions that are rather replayed than that a checkpoint is read from the trace.
 _DETOUR = 500_000_000
 # Stops behind the instruction that fulfils them; backwards they stop before it.
@@ -344,7 +346,8 @@ class TimeTravel:
             return
         self._deaf = base.console is None
         heard = bytes(self._console[: base.console]), bytes(self._debugcon[: base.debugcon])
-        self.session.rewind(base.snapshot, *((b"", b"") if self._deaf else heard))
+        ahead = icount - base.icount > _FAR
+        self.session.rewind(base.snapshot, *((b"", b"") if self._deaf else heard), ahead)
 
     def _points(self, icount: int, near: bool) -> Iterator[int]:
         """Where snapshots are taken on the way to a moment: every so often, and with `near` closer

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+import rr86
 from rr86.analysis.collector import collect
 from rr86.analysis.linux import _call_name, handler_name
 from rr86.analysis.profile import Profile
@@ -47,6 +49,23 @@ def test_a_boot_fills_the_time_of_each_vcpu(boot: Boot, timeline: Timeline) -> N
     assert timeline.hand_offs == boot.trace.sharing().hand_offs
 
 
+def test_a_trace_that_was_cut_off_shows_its_tasks_too(
+    boot: Boot, timeline: Timeline, tmp_path: Path
+) -> None:
+    # Nothing says where its kernel is before that has placed itself.
+    whole = boot.trace.path.read_bytes()
+    (tmp_path / "cut.rr86").write_bytes(whole[: len(whole) * 99 // 100])
+    trace = rr86.open_trace(tmp_path / "cut.rr86")
+    assert trace.footer is None
+    cut = collect(trace)
+    assert_well_formed(cut)
+    assert cut.end > 500_000_000
+    for vcpu in range(VCPUS):
+        owners = [span for span in cut.of_vcpu(vcpu, 0) if span.kind is Kind.TASK]
+        same = [s for s in timeline.of_vcpu(vcpu, 0) if s.kind is Kind.TASK and s.end < cut.end]
+        assert owners[: len(same)] == same
+
+
 def test_tasks_are_those_of_the_kernels_memory(boot: Boot, timeline: Timeline) -> None:
     drawn = random.Random(7)
     # Most of it is at the end, where programs run.
@@ -78,6 +97,7 @@ def test_nothing_of_the_kernel_is_under_way_in_user_mode(boot: Boot, timeline: T
     inner = [timeline.of_vcpu(vcpu, 1) for vcpu in range(VCPUS)]
     moments = sorted(drawn.randrange(boot.moments["release"], boot.last) for _ in range(300))
     session = boot.session_at(moments[0] - 1)
+    tasks = Tasks(session.inspector)
     modes = Counter[tuple[bool, bool]]()
     for moment in moments:
         stop = session.run(Before(moment))
@@ -87,8 +107,13 @@ def test_nothing_of_the_kernel_is_under_way_in_user_mode(boot: Boot, timeline: T
         modes[user, span is not None] += 1
         if user:
             assert span is None
+            continue
+        names = [str(frame.symbol) for frame in session.backtrace(stop.vcpu, 64)]
+        task = tasks.current(stop.vcpu)
+        if span is None and task is not None and task.mm and not task.kernel:
+            # The kernel works for a program only because that has asked or failed, or is new.
+            assert any("ret_from_fork" in name for name in names), names
         elif span is not None and span.kind is Kind.SYSTEM_CALL:
-            names = [str(frame.symbol) for frame in session.backtrace(stop.vcpu, 64)]
             assert any("entry_SYSCALL_64" in name or "syscall" in name for name in names), names
     assert modes[True, False] > 10
     assert modes[False, True] > 40
@@ -143,11 +168,26 @@ def test_stacks_go_from_the_program_through_the_kernel(boot: Boot, found: Profil
     calls = [sample.stack for sample in found.samples if "do_syscall_64" in sample.stack]
     assert calls
     for stack in calls:
-        assert stack[1] == "[user]"
-        assert stack[2].startswith("entry_SYSCALL_64")
+        entry = next(n for n, name in enumerate(stack) if name.startswith("entry_SYSCALL_64"))
+        program = stack[1:entry]
+        assert program
+        assert all(name == "[user]" or ":" in name for name in program)
     threads = [sample.stack for sample in found.samples if "kthread" in sample.stack]
     assert threads
     assert all(stack[1].startswith("ret_from_fork") for stack in threads)
+
+
+def test_functions_of_a_program_have_names_down_to_its_system_calls(boot: Boot) -> None:
+    for name in ("fixed", "moving"):
+        first = boot.moments[name]
+        found = profile(boot.trace, first, first + 2_000_000, interval=500)
+        stacks = [sample.stack for sample in found.samples if sample.stack[0] == name]
+        own = [stack for stack in stacks if f"{name}:main" in stack]
+        assert own
+        writing = [stack for stack in own if "ksys_write" in stack]
+        assert writing
+        for stack in writing:
+            assert stack.index(f"{name}:main") < stack.index("do_syscall_64")
 
 
 def test_names_of_calls_and_handlers() -> None:

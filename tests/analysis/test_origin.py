@@ -162,6 +162,29 @@ def test_parts_from_several_places_are_followed_each(trip: Trip) -> None:
     assert (widened[2].value, widened[3].value) == (b"\xc3", bytes(7))
 
 
+def test_what_is_left_of_a_register_is_older_than_its_part(trip: Trip) -> None:
+    hops = trip("partial")
+    assert [(hop.kind, hop.symbol, hop.value.hex()) for hop in hops] == [
+        ("store", "partial_store", "88c3665544332211"),
+        ("load", "partial_byte", "c3"),
+        ("loaded", None, "c3"),
+        ("constant", "partial_whole", "88"),
+        ("constant", "partial_whole", "665544332211"),
+    ]
+
+
+def test_looking_back_in_shorter_stretches_finds_the_same(
+    trip: Trip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rr86.analysis import past
+
+    names = ("place_final", "faulted", "mixed", "from_image")
+    expected = [trip(name) for name in names]
+    monkeypatch.setattr(past, "_FIRST_WRITES", 3)
+    monkeypatch.setattr(past, "_FIRST_PATH", 2)
+    assert [trip(name) for name in names] == expected
+
+
 def test_an_instruction_that_faulted_has_set_nothing(trip: Trip) -> None:
     hops = trip("faulted")
     assert ways(hops) == [

@@ -81,6 +81,31 @@ def test_a_task_goes_on_where_it_was_switched_out() -> None:
     ]
 
 
+def test_a_task_goes_on_where_it_was_on_another_vcpu() -> None:
+    idle = Owner(Kind.IDLE, "idle")
+    here = Track(0, A)
+    there = Track(1, idle, waiting=here.waiting)
+    here.begin(10, call("nanosleep"))
+    here.switch(20, idle)
+    there.switch(30, A)
+    there.to_user(40)
+    assert rows(here.finish(50)) == [(0, 20, 0, "a"), (10, 20, 1, "nanosleep"), (20, 50, 0, "idle")]
+    assert rows(there.finish(50)) == [
+        (0, 30, 0, "idle"),
+        (30, 50, 0, "a"),
+        (30, 40, 1, "nanosleep"),
+    ]
+
+
+def test_a_task_in_the_place_of_one_that_is_gone_begins_anew() -> None:
+    track = Track(0, A)
+    track.begin(10, call("exit_group"))
+    track.switch(20, B)
+    track.switch(30, Owner(Kind.TASK, "c", 3, A.key))
+    assert rows(track.finish(40))[3:] == [(30, 40, 0, "c")]
+    assert not track.waiting
+
+
 def test_an_interrupt_is_over_when_its_task_is_switched_out() -> None:
     track = Track(0, A)
     track.begin(10, fault(0x2000))

@@ -87,6 +87,8 @@ def test_string_instructions_have_their_own_pointers() -> None:
     assert (copy.dest, copy.source) == (Mem(8, "rdi"), Mem(8, "rsi"))
     assert of(effects("f348a5"), "rcx")
     assert not of(effects("48a5"), "rcx")
+    fill = next(each for each in effects("f3aa") if isinstance(each.dest, Mem))
+    assert (fill.dest, fill.source) == (Mem(1, "rdi"), Reg("rax", 0, 1))
     # The same mnemonic as that of an XMM instruction.
     assert next(iter(effects("a5"))).dest == Mem(4, "rdi")
     assert next(iter(effects("f20f1000"))).dest == Reg("xmm0", 0, 8)

@@ -13,7 +13,7 @@ volatile u64 place_b, place_d, place_e, place_final;
 volatile u64 from_array[3], to_array[3];
 volatile u64 in_a = 5, in_b = 7, sum, constant_place, zeroed = 9;
 volatile u8 byte_place = 0xc3;
-volatile u64 widened, mixed, faulted, from_port, from_mmio, from_tsc, from_cpuid, from_image, chosen;
+volatile u64 widened, mixed, faulted, from_port, from_mmio, from_tsc, from_cpuid, from_image, partial;
 volatile u64 loaded_place = 0xabcdef;
 static volatile u32 passed, done;
 
@@ -102,6 +102,9 @@ static void others(void) {
         AT("mix_low") "movl $0x55667788, mixed\n"
         AT("mix_load") "movl in_a, %%ecx\n"
         AT("mix_high") "movl %%ecx, mixed + 4\n"
+        AT("partial_whole") "movabsq $0x1122334455667788, %%rax\n"
+        AT("partial_byte") "movb byte_place, %%ah\n"
+        AT("partial_store") "movq %%rax, partial\n"
         AT("port_in") "inb $0x71, %%al\n"
         AT("port_store") "movb %%al, from_port\n"
         AT("mmio_load") "movl 0xfee00030, %%eax\n"
@@ -150,6 +153,7 @@ void guest_main(void) {
     check_eq("sum", sum, 12);
     check_eq("widened", widened, 0xc3);
     check_eq("mixed", mixed, 0x0000000555667788ul);
+    check_eq("partial", partial, 0x112233445566c388ul);
     check_eq("faulted", faulted, 0x77);
     check_eq("image", from_image, 0xabcdef);
     say("origin: %d vCPUs\n", cpu_count);

@@ -1,5 +1,7 @@
 """drgn on a stopped guest without debugging information: what it says is what the guest said."""
 
+import gc
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,16 @@ def test_symbols_and_objects_are_the_kernels(boot: Boot, prog: Any) -> None:
         prog["no_such_variable"]
     with pytest.raises(LookupError):
         prog.type("struct no_such_struct")
+
+
+def test_a_program_that_is_dropped_closes_no_file_of_others(boot: Boot) -> None:
+    prog = boot.at_the_end.drgn()
+    opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(16)]
+    del prog
+    gc.collect()
+    for each in opened:
+        os.fstat(each)
+        os.close(each)
 
 
 def test_a_script_and_code_are_run_at_the_moment(boot: Boot, tmp_path: Path) -> None:

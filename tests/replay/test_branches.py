@@ -48,6 +48,16 @@ def test_a_branch_begins_with_the_machine_of_its_moment(standing: rr86.ReplaySes
     assert standing.icount == MOMENT
 
 
+def test_a_replay_that_has_moved_on_branches_off_from_there(parent: Trace) -> None:
+    session = parent.session()
+    moments = [1_000_000, 1_000_001, 1_500_000]
+    for moment in moments:
+        session.run(f"icount={moment}")
+        branch = session.branch()
+        assert branch.began == moment
+        assert branch.inspector.registers(0) == session.registers(0)
+
+
 def test_a_trace_of_a_branch_replays_by_itself_and_names_its_parent(
     standing: rr86.ReplaySession, parent: Trace, tmp_path: Path
 ) -> None:

@@ -122,16 +122,17 @@ whole_machine! { Replay {
         Ok((path.steps.iter().map(row).collect(), path.gaps))
     }
 
-    #[pyo3(signature = (snapshot, heard=None))]
+    #[pyo3(signature = (snapshot, heard=None, ahead=false))]
     fn rewind(
         &mut self,
         py: Python<'_>,
         snapshot: &Snapshot,
         heard: Option<Vec<u8>>,
+        ahead: bool,
     ) -> PyResult<()> {
         self.held.moved(heard.unwrap_or_default());
         let session = self.held.session()?;
-        py.detach(|| session.rewind(&snapshot.0)).map_err(errors::session)
+        py.detach(|| session.rewind(&snapshot.0, ahead)).map_err(errors::session)
     }
 
     fn divert(&mut self) -> PyResult<Diversion> {

@@ -612,8 +612,20 @@ impl Engine {
         bytes
     }
 
+    /// Whether memory holds other bytes than those that a block was made from.
     fn differs(&self, block: &Block) -> bool {
-        self.source(&Place::from(block)) != *block.bytes
+        let ram = &self.memory.ram;
+        let mut rest = &block.bytes[..];
+        block.ranges().any(|(at, len)| {
+            let (here, next) = rest.split_at(len as usize);
+            rest = next;
+            let offset = (at & PAGE_MASK) as usize;
+            match ram.page_index(at) {
+                Some(page) => ram.page(page)[offset..offset + here.len()] != *here,
+                // Absent memory reads as ones.
+                None => here.iter().any(|&byte| byte != 0xff),
+            }
+        })
     }
 
     /// Whether the pages of a block say that they have code where it is.

@@ -123,13 +123,19 @@ impl Snapshot {
         own * PAGE_SIZE + places + self.state.len() as u64
     }
 
-    /// The events of the trace from here on; `None` if it has fewer than it had.
+    /// The events of the trace from here on; `None` if it has fewer than it had. With `ahead` they also tell which
+    /// blocks will be, for a replay that goes on for a while.
     ///
     /// # Errors
     /// [`TraceError`] when they cannot be read.
-    pub(super) fn events(&self) -> Result<Option<EventStream>, TraceError> {
+    pub(super) fn events(&self, ahead: bool) -> Result<Option<EventStream>, TraceError> {
         let (chunks, left) = self.position;
-        let mut events = self.reader.stream_from(chunks - usize::from(left > 0));
+        let chunk = chunks - usize::from(left > 0);
+        let mut events = if ahead {
+            self.reader.stream_for_replay(chunk)
+        } else {
+            self.reader.stream_from(chunk)
+        };
         while events.position() != self.position {
             match events.next() {
                 Some(event) => drop(event?),

@@ -86,7 +86,7 @@ impl Session<Replay> {
         verify: bool,
     ) -> Result<Self, SessionError> {
         snapshot.restore(&mut machine)?;
-        let events = snapshot.events()?.ok_or(CheckpointError::Moment)?;
+        let events = snapshot.events(false)?.ok_or(CheckpointError::Moment)?;
         let replay = Replay::of(events, snapshot.decisions, verify);
         Ok(Self::start(machine, replay))
     }
@@ -120,12 +120,13 @@ impl Session<Replay> {
         ))
     }
 
-    /// Goes back, or forward, to a snapshot of this replay, or of another one of the trace.
+    /// Goes back, or forward, to a snapshot of this replay, or of another one of the trace. With `ahead`, blocks to come
+    /// are translated before the guest gets to them, which is worth it where the replay goes on for a while.
     ///
     /// # Errors
     /// [`SessionError`] for a snapshot of another machine, after which the session must not be used, when the trace cannot
     /// be read, and for a replay that makes checkpoints or an expansion.
-    pub fn rewind(&mut self, snapshot: &Snapshot) -> Result<(), SessionError> {
+    pub fn rewind(&mut self, snapshot: &Snapshot, ahead: bool) -> Result<(), SessionError> {
         let replay = &mut self.decisions;
         if replay.checkpointer.is_some() || replay.expander.is_some() {
             let why = "the replay makes something that needs all of it";
@@ -138,7 +139,7 @@ impl Session<Replay> {
         self.machine.engine.end_ahead();
         self.machine.engine.dismiss_oracle();
         snapshot.rewind(&mut self.machine, &mut kept)?;
-        let events = snapshot.events()?.ok_or(CheckpointError::Moment)?;
+        let events = snapshot.events(ahead)?.ok_or(CheckpointError::Moment)?;
         let mut replay = Replay::of(events, snapshot.decisions, replay.verify);
         replay.compared = self.decisions.compared;
         replay.last_snapshot = Some(kept);
