@@ -1,5 +1,6 @@
 """Core files of a moment, read by others: pyelftools, gdb."""
 
+import json
 import re
 import struct
 from pathlib import Path
@@ -127,6 +128,15 @@ def test_the_command_writes_both_files_and_replaces_none(boot: Boot, tmp_path: P
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 1
     assert again.stderr == f"rr86: error: '{core}' exists; --force replaces it\n"
+
+
+def test_the_command_reports_as_json(demo_trace: Path, tmp_path: Path) -> None:
+    words = ["dump", str(demo_trace), "--at", "1000000", "-o", str(tmp_path / "core"), "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0
+    said = json.loads(done.stdout)
+    assert (said["icount"], said["ram"], said["vmcoreinfo"]) == (1_000_000, 64 << 20, False)
+    assert said["path"] == str(tmp_path / "core")
 
 
 def test_a_moment_that_was_not_recorded_is_refused(demo_trace: Path, tmp_path: Path) -> None:
