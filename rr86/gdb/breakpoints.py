@@ -15,7 +15,7 @@ from rr86.session.conditions import Access, Condition, Read, Rip, RipWhere, Writ
 _PAGE = 4096
 MOST = 1024
 """Breakpoints and watchpoints that there may be at a time."""
-LONGEST = 1 << 20
+LONGEST = 1 << 16
 """Bytes that one watchpoint may have."""
 _MOST_AGENT_BYTES = 1 << 16
 
