@@ -18,10 +18,15 @@ ARGS ?=
 SWEEP ?= 29
 INPUTS ?= 1000000
 SEED ?= 1
+MIRI_TESTS ?= memory::ram memory::tlb memory::pages saved:: host_time:: cpu::msr cpu::segment cpu::paging runtime::writelog \
+	runtime::storelog runtime::inputs runtime::oracle trace::varint trace::codec::columns translate::mode translate::site
 
 MODULE_SOURCES := Cargo.toml Cargo.lock $(shell find native/rr86-core native/rr86-py -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: demo test check soak bench install install-dev test-core test-python \
+# Two that install at the same time would take each other's files away, so they take turns by a lock on this file.
+LOCKED := flock Makefile
+
+.PHONY: demo test check soak bench miri install install-dev test-core test-python \
 	check-format check-python check-rust check-stubs clean
 .DELETE_ON_ERROR:
 
@@ -58,6 +63,11 @@ soak: install-dev
 	cargo run $(CARGO_FLAGS) -p rr86-differential -- --sweep $(SWEEP) --seed $(SEED)
 	cargo run $(CARGO_FLAGS) -p rr86-fuzz -- --inputs $(INPUTS) --seed $(SEED) traces/*.rr86
 
+# What of the core runs without generated code, under Miri (docs/testing.md). Needs a nightly toolchain with Miri.
+miri:
+	MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-permissive-provenance" cargo +nightly miri test --locked \
+		-p rr86-core --lib -- $(MIRI_TESTS)
+
 bench: install
 	$(PYTHON) -m bench $(ARGS)
 
@@ -67,17 +77,17 @@ install-dev: install $(VENV)/tools
 $(VENV)/made: Makefile
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "rr86 needs Python 3.11 or newer; name one with PYTHON3=…" >&2; exit 1; }
-	$(PYTHON3) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check 'maturin>=1.9,<2'
+	$(LOCKED) $(PYTHON3) -m venv $(VENV)
+	$(LOCKED) $(BIN)/pip install --quiet --disable-pip-version-check 'maturin>=1.9,<2'
 	@touch $@
 
 # Without build isolation, so that maturin and cargo only do what has changed.
 $(VENV)/module: $(VENV)/made pyproject.toml $(MODULE_SOURCES)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable .
+	$(LOCKED) $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/tools: $(VENV)/made pyproject.toml | $(VENV)/module
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev]'
+	$(LOCKED) $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 clean:

@@ -4,7 +4,10 @@ with a checkpoint is told, whoever made it so."""
 from __future__ import annotations
 
 import random
+import signal
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +150,23 @@ def test_adding_checkpoints_that_is_interrupted_leaves_the_trace(
         add_checkpoints(rr86.open_trace(path), 1, tick=lambda _: True)
     with pytest.raises(UsageError, match="at least 1"):
         add_checkpoints(rr86.open_trace(path), 0)
+    assert path.read_bytes() == recorded.path.read_bytes()
+    assert [each.name for each in tmp_path.iterdir()] == ["copy.rr86"]
+
+
+def test_adding_checkpoints_that_is_killed_leaves_the_trace_and_nothing_else(
+    recorded: Recorded, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy.rr86"
+    path.write_bytes(recorded.path.read_bytes())
+    code = (
+        "import os, sys, rr86\n"
+        "from rr86.replay.checkpoints import add_checkpoints\n"
+        "kill = lambda stop: os.kill(os.getpid(), 9)\n"
+        "add_checkpoints(rr86.open_trace(sys.argv[1]), 1, tick=kill)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
     assert path.read_bytes() == recorded.path.read_bytes()
     assert [each.name for each in tmp_path.iterdir()] == ["copy.rr86"]
 

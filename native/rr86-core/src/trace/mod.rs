@@ -14,6 +14,7 @@ pub mod error;
 pub mod event;
 pub mod format;
 mod images;
+mod place;
 pub mod reader;
 pub mod scan;
 mod sharing;

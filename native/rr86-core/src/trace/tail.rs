@@ -18,6 +18,7 @@ use super::codec::encode::Mark;
 use super::codec::ChunkBuilder;
 use super::error::TraceError;
 use super::format::ChunkHeader;
+use super::place;
 use super::varint::Cursor;
 
 /// First bytes of a side file.
@@ -159,6 +160,24 @@ impl Tail {
             return Err(TraceError::NotASideFile { path });
         }
         file.set_len(0).map_err(io)?;
+        Self::begin(file, path, header)
+    }
+
+    /// Creates the side file of a trace that takes the place of another, without a name so far.
+    pub fn unnamed(trace: &Path, mode: u32, header: &[u8]) -> Result<Self, TraceError> {
+        let path = beside(trace);
+        let io = |e| TraceError::io(&path, e);
+        if let Ok(mut old) = File::open(&path) {
+            if !replaceable(&mut old).map_err(io)? {
+                return Err(TraceError::NotASideFile { path });
+            }
+        }
+        let file = place::unnamed(&path, mode).map_err(io)?;
+        Self::begin(file, path, header)
+    }
+
+    fn begin(file: File, path: PathBuf, header: &[u8]) -> Result<Self, TraceError> {
+        let io = |e| TraceError::io(&path, e);
         file.write_all_at(&file_header(header), 0).map_err(io)?;
         Ok(Self {
             file,
@@ -169,6 +188,10 @@ impl Tail {
             link: 0,
             path,
         })
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// Whether the trace had better catch up before another chunk is begun in here.

@@ -6,9 +6,8 @@
 //! down instead of filling memory. A failure of the thread surfaces at the next call.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
@@ -22,6 +21,7 @@ use super::error::TraceError;
 use super::event::Event;
 use super::format::{self, ChunkHeader, ChunkKind, Codec, PagesTable, StateTable};
 use super::images::Images;
+use super::place::{self, Place, Replaced};
 use super::reader::TraceReader;
 use super::tail::Tail;
 use super::varint::put;
@@ -94,7 +94,7 @@ pub struct TraceWriter {
 }
 
 impl TraceWriter {
-    /// Creates the file (replacing one that exists) and writes the header at once. The images, of which
+    /// Creates the file and writes the header at once; one that exists is replaced when the images are in. The images, of which
     /// equal ones are stored once, are the thread's first work, hashing them included: compressing a
     /// kernel takes as long as booting its first tenth.
     pub fn create(
@@ -124,7 +124,15 @@ impl TraceWriter {
         check_images(images)?;
         let mut output = Output::create(path, version)?;
         // Before there is a header that a side file of an earlier recording could belong to.
-        let tail = Tail::create(path, header).map_err(Some);
+        let tail = match &output.replaced {
+            Some(Replaced { target, mode, .. }) => Tail::unnamed(target, *mode, header),
+            None => Tail::create(path, header),
+        };
+        let tail = tail.map_err(Some);
+        output.tail = tail
+            .as_ref()
+            .ok()
+            .and_then(|tail| tail.file().try_clone().ok());
         output.blob(ChunkKind::HEADER, &[], header)?;
         Self::start(output, Some(images.to_vec()), tail)
     }
@@ -400,25 +408,6 @@ fn too_large(what: &'static str, len: u64, limit: u64) -> Result<(), TraceError>
     }
 }
 
-/// An empty file that no other recorder writes to for as long as this one has it open.
-fn create_alone(path: &Path) -> Result<File, TraceError> {
-    let io = |e| TraceError::io(path, e);
-    let mut options = OpenOptions::new();
-    let options = options.write(true).create(true).truncate(false);
-    let file = options.open(path).map_err(io)?;
-    // SAFETY: the descriptor is that of `file`, which is open, and no memory is passed.
-    let locked = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
-    let error = std::io::Error::last_os_error();
-    // File systems without locks exist; there it is up to the user.
-    if locked != 0 && error.kind() == std::io::ErrorKind::WouldBlock {
-        return Err(TraceError::InUse {
-            path: path.to_owned(),
-        });
-    }
-    file.set_len(0).map_err(io)?;
-    Ok(file)
-}
-
 /// Refuses images that a trace cannot hold.
 fn check_images(images: &[(String, Contents)]) -> Result<(), TraceError> {
     let mut names = BTreeSet::new();
@@ -474,6 +463,9 @@ struct Output {
     sequence: u32,
     /// Offset, header and table of each chunk.
     index: Vec<u8>,
+    /// What has the name that this file is going to have; and the side file, whose name is taken before.
+    replaced: Option<Replaced>,
+    tail: Option<File>,
 }
 
 impl Output {
@@ -485,8 +477,9 @@ impl Output {
             chunks: AtomicU32::new(0),
             failed: AtomicBool::new(false),
         });
+        let Place { file, replaced } = Place::take(path)?;
         let mut output = Output {
-            file: create_alone(path)?,
+            file,
             path: path.to_owned(),
             compressor: zstd::bulk::Compressor::new(LEVEL).map_err(io)?,
             page_compressor: zstd::bulk::Compressor::new(PAGE_LEVEL).map_err(io)?,
@@ -494,6 +487,8 @@ impl Output {
             offset: 0,
             sequence: 0,
             index: Vec::new(),
+            replaced,
+            tail: None,
         };
         output.write(&format::file_header(major, minor))?;
         Ok(output)
@@ -561,7 +556,21 @@ impl Output {
             }
         }
         pieces.end();
-        Ok(())
+        self.take_name()
+    }
+
+    /// Takes the place of the file that this one replaces: a replay could begin now. The side file first, because that of
+    /// an equal recording could be taken for this one's.
+    fn take_name(&mut self) -> Result<(), TraceError> {
+        let tail = self.tail.take();
+        let Some(Replaced { target, .. }) = self.replaced.take() else {
+            return Ok(());
+        };
+        if let Some(tail) = tail {
+            let path = super::tail::beside(&target);
+            place::name(&tail, &path).map_err(|e| TraceError::io(&path, e))?;
+        }
+        place::name(&self.file, &target).map_err(|e| TraceError::io(&self.path, e))
     }
 
     /// Writes a chunk of opaque bytes.
@@ -618,5 +627,44 @@ impl Output {
         self.offset += bytes.len() as u64;
         self.shared.written.store(self.offset, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_that_is_replaced_stays_until_the_new_one_has_its_images() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.rr86");
+        let side = super::super::tail::beside(&path);
+        std::fs::write(&path, b"the old trace").expect("a file");
+        let names = || std::fs::read_dir(folder.path()).expect("a folder").count();
+        for whole in [false, true] {
+            let mut output = Output::create(&path, (format::MAJOR, format::MINOR)).expect("a file");
+            let Some(Replaced { target, mode, .. }) = &output.replaced else {
+                // A file system that has no files without names.
+                return;
+            };
+            let tail = Tail::unnamed(target, *mode, b"h").expect("a side file");
+            output.tail = Some(tail.file().try_clone().expect("a file"));
+            output.blob(ChunkKind::HEADER, &[], b"h").expect("a header");
+            assert_eq!(std::fs::read(&path).expect("a file"), b"the old trace");
+            assert_eq!(names(), 1);
+            // Nobody else may record to it now.
+            let other = Output::create(&path, (format::MAJOR, format::MINOR));
+            assert!(matches!(other, Err(TraceError::InUse { .. })));
+            if whole {
+                let images = vec![("kernel".to_string(), b"bytes".into())];
+                output
+                    .images(Some(images), &Images::default())
+                    .expect("images");
+                assert_eq!(names(), 2);
+                assert!(side.exists());
+            }
+        }
+        let reader = TraceReader::open(&path).expect("the new trace");
+        assert_eq!(reader.header(), b"h");
     }
 }
