@@ -62,7 +62,7 @@ def test_doubts_about_answers_before_do_not_repeat_the_next_one(pair: Pair) -> N
     assert debugger.recv(1000) == frame(b"first") + frame(b"second") + b"+"
 
 
-def test_an_answer_that_nobody_takes_ends_the_connection(pair: Pair) -> None:
+def test_an_answer_that_is_not_taken_ends_the_connection(pair: Pair) -> None:
     link, debugger = pair
     debugger.close()
     with pytest.raises(LinkError):
