@@ -13,7 +13,17 @@ from capstone import x86
 
 from rr86.errors import UsageError
 from rr86.replay.travel import TimeTravel
-from rr86.session.conditions import Access, Condition, Every, Read, Rip, RipWhere, Write, asked_at
+from rr86.session.conditions import (
+    Access,
+    Before,
+    Condition,
+    Every,
+    Read,
+    Rip,
+    RipWhere,
+    Write,
+    asked_at,
+)
 from rr86.session.view import GuestView
 from tests.guests.build import load_manifest
 from tests.guests.machines import Recorded, record_guest
@@ -393,3 +403,39 @@ def test_pages_may_be_watched_anywhere_in_any_kind_of_code(name: str, tmp_path: 
             stops += 1
     assert stops > 0
     assert session.machine.digests() == recorded.outcome.digests
+
+
+def test_what_page_walks_write_stops_at_the_instruction_that_walks(tmp_path: Path) -> None:
+    """Accessed and dirty bits are set for an access, or for a fetch, of the next instruction."""
+    recorded = record("user", tmp_path / "guest.rr86")
+    session = recorded.trace().session()
+    tables = set()
+    stop = session.run(max_instructions=1000)
+    while not stop.over:
+        tables.add(session.registers(stop.vcpu)["cr3"] & ~4095)
+        stop = session.run(max_instructions=3000)
+    there = travel(recorded)
+    found = 0
+    for table in sorted(tables):
+        condition = Write(table, 4096)
+        there.goto(0)
+        for _ in range(30):
+            if there.run(condition).over:
+                break
+            moment = there.icount
+            there.goto(moment)
+            after = there.session.memory(table, 4096)
+            there.goto(moment - 1)
+            before = there.session.memory(table, 4096)
+            there.goto(moment)
+            found += before != after
+    assert found >= 3
+
+
+def test_a_moment_may_be_looked_for_like_a_condition(smp: Recorded) -> None:
+    there = travel(smp)
+    there.run()
+    middle = smp.outcome.icount // 2
+    assert there.run_back(Before(middle)).icount == middle
+    assert there.run_back(Before(middle)).reason == "begin"
+    assert there.run(Before(middle)).icount == middle
