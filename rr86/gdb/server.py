@@ -89,7 +89,7 @@ def _listen_at_path(path: str) -> socket.socket:
         if _is_abandoned(path):
             Path(path).unlink()
         listener.bind(path)
-        # Nobody else's business.
+        # For this user alone.
         os.chmod(path, 0o600)  # noqa: PTH101
         listener.listen(1)
     except OSError:

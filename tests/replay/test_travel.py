@@ -365,3 +365,31 @@ def test_a_tick_can_end_the_way_and_backwards_nothing_has_moved(smp: Recorded) -
     end = there.icount
     stop = there.run_back(Write(1 << 40), tick=lambda _: True)
     assert (stop.reason, there.icount) == ("interrupted", end)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["page-loops", "string", "fpu", "modes", "user", "paging", "smc", "loop-faults", "debug"],
+)
+def test_pages_may_be_watched_anywhere_in_any_kind_of_code(name: str, tmp_path: Path) -> None:
+    """Stops in the middle of blocks, loops, string instructions and pushes leave every register,
+    flag and byte as they were: the replay is verified."""
+    recorded = record(name, tmp_path / "guest.rr86")
+    draw = random.Random(name)
+    session = recorded.trace().session()
+    stop = session.run(max_instructions=recorded.outcome.icount // 20)
+    stops = 0
+    while not stop.over:
+        registers = session.registers(stop.vcpu)
+        near = [registers[each] for each in ("rsp", "rip", "rsi", "rdi", "rbx", "rax")]
+        linear = draw.choice(near)
+        paddr = session.machine.translate(stop.vcpu, linear)
+        page = (paddr if paddr is not None else draw.randrange(1 << 22)) & ~4095
+        watched = [Access(page, 4096), Read(page + 4096, 64)]
+        for _ in range(40):
+            stop = session.run(watched, max_instructions=recorded.outcome.icount // 50)
+            if stop.reason != "condition":
+                break
+            stops += 1
+    assert stops > 0
+    assert session.machine.digests() == recorded.outcome.digests

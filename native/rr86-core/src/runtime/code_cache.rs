@@ -74,6 +74,7 @@ impl CodeCache {
     }
 
     /// Bounds of the executable mapping.
+    #[inline]
     pub fn range(&self) -> (u64, u64) {
         self.buffer.range()
     }
@@ -84,6 +85,7 @@ impl CodeCache {
     }
 
     /// Bytes of code in use.
+    #[inline]
     pub fn used(&self) -> usize {
         self.buffer.used()
     }
@@ -103,11 +105,13 @@ impl CodeCache {
     // ---- code of blocks --------------------------------------------------------------------------
 
     /// Fits code to the place that it would get next.
+    #[inline]
     pub fn fit(&self, id: BlockId, code: &mut Code) {
         code.place(id, self.buffer.next_address());
     }
 
     /// Gives a block its host code, which has been fitted. False if there is no room for it.
+    #[inline]
     pub fn install(&mut self, id: BlockId, code: &mut Code) -> bool {
         let Some(offset) = self.buffer.append(&code.bytes) else {
             return false;
@@ -145,6 +149,7 @@ impl CodeCache {
     }
 
     /// Whether there is a block's code at an offset.
+    #[inline]
     pub fn has_code_at(&self, offset: usize) -> bool {
         self.map.get(offset).is_some()
     }
@@ -161,6 +166,7 @@ impl CodeCache {
     }
 
     /// Where the part of a block leaves off that has just run.
+    #[inline]
     pub fn take_partial_end(&mut self) -> Option<Resume> {
         self.partial.end.take()
     }
@@ -207,6 +213,7 @@ impl CodeCache {
     // ---- jumps between blocks --------------------------------------------------------------------
 
     /// Follows a direct jump of a block that is not linked yet: where it leads. It could be chained.
+    #[inline]
     pub fn follow(&mut self, from: BlockId, slot: usize) -> u64 {
         let block = self.blocks.get(from);
         if block.code == 0 {
@@ -239,6 +246,7 @@ impl CodeCache {
     }
 
     /// Links the jump that was just followed to the block that it led to.
+    #[inline]
     pub fn chain(&mut self, link: Option<(BlockId, usize)>, to: BlockId) {
         let Some((from, slot)) = link else { return };
         let (source, target) = (self.blocks.get(from), self.blocks.get(to));
@@ -253,6 +261,7 @@ impl CodeCache {
     }
 
     /// Links a slot of a block to another block, if that has code.
+    #[inline]
     pub fn chain_slot(&mut self, from: BlockId, slot: usize, to: BlockId) {
         // Only a part of it may have been made.
         if self.blocks.get(to).code == 0 {
@@ -266,6 +275,7 @@ impl CodeCache {
     // ---- blocks that go --------------------------------------------------------------------------
 
     /// Lets nothing in the cache lead to a block's code any more: its rip and the code's address, if it has code.
+    #[inline]
     pub fn unreach(&mut self, id: BlockId) -> Option<(u64, u64)> {
         let block = self.blocks.get(id);
         let (code, rip, offset) = (block.code, block.rip, block.place.offset);
@@ -309,6 +319,7 @@ impl CodeCache {
     }
 
     /// Whether the running vCPU is in this block although a store of its own has removed it.
+    #[inline]
     pub fn overruns(&self, id: BlockId) -> bool {
         self.overrun == Some(id)
     }
@@ -322,11 +333,13 @@ impl CodeCache {
     }
 
     /// Blocks that are in no table and can still run.
+    #[inline]
     pub fn unlisted(&self) -> impl Iterator<Item = BlockId> + '_ {
         self.retired.iter().copied().chain(self.overrun)
     }
 
     /// Whether there are as many blocks as there may be.
+    #[inline]
     pub fn is_full(&self, capacity: usize) -> bool {
         self.blocks.len() + self.retired.len() >= capacity
     }

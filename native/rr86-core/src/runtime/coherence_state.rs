@@ -40,6 +40,7 @@ impl Coherence {
     }
 
     /// Every vCPU's writes to this page with code are checked.
+    #[inline]
     pub fn note_guarded(&mut self, page: usize) {
         self.unguarded.remove(&page);
     }
@@ -50,6 +51,7 @@ impl Coherence {
     }
 
     /// Whether some vCPU can write to this page with code unchecked.
+    #[inline]
     pub fn is_unguarded(&self, page: usize) -> bool {
         self.unguarded.contains(&page)
     }

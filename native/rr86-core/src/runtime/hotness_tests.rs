@@ -415,7 +415,9 @@ fn stops_inside_of_a_path_are_exact_and_no_superblock_goes_over_them() {
                 twins.slice(0, budget, false);
             }
         }
-        assert_eq!(twins.machines[0].observers.stats.superblocks, made);
+        // The two blocks beside the stop may have one of their own each time.
+        let new = twins.machines[0].observers.stats.superblocks - made;
+        assert!(new <= number as u64, "{new}");
     }
     twins.each(|engine| engine.set_stops(Hooks::default(), Vec::new(), &[], None));
     twins.warm_up();

@@ -27,6 +27,7 @@ impl Outside {
         self.bus.as_mut()
     }
 
+    #[inline]
     pub fn inputs(&self) -> &Inputs {
         &self.inputs
     }
@@ -36,6 +37,7 @@ impl Outside {
     }
 
     /// Who logs inputs, if they are logged.
+    #[inline]
     pub fn recorder(&mut self) -> Option<&mut InputRecorder> {
         match &mut self.inputs {
             Inputs::Logged(recorder) => Some(recorder),
@@ -44,6 +46,7 @@ impl Outside {
     }
 
     /// The inputs that are replayed, if they are.
+    #[inline]
     pub fn replayed(&mut self) -> Option<&mut InputLog> {
         match &mut self.inputs {
             Inputs::Replayed(log) => Some(log),
@@ -91,6 +94,7 @@ impl Outside {
         }
     }
 
+    #[inline]
     pub fn io_read(&mut self, vcpu: usize, port: u16, size: usize, clock: &Clock) -> u32 {
         let answer = self.answer(vcpu, clock, |bus, now| {
             Some(bus.io_read(vcpu, port, size, now).into())
@@ -98,12 +102,14 @@ impl Outside {
         answer.unwrap_or(0) as u32
     }
 
+    #[inline]
     pub fn io_write(&mut self, vcpu: usize, port: u16, size: usize, value: u32, clock: &Clock) {
         if !self.is_replayed() {
             self.bus.io_write(vcpu, port, size, value, clock.now());
         }
     }
 
+    #[inline]
     pub fn mmio_read(&mut self, vcpu: usize, paddr: u64, size: usize, clock: &Clock) -> u64 {
         let answer = self.answer(vcpu, clock, |bus, now| {
             Some(bus.mmio_read(vcpu, paddr, size, now))
@@ -111,6 +117,7 @@ impl Outside {
         answer.unwrap_or(0)
     }
 
+    #[inline]
     pub fn mmio_write(&mut self, vcpu: usize, paddr: u64, size: usize, value: u64, clock: &Clock) {
         if !self.is_replayed() {
             self.bus.mmio_write(vcpu, paddr, size, value, clock.now());
@@ -163,16 +170,19 @@ impl Outside {
     }
 
     /// The vector of the vCPU's own timer, if it has one.
+    #[inline]
     pub fn timer_vector(&self, vcpu: usize) -> Option<u8> {
         self.bus.timer_vector(vcpu)
     }
 
     /// Bytes of console output that wait to be taken.
+    #[inline]
     pub fn console_waiting(&self) -> &[u8] {
         self.bus.console_waiting()
     }
 
     /// The interrupt acknowledge cycle: the vector, or nothing when it went away.
+    #[inline]
     pub fn acknowledge_interrupt(&mut self, vcpu: usize) -> Option<u8> {
         self.bus.acknowledge_interrupt(vcpu)
     }
@@ -191,6 +201,7 @@ impl Outside {
     }
 
     /// Logs a delivery that is about to be made.
+    #[inline]
     pub fn log_delivery(&mut self, cpu: &CpuState, icount: u64, vector: Option<u8>) {
         if let Some(log) = self.recorder() {
             let rip = cpu.rip;

@@ -98,11 +98,13 @@ impl Progress {
     // ---- steps of the block protocol -------------------------------------------------------------
 
     /// The steps that it has begun.
+    #[inline]
     pub fn under_way(&self) -> &UnderWay {
         &self.under_way
     }
 
     /// The same, to be finished now.
+    #[inline]
     pub fn take_steps(&mut self) -> UnderWay {
         std::mem::take(&mut self.under_way)
     }
@@ -128,6 +130,7 @@ impl Progress {
     }
 
     /// The bytes that it has read and not linked, if they are as asked; it has to read them again.
+    #[inline]
     pub fn take_fetch_if(&mut self, wanted: impl FnOnce(&Fetched) -> bool) -> Option<Fetched> {
         self.under_way.fetched.take_if(|fetched| wanted(fetched))
     }

@@ -40,17 +40,20 @@ pub(in crate::runtime) struct Slice {
 
 impl Slice {
     /// A slice begins at this instruction count.
+    #[inline]
     pub fn begin(&mut self, icount: u64) {
         self.start = icount;
     }
 
     /// Instruction count at which it began.
+    #[inline]
     pub fn start(&self) -> u64 {
         self.start
     }
 
     /// Begins a run of a vCPU, of `budget` instructions and so many of the slice behind them. `divisible`: it may be
     /// given its budget in portions. Tells whether it goes on just where the last run's time was up.
+    #[inline]
     pub fn begin_run(
         &mut self,
         (cpu, run): (&CpuState, &mut RunState),
@@ -114,6 +117,7 @@ impl Slice {
     // ---- the end of the call ---------------------------------------------------------------------
 
     /// When calls come back to their caller.
+    #[inline]
     pub fn call_limit(&mut self) -> &mut CallLimit {
         &mut self.call_limit
     }
@@ -192,6 +196,7 @@ impl Slice {
     }
 
     /// Makes the code that is going to run come back after a block of so many instructions.
+    #[inline]
     pub fn request_exit_after(&mut self, run: &mut RunState, instructions: i64) {
         self.exit_due = true;
         let more = run.budget - instructions;

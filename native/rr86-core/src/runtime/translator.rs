@@ -88,6 +88,7 @@ impl Translator {
     }
 
     /// Most blocks before everything is flushed.
+    #[inline]
     pub fn capacity(&self) -> usize {
         self.limits.capacity
     }
@@ -106,6 +107,7 @@ impl Translator {
     }
 
     /// Whether so many samples make a block hot.
+    #[inline]
     pub fn is_hot(&self, samples: u8) -> bool {
         samples >= self.hot
     }
@@ -113,6 +115,7 @@ impl Translator {
     // ---- decoding --------------------------------------------------------------------------------
 
     /// The instruction at an offset of a block.
+    #[inline]
     pub fn instruction_in(&self, block: &Block, offset: usize) -> Instruction {
         let rip = block.rip.wrapping_add(offset as u64);
         shape::single(&block.bytes[offset..], rip, block.mode, &self.offered)
@@ -160,6 +163,7 @@ impl Translator {
     }
 
     /// Cuts the block at rip out of these bytes: its instructions, and whether the block ends within the bytes.
+    #[inline]
     pub fn cut(&mut self, bytes: &[u8], rip: u64, mode: Mode) -> (Decoded, bool) {
         let mut decoded = self.scratch.take_decoded().emptied();
         let limit = self.limits.instructions;
@@ -177,11 +181,13 @@ impl Translator {
     }
 
     /// Keeps what `cut` found, because code for it is probably made next.
+    #[inline]
     pub fn keep_cut(&mut self, decoded: Decoded, bytes: &[u8], rip: u64, mode: Mode, whole: bool) {
         self.scratch.keep_decoded(decoded, bytes, rip, mode, whole);
     }
 
     /// Forgets what `cut` found.
+    #[inline]
     pub fn drop_cut(&mut self, decoded: Decoded) {
         self.scratch.give_decoded(decoded.emptied());
     }
@@ -189,15 +195,18 @@ impl Translator {
     // ---- code ------------------------------------------------------------------------------------
 
     /// The instructions of a block; given back by `give_back`.
+    #[inline]
     pub fn instructions(&mut self, block: &Block) -> Decoded {
         self.scratch.decode(&block.source())
     }
 
+    #[inline]
     pub fn give_back(&mut self, decoded: Decoded) {
         self.scratch.give_decoded(decoded);
     }
 
     /// Host code for what is asked.
+    #[inline]
     pub fn translate(&mut self, request: Request<'_>, stubs: Stubs) -> Code {
         block::translate(request, stubs, &mut self.scratch)
     }
@@ -211,6 +220,7 @@ impl Translator {
     }
 
     /// Uses the memory of code that has been placed again.
+    #[inline]
     pub fn recycle(&mut self, code: Code) {
         self.scratch.bytes = code.bytes;
         self.scratch.relocations = code.relocations;
@@ -256,6 +266,7 @@ impl Translator {
     }
 
     /// Gives back a translation whose code has been placed; so much of the code buffer is in use.
+    #[inline]
     pub fn give_back_ahead(&self, made: Box<Translation>, used: usize) {
         if let Some(ahead) = &self.ahead {
             ahead.give_back(made, used);

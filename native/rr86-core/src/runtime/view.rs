@@ -27,6 +27,7 @@ pub struct View<'a> {
 
 impl<'a> View<'a> {
     /// The registers of a vCPU, and memory as it sees it.
+    #[inline]
     pub fn of(v: &'a mut Vcpu, engine: &'a mut Engine) -> (&'a mut CpuState, Self) {
         let hits = &mut v.pending.debug_hits;
         let view = Self::new(engine, v.cpu.id, v.run.site_block, hits);
@@ -34,6 +35,7 @@ impl<'a> View<'a> {
     }
 
     /// Memory as a vCPU sees it that runs this block. Data breakpoints that accesses hit are noted.
+    #[inline]
     pub(in crate::runtime) fn new(
         engine: &'a mut Engine,
         vcpu: u8,

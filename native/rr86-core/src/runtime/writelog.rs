@@ -80,6 +80,7 @@ impl WriteLog {
     }
 
     /// Whether a write to these bytes is to be logged. Where the log is full, that is noted.
+    #[inline]
     pub(in crate::runtime) fn wants(&mut self, paddr: u64, len: u64) -> bool {
         let end = paddr + len;
         let behind = self.ranges.partition_point(|&(at, _)| at < end);

@@ -158,7 +158,8 @@ fn a_new_recording_takes_an_old_side_file_away_and_leaves_other_files_alone() {
     let (_dir, path) = place();
     let (_, side) = killed(&path, &chunks(), 3);
     std::fs::write(beside(&path), &side).expect("a side file");
-    let writer = TraceWriter::create(&path, b"the header", &[]).expect("a writer");
+    let mut writer = TraceWriter::create(&path, b"the header", &[]).expect("a writer");
+    writer.flush().expect("a beginning");
     let new = std::fs::read(beside(&path)).expect("a side file");
     assert_eq!(new.len(), FILE_HEADER);
     writer.finish(b"").expect("a finish");
