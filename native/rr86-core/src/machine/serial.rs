@@ -213,7 +213,7 @@ impl Serial {
         self.refill();
     }
 
-    /// The bytes that the guest has sent and that nobody has taken yet.
+    /// The bytes that the guest has sent and that have not been taken yet.
     pub fn waiting_output(&self) -> &[u8] {
         &self.output
     }

@@ -41,7 +41,7 @@ pub trait Bus: Any + Send {
     fn take_ipis(&mut self) -> Vec<Ipi> {
         Vec::new()
     }
-    /// Bytes of console output that nobody has taken yet.
+    /// Bytes of console output that have not been taken yet.
     fn console_waiting(&self) -> &[u8] {
         &[]
     }

@@ -87,7 +87,7 @@ impl Engine {
         }
     }
 
-    /// Notes what the probes before the instruction at `rip` ask for. Whether nobody else waits there.
+    /// Notes what the probes before the instruction at `rip` ask for. Whether no one else waits there.
     pub(in crate::runtime) fn probe(&mut self, v: &Vcpu, rip: u64) -> bool {
         let passed = self.observers.journal.pass(rip, self.clock.icount());
         for (number, fetches) in passed {
