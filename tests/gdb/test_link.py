@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rr86.gdb.link import Link, LinkError
+from rr86.gdb.link import Link
 from rr86.gdb.packet import frame
 
 Pair = tuple[Link, socket.socket]
@@ -65,5 +65,5 @@ def test_doubts_about_answers_before_do_not_repeat_the_next_one(pair: Pair) -> N
 def test_an_answer_that_is_not_taken_ends_the_connection(pair: Pair) -> None:
     link, debugger = pair
     debugger.close()
-    with pytest.raises(LinkError):
+    with pytest.raises(ConnectionError):
         link.send(b"x" * 100_000)

@@ -214,7 +214,8 @@ impl Stops {
     /// What was written between two instructions, by the delivery of an interrupt, stops the run.
     #[inline]
     pub fn take_written(&mut self) -> Option<StopCause> {
-        self.stopped.take_if(|cause| matches!(cause, StopCause::Watch { .. }))
+        self.stopped
+            .take_if(|cause| matches!(cause, StopCause::Watch { .. }))
     }
 
     /// Stops before an instruction that reads watched ranges, or whose page walks have written some; not twice.
