@@ -420,8 +420,7 @@ class Replay(WholeMachine):
     ) -> tuple[StopInfo, StopInfo | None]:
         """Run up to the moment `before`, or for about so many instructions, without stopping, and
         tell the last moment on the way at which a condition held, if there was one in this call.
-        Where the first answer says "time-up", there is more to run; at the moment its condition is
-        the one behind those given."""
+        Where the first answer says "time-up", there is more to run; "condition" is the moment."""
     def path(
         self, ranges: Sequence[tuple[int, int]], whole: bool
     ) -> tuple[list[tuple[int, int, int, bytes]], bool]:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from rr86.analysis import inputs
+from rr86.analysis.hops import Hop, in_order
 from rr86.analysis.past import Past, Step, Written
 from rr86.cpu import registers as regs
 from rr86.cpu.dataflow import WIDTHS, Effect, Mem, Place, Reg, holds
@@ -35,66 +37,7 @@ _PAGE = 4096
 _LONGEST = 15
 _XMM_IN_AREA = 160
 
-ENDS = {
-    "computed": "an instruction computed it",
-    "constant": "a constant of the code",
-    "input": "it came in from outside: a port, a device's register, RDTSC, CPUID",
-    "device": "a device wrote it by DMA",
-    "interrupt": "it was saved when an interrupt or an exception was delivered",
-    "loaded": "it was loaded before power-on",
-    "beginning": "it was there when the recording began",
-    "lost": "it cannot be followed",
-}
-"""How a value's way ends."""
 _COPIES = {(Mem, Reg): "store", (Reg, Mem): "load", (Reg, Reg): "move", (Mem, Mem): "copy"}
-
-
-@dataclass(frozen=True)
-class Hop:
-    """One instruction on a value's way back, or where that ends.
-
-    `kind` is "store", "load", "move" or "copy" for an instruction that copied it, or one of `ENDS`.
-    `place` is where it put the value, `source` where it took it from; both are texts. `value` are
-    the bytes that are followed, lowest address first, and `inputs` what they were computed from,
-    with values. The first hop has no `parent`; of others it is the number of the hop that led
-    here.
-    """
-
-    kind: str
-    place: str
-    source: str
-    value: bytes
-    icount: int | None = None
-    vcpu: int | None = None
-    rip: int | None = None
-    symbol: str | None = None
-    text: str = ""
-    inputs: tuple[str, ...] = ()
-    parent: int | None = None
-    # Physical address that was written, or that the value was read from where it came in.
-    paddr: int | None = None
-
-    @property
-    def is_end(self) -> bool:
-        """Whether the value's way ends here."""
-        return self.kind in ENDS
-
-    def as_dict(self) -> dict[str, object]:
-        """Plain data, for JSON; bytes in hexadecimal."""
-        return {
-            "kind": self.kind,
-            "icount": self.icount,
-            "vcpu": self.vcpu,
-            "rip": self.rip,
-            "symbol": self.symbol,
-            "instruction": self.text,
-            "place": self.place,
-            "source": self.source,
-            "value": self.value.hex(),
-            "inputs": list(self.inputs),
-            "paddr": self.paddr,
-            "parent": self.parent,
-        }
 
 
 @dataclass(frozen=True)
@@ -155,7 +98,7 @@ class _Search:
                 self._memory(piece, piece.place)
         for piece in reversed(self.waiting):
             self._lost(piece, f"there are more than {MOST_HOPS} hops")
-        return _in_order(self.hops)
+        return in_order(self.hops)
 
     # -- a value in memory -----------------------------------------------------------------------
 
@@ -430,7 +373,7 @@ class _Search:
         held = self._value(source, at)
         if held is None:
             paddr = parts[0][0]
-            self._hop("input", piece, at, _mmio(paddr), paddr=paddr)
+            self._hop("input", piece, at, inputs.mmio(paddr), paddr=paddr)
             return
         if held != value:
             self._lost(piece, f"memory held {held.hex(' ')}", at)
@@ -479,9 +422,8 @@ class _Search:
     def _port(self, at: _At) -> str:
         last = at.text.rpartition(",")[2].strip()
         port = int(last, 0) if last[:1].isdigit() else at.registers["rdx"] & 0xFFFF
-        name = _PORTS.get(port)
-        text = f"port {port:#x}" + (f", {name}" if name else "")
-        if port == _COM1:
+        text = inputs.port(port)
+        if port == inputs.COM1:
             typed = self._typed(at.icount)
             if typed is not None:
                 text += f"; typed before instruction {typed:,}"
@@ -550,32 +492,6 @@ class _Search:
             self._hop("lost", piece, at, why)
 
 
-_COM1 = 0x3F8
-_PORTS = {
-    _COM1: "COM1's receive buffer",
-    0x60: "the keyboard controller's data",
-    0x64: "the keyboard controller's status",
-    0x71: "CMOS and RTC data",
-    0x40: "PIT channel 0",
-    0x42: "PIT channel 2",
-    0x511: "fw_cfg data",
-    0x608: "the ACPI PM timer",
-    0xCFC: "PCI configuration data",
-    **{_COM1 + n: "COM1" for n in range(1, 8)},
-}
-_MMIO = (
-    (0xFEC00000, 0x1000, "the I/O APIC"),
-    (0xFED00000, 0x1000, "the HPET"),
-    (0xFEE00000, 0x1000, "the local APIC"),
-)
-
-
-def _mmio(paddr: int) -> str:
-    """What is at a physical address that is no RAM."""
-    name = next((name for at, size, name in _MMIO if at <= paddr < at + size), None)
-    return f"memory-mapped I/O at {paddr:#x}" + (f", {name}" if name else "")
-
-
 def _number(data: bytes | None) -> str:
     return "?" if data is None else f"{int.from_bytes(data, 'little'):#x}"
 
@@ -610,22 +526,6 @@ def _follows(before: "LoggedWrite", write: "LoggedWrite") -> bool:
         and (write["vcpu"], write["rip"]) == (before["vcpu"], before["rip"])
         and write["checked"] == before["checked"] + 1
     )
-
-
-def _in_order(hops: list[Hop]) -> list[Hop]:
-    """Hops right behind those that led to them, renumbered."""
-    children: dict[int | None, list[int]] = {}
-    for number, hop in enumerate(hops):
-        children.setdefault(hop.parent, []).append(number)
-    ordered: list[Hop] = []
-    numbers: dict[int | None, int | None] = {None: None}
-    waiting = list(reversed(children.get(None, [])))
-    while waiting:
-        number = waiting.pop()
-        numbers[number] = len(ordered)
-        ordered.append(replace(hops[number], parent=numbers[hops[number].parent]))
-        waiting += reversed(children.get(number, []))
-    return ordered
 
 
 def _overlap(dest: Place, wanted: Reg) -> bool:
@@ -682,3 +582,6 @@ def origin(
         return search.run()
     finally:
         travel.goto(moment)
+
+
+__all__ = ["FAR", "MOST_BYTES", "MOST_HOPS", "Hop", "origin"]

@@ -28,6 +28,7 @@ def command(
     ] = None,
     force: Annotated[bool, Option("-f", "--force", help="Replace files that exist.")] = False,
     device: Devices = None,
+    as_json: Annotated[bool, Option("--json", help="The report as one JSON object.")] = False,
 ) -> None:
     """Write the guest's memory and the registers of its vCPUs at a moment to an ELF core file.
 
@@ -46,6 +47,11 @@ def command(
 
             write_symbol_file(session.kernel, symbols)
         dump = session.dump(output)
+        if as_json:
+            from rr86.cli.as_json import print_json
+
+            print_json({**vars(dump), "path": str(dump.path), "icount": session.icount})
+            return
         say(
             f"{output}: {size_text(dump.ram)} of RAM at instruction {session.icount:,}, "
             f"{size_text(dump.stored)} of it not zero"

@@ -79,7 +79,7 @@ def begin(trace: "Trace", at: int, memory: int | None = None) -> "Debuggee":
     from rr86.replay.travel import DEFAULT_MEMORY, TimeTravel
 
     travel = TimeTravel(trace, memory_for_snapshots=memory or DEFAULT_MEMORY, devices=trace.devices)
-    moment = travel.last if at < 0 else at
+    moment = travel.last if at < 0 else max(at, travel.first)
     if moment > travel.last:
         raise BadParameter(f"the trace ends at instruction {travel.last:,}", param_hint="--at")
     interruption = Interruption()

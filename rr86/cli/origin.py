@@ -12,7 +12,7 @@ from rr86.cli.values import parse_moment, trace_or_newest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rr86.analysis.origin import Hop
+    from rr86.analysis.hops import Hop
     from rr86.session.stop import Stop
 
     Found = tuple[int, bytes, list[Hop]]
@@ -63,11 +63,13 @@ def _run(
     virtual: bool,
     vcpu: int | None,
     through: bool,
+    brief: bool,
     device: list[str] | None,
     as_json: bool,
 ) -> None:
     from dataclasses import replace
 
+    from rr86.analysis.hops import without_saves
     from rr86.analysis.origin import origin
     from rr86.cli.alone import interruptible
     from rr86.cli.progress import Progress
@@ -96,7 +98,7 @@ def _run(
             for start, size in located.ranges:
                 value = travel.session.memory(start, size)
                 hops = origin(travel, start, size, through=through, tick=between)
-                found.append((start, value, hops))
+                found.append((start, value, without_saves(hops) if brief else hops))
     if as_json:
         _print_json(recorded.path, place.text, at, found)
     else:
@@ -160,6 +162,10 @@ def command(
         bool,
         Option("--through", help="Go on with all inputs of what an instruction has computed."),
     ] = False,
+    brief: Annotated[
+        bool,
+        Option("--brief", help="Leave out where a register was saved on the stack and restored."),
+    ] = False,
     device: Devices = None,
     as_json: Annotated[bool, Option("--json", help="As one JSON object.")] = False,
 ) -> None:
@@ -167,4 +173,4 @@ def command(
     if len(words) > 2:
         raise BadParameter(f"a trace and an address, not {len(words)} words")
     trace = Path(words[0]) if len(words) == 2 else None
-    _run(trace, words[-1], at, virtual, vcpu, through, device, as_json)
+    _run(trace, words[-1], at, virtual, vcpu, through, brief, device, as_json)

@@ -15,7 +15,7 @@ from rr86.session.conditions import Access, Condition, Read, Rip, RipWhere, Writ
 _PAGE = 4096
 MOST = 1024
 """Breakpoints and watchpoints that there may be at a time."""
-LONGEST = 1 << 20
+LONGEST = 1 << 16
 """Bytes that one watchpoint may have."""
 _MOST_AGENT_BYTES = 1 << 16
 
@@ -45,7 +45,7 @@ class Placed:
 
     def reason(self, pc: int) -> tuple[str, str] | None:
         """What a stop reply says of it. A breakpoint that is not at gdb's pc (in code with a
-        segment base) is not told of: gdb would take the stop for an old one, and go on."""
+        segment base) is left out: gdb would take the stop for an old one, and go on."""
         if self.kind in _WATCH:
             return _WATCH[self.kind][0], f"{self.address:x}"
         if pc != self.address:

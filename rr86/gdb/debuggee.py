@@ -29,7 +29,7 @@ Tick = Callable[["Stop"], bool | None]
 
 @dataclass(frozen=True)
 class Halt:
-    """A stop as a debugger is told of it: the vCPU, the signal, reasons as (name, value), and what
+    """A stop as a reply reports it: the vCPU, the signal, reasons as (name, value), and what
     a person may want to read besides."""
 
     vcpu: int

@@ -1,4 +1,4 @@
-"""The registers that gdb is told of, and the target description that says so.
+"""The registers of a vCPU as gdb has them, and the target description that says so.
 
 Names, numbers and sizes of the first 66 are those of QEMU's i386-64bit.xml, so that scripts that
 were written for QEMU's server work. Behind them come what else a vCPU has and QEMU does not show:

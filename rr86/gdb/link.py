@@ -21,10 +21,6 @@ _MOST_WAITING = 64
 _MOST_REPEATS = 8
 
 
-class LinkError(Exception):
-    """A connection that is of no use any more."""
-
-
 class Link:
     """A connected socket that speaks the protocol."""
 
@@ -42,7 +38,7 @@ class Link:
     def receive(self) -> bytes | None:
         """The next packet; None where the debugger has gone.
 
-        Raises `LinkError` where no sense can be made of it.
+        Raises `ConnectionError` where no sense can be made of it.
         """
         while True:
             while self._items:
@@ -60,7 +56,7 @@ class Link:
                 return None
 
     def send(self, data: bytes) -> None:
-        """Send a packet. Raises `LinkError` where the debugger does not take it."""
+        """Send a packet. Raises `ConnectionError` where the debugger does not take it."""
         self._last = frame(data)
         self._write(self._last)
 
@@ -104,11 +100,13 @@ class Link:
             return
         self._repeats += 1
         if self._repeats > _MOST_REPEATS:
-            raise LinkError("the debugger refuses every answer")
+            raise ConnectionError("the debugger refuses every answer")
         self._write(self._last)
 
     def _write(self, data: bytes) -> None:
         try:
             self._socket.sendall(data)
         except OSError as error:
-            raise LinkError(f"the debugger takes no answer ({error.strerror or error})") from None
+            raise ConnectionError(
+                f"the debugger takes no answer ({error.strerror or error})"
+            ) from None

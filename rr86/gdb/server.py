@@ -16,7 +16,7 @@ from pathlib import Path
 from rr86.errors import Error, UsageError
 from rr86.gdb.commands import Commands
 from rr86.gdb.debuggee import Debuggee
-from rr86.gdb.link import Link, LinkError
+from rr86.gdb.link import Link
 
 DEFAULT = "localhost:1234"
 """Where QEMU's `-s` listens, too."""
@@ -89,7 +89,7 @@ def _listen_at_path(path: str) -> socket.socket:
         if _is_abandoned(path):
             Path(path).unlink()
         listener.bind(path)
-        # Nobody else's business.
+        # For this user alone.
         os.chmod(path, 0o600)  # noqa: PTH101
         listener.listen(1)
     except OSError:
@@ -154,7 +154,7 @@ def serve_one(
             if answer is not None:
                 link.send(answer)
         link.finish()
-    except LinkError as error:
+    except ConnectionError as error:
         say(f"connection ended: {error}")
 
 

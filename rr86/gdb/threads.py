@@ -16,8 +16,8 @@ def thread_of(vcpu: int) -> int:
 def parse_thread(text: bytes, vcpus: int) -> int | None:
     """The thread that a packet names, `ANY` or `ALL`; None for what is no thread here.
 
-    A process is understood and must be the only one: gdb names it where it has been told of
-    several, and this server never tells.
+    A process may be named, and must be the only one there is: debuggers that know of several name
+    it.
     """
     process, dot, thread = text.partition(b".")
     if text.startswith(b"p"):

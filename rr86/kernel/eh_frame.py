@@ -58,6 +58,7 @@ _PT_REGS = {
 _IRET = {_RIP: 0, _CS: 8, _RFLAGS: 16, _RSP: 24, _SS: 32}
 _IRET_OFFSET = 128
 
+_TERMINATOR = b"\0\0\0\0"
 # A debugger walks an FDE from its start, so none is long.
 _ROWS = 48
 
@@ -227,14 +228,18 @@ class Unwinding:
     end: int
 
 
-def eh_frame(tables: Iterable[Unwinding], function: Callable[[int], str]) -> bytes:
+def eh_frame(
+    tables: Iterable[Unwinding], function: Callable[[int], str], before: bytes = b""
+) -> bytes:
     """An `.eh_frame` section with absolute addresses. `function` names the function at a runtime
-    address, or says an empty string."""
-    out = bytearray()
-    cies = {}
+    address, or says an empty string. `before` is another such section, to be gone on with."""
+    out = bytearray(before[: -len(_TERMINATOR)])
+    cies, place = {}, 0
     for key, cie in _cies():
-        cies[key] = len(out)
-        out += cie
+        cies[key] = place
+        place += len(cie)
+        if not before:
+            out += cie
     for table in tables:
         for frame, signal, start, end, rules in _runs(table, function):
             if end <= start:
@@ -246,7 +251,7 @@ def eh_frame(tables: Iterable[Unwinding], function: Callable[[int], str]) -> byt
             body += b"\0" * (-(len(body) + 4) % 8)
             out += struct.pack("<I", len(body))
             out += body
-    return bytes(out) + b"\0\0\0\0"
+    return bytes(out) + _TERMINATOR
 
 
 def _runs(

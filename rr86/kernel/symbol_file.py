@@ -11,13 +11,14 @@ offset (`__per_cpu_offset[cpu]`) has to be added, as the kernel's own gdb script
 Source: System V ABI, chapter 4.
 """
 
+import functools
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rr86.cpu.guest_symbols import symbols_of
 from rr86.cpu.orc import orc_of
 from rr86.cpu.symbols import Symbol
 from rr86.errors import KernelError
@@ -28,6 +29,7 @@ from rr86.kernel.running import RunningKernel
 
 if TYPE_CHECKING:
     from rr86.cpu.inspection import Inspector
+    from rr86.cpu.vmlinux import Vmlinux
 
 # Nothing of a guest is there: the guard hole below the direct map.
 _EH_FRAME_AT = 0xFFFF_8000_0000_0000
@@ -83,10 +85,10 @@ def write_symbol_file(
     sections = _image_sections(kernel)
     found = _modules(kernel)
     rows = kernel_symbols(kernel) if symbols else []
+    unwind = _of_image(
+        kernel.inspector.symbols.kernel, table.offset, max(each.end for each in sections)
+    )
     tables = []
-    orc = orc_of(kernel.inspector.symbols.kernel)
-    if orc is not None:
-        tables.append(Unwinding(orc, table.offset, max(each.end for each in sections)))
     for module in found:
         sections += [
             _Section(
@@ -101,7 +103,7 @@ def write_symbol_file(
         own = module_orc(kernel, module)
         if own is not None:
             tables.append(Unwinding(own, 0, _end_of_code(module, own.addresses[-1])))
-    content = _elf(sections, rows, _unwinding(kernel, tables))
+    content = _elf(sections, rows, eh_frame(tables, lambda _: "", unwind))
     path = Path(path)
     path.write_bytes(content)
     return SymbolFile(path, table.offset, release(kernel), build_id(kernel), tuple(found))
@@ -120,14 +122,18 @@ def _end_of_code(module: Module, address: int) -> int:
     return ends[0] if ends else address
 
 
-def _unwinding(kernel: RunningKernel, tables: Iterable[Unwinding]) -> bytes:
-    table = kernel.symbols
+# Of a session it is always the same, and takes most of the time.
+@functools.lru_cache(maxsize=1)
+def _of_image(image: "Vmlinux", offset: int, end: int) -> bytes:
+    """The unwind tables of the kernel without its modules."""
+    orc = orc_of(image)
+    table = symbols_of(image).moved(offset)
 
     def function(address: int) -> str:
         found = table.resolve(address)
         return "" if found is None else found[0].name
 
-    return eh_frame(tables, function)
+    return eh_frame([] if orc is None else [Unwinding(orc, offset, end)], function)
 
 
 def _image_sections(kernel: RunningKernel) -> list[_Section]:

@@ -84,7 +84,7 @@ def _copy(place: Path) -> Iterator[tuple[str, Callable[[], object]]]:
         path = f"/proc/self/fd/{unnamed}"
 
         def publish() -> None:
-            # The descriptor is not used for an absolute path, but without one links are not followed.
+            # The descriptor is not used for an absolute path; without one, links are not followed.
             os.link(path, name, src_dir_fd=unnamed, follow_symlinks=True)
             Path(name).replace(place)
 

@@ -161,7 +161,10 @@ class ReplaySession:
         return self.machine.snapshot(str(self._path))
 
     def learn_places(self, other: "ReplaySession") -> None:
-        """Take over where another session of this trace has found the kernel and its variables."""
+        """Take over where another session of this trace has found the kernel and its variables.
+
+        Raises nothing.
+        """
         self._execution.learn_places(other._execution)
 
     def run_over(

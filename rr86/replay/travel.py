@@ -29,6 +29,7 @@ from rr86.session.conditions import (
     as_conditions,
 )
 from rr86.session.execution import Tick
+from rr86.session.lowering import is_asked
 from rr86.session.stop import Stop
 from rr86.trace.checkpoint import nearest
 from rr86.trace.slices import Slices
@@ -44,6 +45,8 @@ _SPACING = 200_000_000
 _NEAR = 300_000
 DEFAULT_MEMORY = 1 << 30
 """Bytes that snapshots may take together."""
+# Searches whose results are remembered.
+_SEARCHES = 256
 # So many instructions are worth a thread that translates ahead.
 _FAR = 20_000_000
 # Instructions that are rather replayed than that a checkpoint is read from the trace.
@@ -226,7 +229,7 @@ class TimeTravel:
         no place yet at the present moment.
         """
         conditions = as_conditions(until)
-        searched = self._searched.setdefault(tuple(conditions), Searched())
+        searched = self._searched_for(conditions)
         origin = self.icount
         end = origin
         while conditions and end > self.first:
@@ -238,8 +241,7 @@ class TimeTravel:
                 begin = self.icount
                 hit = self._last_hit(conditions, end, tick)
                 if hit is not None and hit.reason == "interrupted":
-                    self.goto(origin)
-                    return self._say(replace(hit, icount=origin))
+                    return self._say(replace(self.goto(origin), reason="interrupted"))
                 searched.add(begin, end, hit)
             if hit is not None:
                 moment = hit.icount - _after(hit)
@@ -296,6 +298,18 @@ class TimeTravel:
 
     def _open(self, icount: int | None = None) -> "ReplaySession":
         return self.trace.session(self._verify, at=icount, devices=self._devices)
+
+    def _searched_for(self, conditions: Sequence[Condition]) -> "Searched":
+        """What is known of earlier searches for the same. Functions that are asked may answer
+        otherwise next time."""
+        if any(is_asked(each) for each in conditions):
+            return Searched()
+        key = tuple(conditions)
+        searched = self._searched.pop(key, None) or Searched()
+        self._searched[key] = searched
+        if len(self._searched) > _SEARCHES:
+            del self._searched[next(iter(self._searched))]
+        return searched
 
     def _rip(self, vcpu: int) -> int:
         return self.session.registers(vcpu)["rip"]

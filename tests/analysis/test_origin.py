@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import rr86
-from rr86.analysis.origin import ENDS, Hop, origin
+from rr86.analysis.hops import ENDS, Hop, without_saves
+from rr86.analysis.origin import origin
 from rr86.replay.travel import TimeTravel
 from tests.guests.build import load_manifest
 from tests.guests.machines import record_guest
@@ -81,6 +82,16 @@ def test_every_instruction_that_passed_a_value_on_is_named(trip: Trip) -> None:
     assert on_other == {"way_alias_load", "way_to_xmm", "way_xmm", "way_from_xmm"}
     assert {hop.value for hop in hops if hop.symbol != "way_bswap"} == {VALUE}
     assert next(hop.value for hop in hops if hop.symbol == "way_bswap") == VALUE[::-1]
+
+
+def test_saves_on_the_stack_can_be_left_out(trip: Trip) -> None:
+    hops = trip("place_final")
+    brief = without_saves(hops)
+    gone = {"trap_return+0x6", "trap_common+0xf"}
+    assert [hop.symbol for hop in brief] == [h.symbol for h in hops if h.symbol not in gone]
+    # What was pushed from one register and popped into another has moved.
+    assert {"way_push", "way_pop"} <= {hop.symbol for hop in brief}
+    assert [hop.parent for hop in brief] == [None, *range(len(brief) - 1)]
 
 
 def test_memory_is_followed_through_page_tables_to_its_physical_place(

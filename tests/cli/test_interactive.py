@@ -29,9 +29,9 @@ def echo(self, data):
     sys.stdout.flush()
 fake.Machine.console_input = echo
 run = fake.Machine.run
-def slow(self, *arguments):
+def slow(self, *arguments, **named):
     time.sleep(0.01)
-    return run(self, *arguments)
+    return run(self, *arguments, **named)
 fake.Machine.run = slow
 patch.setattr("rr86.session.execution._FIRST_CALL", 100)
 patch.setattr("rr86.session.execution._SHORTEST_CALL", 100)

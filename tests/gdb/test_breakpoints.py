@@ -7,6 +7,7 @@ import re
 import pytest
 
 import rr86
+from rr86.gdb.breakpoints import BreakpointError, pieces
 from rr86.session.conditions import Rip
 from tests.gdb.client import Client
 from tests.gdb.test_server import RSP, hits_of
@@ -176,3 +177,20 @@ def test_a_breakpoint_is_not_met_again_where_it_was_met(
 def test_breakpoints_have_a_bound(client: Client) -> None:
     answers = {client.ask(f"Z0,{address:x},1") for address in range(0x1000, 0x1000 + 1100)}
     assert answers == {b"OK", b"E14"}
+
+
+def test_a_range_is_translated_page_by_page() -> None:
+    pages = {0x1000: 0x9000, 0x2000: 0x5000, 0x3000: 0x7000}
+
+    def translate(address: int) -> int | None:
+        page = pages.get(address & -PAGE)
+        return None if page is None else page + address % PAGE
+
+    assert list(pieces(0x1FF8, 0x1010, translate)) == [
+        (0x1FF8, 0x9FF8, 8),
+        (0x2000, 0x5000, 0x1000),
+        (0x3000, 0x7000, 8),
+    ]
+    assert list(pieces(0x1000, 4, translate)) == [(0x1000, 0x9000, 4)]
+    with pytest.raises(BreakpointError, match="0x4000 is not mapped"):
+        list(pieces(0x3FF0, 32, translate))

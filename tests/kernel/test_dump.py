@@ -1,5 +1,7 @@
 """Core files of a moment, read by others: pyelftools, gdb."""
 
+import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -119,10 +121,22 @@ def test_the_command_writes_both_files_and_replaces_none(boot: Boot, tmp_path: P
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "268.4 MB of RAM at instruction" in done.stderr
-    assert "cpu_startup_entry" in gdb(tmp_path, f"symbol-file {symbols}", f"core {core}", "bt")
+    said = gdb(tmp_path, f"symbol-file {symbols}", f"core {core}", "thread 1", "bt")
+    session = boot.session_at(boot.moments["release"])
+    own = [str(frame).split("+")[0] for frame in session.backtrace(0) if frame.address >> 63]
+    assert re.findall(r"^#\d+ +0xf\w+ in ([\w.]+) \(\)", said, re.MULTILINE)[-len(own) :] == own
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 1
     assert again.stderr == f"rr86: error: '{core}' exists; --force replaces it\n"
+
+
+def test_the_command_reports_as_json(demo_trace: Path, tmp_path: Path) -> None:
+    words = ["dump", str(demo_trace), "--at", "1000000", "-o", str(tmp_path / "core"), "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0
+    said = json.loads(done.stdout)
+    assert (said["icount"], said["ram"], said["vmcoreinfo"]) == (1_000_000, 64 << 20, False)
+    assert said["path"] == str(tmp_path / "core")
 
 
 def test_a_moment_that_was_not_recorded_is_refused(demo_trace: Path, tmp_path: Path) -> None:

@@ -189,3 +189,12 @@ def test_numbers_of_variable_length_are_those_of_dwarf(value: int) -> None:
         assert sum((byte & 0x7F) << 7 * n for n, byte in enumerate(encoded)) == value
         assert all(byte & 0x80 for byte in encoded[:-1])
         assert not encoded[-1] & 0x80
+
+
+def test_a_section_can_be_gone_on_with() -> None:
+    image, module = orc_of((5, 16, 0), (5, 0, 1)), orc_of((5, 24, 0))
+    moved = Unwinding(module, 1 << 20, CODE + (1 << 20) + 16)
+    first = eh_frame([Unwinding(image, 0, CODE + 32)], lambda _: "")
+    assert eh_frame([moved], lambda _: "", first) == eh_frame(
+        [Unwinding(image, 0, CODE + 32), moved], lambda _: ""
+    )

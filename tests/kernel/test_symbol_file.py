@@ -110,7 +110,7 @@ def moments(boot: Boot, count: int, seed: int) -> Iterator[rr86.ReplaySession]:
         session = boot.session_at(rng.randrange(boot.moments["release"], boot.moments["dmesg"]))
         if found % 4:
             stop = session.run(until=_CONDITIONS[found % len(_CONDITIONS)])
-            stop = session.run(until=f"icount={stop.icount + rng.randrange(400)}")
+            stop = session.run(until=f"icount={stop.icount + 1 + rng.randrange(40)}")
             if stop.over:
                 continue
         found += 1

@@ -13,7 +13,17 @@ from capstone import x86
 
 from rr86.errors import UsageError
 from rr86.replay.travel import TimeTravel
-from rr86.session.conditions import Access, Condition, Every, Read, Rip, RipWhere, Write, asked_at
+from rr86.session.conditions import (
+    Access,
+    Before,
+    Condition,
+    Every,
+    Read,
+    Rip,
+    RipWhere,
+    Write,
+    asked_at,
+)
 from rr86.session.view import GuestView
 from tests.guests.build import load_manifest
 from tests.guests.machines import Recorded, record_guest
@@ -365,3 +375,67 @@ def test_a_tick_can_end_the_way_and_backwards_nothing_has_moved(smp: Recorded) -
     end = there.icount
     stop = there.run_back(Write(1 << 40), tick=lambda _: True)
     assert (stop.reason, there.icount) == ("interrupted", end)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["page-loops", "string", "fpu", "modes", "user", "paging", "smc", "loop-faults", "debug"],
+)
+def test_pages_may_be_watched_anywhere_in_any_kind_of_code(name: str, tmp_path: Path) -> None:
+    """Stops in the middle of blocks, loops, string instructions and pushes leave every register,
+    flag and byte as they were: the replay is verified."""
+    recorded = record(name, tmp_path / "guest.rr86")
+    draw = random.Random(name)
+    session = recorded.trace().session()
+    stop = session.run(max_instructions=recorded.outcome.icount // 20)
+    stops = 0
+    while not stop.over:
+        registers = session.registers(stop.vcpu)
+        near = [registers[each] for each in ("rsp", "rip", "rsi", "rdi", "rbx", "rax")]
+        linear = draw.choice(near)
+        paddr = session.machine.translate(stop.vcpu, linear)
+        page = (paddr if paddr is not None else draw.randrange(1 << 22)) & ~4095
+        watched = [Access(page, 4096), Read(page + 4096, 64)]
+        for _ in range(40):
+            stop = session.run(watched, max_instructions=recorded.outcome.icount // 50)
+            if stop.reason != "condition":
+                break
+            stops += 1
+    assert stops > 0
+    assert session.machine.digests() == recorded.outcome.digests
+
+
+def test_what_page_walks_write_stops_at_the_instruction_that_walks(tmp_path: Path) -> None:
+    """Accessed and dirty bits are set for an access, or for a fetch, of the next instruction."""
+    recorded = record("user", tmp_path / "guest.rr86")
+    session = recorded.trace().session()
+    tables = set()
+    stop = session.run(max_instructions=1000)
+    while not stop.over:
+        tables.add(session.registers(stop.vcpu)["cr3"] & ~4095)
+        stop = session.run(max_instructions=3000)
+    there = travel(recorded)
+    found = 0
+    for table in sorted(tables):
+        condition = Write(table, 4096)
+        there.goto(0)
+        for _ in range(30):
+            if there.run(condition).over:
+                break
+            moment = there.icount
+            there.goto(moment)
+            after = there.session.memory(table, 4096)
+            there.goto(moment - 1)
+            before = there.session.memory(table, 4096)
+            there.goto(moment)
+            found += before != after
+    assert found >= 3
+
+
+def test_a_moment_may_be_looked_for_like_a_condition(smp: Recorded) -> None:
+    there = travel(smp)
+    there.run()
+    middle = smp.outcome.icount // 2
+    assert there.run_back(Before(middle)).icount == middle
+    assert there.run_back(Before(middle)).reason == "begin"
+    assert there.run(Before(middle)).icount == middle

@@ -9,7 +9,7 @@ use rr86_core::session::{
     BranchError, BranchPoint, Condition, Conditions, Machine, MachineConfig, Policy, Recording,
     Replay, Scheduler, Session, Stop,
 };
-use rr86_core::trace::{Event, TraceReader};
+use rr86_core::trace::{format, Event, TraceReader};
 use tempfile::TempDir;
 
 const ENTRY: u64 = 0x10_0000;
@@ -93,10 +93,14 @@ fn run(session: &mut Session<Recording>, limit: u64) {
 
 impl Parent {
     fn new(name: &'static str) -> Self {
+        Self::with_windows(name, 0x8000)
+    }
+
+    fn with_windows(name: &'static str, bias: u32) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let scheduler = Scheduler::new(Policy::Random, 9, 40);
         let mut session = Session::record(machine(name), scheduler);
-        session.machine.draw_windows(3, 0x8000);
+        session.machine.draw_windows(3, bias);
         let path = folder.path().join("parent");
         session.record_to(&path, b"", &images()).expect("a trace");
         for _ in 0..3 {
@@ -300,6 +304,65 @@ fn a_branch_under_another_protocol_begins_without_blocks() {
             assert_eq!(replay(to, &path).machine.digests(), end.1);
         }
     }
+}
+
+#[test]
+fn a_store_under_way_is_committed_under_another_protocol_too() {
+    // Stores' windows are drawn more rarely than others.
+    let parent = Parent::with_windows("qemu-7.2", 0x8000 << 8);
+    let mut original = parent.replay_at(1000);
+    let (mut kept, mut dropped) = (0, 0);
+    for icount in 1001..1060 {
+        go_to(&mut original, icount);
+        if !original.machine.engine.has_under_way() {
+            continue;
+        }
+        let point = original.branch_point().expect("a moment");
+        let mut branch = parent.branch(&point, 4);
+        branch
+            .change_protocol(protocol("precise"))
+            .expect("a beginning");
+        if branch.machine.engine.has_under_way() {
+            kept += 1;
+        } else {
+            dropped += 1;
+        }
+        run(&mut branch, 200);
+        assert!(!branch.machine.engine.has_under_way());
+    }
+    assert!(kept > 0 && dropped > 0, "{kept} {dropped}");
+}
+
+#[test]
+fn a_machine_that_has_been_used_forgets_its_own_memory() {
+    let parent = Parent::new("precise");
+    let point = parent.replay_at(1000).branch_point().expect("a moment");
+    let mut used = machine("precise");
+    used.load(0x30_0000, &[1; 5000]).expect("RAM");
+    used.digests();
+    let scheduler = Scheduler::new(Policy::Random, 4, 40);
+    let branch = Session::branch(used, &point, scheduler).expect("a branch");
+    let mut bytes = [9; 2];
+    branch.machine.engine.memory.ram.read(0x30_0000, &mut bytes);
+    assert_eq!(bytes, [0, 0]);
+}
+
+#[test]
+fn a_checkpoint_behind_events_is_no_beginning() {
+    let parent = Parent::new("precise");
+    let path = parent.path("kept");
+    let mut recorder = Session::record(machine("precise"), Scheduler::new(Policy::Random, 9, 40));
+    recorder.set_checkpoints(300).expect("checkpoints");
+    recorder.record_to(&path, b"", &images()).expect("a trace");
+    run(&mut recorder, 1000);
+    recorder.finish(2, 0, "", b"").expect("a whole trace");
+    let mut bytes = std::fs::read(&path).expect("a file");
+    let (major, minor) = format::AT_CHECKPOINT;
+    bytes[..format::FILE_HEADER].copy_from_slice(&format::file_header(major, minor));
+    std::fs::write(&path, &bytes).expect("a file");
+    let reader = TraceReader::open(&path).expect("a trace");
+    assert!(!reader.checkpoints().expect("checkpoints").is_empty());
+    assert!(reader.beginning().is_err());
 }
 
 #[test]

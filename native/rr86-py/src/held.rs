@@ -131,13 +131,17 @@ impl<D: Decisions + Send> Held<D> {
         (limit, before): (u64, u64),
         mut wanted: Wanted,
     ) -> PyResult<(Return, Option<Hit>)> {
-        let end = wanted.rows.len();
-        wanted.rows.push(("before".to_string(), before, 0));
-        let mut last = None;
+        // First, so that no other condition on the same moment hides it.
+        let end = 0;
+        wanted.rows.insert(end, ("before".to_string(), before, 0));
+        let mut last: Option<Hit> = None;
         let found = self.call(py, wanted, |session, conditions| {
             session.by_lines = false;
             session.run_over(limit, end, conditions, &mut last)
         })?;
+        if let Some(hit) = &mut last {
+            hit.met.iter_mut().for_each(|place| *place -= 1);
+        }
         Ok((found, last))
     }
 

@@ -199,6 +199,9 @@ impl Engine {
                 return Before::End(end);
             }
         }
+        if let (None, Some(cause)) = (resume, self.stops.take_written()) {
+            return Before::End(RunEnd::Stopped(cause));
+        }
         // A block that a slice has entered belongs to it, and a fetch window comes after all
         // that the slice counts.
         if v.run.budget <= 0
@@ -237,6 +240,10 @@ impl Engine {
             Ok(code) => code,
             Err(before) => return before,
         };
+        // The walk for the fetch has written what is watched.
+        if self.stops.concerns_access() && self.stops.stop_before_access(self.icount()) {
+            return Before::Again;
+        }
         let entry = Entry {
             code,
             single,

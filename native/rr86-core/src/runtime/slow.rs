@@ -82,7 +82,7 @@ pub unsafe extern "sysv64" fn access(vcpu: *mut Vcpu, linear: u64, site: u32) ->
     let mode = engine.cache.blocks.get(vcpu.run.site_block).mode;
     engine.stops.begin_access();
     match engine.resolve(vcpu, linear, usize::from(site.size), site.kind, mode) {
-        Ok(_) if !engine.stops.reads().is_empty() && engine.stops_before_read(vcpu, site) => LEAVE,
+        Ok(_) if engine.stops.concerns_access() && engine.stops_before_access(vcpu, site) => LEAVE,
         Ok(result) => {
             if result.host == vcpu.run.bounce.0[(linear & 63) as usize..].as_ptr() as u64 {
                 engine.after_bus(vcpu);
@@ -229,11 +229,11 @@ pub(in crate::runtime) fn kind_of(kind: AccessKind) -> Access {
 }
 
 impl Engine {
-    /// Leaves the code before the instruction at `site`, which reads a watched range, unless the run has stopped for it
-    /// already. Nothing of the instruction has happened yet, as where an access faults.
-    fn stops_before_read(&mut self, vcpu: &mut Vcpu, site: Site) -> bool {
+    /// Leaves the code before the instruction at `site`, of whose access the debugger wants to know, unless the run has
+    /// stopped for it already. Nothing of the instruction has happened yet but its page walk, as where an access faults.
+    fn stops_before_access(&mut self, vcpu: &mut Vcpu, site: Site) -> bool {
         let moment = self.icount();
-        let stops = self.stops.stop_before_read(moment);
+        let stops = self.stops.stop_before_access(moment);
         if stops {
             self.stop_inside(vcpu, site);
         }

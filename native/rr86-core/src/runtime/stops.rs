@@ -27,7 +27,9 @@ pub(in crate::runtime) struct Stops {
     reads: Vec<(u64, u64)>,
     /// Moment before whose instruction to stop, when everything that comes between two instructions is done.
     before: Option<u64>,
-    /// Moment of a read that has already stopped the run.
+    /// That at which this was done last.
+    passed_before: Option<u64>,
+    /// Moment of an access that has already stopped the run.
     passed_read: Option<u64>,
     /// Moment of a hook that has already stopped the run.
     passed_hook: Option<u64>,
@@ -40,7 +42,8 @@ pub enum StopCause {
     Hook,
     /// After an instruction wrote a watched range: this address on, and what `Engine::written` tells.
     Watch { paddr: u64 },
-    /// Before an instruction of a block that reads a watched range; see `Engine::read`.
+    /// Before an instruction that reads a watched range, or for which a page walk has written one; see `Engine::read`
+    /// and `Engine::written`.
     Read,
     /// Before the instruction that was asked for.
     Before,
@@ -99,8 +102,9 @@ impl Stops {
     }
 
     /// Stops before the instruction at this moment, when everything that comes between two instructions is done.
+    /// Not twice.
     pub fn set_before(&mut self, moment: Option<u64>) {
-        self.before = moment;
+        self.before = moment.filter(|&at| self.passed_before != Some(at));
     }
 
     /// Sets the interrupt vectors and the port.
@@ -197,10 +201,30 @@ impl Stops {
         true
     }
 
-    /// Stops before an instruction that reads watched ranges; not twice.
-    pub fn stop_before_read(&mut self, moment: u64) -> bool {
+    /// Whether the access under way reads watched ranges, or its page walk has written some.
+    #[inline]
+    pub fn concerns_access(&self) -> bool {
+        !self.reads.is_empty() || self.has_written()
+    }
+
+    fn has_written(&self) -> bool {
+        matches!(self.stopped, Some(StopCause::Watch { .. }))
+    }
+
+    /// What was written between two instructions, by the delivery of an interrupt, stops the run.
+    #[inline]
+    pub fn take_written(&mut self) -> Option<StopCause> {
+        self.stopped
+            .take_if(|cause| matches!(cause, StopCause::Watch { .. }))
+    }
+
+    /// Stops before an instruction that reads watched ranges, or whose page walks have written some; not twice.
+    pub fn stop_before_access(&mut self, moment: u64) -> bool {
         if self.passed_read == Some(moment) {
             return false;
+        }
+        if !self.has_written() {
+            self.written.clear();
         }
         self.passed_read = Some(moment);
         self.stopped = Some(StopCause::Read);
@@ -212,6 +236,7 @@ impl Stops {
     pub fn stops_before(&mut self, moment: u64) -> bool {
         let asked = self.before.take_if(|before| *before == moment).is_some();
         if asked {
+            self.passed_before = Some(moment);
             self.passed_hook = Some(moment);
         }
         asked
@@ -250,6 +275,7 @@ impl Stops {
     pub fn forget(&mut self) {
         self.stopped = None;
         self.passed_hook = None;
+        self.passed_before = None;
         self.passed_read = None;
         self.before = None;
         self.reads.clear();

@@ -130,7 +130,8 @@ impl Conditions {
 
     /// What an instruction reads that is about to run again: the run stops behind it.
     fn note_read(&mut self, machine: &mut Machine) {
-        let met = self.met_by(machine.engine.read(), false);
+        let mut met = self.met_by(machine.engine.read(), false);
+        met.extend(self.met_by(machine.engine.written(), true));
         if !met.is_empty() {
             let after = machine.engine.icount() + 1;
             self.reading = Some((after, met));
