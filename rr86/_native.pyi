@@ -410,6 +410,8 @@ class Replay(WholeMachine):
     def snapshot(self, trace: str) -> Snapshot:
         """Keep the machine, for other sessions of `trace` to begin at. It has to stand between two
         slices."""
+    def stands_before(self, icount: int) -> bool:
+        """Whether a condition "before" was met at this moment, and nothing has run since."""
     def run_over(
         self,
         max_instructions: int,

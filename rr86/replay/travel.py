@@ -114,8 +114,6 @@ class TimeTravel:
         self._checkpoints = trace.checkpoints()
         # Behind a checkpoint that was jumped to: what the guest sent before is not known.
         self._deaf = False
-        # Before the instruction at the present moment, with all done that comes before it.
-        self._exact = False
         self.session: ReplaySession = self._open()
         self._take_snapshot()
         self.first = self.session.icount
@@ -190,7 +188,7 @@ class TimeTravel:
                 f"moment {icount:,} is not in the recording, which has {self.first:,} to "
                 f"{self.last:,}"
             )
-        if self._exact and icount == self.icount and self.stop is not None:
+        if self.stop is not None and self.session.machine.stands_before(icount):
             return self._at_moment(self.stop)
         back = icount < self.icount
         base = self._snapshots.at_or_before(icount)
@@ -203,7 +201,6 @@ class TimeTravel:
             self._take_snapshot()
         stop = self._run((Before(icount),), None, tick)
         if stop.reason == "condition":
-            self._exact = True
             return self._at_moment(stop)
         return stop
 
@@ -291,7 +288,6 @@ class TimeTravel:
         if gaps:
             self.goto(begin)
             found, _ = self.session.path([*ranges, (end, end)])
-        self._exact = self.icount == end
         return found
 
     # -- how -------------------------------------------------------------------------------------
@@ -327,7 +323,6 @@ class TimeTravel:
         )
 
     def _run(self, conditions: Sequence[Condition], limit: int | None, tick: Tick | None) -> Stop:
-        self._exact = False
         try:
             return self.session.run(conditions, limit, tick)
         finally:
@@ -348,7 +343,6 @@ class TimeTravel:
         """Stand at the last snapshot at or before a moment, or at a checkpoint of the trace that is
         much nearer."""
         base = self._snapshots.at_or_before(icount)
-        self._exact = False
         checkpoint = nearest(self._checkpoints, icount)
         began = self.first if base is None else base.icount
         if base is None or (checkpoint is not None and checkpoint.icount > began + _DETOUR):

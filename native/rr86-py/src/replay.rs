@@ -90,6 +90,10 @@ whole_machine! { Replay {
         snapshot.map(Snapshot).map_err(errors::checkpoint)
     }
 
+    fn stands_before(&mut self, icount: u64) -> PyResult<bool> {
+        Ok(self.machine()?.engine.stands_before(icount))
+    }
+
     #[pyo3(signature = (max_instructions, before, conditions, console_patterns=Vec::new(), filters=Vec::new()))]
     fn run_over<'py>(
         &mut self,

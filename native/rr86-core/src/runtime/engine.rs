@@ -420,6 +420,11 @@ impl Engine {
         self.stops.set_before(moment);
     }
 
+    /// Whether the run has stopped before the instruction at this moment, which is still to come.
+    pub fn stands_before(&self, moment: u64) -> bool {
+        self.stops.has_stopped_before(moment) && self.icount() == moment
+    }
+
     /// The watched ranges that the access read for which the run has stopped.
     pub fn read(&self) -> &[(u64, u64)] {
         self.stops.reads()

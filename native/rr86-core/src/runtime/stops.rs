@@ -242,6 +242,11 @@ impl Stops {
         asked
     }
 
+    /// Whether the last stop of that kind was before the instruction at this moment.
+    pub fn has_stopped_before(&self, moment: u64) -> bool {
+        self.passed_before == Some(moment)
+    }
+
     /// Whether a stop is not reported yet.
     #[inline]
     pub fn is_stopped(&self) -> bool {

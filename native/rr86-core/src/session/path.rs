@@ -131,6 +131,9 @@ impl<D: Decisions> Session<D> {
     /// Runs on up to an instruction, or up to the handler of an interrupt if that is `watched` for. False at the end of
     /// the run.
     fn stand_before(&mut self, icount: u64, watched: bool) -> Result<bool, SessionError> {
+        if self.machine.engine.stands_before(icount) {
+            return Ok(true);
+        }
         let mut list = vec![Condition::Before(icount)];
         if watched {
             list.extend((0..=u8::MAX).map(Condition::Interrupt));
