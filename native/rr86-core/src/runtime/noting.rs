@@ -76,12 +76,9 @@ impl Engine {
     #[inline]
     pub(in crate::runtime) fn note_output(&mut self, vcpu: usize, before: usize) {
         if self.observers.journal.is_on() {
-            let new = self
-                .outside
-                .console_waiting()
-                .get(before..)
-                .unwrap_or_default();
-            for byte in new.to_vec() {
+            let waiting = self.outside.console_waiting();
+            let new: Vec<u8> = waiting.get(before..).unwrap_or_default().into();
+            for byte in new {
                 self.note(vcpu as u8, || Noted::Output { byte });
             }
         }

@@ -152,9 +152,13 @@ impl Drop for Entered {
     }
 }
 
+/// A vCPU, and the range of its code.
+#[cfg(test)]
+type Registered = (u64, (u64, u64));
+
 /// For tests: what GS leads to, and the vCPU whose code, in that range, may run on this thread.
 #[cfg(test)]
-pub(in crate::runtime) fn on_this_thread() -> (u64, Option<(u64, (u64, u64))>) {
+pub(in crate::runtime) fn on_this_thread() -> (u64, Option<Registered>) {
     let running = RUNNING.get().map(|r| (r.vcpu as u64, r.code));
     (gs_base(), running)
 }

@@ -114,7 +114,7 @@ impl Expression {
     /// Whether it is not zero for a vCPU. One that cannot be evaluated, because it reads memory that is not mapped or
     /// divides by zero, counts as true: gdb then looks itself, and says why.
     pub fn holds(&self, machine: &mut Machine, vcpu: usize) -> bool {
-        self.value(machine, vcpu).map_or(true, |value| value != 0)
+        !self.value(machine, vcpu).is_ok_and(|value| value == 0)
     }
 
     fn value(&self, machine: &mut Machine, vcpu: usize) -> Result<u64, Failed> {

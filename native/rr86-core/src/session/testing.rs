@@ -32,10 +32,18 @@ pub fn config(memory: u64, vcpus: usize, instructions: usize, protocol: Protocol
 /// # Panics
 /// When the host cannot run guests, or the program does not fit.
 pub fn machine(config: MachineConfig, entry: u64, program: &[u8]) -> Machine {
-    let vcpus = config.vcpus;
     let mut machine = Machine::new(config).expect("a machine");
+    prepare(&mut machine, entry, program);
+    machine
+}
+
+/// Puts a program into a new machine, and all vCPUs at its beginning; see [`machine`].
+///
+/// # Panics
+/// When the program does not fit.
+pub fn prepare(machine: &mut Machine, entry: u64, program: &[u8]) {
     machine.load(entry, program).expect("RAM");
-    for vcpu in 0..vcpus {
+    for vcpu in 0..machine.engine.vcpu_count() {
         let mut set = |name: &str, value| {
             machine.set_register(vcpu, name, value).expect(name);
         };
@@ -52,5 +60,4 @@ pub fn machine(config: MachineConfig, entry: u64, program: &[u8]) -> Machine {
         set("rbx", 64 + 64 * vcpu as u64);
         set("activity", 0);
     }
-    machine
 }

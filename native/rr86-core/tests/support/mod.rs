@@ -25,10 +25,11 @@ pub const PROGRAM: [u8; 21] = [
 /// The machine at power-on, with or without the oracle.
 pub fn machine(oracle: bool) -> Machine {
     let config = testing::config(16 << 20, 2, 3, PRECISE);
-    let mut machine = testing::machine(config, ENTRY, &PROGRAM);
+    let mut machine = Machine::new(config).expect("a machine");
     if oracle {
         machine.engine.ask_oracle();
     }
+    testing::prepare(&mut machine, ENTRY, &PROGRAM);
     machine
 }
 
