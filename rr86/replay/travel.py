@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from rr86.session.devices import Given
 
 # Instructions between the snapshots that are taken on the way, while there is memory for them.
-_SPACING = 200_000_000
+_SPACING = 300_000_000
 # A moment that is gone back to is left with a snapshot at most so far before it.
 _NEAR = 300_000
 DEFAULT_MEMORY = 1 << 30
@@ -188,13 +188,16 @@ class TimeTravel:
                 f"moment {icount:,} is not in the recording, which has {self.first:,} to "
                 f"{self.last:,}"
             )
+        return self._go(icount, tick, near=icount < self.icount)
+
+    def _go(self, icount: int, tick: Tick | None = None, near: bool = False) -> Stop:
+        """`goto`; with `near`, snapshots are taken closer and closer to the moment."""
         if self.stop is not None and self.session.machine.stands_before(icount):
             return self._at_moment(self.stop)
-        back = icount < self.icount
         base = self._snapshots.at_or_before(icount)
-        if back or (base is not None and base.icount > self.icount):
+        if icount < self.icount or (base is not None and base.icount > self.icount):
             self._rewind(icount)
-        for point in self._points(icount, near=back):
+        for point in self._points(icount, near):
             stop = self._run((), point - self.icount, tick)
             if stop.reason != "limit":
                 return stop
@@ -241,11 +244,11 @@ class TimeTravel:
                     return self._say(replace(self.goto(origin), reason="interrupted"))
                 searched.add(begin, end, hit)
             if hit is not None:
-                moment = hit.icount - _after(hit)
-                self.goto(max(moment, self.first))
+                # The next step back leaves snapshots near it.
+                self._go(max(hit.icount - _after(hit), self.first))
                 return self._say(replace(hit, icount=self.icount, rip=self._rip(hit.vcpu)))
             end = begin
-        stop = self.goto(self.first, tick)
+        stop = self._go(self.first, tick)
         return stop if stop.reason == "interrupted" else self._say(replace(stop, reason="begin"))
 
     def step(self, vcpu: int | None = None, count: int = 1, tick: Tick | None = None) -> Stop:
