@@ -21,7 +21,7 @@ _COLLAPSED = (".collapsed", ".folded", ".txt")
 _SPEEDSCOPE = (".json",)
 _HTML = (".html", ".htm")
 _TASKS_SHOWN = 3
-# Columns where nobody says how wide the output is.
+# Columns where the width of the output is unknown.
 _PIPE_WIDTH = 110
 
 

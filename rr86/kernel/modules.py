@@ -121,7 +121,7 @@ def module_symbols(kernel: RunningKernel, module: Module) -> list[Symbol]:
 
 
 class _Strings:
-    """A table of strings whose length nobody tells."""
+    """A table of strings of unknown length."""
 
     _STEP = 4096
 

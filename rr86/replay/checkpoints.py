@@ -91,7 +91,7 @@ def _copy(place: Path) -> Iterator[tuple[str, Callable[[], object]]]:
         try:
             yield path, publish
         except TraceError as error:
-            # Nobody knows the file by that path.
+            # No other process knows the file by that path.
             if path not in str(error):
                 raise
             raise RecordingError(str(error).replace(path, str(place)), path=place) from None

@@ -652,7 +652,7 @@ mod tests {
             output.blob(ChunkKind::HEADER, &[], b"h").expect("a header");
             assert_eq!(std::fs::read(&path).expect("a file"), b"the old trace");
             assert_eq!(names(), 1);
-            // Nobody else may record to it now.
+            // No other process may record to it now.
             let other = Output::create(&path, (format::MAJOR, format::MINOR));
             assert!(matches!(other, Err(TraceError::InUse { .. })));
             if whole {
