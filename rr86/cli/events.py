@@ -9,8 +9,9 @@ from typing import Annotated
 from typer import Argument, Option
 
 from rr86.cli.status import fail, reporting_errors, say
+from rr86.cli.stretch import From, To
 from rr86.cli.terminal import fitted, line_width
-from rr86.cli.values import parse_moment, trace_or_newest
+from rr86.cli.values import trace_or_newest
 from rr86.trace.vocabulary import EVENT_KINDS, NO_VCPU, SLICE_ENDS, STOP_REASONS
 
 # Fields that are addresses or digests, which are not read in decimal.
@@ -87,14 +88,8 @@ def command(
         ),
     ] = None,
     vcpu: Annotated[int | None, Option("--vcpu", metavar="N", help="Of this vCPU.")] = None,
-    first: Annotated[
-        int | None,
-        Option("--from", metavar="ICOUNT", parser=parse_moment, help="From this moment."),
-    ] = None,
-    last: Annotated[
-        int | None,
-        Option("--to", metavar="ICOUNT", parser=parse_moment, help="Up to this moment."),
-    ] = None,
+    first: From = None,
+    last: To = None,
     as_json: Annotated[bool, Option("--json", help="One JSON object a line.")] = False,
     limit: Annotated[
         int | None, Option("--limit", metavar="N", min=1, help="At most N events.")

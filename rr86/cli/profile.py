@@ -9,7 +9,8 @@ from typer import Argument, Option
 from rr86.cli.devices import Devices, devices
 from rr86.cli.outputs import Programs, expect_folder
 from rr86.cli.status import Exit, fail, reporting_errors, say
-from rr86.cli.values import parse_count, parse_moment, trace_or_newest
+from rr86.cli.stretch import From, To
+from rr86.cli.values import parse_count, trace_or_newest
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,13 +56,8 @@ def command(
             "graph; without it there is the table only.",
         ),
     ] = None,
-    first: Annotated[
-        int | None,
-        Option("--from", metavar="ICOUNT", parser=parse_moment, help="From this moment."),
-    ] = None,
-    last: Annotated[
-        int | None, Option("--to", metavar="ICOUNT", parser=parse_moment, help="Up to this moment.")
-    ] = None,
+    first: From = None,
+    last: To = None,
     vcpu: Annotated[
         int | None, Option("--vcpu", metavar="N", min=0, help="Of this vCPU alone.")
     ] = None,

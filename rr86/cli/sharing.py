@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from rr86.cli.status import reporting_errors
-from rr86.cli.values import parse_moment, trace_or_newest
+from rr86.cli.stretch import From, To
+from rr86.cli.values import trace_or_newest
 
 if TYPE_CHECKING:
     from rr86.cpu.physical import PhysicalNames
@@ -105,13 +106,8 @@ def command(
     top: Annotated[
         int, Option("--top", metavar="N", min=1, help="So many pages, and so many lines.")
     ] = 20,
-    first: Annotated[
-        int | None,
-        Option("--from", metavar="ICOUNT", parser=parse_moment, help="From this moment."),
-    ] = None,
-    last: Annotated[
-        int | None, Option("--to", metavar="ICOUNT", parser=parse_moment, help="Up to this moment.")
-    ] = None,
+    first: From = None,
+    last: To = None,
     symbols: Annotated[
         bool, Option("--symbols/--no-symbols", help="Name the kernel's variables.")
     ] = True,

@@ -9,7 +9,8 @@ from typer import Argument, Option
 from rr86.cli.devices import Devices, devices
 from rr86.cli.outputs import expect_folder
 from rr86.cli.status import Exit, fail, reporting_errors, say
-from rr86.cli.values import parse_moment, trace_or_newest
+from rr86.cli.stretch import From, To
+from rr86.cli.values import trace_or_newest
 
 if TYPE_CHECKING:
     from rr86.analysis.timeline import Timeline
@@ -47,13 +48,8 @@ def command(
             "trace's name with .html, in this folder.",
         ),
     ] = None,
-    first: Annotated[
-        int | None,
-        Option("--from", metavar="ICOUNT", parser=parse_moment, help="From this moment."),
-    ] = None,
-    last: Annotated[
-        int | None, Option("--to", metavar="ICOUNT", parser=parse_moment, help="Up to this moment.")
-    ] = None,
+    first: From = None,
+    last: To = None,
     arrows: Annotated[
         int,
         Option("--arrows", metavar="N", min=0, help="At most so many hand-offs become arrows."),
