@@ -15,7 +15,7 @@ _STYLES = ("colours.css", "style.css")
 _SCRIPTS = ("model.js", "draw.js", "app.js")
 KINDS = tuple(Kind)
 MARK_KINDS = tuple(MarkKind)
-NONE = -1
+ABSENT = -1
 
 
 def write(timeline: Timeline, path: str | Path) -> None:
@@ -58,7 +58,7 @@ def embed(timeline: Timeline) -> dict[str, Any]:
             "source": [each.source for each in ipis],
             "to": [each.to for each in ipis],
             "name": [texts.number(each.name) for each in ipis],
-            "taken": [NONE if each.taken is None else each.taken - each.time for each in ipis],
+            "taken": [ABSENT if each.taken is None else each.taken - each.time for each in ipis],
         },
         "marks": {
             "time": _steps((each.time for each in marks), begin),
@@ -81,13 +81,13 @@ def _spans(timeline: Timeline, vcpu: int, texts: Texts) -> dict[str, list[int]]:
         "depth": [span.depth for span in spans],
         "kind": [KINDS.index(span.kind) for span in spans],
         "name": [texts.number(span.name) for span in spans],
-        "pid": [NONE if span.pid is None else span.pid for span in spans],
+        "pid": [ABSENT if span.pid is None else span.pid for span in spans],
         "detail": [texts.number(span.detail) for span in spans],
     }
 
 
 def _agent(vcpu: int | None) -> int:
-    return NONE if vcpu is None else vcpu
+    return ABSENT if vcpu is None else vcpu
 
 
 def _steps(times: Iterable[int], before: int) -> list[int]:

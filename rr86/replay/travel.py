@@ -113,7 +113,7 @@ class TimeTravel:
         self._searched: dict[tuple[Condition, ...], Searched] = {}
         self._checkpoints = trace.checkpoints()
         # Behind a checkpoint that was jumped to: what the guest sent before is not known.
-        self._deaf = False
+        self._console_unknown = False
         self.session: ReplaySession = self._open()
         self._take_snapshot()
         self.first = self.session.icount
@@ -241,15 +241,17 @@ class TimeTravel:
                 begin = self.icount
                 hit = self._last_hit(conditions, end, tick)
                 if hit is not None and hit.reason == "interrupted":
-                    return self._say(replace(self.goto(origin), reason="interrupted"))
+                    return self._set_stop(replace(self.goto(origin), reason="interrupted"))
                 searched.add(begin, end, hit)
             if hit is not None:
                 # The next step back leaves snapshots near it.
                 self._go(max(hit.icount - _after(hit), self.first))
-                return self._say(replace(hit, icount=self.icount, rip=self._rip(hit.vcpu)))
+                return self._set_stop(replace(hit, icount=self.icount, rip=self._rip(hit.vcpu)))
             end = begin
         stop = self._go(self.first, tick)
-        return stop if stop.reason == "interrupted" else self._say(replace(stop, reason="begin"))
+        return (
+            stop if stop.reason == "interrupted" else self._set_stop(replace(stop, reason="begin"))
+        )
 
     def step(self, vcpu: int | None = None, count: int = 1, tick: Tick | None = None) -> Stop:
         """Execute the next instruction, or the next ones, of a vCPU (None: of any)."""
@@ -268,7 +270,7 @@ class TimeTravel:
             before = moment - 1 if vcpu is None else self.previous_of(vcpu, moment)
             if before is None or before < self.first:
                 stop = self.goto(self.first, tick)
-                return self._say(replace(stop, reason="begin"))
+                return self._set_stop(replace(stop, reason="begin"))
             moment = before
         return self.goto(moment, tick)
 
@@ -313,7 +315,7 @@ class TimeTravel:
     def _rip(self, vcpu: int) -> int:
         return self.session.registers(vcpu)["rip"]
 
-    def _say(self, stop: Stop) -> Stop:
+    def _set_stop(self, stop: Stop) -> Stop:
         self.session.stop = stop
         return stop
 
@@ -321,7 +323,7 @@ class TimeTravel:
         """What a move to the present moment comes back with."""
         vcpu = self.vcpu
         condition = Icount(self.icount)
-        return self._say(
+        return self._set_stop(
             replace(stop, reason="condition", vcpu=vcpu, rip=self._rip(vcpu), condition=condition)
         )
 
@@ -329,12 +331,12 @@ class TimeTravel:
         try:
             return self.session.run(conditions, limit, tick)
         finally:
-            self._hear()
+            self._collect_console()
 
-    def _hear(self) -> None:
+    def _collect_console(self) -> None:
         """Remember what the guest sends to its consoles, and hand it on the first time."""
         heard, debugcon = self.session.console, self.session.debugcon
-        if self._deaf:
+        if self._console_unknown:
             return
         new = heard[len(self._console) :]
         self._console += new
@@ -352,13 +354,13 @@ class TimeTravel:
             known = self.session
             self.session = self._open(icount)
             self.session.learn_places(known)
-            self._deaf = self.session.began > self.first
+            self._console_unknown = self.session.began > self.first
             self._take_snapshot()
             return
-        self._deaf = base.console is None
+        self._console_unknown = base.console is None
         heard = bytes(self._console[: base.console]), bytes(self._debugcon[: base.debugcon])
         ahead = icount - base.icount > _FAR
-        self.session.rewind(base.snapshot, *((b"", b"") if self._deaf else heard), ahead)
+        self.session.rewind(base.snapshot, *((b"", b"") if self._console_unknown else heard), ahead)
 
     def _points(self, icount: int, near: bool) -> Iterator[int]:
         """Where snapshots are taken on the way to a moment: every so often, and with `near` closer
@@ -386,7 +388,9 @@ class TimeTravel:
             self._keeps = False
             return
         heard = self.session.console, self.session.debugcon
-        self._snapshots.add(snapshot, *(None if self._deaf else len(each) for each in heard))
+        self._snapshots.add(
+            snapshot, *(None if self._console_unknown else len(each) for each in heard)
+        )
 
     def _last_hit(
         self, conditions: Sequence[Condition], end: int, tick: Tick | None
@@ -397,7 +401,7 @@ class TimeTravel:
         while self.icount < end:
             point = (self.icount // self._spacing + 1) * self._spacing
             found, over = self.session.run_over(conditions, point - self.icount, end)
-            self._hear()
+            self._collect_console()
             hit = found or hit
             if tick is not None and self.stop is not None and tick(self.stop):
                 return replace(self.stop, reason="interrupted")

@@ -110,7 +110,7 @@ impl Engine {
         .stop
     }
 
-    /// The one function through which guest RAM is written, whoever writes: it knows about code,
+    /// Writes guest RAM for whoever has no tag for writing: both halves, `check` and `commit`. It knows about code,
     /// sharing, dirty pages and watchpoints. Bytes outside of RAM are dropped.
     pub fn write(&mut self, writer: Writer, paddr: u64, data: &[u8]) -> Written {
         let mut result = Written::default();
