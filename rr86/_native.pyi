@@ -435,7 +435,7 @@ class Replay(WholeMachine):
         """Go to a snapshot of this replay or of another one of its trace, back or forward. What the
         replay sent to its consoles and was not taken is forgotten; conditions on console output go
         on from `heard`, the last bytes before the snapshot. With `ahead`, blocks are translated
-        before they are needed, on another thread. After an error the session must not be used."""
+        before they are needed, on another thread. After an error the session cannot be used."""
     def divert(self) -> Diversion:
         """Leave the recording here: nothing is compared any more, and its slices and inputs are
         suggestions. The diversion takes the machine over. Give its `run` a limit: such a run need

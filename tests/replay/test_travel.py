@@ -11,7 +11,8 @@ import capstone
 import pytest
 from capstone import x86
 
-from rr86.errors import UsageError
+import rr86
+from rr86.errors import NativeError, UsageError
 from rr86.replay.travel import TimeTravel
 from rr86.session.conditions import (
     Access,
@@ -439,3 +440,15 @@ def test_a_moment_may_be_looked_for_like_a_condition(smp: Recorded) -> None:
     assert there.run_back(Before(middle)).icount == middle
     assert there.run_back(Before(middle)).reason == "begin"
     assert there.run(Before(middle)).icount == middle
+
+
+def test_a_snapshot_of_another_recording_is_refused(smp: Recorded, tmp_path: Path) -> None:
+    other = record("string", tmp_path / "other.rr86")
+    elsewhere = other.trace().session()
+    elsewhere.run(max_instructions=other.outcome.icount // 2)
+    session = smp.trace().session()
+    with pytest.raises(rr86.Error, match="cannot be restored"):
+        session.rewind(elsewhere.snapshot())
+    # What is left of the machine is neither of the two.
+    with pytest.raises(NativeError, match="could not be brought to a snapshot"):
+        session.run()

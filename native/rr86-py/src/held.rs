@@ -238,7 +238,9 @@ pub fn hit<'py>(py: Python<'py>, hit: &Hit) -> PyResult<Bound<'py, PyDict>> {
 }
 
 fn gone() -> PyErr {
-    NativeError::new_err("this replay has been left for a diversion")
+    NativeError::new_err(
+        "this replay has been left for a diversion, or could not be brought to a snapshot",
+    )
 }
 
 /// A scheduler with this policy.

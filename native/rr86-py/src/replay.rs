@@ -136,7 +136,12 @@ whole_machine! { Replay {
     ) -> PyResult<()> {
         self.held.moved(heard.unwrap_or_default());
         let session = self.held.session()?;
-        py.detach(|| session.rewind(&snapshot.0, ahead)).map_err(errors::session)
+        let done = py.detach(|| session.rewind(&snapshot.0, ahead));
+        if done.is_err() {
+            // A machine that is neither here nor there must not run.
+            drop(self.held.take()?);
+        }
+        done.map_err(errors::session)
     }
 
     fn divert(&mut self) -> PyResult<Diversion> {
