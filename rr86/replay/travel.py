@@ -195,7 +195,9 @@ class TimeTravel:
         if self.stop is not None and self.session.machine.stands_before(icount):
             return self._at_moment(self.stop)
         base = self._snapshots.at_or_before(icount)
-        if icount < self.icount or (base is not None and base.icount > self.icount):
+        checkpoint = nearest(self._checkpoints, icount)
+        leap = checkpoint is not None and checkpoint.icount > self.icount + _DETOUR
+        if icount < self.icount or leap or (base is not None and base.icount > self.icount):
             self._rewind(icount)
         for point in self._points(icount, near):
             stop = self._run((), point - self.icount, tick)

@@ -452,3 +452,27 @@ def test_a_snapshot_of_another_recording_is_refused(smp: Recorded, tmp_path: Pat
     # What is left of the machine is neither of the two.
     with pytest.raises(NativeError, match="could not be brought to a snapshot"):
         session.run()
+
+
+def test_a_far_moment_is_reached_from_a_checkpoint_of_the_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rr86.replay.travel._DETOUR", 100_000)
+    guest = MANIFEST["smp"]
+    recorded = record_guest(
+        guest, tmp_path / "guest.rr86", append=short("smp"), quantum=3000, checkpoints=400_000
+    )
+    moment = recorded.outcome.icount * 3 // 4
+    straight = TimeTravel(recorded.trace(), spacing=SPACING)
+    straight.run(Before(moment))
+    there = TimeTravel(recorded.trace(), spacing=SPACING)
+    there.goto(moment)
+    # Begun close to the moment, with the same state but for what the guest said before.
+    assert there.snapshots[1] > moment - 400_000 - SPACING
+    assert there.session.machine.digests() == straight.session.machine.digests()
+    assert straight.console.endswith(there.console)
+    there.goto(moment // 2)
+    straight.goto(moment // 2)
+    assert there.session.machine.digests() == straight.session.machine.digests()
+    there.goto(there.last)
+    assert there.session.machine.digests() == recorded.outcome.digests
