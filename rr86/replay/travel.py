@@ -368,17 +368,21 @@ class TimeTravel:
         """Where snapshots are taken on the way to a moment: every so often, and with `near` closer
         and closer to it."""
         while self._keeps:
-            point = (self.icount // self._spacing + 1) * self._spacing
             distance = icount - self.icount
+            point = (self.icount // self._spacing + 1) * self._spacing
             if near and distance > _NEAR:
                 point = min(point, icount - distance // 8)
             # A run that is limited ends with a slice: it shall not end behind the moment.
-            there = self.slices.at(min(point, icount))
-            if there is not None and there.start <= self.icount and point < icount:
-                there = self.slices.at(min(point + self._spacing, icount))
-            if there is None or not self.icount < there.start < icount:
+            there = self._slice_start(point) if point < icount else None
+            if there is not None and there <= self.icount:
+                there = self._slice_start(min(point + self._spacing, icount))
+            if there is None or there <= self.icount:
                 return
-            yield there.start
+            yield there
+
+    def _slice_start(self, icount: int) -> int | None:
+        found = self.slices.at(icount)
+        return None if found is None else found.start
 
     def _take_snapshot(self) -> None:
         if not self._keeps:
