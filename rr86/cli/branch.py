@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from rr86.cli.devices import Devices, devices
+from rr86.cli.limits import Checkpoints, LimitInstructions, LimitTraceSize, LimitVirtualTime
 from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile
 from rr86.cli.status import Exit, fail, reporting_errors
-from rr86.cli.values import parse_bytes, parse_count, parse_duration, parse_typed
+from rr86.cli.values import parse_typed
 from rr86.session.units import count_of
 
 if TYPE_CHECKING:
@@ -157,42 +158,10 @@ def command(
             "guest ends first.",
         ),
     ] = None,
-    limit_instructions: Annotated[
-        int | None,
-        Option(
-            "--limit-instructions",
-            metavar="N",
-            parser=parse_count,
-            help="End after so many, counted from power-on, as 500M or 2G.",
-        ),
-    ] = None,
-    limit_virtual_time: Annotated[
-        int | None,
-        Option(
-            "--limit-virtual-time",
-            metavar="TIME",
-            parser=parse_duration,
-            help="End after so long, counted from power-on, as 10s or 2m.",
-        ),
-    ] = None,
-    limit_trace_size: Annotated[
-        int | None,
-        Option(
-            "--limit-trace-size",
-            metavar="SIZE",
-            parser=parse_bytes,
-            help="End at this size, as 100M or 2G.",
-        ),
-    ] = None,
-    checkpoints: Annotated[
-        int | None,
-        Option(
-            "--checkpoints",
-            metavar="EVERY",
-            parser=parse_count,
-            help="Keep the whole machine after every so many instructions, as 200M.",
-        ),
-    ] = None,
+    limit_instructions: LimitInstructions = None,
+    limit_virtual_time: LimitVirtualTime = None,
+    limit_trace_size: LimitTraceSize = None,
+    checkpoints: Checkpoints = None,
     device: Devices = None,
     no_input: Annotated[bool, Option("--no-input", help="Leave stdin alone.")] = False,
     console: ConsoleFile = None,

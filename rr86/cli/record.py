@@ -6,9 +6,9 @@ from typing import Annotated
 from typer import Argument, Option
 
 from rr86.cli.devices import NewDevices, new_devices
+from rr86.cli.limits import Checkpoints, LimitInstructions, LimitTraceSize, LimitVirtualTime
 from rr86.cli.outputs import AsJson, ConsoleFile, DebugconFile, Programs
 from rr86.cli.status import reporting_errors
-from rr86.cli.values import parse_bytes, parse_count, parse_duration
 
 
 # Long because typer takes the options from the parameters.
@@ -81,43 +81,10 @@ def command(
             "irq=N; may be given several times. Exit status 6 if the guest ends first.",
         ),
     ] = None,
-    limit_instructions: Annotated[
-        int | None,
-        Option(
-            "--limit-instructions",
-            metavar="N",
-            parser=parse_count,
-            help="End after so many, as 500M or 2G.",
-        ),
-    ] = None,
-    limit_virtual_time: Annotated[
-        int | None,
-        Option(
-            "--limit-virtual-time",
-            metavar="TIME",
-            parser=parse_duration,
-            help="End after so long, as 10s or 2m.",
-        ),
-    ] = None,
-    limit_trace_size: Annotated[
-        int | None,
-        Option(
-            "--limit-trace-size",
-            metavar="SIZE",
-            parser=parse_bytes,
-            help="End at this size, as 100M or 2G.",
-        ),
-    ] = None,
-    checkpoints: Annotated[
-        int | None,
-        Option(
-            "--checkpoints",
-            metavar="EVERY",
-            parser=parse_count,
-            help="Keep the whole machine after every so many instructions, as 200M: replays then "
-            "reach later moments at once.",
-        ),
-    ] = None,
+    limit_instructions: LimitInstructions = None,
+    limit_virtual_time: LimitVirtualTime = None,
+    limit_trace_size: LimitTraceSize = None,
+    checkpoints: Checkpoints = None,
     symbols: Programs = None,
     device: NewDevices = None,
     no_input: Annotated[bool, Option("--no-input", help="Leave stdin alone.")] = False,

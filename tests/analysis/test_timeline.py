@@ -252,7 +252,7 @@ def test_time_jumps_are_those_of_the_trace(record: Record) -> None:
     assert [skip.icount for skip in timeline.skips] == [e.icount for e in jumps]
     assert [skip.end for skip in timeline.skips] == [e.fields["to_ns"] for e in jumps]
     assert len(jumps) > 5
-    # Nobody runs meanwhile, and each moment has its time.
+    # No vCPU runs meanwhile, and each moment has its time.
     for skip in timeline.skips:
         assert sum(timeline.ran(v, skip.start, skip.end) for v in range(timeline.vcpus)) == 0
         assert timeline.icount_at(skip.start) == timeline.icount_at(skip.end - 1) == skip.icount

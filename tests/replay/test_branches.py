@@ -145,7 +145,7 @@ def test_what_is_written_is_there_from_the_beginning_on(
     origin = trace.header.branch
     assert origin is not None
     assert origin.changed == {"writes": [(place, 4, b"\x12\x34\x56\x78")]}
-    # Nobody has written it since the trace begins.
+    # No write to it since the trace begins.
     (record,) = trace.who_wrote(place, 4)
     assert record.by == "none"
     assert record.after == b"\x12\x34\x56\x78"
